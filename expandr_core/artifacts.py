@@ -1,0 +1,82 @@
+"""What crosses stages: references to immutable folders, and the specification of one stage."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Artifact(BaseModel):
+    """A reference to an artifact, or to one file of it; small enough to show and to cache.
+
+    Attributes:
+        key: `<stage>-<hash of everything that determines the bytes>`; also the folder's name.
+        digest: SHA-256 of the content (of all files and parts, or of the one file `path`).
+        path: a file inside the artifact; empty for the whole artifact.
+        files: SHA-256 by file name.
+        counts: rows written, rows dropped by reason, and what else the stage counted.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    key: str
+    digest: str
+    path: str = ""
+    files: dict[str, str] = {}
+    counts: dict[str, float] = {}
+
+    @property
+    def stage(self) -> str:
+        """The stage that made it."""
+        return self.key.rpartition("-")[0]
+
+    def at(self, path: str) -> "Artifact":
+        """Refer to one file, so that who reads only that is not affected by the others."""
+        return self.model_copy(
+            update={"path": path, "digest": self.files[path], "files": {}, "counts": {}}
+        )
+
+
+class StageSpec(BaseModel):
+    """Everything a stage program needs to run; its key names the artifact before it exists.
+
+    Attributes:
+        stage: module in `expandr_core.stages`, also the first part of the key.
+        version: the module's VERSION, raised when the same options give other bytes.
+        options: the options that determine the bytes (`options.identity`).
+        runtime: all options, those included that change only speed or place.
+        inputs: input artifacts by role; they enter the key by role and content digest.
+        sources: SHA-256 of external files by role and name, for stages that read outside the store.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    stage: str
+    version: int
+    seed: int = 0
+    options: dict[str, Any] = {}
+    runtime: dict[str, Any] = {}
+    inputs: dict[str, Artifact] = {}
+    sources: dict[str, str] = {}
+
+    @cached_property
+    def key(self) -> str:
+        """`<stage>-<20 hex digits>`."""
+        identity = {
+            "stage": self.stage,
+            "version": self.version,
+            "seed": self.seed,
+            "options": self.options,
+            "inputs": {role: artifact.digest for role, artifact in self.inputs.items()},
+            "sources": self.sources,
+        }
+        text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
+        return f"{self.stage}-{hashlib.sha256(text.encode()).hexdigest()[:20]}"
+
+
+def content_digest(files: Mapping[str, str], parts: list[Artifact]) -> str:
+    """Digest names and digests of files, and the digests of parts in order."""
+    lines = [f"{name} {sha}" for name, sha in sorted(files.items())]
+    lines += [part.digest for part in parts]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
