@@ -6,7 +6,7 @@ not change the bytes of an artifact and therefore stays out of its key.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda"]
@@ -49,12 +49,12 @@ def identity(options: Options) -> dict[str, Any]:
 class DataOptions(Options):
     """The collection to search, and the training examples."""
 
-    collection: str = Field(
+    collection: str = runtime(
         "demo",
         description="Folder or s3:// URL in BEIR layout (corpus.jsonl, queries.jsonl, qrels/*.tsv), "
         "'demo' for the built-in world, or '' for none (then `triples` is needed).",
     )
-    triples: str = Field(
+    triples: str = runtime(
         "",
         description="Folder or s3:// URL of training triples (*.jsonl with query, positive, "
         "negative). Empty: the training queries are those of the collection's qrels/train.tsv.",
@@ -116,6 +116,7 @@ class LLMOptions(Options):
 class TinyRetrieverOptions(Options):
     """Static token embeddings, pre-trained without labels on crops of the corpus."""
 
+    vocabulary: int = Field(3000, ge=300, description="Size of the byte-level BPE vocabulary.")
     dimensions: int = Field(256, ge=8, description="Size of the vectors.")
     steps: Positive = Field(600, description="Training steps.")
     batch_size: Positive = Field(64, description="Passages per step, two crops of each.")
@@ -154,6 +155,15 @@ class SamplingOptions(Options):
     max_new_tokens: Positive = Field(512, description="A longer text is cut and marked 'length'.")
     batch_size: Positive = runtime(64, description="Texts generated at once.")
 
+    @model_validator(mode="after")
+    def _evenly_spread(self) -> "SamplingOptions":
+        if self.samples % len(self.sampling_temperatures):
+            raise ValueError(
+                f"samples ({self.samples}) must be a multiple of the number of "
+                f"sampling_temperatures ({len(self.sampling_temperatures)})"
+            )
+        return self
+
 
 class ExpandOptions(Options):
     """How the language model writes: candidates to rank, answers to compare with, expansions."""
@@ -166,6 +176,9 @@ class ExpandOptions(Options):
     answer: SamplingOptions = Field(SamplingOptions(), title="The answer of the self-reward")
     expansion: SamplingOptions = Field(
         SamplingOptions(), title="Expansions for retriever training and for evaluation"
+    )
+    max_prompt_tokens: Positive = Field(
+        1024, description="A longer prompt is shortened within its passage or query, never around it."
     )
     queries_per_shard: Positive = Field(
         256, description="A shard is an artifact of its own; a kill loses one at most."

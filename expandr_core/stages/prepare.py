@@ -1,0 +1,299 @@
+"""Prepare: read a collection and training triples, split the queries, write them by role.
+
+corpus.parquet                              the collection's passages
+preference.parquet, retriever.parquet       training queries with their positives and negatives
+dev_queries.parquet, dev_qrels.parquet      for choosing the best round
+dev_corpus.parquet                          what dev is searched in, if dev comes from triples
+test_queries.parquet, test_qrels.parquet    for measuring, if the collection has test judgements
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from expandr_core.collection import (
+    CORPUS,
+    QUERIES,
+    SPLITS,
+    Judgement,
+    Passage,
+    Query,
+    collection_files,
+    known_judgements,
+    qrels_name,
+    read_corpus,
+    read_qrels,
+    read_queries,
+)
+from expandr_core.datasets import RawFile, Reader, write_parquet
+from expandr_core.errors import DataError
+from expandr_core.options import DataOptions
+from expandr_core.split import PARTS, Part, Split, normalise
+from expandr_core.stage import Job
+from expandr_core.triples import Example, TripleTable, read_triples, triples_files
+
+log = logging.getLogger(__name__)
+VERSION = 1
+ISOLATION = "never"
+OPTIONS = DataOptions
+
+PASSAGES = pa.schema([("passage_id", "string"), ("title", "string"), ("text", "string")])
+QUERY_ROWS = pa.schema([("query_id", "string"), ("query", "string"), ("cluster", "string")])
+QRELS = pa.schema([("query_id", "string"), ("passage_id", "string"), ("relevance", "int32")])
+EXAMPLES = pa.schema(
+    [
+        ("query_id", "string"),
+        ("query", "string"),
+        ("source", "string"),
+        ("positive_id", "string"),
+        ("positive", "string"),
+        ("negative_ids", pa.list_(pa.string())),
+        ("negatives", pa.list_(pa.string())),
+    ]
+)
+
+
+def source_digests(options: DataOptions) -> dict[str, str]:
+    """Return the SHA-256 of every raw file that the stage will read, for its specification.
+
+    Raises:
+        DataError: if files are missing.
+    """
+    collection, triples = _raw_files(options, None)
+    return {file.name: file.sha256() for file in [*collection.values(), *triples]}
+
+
+def _raw_files(
+    options: DataOptions, world: Path | None
+) -> tuple[dict[str, RawFile], list[RawFile]]:
+    """Find the files of the collection, by name, and those of the triples."""
+    if not options.collection and not options.triples:
+        raise DataError("no data; set data.collection, data.triples, or both")
+    location = str(world / "collection") if world else options.collection
+    collection: dict[str, RawFile] = {}
+    if location and (world or location != "demo"):
+        collection = collection_files(location, train=not options.triples)
+    return collection, triples_files(options.triples) if options.triples else []
+
+
+class _Collection(NamedTuple):
+    """What is kept of a collection: its queries, its judgements by split, its training passages."""
+
+    queries: dict[str, Query]
+    judgements: dict[str, list[Judgement]]
+    positives: dict[str, str]
+
+
+def run(job: Job) -> None:
+    """Write the parquet files named above."""
+    options: DataOptions = job.options
+    world = job.inputs.get("world")
+    if options.collection == "demo" and world is None:
+        raise DataError("the demo world is missing from the inputs; make it first")
+    files, triples = _raw_files(options, world)
+    total = sum(file.filesystem.size(file.path) for file in [*files.values(), *triples])
+
+    def progress(done: int) -> None:
+        job.progress(done >> 10, total >> 10, "kB")
+
+    reader = Reader(options.bad_rows, job.counts, job.spec.sources, progress)
+    collection = _read_collection(job, reader, files)
+    held_out = _hold_out(reader, collection)
+    for name, rows in collection.judgements.items():
+        if name != "train":
+            _write_evaluation(job, name, collection.queries, rows)
+    dev_share = 0 if "dev" in collection.judgements else options.dev_share
+    split = Split(job.seed, options.preference_share, dev_share, held_out)
+    if triples:
+        _split_triples(job, reader, triples, split)
+    else:
+        _split_judgements(job, reader, collection, split)
+    _count_leaked(reader, split)
+    split.require(_queries_by_part(job.counts))
+    for name, number in sorted(job.counts.items()):
+        level = logging.WARNING if name.startswith(("skipped", "dropped")) else logging.INFO
+        log.log(level, "%s: %d", name, number)
+
+
+def _read_collection(job: Job, reader: Reader, files: dict[str, RawFile]) -> _Collection:
+    """Read a collection, if there is one, and write its corpus."""
+    if not files:
+        return _Collection({}, {}, {})
+    queries = read_queries(reader, files[QUERIES], job.options.cluster_by)
+    judgements = {
+        split: read_qrels(reader, files[qrels_name(split)], queries)
+        for split in SPLITS
+        if qrels_name(split) in files
+    }
+    wanted = {row.passage_id for row in judgements.get("train", []) if row.relevance > 0}
+    lines: dict[str, int] = {}
+    positives: dict[str, str] = {}
+
+    def passages() -> Iterator[Passage]:
+        for passage in read_corpus(reader, files[CORPUS], lines):
+            if passage.passage_id in wanted:
+                positives[passage.passage_id] = passage.content
+            if not passage.content:
+                reader.count("corpus/empty passages")
+            yield passage
+
+    job.counts["corpus/passages"] = write_parquet(job.out / "corpus.parquet", PASSAGES, passages())
+    for split, rows in judgements.items():
+        file = files[qrels_name(split)]
+        judgements[split] = known_judgements(reader, file, rows, lines)
+    return _Collection(queries, judgements, positives)
+
+
+def _hold_out(reader: Reader, collection: _Collection) -> set[str]:
+    """Return the normalised dev and test queries; drop dev queries that are test queries."""
+    normalised = {
+        split: {row.query_id: normalise(collection.queries[row.query_id].text) for row in rows}
+        for split, rows in collection.judgements.items()
+        if split != "train"
+    }
+    test = set(normalised.get("test", {}).values())
+    if "dev" in normalised:
+        leaked = {query_id for query_id, text in normalised["dev"].items() if text in test}
+        rows = collection.judgements["dev"]
+        collection.judgements["dev"] = [row for row in rows if row.query_id not in leaked]
+        if leaked:
+            reader.count("dropped/dev queries that are test queries", len(leaked))
+    return test.union(*(texts.values() for texts in normalised.values()))
+
+
+def _write_evaluation(
+    job: Job, split: str, queries: dict[str, Query], judgements: list[Judgement]
+) -> None:
+    """Write a split's judged queries and their judgements."""
+    if not any(row.relevance > 0 for row in judgements):
+        raise DataError(
+            f"{qrels_name(split)} names no relevant passage; a score above 0 means relevant"
+        )
+    judged = [queries[query_id] for query_id in sorted({row.query_id for row in judgements})]
+    for query in judged:
+        if query.cluster is None:
+            raise DataError(
+                f"{QUERIES}:{query.line}: query {query.query_id!r} has no "
+                f'"{job.options.cluster_by}" in its metadata; add it, or change data.cluster_by'
+            )
+    query_rows = ((query.query_id, query.text, query.cluster) for query in judged)
+    qrels = sorted((row.query_id, row.passage_id, row.relevance) for row in judgements)
+    _write_queries(job, split, query_rows, qrels)
+
+
+def _write_queries(
+    job: Job,
+    split: str,
+    queries: Iterable[tuple[str, str, str | None]],
+    qrels: Iterable[tuple[str, str, int]],
+) -> None:
+    queries_path, qrels_path = (
+        job.out / f"{split}_{name}.parquet" for name in ("queries", "qrels")
+    )
+    job.counts[f"{split}/queries"] = write_parquet(queries_path, QUERY_ROWS, queries)
+    job.counts[f"{split}/judgements"] = write_parquet(qrels_path, QRELS, qrels)
+
+
+def _split_judgements(job: Job, reader: Reader, collection: _Collection, split: Split) -> None:
+    """Split the queries of qrels/train.tsv; write examples, and the dev part if there is none."""
+    judged: defaultdict[str, list[Judgement]] = defaultdict(list)
+    for row in sorted(collection.judgements["train"]):
+        judged[row.query_id].append(row)
+    examples: dict[Part, list[Example]] = {part: [] for part in PARTS}
+    dev: list[Judgement] = []
+    for query_id, rows in judged.items():
+        positives = [row.passage_id for row in rows if row.relevance > 0]
+        filled = [passage_id for passage_id in positives if collection.positives[passage_id]]
+        if len(filled) < len(positives):
+            reader.count(
+                "dropped/training judgements of empty passages", len(positives) - len(filled)
+            )
+        if not filled:
+            reader.count("dropped/training queries without a relevant passage")
+            continue
+        text = collection.queries[query_id].text
+        part = split.part(text)
+        if part == "dev":
+            dev += rows
+        if part:
+            examples[part] += [
+                Example(
+                    query_id, text, "train", passage_id, collection.positives[passage_id], [], []
+                )
+                for passage_id in filled
+            ]
+    for part in PARTS:
+        _write_examples(job, part, examples[part])
+    if dev:
+        _write_evaluation(job, "dev", collection.queries, dev)
+
+
+def _split_triples(job: Job, reader: Reader, files: list[RawFile], split: Split) -> None:
+    """Split the queries of the triples; write examples, and the dev part if there is none."""
+    path = job.checkpoints / "triples.sqlite"
+    table = TripleTable(path)
+    for file in files:
+        for triple in read_triples(reader, file):
+            part = split.part(triple.query)
+            if part and not table.add(triple, file.source, part):
+                reader.count(f"dropped/{file.name}/repeated triple")
+    if false_negatives := table.drop_false_negatives():
+        reader.count("dropped/negatives that are a positive of their query", false_negatives)
+    for part in PARTS:
+        _write_examples(job, part, table.examples(part))
+    if job.counts.get("dev/examples"):
+        by_query = groupby(table.examples("dev"), key=lambda row: (row.query_id, row.query))
+        queries = ((query_id, query, query_id) for (query_id, query), _ in by_query)
+        qrels = ((row.query_id, row.positive_id, 1) for row in table.examples("dev"))
+        _write_queries(job, "dev", queries, qrels)
+        passages = ((passage_id, "", text) for passage_id, text in table.passages("dev"))
+        write_parquet(job.out / "dev_corpus.parquet", PASSAGES, passages)
+    table.close()
+    path.unlink()
+
+
+def _write_examples(job: Job, part: Part, examples: Iterable[Example]) -> None:
+    """Write a part's training rows (dev has none) and count its queries by source."""
+
+    def counted() -> Iterator[Example]:
+        previous = ""
+        for example in examples:
+            if example.query_id != previous:
+                name = f"{part}/queries/{example.source}"
+                job.counts[name] = job.counts.get(name, 0) + 1
+                previous = example.query_id
+            yield example
+
+    if part == "dev":
+        rows = sum(1 for _ in counted())
+    else:
+        rows = write_parquet(job.out / f"{part}.parquet", EXAMPLES, counted())
+    job.counts[f"{part}/examples"] = rows
+
+
+def _queries_by_part(counts: dict[str, float]) -> dict[Part, int]:
+    """Sum the queries of all sources.
+
+    >>> _queries_by_part({"dev/queries/nq": 1, "dev/queries/squad": 2, "preference/queries/nq": 3})
+    {'preference': 3, 'retriever': 0, 'dev': 3}
+    """
+    return {
+        part: sum(
+            int(number) for name, number in counts.items() if name.startswith(f"{part}/queries/")
+        )
+        for part in PARTS
+    }
+
+
+def _count_leaked(reader: Reader, split: Split) -> None:
+    """Count the training queries that were dropped as dev or test queries, and show three."""
+    if not split.leaked:
+        return
+    reader.count("dropped/training queries that are dev or test queries", len(split.leaked))
+    first = ", ".join(map(repr, sorted(split.leaked)[:3]))
+    log.warning("training queries that are dev or test queries are dropped, such as %s", first)
