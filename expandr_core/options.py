@@ -60,7 +60,10 @@ class DataOptions(Options):
         "negative). Empty: the training queries are those of the collection's qrels/train.tsv.",
     )
     preference_share: float = Field(
-        0.5, gt=0, lt=1, description="Share of the training queries that align the LLM (paper: 1/8)."
+        0.5,
+        gt=0,
+        lt=1,
+        description="Share of the training queries that align the LLM (paper: 1/8).",
     )
     dev_share: float = Field(
         0.1,
@@ -81,7 +84,9 @@ class DataOptions(Options):
 class DemoWorldOptions(Options):
     """The built-in world: invented things, their documents, and questions in lay words."""
 
-    instruct_entities: Positive = Field(50, description="Things whose questions teach the tiny LLM.")
+    instruct_entities: Positive = Field(
+        50, description="Things whose questions teach the tiny LLM."
+    )
     train_entities: Positive = Field(50, description="Things whose questions train the loop.")
     dev_entities: Positive = Field(25, description="Things whose questions choose the best round.")
     test_entities: Positive = Field(50, description="Things whose questions measure the result.")
@@ -99,7 +104,9 @@ class TinyLLMOptions(Options):
     steps: Positive = Field(1400, description="Training steps.")
     batch_size: Positive = Field(16, description="Texts per step.")
     max_tokens: int = Field(512, ge=64, description="Longer texts are cut into pieces this long.")
-    learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate of AdamW, linear decay.")
+    learning_rate: float = Field(
+        3e-3, gt=0, description="Peak learning rate of AdamW, linear decay."
+    )
 
 
 class LLMOptions(Options):
@@ -121,7 +128,9 @@ class TinyRetrieverOptions(Options):
     steps: Positive = Field(600, description="Training steps.")
     batch_size: Positive = Field(64, description="Passages per step, two crops of each.")
     learning_rate: float = Field(5e-3, gt=0, description="Peak learning rate of AdamW.")
-    initial_deviation: float = Field(0.005, gt=0, description="Deviation of the initial embeddings.")
+    initial_deviation: float = Field(
+        0.005, gt=0, description="Deviation of the initial embeddings."
+    )
 
 
 class RetrieverOptions(Options):
@@ -132,7 +141,9 @@ class RetrieverOptions(Options):
         description="Folder or hub name of a sentence-transformers model, or 'tiny' to build one "
         "from the collection's text (paper: AnchorDR).",
     )
-    tiny: TinyRetrieverOptions = Field(TinyRetrieverOptions(), title="The tiny retriever, if 'tiny'")
+    tiny: TinyRetrieverOptions = Field(
+        TinyRetrieverOptions(), title="The tiny retriever, if 'tiny'"
+    )
     normalize: bool = Field(
         True,
         description="Scale vectors to length 1 before they are averaged and compared (cosine); "
@@ -141,17 +152,23 @@ class RetrieverOptions(Options):
     contrastive_temperature: float = Field(
         0.02, gt=0, description="Similarities are divided by it in the training loss."
     )
-    max_tokens: int = Field(512, ge=8, description="Longer texts are cut (also by the model's own limit).")
+    max_tokens: int = Field(
+        512, ge=8, description="Longer texts are cut (also by the model's own limit)."
+    )
 
 
 class SamplingOptions(Options):
     """How texts are sampled from the language model."""
 
-    samples: Positive = Field(1, description="Texts per query, spread evenly over the temperatures.")
+    samples: Positive = Field(
+        1, description="Texts per query, spread evenly over the temperatures."
+    )
     sampling_temperatures: tuple[float, ...] = Field(
         (1.0,), min_length=1, description="0 is greedy; higher is more varied."
     )
-    top_p: float = Field(0.9, gt=0, le=1, description="Sample among the likeliest tokens of this mass.")
+    top_p: float = Field(
+        0.9, gt=0, le=1, description="Sample among the likeliest tokens of this mass."
+    )
     max_new_tokens: Positive = Field(512, description="A longer text is cut and marked 'length'.")
     batch_size: Positive = runtime(64, description="Texts generated at once.")
 
@@ -168,7 +185,9 @@ class SamplingOptions(Options):
 class ExpandOptions(Options):
     """How the language model writes: candidates to rank, answers to compare with, expansions."""
 
-    prompt: Prompt = Field("q2d", description="What is asked for: a passage (the paper), or another.")
+    prompt: Prompt = Field(
+        "q2d", description="What is asked for: a passage (the paper), or another."
+    )
     candidates: SamplingOptions = Field(
         SamplingOptions(samples=32, sampling_temperatures=(0.8, 0.9, 1.0, 1.1)),
         title="Candidates for the preference pairs",
@@ -178,7 +197,8 @@ class ExpandOptions(Options):
         SamplingOptions(), title="Expansions for retriever training and for evaluation"
     )
     max_prompt_tokens: Positive = Field(
-        1024, description="A longer prompt is shortened within its passage or query, never around it."
+        1024,
+        description="A longer prompt is shortened within its passage or query, never around it.",
     )
     queries_per_shard: Positive = Field(
         256, description="A shard is an artifact of its own; a kill loses one at most."
@@ -200,13 +220,17 @@ class PreferenceOptions(Options):
         0.0, ge=0, lt=2, description="Smallest difference between the rewards of a pair."
     )
     max_pairs: Positive = Field(30_000, description="A seeded sample of so many pairs is kept.")
-    dev_share: float = Field(0.1, ge=0, lt=1, description="Share of the pairs that only measures DPO.")
+    dev_share: float = Field(
+        0.1, ge=0, lt=1, description="Share of the pairs that only measures DPO."
+    )
 
 
 class DPOOptions(Options):
     """Direct preference optimisation of a LoRA adapter."""
 
-    learning_rate: float = Field(2e-5, gt=0, description="Peak learning rate of AdamW, linear decay.")
+    learning_rate: float = Field(
+        2e-5, gt=0, description="Peak learning rate of AdamW, linear decay."
+    )
     epochs: float = Field(2, gt=0, description="Passes over the pairs.")
     batch_size: Positive = Field(16, description="Pairs per optimiser step.")
     beta: float = Field(0.1, gt=0, description="Strength of the pull towards the reference model.")
@@ -218,18 +242,26 @@ class DPOOptions(Options):
     warmup_steps: int = Field(0, ge=0, description="Steps until the peak learning rate.")
     max_grad_norm: float = Field(10.0, gt=0, description="Gradients are clipped to this norm.")
     max_tokens: int = Field(
-        612, ge=16, description="Longest prompt plus text; longer texts are cut at the end, prompts never."
+        612,
+        ge=16,
+        description="Longest prompt plus text; longer texts are cut at the end, prompts never.",
     )
-    device_batch_size: Positive = runtime(16, description="Pairs per device at once; the rest accumulates.")
+    device_batch_size: Positive = runtime(
+        16, description="Pairs per device at once; the rest accumulates."
+    )
     checkpoint_steps: Positive = runtime(50, description="Steps between checkpoints.")
 
 
 class RetrieverTrainingOptions(Options):
     """Contrastive training of the retriever on expanded queries."""
 
-    learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate of AdamW, linear decay.")
+    learning_rate: float = Field(
+        1e-5, gt=0, description="Peak learning rate of AdamW, linear decay."
+    )
     epochs: Positive = Field(3, description="Passes over the training examples.")
-    batch_size: int = Field(64, ge=2, description="Queries per step; the others' passages are negatives.")
+    batch_size: int = Field(
+        64, ge=2, description="Queries per step; the others' passages are negatives."
+    )
     warmup_share: float = Field(0.1, ge=0, lt=1, description="Share of the steps until the peak.")
     hard_negatives: int = Field(1, ge=0, description="Hard negatives per query and epoch.")
     mining_depth: Positive = Field(
@@ -255,7 +287,8 @@ class LoopOptions(Options):
 
     rounds: Positive = Field(2, description="Rounds at most (the paper's code: 1).")
     retriever_start: Literal["base", "previous"] = Field(
-        "base", description="A round trains the base retriever anew, or goes on from the last round's."
+        "base",
+        description="A round trains the base retriever anew, or goes on from the last round's.",
     )
     stop_without_gain: bool = Field(
         True, description="Stop when a round brings no significant gain on the dev part."
@@ -267,13 +300,17 @@ class JointLoopOptions(Options):
 
     seed: int = Field(0, ge=0, description="Changes every random choice.")
     data: DataOptions = Field(DataOptions(), title="Data")
-    world: DemoWorldOptions = Field(DemoWorldOptions(), title="The demo world, if the data is 'demo'")
+    world: DemoWorldOptions = Field(
+        DemoWorldOptions(), title="The demo world, if the data is 'demo'"
+    )
     llm: LLMOptions = Field(LLMOptions(), title="Language model")
     retriever: RetrieverOptions = Field(RetrieverOptions(), title="Retriever")
     expand: ExpandOptions = Field(ExpandOptions(), title="Expand")
     preferences: PreferenceOptions = Field(PreferenceOptions(), title="Reward and pairs")
     dpo: DPOOptions = Field(DPOOptions(), title="DPO")
-    training: RetrieverTrainingOptions = Field(RetrieverTrainingOptions(), title="Retriever training")
+    training: RetrieverTrainingOptions = Field(
+        RetrieverTrainingOptions(), title="Retriever training"
+    )
     evaluate: EvaluateOptions = Field(EvaluateOptions(), title="Evaluate")
     loop: LoopOptions = Field(LoopOptions(), title="Loop")
     device: Device = runtime("auto", description="Where models run.")

@@ -42,7 +42,15 @@ from expandr_core.store import Store
 
 log = logging.getLogger(__name__)
 BAD_INPUT = 65  # EX_DATAERR of sysexits.h
-LIBRARIES = ("torch", "transformers", "trl", "peft", "sentence-transformers", "faiss-cpu", "pyarrow")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "sentence-transformers",
+    "faiss-cpu",
+    "pyarrow",
+)
 Progress = Callable[[int, int, str], None]
 
 
@@ -131,6 +139,43 @@ def run_stage(spec: StageSpec, store: Store, progress: Progress) -> Artifact:
         return artifact
 
 
+def run_shard(
+    job: Job, role: str, rows_digest: str, write: Callable[[Path], dict[str, float]]
+) -> Artifact:
+    """Make one shard of a stage, an artifact of its own, unless it is there; add it to the job.
+
+    Args:
+        job: the whole stage's job.
+        role: the input that is cut into shards; the shard depends on its rows instead.
+        rows_digest: digest of the shard's rows of that input.
+        write: writes the shard's files into a folder and returns its counts.
+    """
+    inputs = {name: value for name, value in job.spec.inputs.items() if name != role}
+    spec = StageSpec(
+        stage=f"{job.spec.stage}_shard",
+        version=job.spec.version,
+        seed=job.spec.seed,
+        options=job.spec.options,
+        runtime=job.spec.runtime,
+        inputs=inputs,
+        sources={role: rows_digest},
+    )
+    with job.store.lock(spec.key) as work:
+        shard = job.store.lookup(spec.key)
+        if not shard:
+            out = work / "out"
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir()
+            started = time.monotonic()
+            counts = write(out)
+            part = Job(spec, job.options, {}, out, out, job.store, job.progress, counts)
+            provenance = _provenance(part, time.monotonic() - started)
+            shard = job.store.commit(spec.key, out, [], provenance)
+        shutil.rmtree(work, ignore_errors=True)
+    job.parts.append(shard)
+    return shard
+
+
 def _provenance(job: Job, seconds: float) -> dict[str, Any]:
     """Tell how an artifact came to be."""
     versions = {}
@@ -207,7 +252,11 @@ def run_in_child(
         if status == BAD_INPUT:
             raise DataError(result)
         last = errors.read_text(errors="replace").strip()[-3000:]
-        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with {status}"
+        how = (
+            f"was killed by {signal.Signals(-status).name}"
+            if status < 0
+            else f"ended with {status}"
+        )
         raise RuntimeError(f"stage {spec.stage} ({spec.key}) {how}\n{result or ''}\n{last}".strip())
 
 

@@ -1,0 +1,195 @@
+"""Sample texts from a causal language model, with transformers.
+
+A text is determined by the model, the prompt and its own seed, not by the batch it was computed in:
+each text has a generator of its own, and the token drawn is the argmax of log-probability plus
+Gumbel noise, which is a draw from the softmax (Gumbel, 1954; "the Gumbel-max trick"). What remains is
+the rounding of batched matrix products, which can flip a near-tie if the batch size is changed.
+
+The prompt is computed once and its key-value cache is shared by all the texts of that prompt.
+Another engine (vLLM) takes the place of `TransformersGenerator` by having the same `generate`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TopPLogitsWarper,
+)
+
+from expandr_core.errors import DataError
+from expandr_core.options import Prompt, SamplingOptions
+from expandr_core.prompts import fitted_prompt_ids, turn_end_id
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt and the texts wanted for it.
+
+    Attributes:
+        prompt: name of the prompt.
+        query: what is asked.
+        passage: the relevant passage, for the prompts that show one.
+        seeds: one per text.
+        sampling_temperatures: one per text; 0 is greedy.
+    """
+
+    prompt: Prompt
+    query: str
+    passage: str
+    seeds: tuple[int, ...]
+    sampling_temperatures: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One generated text, as decoded, without the turn's end.
+
+    Attributes:
+        finish_reason: "stop" if the model ended its turn, "length" if it was cut.
+        tokens: number of generated tokens, the turn's end not counted.
+    """
+
+    text: str
+    finish_reason: Literal["stop", "length"]
+    tokens: int
+
+
+class Generator(Protocol):
+    """What the expand stage needs from an engine."""
+
+    def generate(
+        self, requests: Sequence[Request], sampling: SamplingOptions, max_prompt_tokens: int
+    ) -> Iterator[list[tuple[int, list[Completion]]]]:
+        """Yield, batch by batch, the index of each request with its completions, in any order."""
+        ...
+
+
+class _SeededSampling(LogitsProcessor):
+    """Draw each row's next token with the row's own temperature and random generator."""
+
+    def __init__(
+        self, seeds: Sequence[int], temperatures: Sequence[float], top_p: float, device: str
+    ):
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        temperature = torch.tensor(temperatures, device=device)
+        self.greedy = temperature == 0  # (rows,)
+        self.temperature = temperature.masked_fill(self.greedy, 1.0)[:, None]
+        self.top_p = TopPLogitsWarper(top_p) if top_p < 1 else None
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        logits = scores.float() / self.temperature  # (rows, vocabulary)
+        kept = self.top_p(input_ids, logits) if self.top_p else logits  # pyright: ignore[reportArgumentType]
+        noise = torch.empty_like(kept)
+        for row, generator in enumerate(self.generators):
+            noise[row].exponential_(generator=generator)  # -log of it is Gumbel noise
+        sampled = kept - noise.log()
+        return torch.where(self.greedy[:, None], logits, sampled)  # pyright: ignore[reportReturnType]
+
+
+class TransformersGenerator:
+    """A causal LM in this process, on a CPU or one GPU."""
+
+    def __init__(self, folder: Path, device: str):
+        """Load the model from a local folder: bfloat16 on a GPU, float32 on a CPU."""
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = device
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=dtype)
+        self.model = model.to(device).eval()
+        self.turn_end = turn_end_id(self.tokenizer)
+        ends = self.model.generation_config.eos_token_id or []
+        self.ends = {self.turn_end, *([ends] if isinstance(ends, int) else ends)}
+        self.pad = self.tokenizer.pad_token_id
+        if self.pad is None:
+            self.pad = self.turn_end
+
+    def generate(
+        self, requests: Sequence[Request], sampling: SamplingOptions, max_prompt_tokens: int
+    ) -> Iterator[list[tuple[int, list[Completion]]]]:
+        """Generate in batches of prompts of similar length, at most `batch_size` texts each."""
+        self._check_context(max_prompt_tokens + sampling.max_new_tokens)
+        prompts = [
+            fitted_prompt_ids(self.tokenizer, r.prompt, r.query, r.passage, max_prompt_tokens)
+            for r in requests
+        ]
+        order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
+        batch: list[int] = []
+        for index in order:
+            texts = sum(len(requests[i].seeds) for i in [*batch, index])
+            if batch and texts > sampling.batch_size:
+                yield self._batch(batch, requests, prompts, sampling)
+                batch = []
+            batch.append(index)
+        if batch:
+            yield self._batch(batch, requests, prompts, sampling)
+
+    def _check_context(self, tokens: int) -> None:
+        context = getattr(self.model.config, "max_position_embeddings", None)
+        if context is not None and tokens > context:
+            raise DataError(
+                f"max_prompt_tokens + max_new_tokens = {tokens} exceeds the model's context of "
+                f"{context} tokens; lower one of them"
+            )
+
+    @torch.inference_mode()
+    def _batch(
+        self,
+        batch: list[int],
+        requests: Sequence[Request],
+        prompts: list[list[int]],
+        options: SamplingOptions,
+    ) -> list[tuple[int, list[Completion]]]:
+        longest = max(len(prompts[index]) for index in batch)
+        ids = torch.full((len(batch), longest), self.pad)  # (prompts, tokens), padded on the left
+        mask = torch.zeros_like(ids)
+        for row, index in enumerate(batch):
+            ids[row, longest - len(prompts[index]) :] = torch.tensor(prompts[index])
+            mask[row, longest - len(prompts[index]) :] = 1
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        samples = torch.tensor([len(requests[index].seeds) for index in batch])
+        rows = torch.arange(len(batch)).repeat_interleave(samples).to(self.device)  # (texts,)
+        shared = self.model(
+            input_ids=ids[:, :-1],
+            attention_mask=mask[:, :-1],
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0)[:, :-1],
+            use_cache=True,
+            logits_to_keep=1,
+        ).past_key_values
+        shared.batch_select_indices(rows)
+        sampling = _SeededSampling(
+            [seed for index in batch for seed in requests[index].seeds],
+            [t for index in batch for t in requests[index].sampling_temperatures],
+            options.top_p,
+            self.device,
+        )
+        output = self.model.generate(
+            input_ids=ids[rows],
+            attention_mask=mask[rows],
+            past_key_values=shared,
+            max_new_tokens=options.max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            logits_processor=LogitsProcessorList([sampling]),
+            eos_token_id=sorted(self.ends),
+            pad_token_id=self.pad,
+        )
+        completions = [self._decode(row) for row in output[:, longest:].tolist()]
+        by_request = iter(completions)
+        return [(index, [next(by_request) for _ in requests[index].seeds]) for index in batch]
+
+    def _decode(self, ids: list[int]) -> Completion:
+        length = next((n for n, token in enumerate(ids) if token in self.ends), len(ids))
+        text = self.tokenizer.decode(ids[:length], skip_special_tokens=True)
+        return Completion(text, "stop" if length < len(ids) else "length", length)

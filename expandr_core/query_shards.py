@@ -1,0 +1,53 @@
+"""Cut a table of queries into shards that stay the same when other rows change."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from expandr_core.seeding import derive_seed
+
+READ_AT_ONCE = 16  # shards per pass over the file, which bounds memory
+
+
+def one_row_a_query(path: Path, query_ids: pa.Array, columns: list[str]) -> pa.Table:
+    """Read the rows of some queries, sorted by id, one each: that of the first positive by id."""
+    present = pq.read_schema(path).names
+    order = [name for name in ("query_id", "positive_id") if name in present]
+    rows = pq.read_table(
+        path,
+        columns=[*dict.fromkeys([*order, *(name for name in columns if name in present)])],
+        filters=pc.field("query_id").isin(query_ids),
+    ).sort_by([(name, "ascending") for name in order])
+    ids = rows["query_id"].to_pylist()
+    return rows.take([row for row in range(len(ids)) if row == 0 or ids[row - 1] != ids[row]])
+
+
+def query_shards(path: Path, queries_per_shard: int, columns: list[str]) -> Iterator[pa.Table]:
+    """Yield the queries shard by shard, one row a query, sorted by id.
+
+    A query's shard is a hash of its id, so that adding or changing a row changes one shard only; the
+    number of shards is a power of two for the same reason.
+
+    Args:
+        path: Parquet file with `query_id`, and with `positive_id` if a query can have several rows.
+        queries_per_shard: at most about so many.
+        columns: what to read besides the ids; absent ones are left out.
+    """
+    column = pq.read_table(path, columns=["query_id"])["query_id"]
+    ids = column.unique()
+    shards = 1
+    while shards * queries_per_shard < len(ids):
+        shards *= 2
+    buckets = pa.array([derive_seed("shard", id_.as_py()) % shards for id_ in ids], pa.int32())
+    for first in range(0, shards, READ_AT_ONCE):
+        group = list(range(first, min(shards, first + READ_AT_ONCE)))
+        wanted = ids.filter(pc.is_in(buckets, pa.array(group, pa.int32())))  # pyright: ignore[reportAttributeAccessIssue]
+        rows = one_row_a_query(path, wanted, columns)
+        bucket_of = [derive_seed("shard", id_) % shards for id_ in rows["query_id"].to_pylist()]
+        for bucket in group:
+            kept = [row for row, own in enumerate(bucket_of) if own == bucket]
+            if kept:
+                yield rows.take(kept)

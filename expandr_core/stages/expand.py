@@ -1,0 +1,143 @@
+"""Expand: the language model writes texts for each query, shard by shard.
+
+Serves the candidates and the expansions (q2d and its kin) and the answers of the self-reward (q2a).
+Differs from the reference: prompts are token ids, every text has its own seed, the preamble is
+removed once and here, `finish_reason` is kept, and rows carry ids.
+"""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from expandr_core.options import Options, Prompt, SamplingOptions
+from expandr_core.prompts import remove_preamble
+from expandr_core.query_shards import query_shards
+from expandr_core.seeding import derive_seed
+from expandr_core.stage import Job, run_shard
+
+if TYPE_CHECKING:
+    from expandr_core.generator import Generator
+
+log = logging.getLogger(__name__)
+VERSION = 1
+ISOLATION = "always"
+SCHEMA = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("sample", pa.int32()),
+        ("sampling_temperature", pa.float32()),
+        ("text", pa.string()),
+        ("finish_reason", pa.string()),
+        ("tokens", pa.int32()),
+    ]
+)
+
+
+class OPTIONS(Options):
+    """What to write for each query, and how many."""
+
+    prompt: Prompt
+    sampling: SamplingOptions
+    max_prompt_tokens: int
+    queries_per_shard: int
+
+
+def run(job: Job) -> None:
+    """Write the expansions of `queries` with the model `llm`, which is loaded if it is needed."""
+
+    def load() -> "Generator":
+        from expandr_core.generator import TransformersGenerator
+
+        return TransformersGenerator(job.inputs["llm"], job.spec.runtime.get("device", "auto"))
+
+    expand(job, cache(load))
+
+
+def expand(job: Job, load: "Callable[[], Generator]") -> None:
+    """Write all shards that are not there yet, with the engine that `load` returns."""
+    counts: Counter[str] = Counter()
+    rows_in = pq.read_metadata(job.inputs["queries"]).num_rows
+    total = rows_in * job.options.sampling.samples
+    shards = query_shards(
+        job.inputs["queries"], job.options.queries_per_shard, ["query", "positive"]
+    )
+    for rows in shards:
+        done = int(counts["texts"])
+
+        def report(texts: int, done: int = done) -> None:
+            job.progress(done + texts, total, "texts")
+
+        def write(out: Path, rows: pa.Table = rows) -> dict[str, float]:
+            return _write_shard(job, rows, load(), out, report)
+
+        shard = run_shard(job, "queries", _digest(rows), write)
+        counts.update(shard.counts)
+    job.progress(int(counts["texts"]), int(counts["texts"]), "texts")
+    job.counts.update(counts)
+    log.info(
+        "%d texts for %d queries: %d empty, %d duplicate, %d cut at max_new_tokens",
+        *(counts[name] for name in ("texts", "queries", "empty", "duplicate", "truncated")),
+    )
+
+
+def _digest(rows: pa.Table) -> str:
+    content = json.dumps(rows.to_pylist(), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _write_shard(
+    job: Job, rows: pa.Table, generator: "Generator", out: Path, report: Callable[[int], None]
+) -> dict[str, float]:
+    """Generate the texts of one shard; write them sorted by (query_id, sample); count them."""
+    from expandr_core.generator import Request
+
+    sampling: SamplingOptions = job.options.sampling
+    repeats = sampling.samples // len(sampling.sampling_temperatures)
+    temperatures = tuple(t for t in sampling.sampling_temperatures for _ in range(repeats))
+    queries = rows.to_pylist()
+    requests = [
+        Request(
+            prompt=job.options.prompt,
+            query=row["query"],
+            passage=row["positive"] if job.options.prompt == "q2a" else "",
+            seeds=tuple(
+                derive_seed("expand", job.seed, job.options.prompt, row["query_id"], sample)
+                for sample in range(sampling.samples)
+            ),
+            sampling_temperatures=temperatures,
+        )
+        for row in queries
+    ]
+    written: dict[int, list[dict[str, object]]] = {}
+    counts: Counter[str] = Counter(queries=len(queries), texts=len(queries) * sampling.samples)
+    for batch in generator.generate(requests, sampling, job.options.max_prompt_tokens):
+        for index, completions in batch:
+            texts = [remove_preamble(completion.text) for completion in completions]
+            counts["empty"] += texts.count("")
+            counts["duplicate"] += len(texts) - len(set(texts))
+            counts["truncated"] += sum(c.finish_reason == "length" for c in completions)
+            written[index] = [
+                {
+                    "query_id": queries[index]["query_id"],
+                    "sample": sample,
+                    "sampling_temperature": temperatures[sample],
+                    "text": text,
+                    "finish_reason": completion.finish_reason,
+                    "tokens": completion.tokens,
+                }
+                for sample, (text, completion) in enumerate(zip(texts, completions, strict=True))
+            ]
+        report(len(written) * sampling.samples)
+    table = pa.Table.from_pylist(
+        [row for index in range(len(queries)) for row in written[index]], schema=SCHEMA
+    )
+    pq.write_table(table, out / "expansions.parquet", compression="zstd")
+    return dict(counts)

@@ -1,0 +1,50 @@
+"""Merge: fold the adapter into the language model, and check that both give the same logits."""
+
+import logging
+import shutil
+
+from expandr_core.options import Options
+from expandr_core.stage import Job
+
+log = logging.getLogger(__name__)
+VERSION = 1
+ISOLATION = "always"
+TOKENIZER_FILES = ("token*", "special_tokens*", "chat_template*", "*.model", "vocab*", "merges*",
+                   "added_tokens*", "generation_config.json")  # fmt: skip
+
+
+class OPTIONS(Options):
+    """Merging has no options."""
+
+
+def run(job: Job) -> None:
+    """Write the merged model of `llm` and `adapter`, with the tokenizer's files."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from expandr_core.prompts import prompt_ids
+
+    base = AutoModelForCausalLM.from_pretrained(
+        job.inputs["llm"], local_files_only=True, dtype="auto"
+    )
+    tokenizer = AutoTokenizer.from_pretrained(job.inputs["llm"], local_files_only=True)
+    adapted = PeftModel.from_pretrained(base, str(job.inputs["adapter"])).eval()
+    ids = torch.tensor([prompt_ids(tokenizer, "Please write a passage about the moon.")])
+    with torch.inference_mode():
+        before = adapted(ids).logits.float()
+        merged = adapted.merge_and_unload(safe_merge=True)
+        after = merged(ids).logits.float()
+    difference = float((after - before).norm() / before.norm())
+    tolerance = 1e-4 if base.dtype == torch.float32 else 2e-2  # rounding of the merged weights
+    if not difference < tolerance:
+        raise RuntimeError(
+            f"the merged model's logits differ from base + adapter by {difference:.1e} of their "
+            f"length (at most {tolerance:.0e}); the merge is wrong"
+        )
+    merged.save_pretrained(job.out)
+    for pattern in TOKENIZER_FILES:
+        for path in job.inputs["llm"].glob(pattern):
+            shutil.copy(path, job.out)
+    job.counts["relative_logit_difference"] = difference
+    log.info("merged; the logits differ by %.1e of their length", difference)

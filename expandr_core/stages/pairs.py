@@ -1,0 +1,139 @@
+"""Pairs: of each query's candidates the best is `chosen` and the worst `rejected`.
+
+The acceptance rule of the reference (the best candidate's summed similarity reaches 0.6) depends on
+the encoder; a quantile of all queries can be used instead. Every dropped query is counted by reason.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from expandr_core.errors import DataError
+from expandr_core.options import PreferenceOptions
+from expandr_core.rewards import choose_pair, tie_seed
+from expandr_core.seeding import derive_seed, unit_interval
+from expandr_core.stage import Job
+
+log = logging.getLogger(__name__)
+VERSION = 1
+ISOLATION = "never"
+OPTIONS = PreferenceOptions
+SIDE = (
+    ("text", pa.string()),
+    ("sample", pa.int32()),
+    ("finish_reason", pa.string()),
+    ("similarity_to_positive", pa.float32()),
+    ("similarity_to_answer", pa.float32()),
+    ("retriever_rank", pa.int32()),
+    ("answer_rank", pa.int32()),
+    ("reward", pa.float64()),
+)
+SCHEMA = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("query", pa.string()),
+        ("part", pa.string()),
+        ("margin", pa.float64()),
+        *((f"{side}_{name}", kind) for side in ("chosen", "rejected") for name, kind in SIDE),
+    ]
+)
+
+
+def run(job: Job) -> None:
+    """Write `pairs.parquet`, sorted by query_id, with `part` train or dev."""
+    options: PreferenceOptions = job.options
+    counts: Counter[str] = Counter()
+    pairs = [
+        _pair(job.seed, rows, counts)
+        for rows in _queries(job.inputs["rewards"] / "rewards.parquet")
+    ]
+    best = {pair["query_id"]: pair.pop("best_similarity") for pair in pairs}
+    threshold = options.acceptance_value
+    if options.acceptance == "quantile" and best:
+        threshold = float(np.quantile(list(best.values()), options.acceptance_value))
+    kept = []
+    for pair in pairs:
+        if best[pair["query_id"]] < threshold:
+            counts["dropped/below_acceptance"] += 1
+        elif pair["chosen_text"] == pair["rejected_text"] or pair["margin"] <= 0:
+            counts["dropped/no_preference"] += 1
+        elif pair["margin"] < options.minimum_margin:
+            counts["dropped/below_minimum_margin"] += 1
+        else:
+            kept.append(pair)
+    if not kept:
+        raise DataError(
+            f"no preference pair is left of {len(pairs)} queries (dropped by reason: {dict(counts)}; "
+            f"best summed similarity {max(best.values(), default=0):.2f}, threshold {threshold:.2f}); "
+            "lower preferences.acceptance_value, or use acceptance 'quantile'"
+        )
+    kept.sort(key=lambda pair: derive_seed("pair", job.seed, pair["query_id"]))
+    counts["dropped/over_max_pairs"] += max(0, len(kept) - options.max_pairs)
+    kept = sorted(kept[: options.max_pairs], key=lambda pair: pair["query_id"])
+    for pair in kept:
+        in_dev = unit_interval("dpo-dev", job.seed, pair["query_id"]) < options.dev_share
+        pair["part"] = "dev" if in_dev else "train"
+        counts[f"pairs/{pair['part']}"] += 1
+    pq.write_table(
+        pa.Table.from_pylist(kept, schema=SCHEMA), job.out / "pairs.parquet", compression="zstd"
+    )
+    _count(job, kept, counts, threshold)
+
+
+def _queries(path: Any) -> Iterator[list[dict[str, Any]]]:
+    """Yield the candidates of one query after the other; a query never spans two row groups."""
+    file = pq.ParquetFile(path)
+    for group in range(file.num_row_groups):
+        rows: list[dict[str, Any]] = []
+        for row in file.read_row_group(group).to_pylist():
+            if rows and rows[0]["query_id"] != row["query_id"]:
+                yield rows
+                rows = []
+            rows.append(row)
+        if rows:
+            yield rows
+
+
+def _pair(seed: int, rows: list[dict[str, Any]], counts: Counter[str]) -> dict[str, Any]:
+    """Make the pair of one query, before any rule that drops it."""
+    counts["queries"] += 1
+    to_positive = np.array([row["similarity_to_positive"] for row in rows])
+    to_answer = np.array([row["similarity_to_answer"] for row in rows])
+    query_id = rows[0]["query_id"]
+    choice = choose_pair(
+        to_positive, to_answer, [tie_seed(seed, query_id, row["text"]) for row in rows]
+    )
+    assert choice is not None  # the reward stage keeps queries with two candidates or more
+    pair = {
+        "query_id": query_id,
+        "query": rows[0]["query"],
+        "margin": choice.margin,
+        "best_similarity": float((to_positive + to_answer).max()),
+    }
+    for side, position in (("chosen", choice.chosen), ("rejected", choice.rejected)):
+        row = rows[position]
+        row["reward"] = row["retriever_reward"] + row["self_reward"]
+        pair |= {f"{side}_{name}": row[name] for name, _ in SIDE}
+    return pair
+
+
+def _count(job: Job, kept: list[dict], counts: Counter[str], threshold: float) -> None:
+    def mean(column: str) -> float:
+        return float(np.mean([pair[column] for pair in kept]))
+
+    job.counts.update(counts)
+    job.counts["acceptance_threshold"] = threshold
+    job.counts["mean_margin"] = mean("margin")
+    for side in ("chosen", "rejected"):
+        job.counts[f"mean_{side}_similarity_to_positive"] = mean(f"{side}_similarity_to_positive")
+        job.counts[f"mean_{side}_words"] = float(
+            np.mean([len(pair[f"{side}_text"].split()) for pair in kept])
+        )
+    log.info(
+        "%d pairs of %d queries, mean margin %.2f", len(kept), counts["queries"], mean("margin")
+    )

@@ -1,0 +1,151 @@
+"""Reward: rank each query's candidates by the current retriever.
+
+Candidates, positives and answers of a whole shard are encoded together. Empty and repeated texts are
+dropped first and counted. Rows are joined by id; a missing answer or candidate is an error.
+"""
+
+import logging
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from expandr_core.errors import DataError
+from expandr_core.options import Options, Positive, runtime
+from expandr_core.query_shards import one_row_a_query
+from expandr_core.rewards import ranks
+from expandr_core.stage import Job
+
+if TYPE_CHECKING:
+    from expandr_core.encoder import Encoder
+
+log = logging.getLogger(__name__)
+VERSION = 1
+ISOLATION = "on-gpu"
+SCHEMA = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("query", pa.string()),
+        ("sample", pa.int32()),
+        ("text", pa.string()),
+        ("finish_reason", pa.string()),
+        ("similarity_to_positive", pa.float32()),
+        ("similarity_to_answer", pa.float32()),
+        ("retriever_rank", pa.int32()),
+        ("answer_rank", pa.int32()),
+        ("retriever_reward", pa.float64()),
+        ("self_reward", pa.float64()),
+    ]
+)
+
+
+class OPTIONS(Options):
+    """How texts become vectors; the same as in retrieval."""
+
+    normalize: bool
+    max_tokens: int
+    batch_size: Positive = runtime(128)
+
+
+def run(job: Job) -> None:
+    """Write `rewards.parquet`, a row a candidate, sorted by (query_id, sample) within each shard."""
+    from expandr_core.encoder import Encoder
+
+    options, device = job.options, job.spec.runtime.get("device", "auto")
+    encoder = Encoder(
+        job.inputs["retriever"], device, options.normalize, options.max_tokens, options.batch_size
+    )
+    counts: Counter[str] = Counter()
+    similarity = 0.0
+    total = len(job.store.parts(job.spec.inputs["candidates"]))
+    shards = zip(job.shards("candidates"), job.shards("answers"), strict=True)
+    with pq.ParquetWriter(job.out / "rewards.parquet", SCHEMA, compression="zstd") as writer:
+        for done, (candidates, answers) in enumerate(shards, 1):
+            rows, shard_counts = _reward_shard(
+                pq.read_table(candidates / "expansions.parquet"),
+                pq.read_table(answers / "expansions.parquet"),
+                job.inputs["examples"],
+                encoder,
+            )
+            if rows:
+                writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+            similarity += sum(row["similarity_to_positive"] for row in rows)
+            counts.update(shard_counts)
+            job.progress(done, total, "shards")
+    if not counts["candidates"]:
+        raise DataError(f"no candidate is left to reward; dropped by reason: {dict(counts)}")
+    job.counts.update(counts)
+    job.counts["mean_similarity_to_positive"] = similarity / counts["candidates"]
+    log.info("rewarded %d candidates of %d queries", counts["candidates"], counts["queries"])
+
+
+def _reward_shard(
+    candidates: pa.Table, answers: pa.Table, examples: Path, encoder: "Encoder"
+) -> tuple[list[dict[str, Any]], Counter[str]]:
+    """Reward the queries of one shard; return the rows, and what was dropped and why."""
+    counts: Counter[str] = Counter()
+    by_query: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in candidates.to_pylist():
+        by_query[row["query_id"]].append(row)
+    answer_of = {row["query_id"]: row["text"] for row in answers.to_pylist()}
+    known = one_row_a_query(examples, pa.array(sorted(by_query)), ["query", "positive"])
+    example_of = {row["query_id"]: row for row in known.to_pylist()}
+    for query_id in by_query:
+        if query_id not in answer_of or query_id not in example_of:
+            raise DataError(
+                f"query {query_id!r} has candidates but no answer or no example; candidates, answers "
+                "and examples must come from the same queries"
+            )
+    kept: dict[str, list[dict[str, Any]]] = {}
+    for query_id, rows in by_query.items():
+        rows = _distinct(rows, counts)
+        if not answer_of[query_id]:
+            counts["dropped_queries/empty_answer"] += 1
+        elif len(rows) < 2:
+            counts["dropped_queries/fewer_than_two_candidates"] += 1
+        else:
+            kept[query_id] = rows
+    texts = [row["text"] for rows in kept.values() for row in rows]
+    texts += [example_of[query_id]["positive"] for query_id in kept]
+    texts += [answer_of[query_id] for query_id in kept]
+    vectors = encoder.encode(texts)
+    positives = dict(zip(kept, vectors[-2 * len(kept) :], strict=False))
+    answers_by_query = dict(zip(kept, vectors[len(vectors) - len(kept) :], strict=True))
+    rewarded: list[dict[str, Any]] = []
+    for query_id, rows in kept.items():
+        own = vectors[len(rewarded) : len(rewarded) + len(rows)]  # (candidates, dimensions)
+        to_positive, to_answer = own @ positives[query_id], own @ answers_by_query[query_id]
+        columns = zip(
+            rows, to_positive, to_answer, ranks(to_positive), ranks(to_answer), strict=True
+        )
+        rewarded += [
+            {
+                **row,
+                "query": example_of[query_id]["query"],
+                "similarity_to_positive": positive_similarity,
+                "similarity_to_answer": answer_similarity,
+                "retriever_rank": retriever_rank,
+                "answer_rank": answer_rank,
+                "retriever_reward": 1 / retriever_rank,
+                "self_reward": 1 / answer_rank,
+            }
+            for row, positive_similarity, answer_similarity, retriever_rank, answer_rank in columns
+        ]
+    counts["queries"] += len(kept)
+    counts["candidates"] += len(rewarded)
+    return rewarded, counts
+
+
+def _distinct(rows: list[dict[str, Any]], counts: Counter[str]) -> list[dict[str, Any]]:
+    """Drop empty texts and repetitions, keeping the first sample of each text."""
+    kept: dict[str, dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: row["sample"]):
+        if not row["text"]:
+            counts["dropped_candidates/empty"] += 1
+        elif row["text"] in kept:
+            counts["dropped_candidates/duplicate"] += 1
+        else:
+            kept[row["text"]] = row
+    return list(kept.values())
