@@ -96,7 +96,7 @@ def run(job: Job) -> None:
     if options.collection == "demo" and world is None:
         raise DataError("the demo world is missing from the inputs; make it first")
     files, triples = _raw_files(options, world)
-    total = sum(file.filesystem.size(file.path) for file in [*files.values(), *triples])
+    total = sum(file.filesystem.size(file.path) or 0 for file in [*files.values(), *triples])
 
     def progress(done: int) -> None:
         job.progress(done >> 10, total >> 10, "kB")
@@ -282,12 +282,12 @@ def _queries_by_part(counts: dict[str, float]) -> dict[Part, int]:
     >>> _queries_by_part({"dev/queries/nq": 1, "dev/queries/squad": 2, "preference/queries/nq": 3})
     {'preference': 3, 'retriever': 0, 'dev': 3}
     """
-    return {
-        part: sum(
-            int(number) for name, number in counts.items() if name.startswith(f"{part}/queries/")
-        )
-        for part in PARTS
-    }
+    queries: dict[Part, int] = dict.fromkeys(PARTS, 0)
+    for name, number in counts.items():
+        part, _, kind = name.partition("/")
+        if part in queries and kind.startswith("queries/"):
+            queries[part] += int(number)
+    return queries
 
 
 def _count_leaked(reader: Reader, split: Split) -> None:
