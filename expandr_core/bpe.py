@@ -1,0 +1,40 @@
+"""Train a byte-level BPE tokenizer, with the tokenizers library."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+def train_bpe(
+    texts: Iterable[str], vocabulary: int, special_tokens: Iterable[str] = (), lower: bool = False
+) -> "Tokenizer":
+    """Learn the merges from texts; any other text can be encoded too, byte by byte at worst.
+
+    Args:
+        texts: read once; pairs of symbols seen only once are not merged.
+        vocabulary: at most so many tokens, the special ones and 256 bytes included.
+        special_tokens: get the ids 0, 1, 2, ... in order.
+        lower: ignore case.
+
+    >>> tokenizer = train_bpe(["dewcap dewcap"], 300)
+    >>> tokenizer.encode("a dewcap").tokens
+    ['a', 'Ġdewcap']
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    if lower:
+        tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        min_frequency=2,
+        special_tokens=list(special_tokens),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer

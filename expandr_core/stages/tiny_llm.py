@@ -1,0 +1,182 @@
+"""Train a small Llama and its tokenizer from scratch, on texts made from a collection.
+
+Input role `texts`: a texts.parquet (kind, prompt, text), in the order of training. A "text" is
+learnt as a whole; of a "chat", only what answers the prompt. Writes a folder as `save_pretrained`
+does.
+"""
+
+import logging
+from collections.abc import Iterator
+from itertools import cycle, islice
+from typing import TYPE_CHECKING
+
+from expandr_core.bpe import train_bpe
+from expandr_core.errors import DataError
+from expandr_core.options import TinyLLMOptions
+from expandr_core.prompts import prompt_ids
+from expandr_core.resumable import train_resumable
+from expandr_core.seeding import derive_seed
+from expandr_core.stage import Job
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+VERSION = 1
+ISOLATION = "always"
+OPTIONS = TinyLLMOptions
+
+log = logging.getLogger(__name__)
+NOT_LEARNT = -100  # the label that the loss leaves out
+SPECIAL = ["<|pad|>", "<|begin|>", "<|end|>", "<|user|>", "<|assistant|>"]
+PAD, BEGIN, END = 0, 1, 2  # their ids
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "<|{{ message['role'] }}|>{{ message['content'] }}{{ eos_token }}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+Example = dict[str, list[int]]  # input_ids and labels, (tokens,) each
+
+
+def run(job: Job) -> None:
+    """Train the tokenizer, then the model."""
+    import pyarrow.parquet as pq
+
+    options: TinyLLMOptions = job.options
+    rows = pq.read_table(job.inputs["texts"]).to_pylist()
+    tokenizer = train_tokenizer(rows, options.vocabulary)
+    wanted = options.steps * options.batch_size
+    examples = list(islice(make_examples(rows, tokenizer, options.max_tokens), wanted))
+    if not examples:
+        raise DataError(
+            f"none of the {len(rows)} texts for the tiny LLM can be used: they are empty, or their "
+            f"prompts leave no room in max_tokens={options.max_tokens}; raise max_tokens"
+        )
+    model, loss = _train(job, tokenizer, list(islice(cycle(examples), wanted)))
+    model.save_pretrained(job.out)
+    tokenizer.save_pretrained(job.out)
+    job.counts |= {
+        "texts": len(rows),
+        "examples": len(examples),
+        "tokens": sum(len(example["input_ids"]) for example in examples),
+        "vocabulary": len(tokenizer),
+        "parameters": model.num_parameters(),
+        "final_loss": round(loss, 4),
+    }
+
+
+def train_tokenizer(rows: list[dict[str, str]], vocabulary: int) -> "PreTrainedTokenizerFast":
+    """Train a byte-level BPE tokenizer with a chat template on prompts and texts."""
+    from transformers import PreTrainedTokenizerFast
+
+    texts = (row[column] for row in rows for column in ("prompt", "text"))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=train_bpe(texts, vocabulary, SPECIAL),
+        pad_token=SPECIAL[PAD],
+        bos_token=SPECIAL[BEGIN],
+        eos_token=SPECIAL[END],
+        padding_side="left",
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def make_examples(
+    rows: list[dict[str, str]], tokenizer: "PreTrainedTokenizerFast", max_tokens: int
+) -> Iterator[Example]:
+    """Tokenize rows in order: texts in pieces, chats with what answers the prompt as labels.
+
+    A piece of a text begins with the begin token, and the last one ends with the end token. A chat
+    is cut at the end; one whose prompt leaves no room for an answer is left out.
+    """
+    for row in rows:
+        text = tokenizer.encode(row["text"], add_special_tokens=False, split_special_tokens=True)
+        if not text:
+            continue
+        text.append(END)
+        if row["kind"] == "chat":
+            prompt = prompt_ids(tokenizer, row["prompt"])
+            ids = (prompt + text)[:max_tokens]
+            if len(ids) > len(prompt):
+                yield {"input_ids": ids, "labels": [NOT_LEARNT] * len(prompt) + ids[len(prompt) :]}
+            continue
+        for start in range(0, len(text), max_tokens - 1):
+            ids = [BEGIN, *text[start : start + max_tokens - 1]]
+            yield {"input_ids": ids, "labels": ids}
+
+
+def pad_batch(examples: list[Example]) -> dict[str, "Tensor"]:
+    """Stack examples, padded on the right, to tensors of shape (texts, tokens)."""
+    import torch
+
+    def stack(rows: list[list[int]], filler: int) -> torch.Tensor:
+        tensors = [torch.tensor(row) for row in rows]
+        return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=filler)
+
+    return {
+        "input_ids": stack([example["input_ids"] for example in examples], PAD),
+        "labels": stack([example["labels"] for example in examples], NOT_LEARNT),
+        "attention_mask": stack([[1] * len(example["input_ids"]) for example in examples], 0),
+    }
+
+
+def _train(
+    job: Job, tokenizer: "PreTrainedTokenizerFast", examples: list[Example]
+) -> tuple["LlamaForCausalLM", float]:
+    """Train a new model on the examples in order, once; return it with its last loss."""
+    import torch
+    from transformers import LlamaForCausalLM, Trainer, TrainingArguments, set_seed
+
+    options: TinyLLMOptions = job.options
+    seed = derive_seed("tiny_llm", job.seed) % 2**32
+    device = job.spec.runtime.get("device", "auto")
+    set_seed(seed)
+    model = LlamaForCausalLM(_config(len(tokenizer), options))
+    arguments = TrainingArguments(
+        output_dir=str(job.checkpoints),
+        max_steps=options.steps,
+        per_device_train_batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=min(40, options.steps // 10),
+        adam_beta2=0.98,
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        train_sampling_strategy="sequential",
+        save_steps=200,
+        save_total_limit=1,
+        bf16=True,
+        use_cpu=device == "cpu" or not torch.cuda.is_available(),
+        seed=seed,
+        report_to=[],
+        logging_steps=min(100, options.steps),
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+    )
+    trainer = Trainer(
+        model,
+        arguments,
+        data_collator=pad_batch,
+        train_dataset=examples,  # pyright: ignore[reportArgumentType]
+    )
+    log.info("training a Llama of %d parameters", model.num_parameters())
+    train_resumable(trainer, job.checkpoints, job.progress)
+    return model, [line["loss"] for line in trainer.state.log_history if "loss" in line][-1]
+
+
+def _config(vocabulary: int, options: TinyLLMOptions) -> "LlamaConfig":
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=options.hidden_size,
+        intermediate_size=options.hidden_size * 8 // 3 // 32 * 32,
+        num_hidden_layers=options.layers,
+        num_attention_heads=options.hidden_size // 32,
+        num_key_value_heads=options.hidden_size // 32,
+        max_position_embeddings=2 * options.max_tokens,
+        tie_word_embeddings=True,
+        pad_token_id=PAD,
+        bos_token_id=BEGIN,
+        eos_token_id=END,
+    )

@@ -1,0 +1,130 @@
+"""Pre-train static token embeddings on the corpus alone: two crops of a passage belong together.
+
+As Contriever does (Izacard et al., 2022), with the mean of token embeddings as the encoder. Input
+roles: `corpus` (a corpus.parquet), and `texts` (a texts.parquet) for the tokenizer's vocabulary.
+Writes a folder as `SentenceTransformer.save` does.
+"""
+
+import logging
+from collections.abc import Iterator
+from random import Random
+from typing import TYPE_CHECKING
+
+from expandr_core.bpe import train_bpe
+from expandr_core.corpus_sample import sample_passages
+from expandr_core.errors import DataError
+from expandr_core.options import TinyRetrieverOptions
+from expandr_core.resumable import report_steps
+from expandr_core.seeding import derive_seed
+from expandr_core.stage import Job
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+VERSION = 1
+ISOLATION = "always"
+OPTIONS = TinyRetrieverOptions
+
+log = logging.getLogger(__name__)
+CONTRASTIVE_SCALE = 20.0  # the inverse of the temperature, 0.05
+
+
+def run(job: Job) -> None:
+    """Train the tokenizer, then the embeddings."""
+    import pyarrow.parquet as pq
+
+    options: TinyRetrieverOptions = job.options
+    random = Random(derive_seed("tiny_retriever", job.seed))
+    wanted = options.steps * options.batch_size
+    passages = [passage.whole for passage in sample_passages(job.inputs["corpus"], wanted, random)]
+    if len(passages) < 2:
+        raise DataError(
+            f"the corpus has {len(passages)} passages with text; the tiny retriever needs two at "
+            "least, to tell them apart"
+        )
+    texts = pq.read_table(job.inputs["texts"], columns=["text"]).column("text").to_pylist()
+    tokenizer = train_bpe([*texts, *passages], options.vocabulary, lower=True)
+    pairs = list(crop_pairs(passages, options.steps, options.batch_size, random))
+    model, loss = _train(job, tokenizer, pairs)
+    model.save(str(job.out), create_model_card=False)
+    job.counts |= {
+        "passages": len(passages),
+        "crop_pairs": len(pairs),
+        "vocabulary": tokenizer.get_vocab_size(),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "final_loss": round(loss, 4),
+    }
+
+
+def crop_pairs(
+    passages: list[str], steps: int, batch_size: int, random: Random
+) -> Iterator[tuple[str, str]]:
+    """Yield two crops each of passages; the passages of a batch are different."""
+    for _ in range(steps):
+        for passage in random.sample(passages, min(batch_size, len(passages))):
+            words = passage.split()
+            yield crop(words, random), crop(words, random)
+
+
+def crop(words: list[str], random: Random) -> str:
+    """Take 30 to 80 % of the words, at least three, from a random place."""
+    length = min(len(words), max(3, int(len(words) * random.uniform(0.3, 0.8))))
+    start = random.randrange(len(words) - length + 1)
+    return " ".join(words[start : start + length])
+
+
+def _train(
+    job: Job, tokenizer, pairs: list[tuple[str, str]]
+) -> tuple["SentenceTransformer", float]:
+    """Train new embeddings on the pairs in order, once; return them with their last loss."""
+    import torch
+    from datasets import Dataset
+    from sentence_transformers import (
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
+    from sentence_transformers.base.sampler import DefaultBatchSampler
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from torch.utils.data import SequentialSampler
+    from transformers import set_seed
+
+    options: TinyRetrieverOptions = job.options
+    seed = derive_seed("tiny_retriever", job.seed) % 2**32
+    set_seed(seed)
+    embedding = StaticEmbedding(tokenizer, embedding_dim=options.dimensions)
+    torch.nn.init.normal_(embedding.embedding.weight, std=options.initial_deviation)
+    model = SentenceTransformer(modules=[embedding], device="cpu", similarity_fn_name="cosine")
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(job.checkpoints),
+        max_steps=options.steps,
+        per_device_train_batch_size=min(options.batch_size, len(pairs) // options.steps),
+        batch_sampler=lambda dataset, **rest: DefaultBatchSampler(
+            SequentialSampler(dataset),  # pyright: ignore[reportArgumentType]
+            **rest,
+        ),
+        learning_rate=options.learning_rate,
+        warmup_steps=options.steps // 10,
+        weight_decay=0.01,
+        save_strategy="no",
+        use_cpu=True,  # quicker than moving the few numbers to a GPU
+        seed=seed,
+        report_to=[],
+        logging_steps=max(1, options.steps // 6),
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    loss = MultipleNegativesRankingLoss(
+        model,
+        scale=CONTRASTIVE_SCALE,
+        directions=("query_to_doc", "doc_to_query"),
+        partition_mode="per_direction",
+    )
+    anchors, positives = zip(*pairs, strict=True)
+    dataset = Dataset.from_dict({"anchor": anchors, "positive": positives})
+    trainer = SentenceTransformerTrainer(model, arguments, train_dataset=dataset, loss=loss)
+    log.info("training %d token embeddings", tokenizer.get_vocab_size())
+    report_steps(trainer, job.progress)
+    trainer.train()
+    return model, [line["loss"] for line in trainer.state.log_history if "loss" in line][-1]
