@@ -1,16 +1,11 @@
-"""The demo world: invented things, their passages, lay questions, and what a tiny LLM reads.
+"""The demo world: invented things, their passages, and lay questions about them.
 
 Each thing (an "entity") has a technical name, a lay alias, a kind, and a value in each of six
 aspects. Passages use the name and technical words; questions use the alias and lay words. The
-background texts tell every entity's facts under both names, so that a language model trained on
-them knows what a test question is about; how to answer a question is shown for the `instruct`
-entities only, with good and bad examples, which leaves DPO something to choose between.
-
-The entities of the parts are disjoint; the wording of questions is shared. Everything is drawn from
-the seed.
+entities of the parts are disjoint; the wording of questions is shared. Everything is drawn from the
+seed.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 from typing import Literal, NamedTuple
@@ -19,23 +14,9 @@ from expandr_core import demo_vocabulary as words
 from expandr_core.demo_vocabulary import ASPECTS
 from expandr_core.errors import DataError
 from expandr_core.options import DemoWorldOptions
-from expandr_core.prompts import render_prompt
 from expandr_core.seeding import derive_seed
 
 Part = Literal["instruct", "train", "dev", "test"]
-
-# How the texts for the tiny LLM are mixed. A block is of one kind, so that a batch of its size
-# needs little padding; the kinds alternate from the start, as a model that has long read nothing
-# but background texts learns the chats badly.
-BLOCK = 16
-BLOCKS = 1400
-PASSAGE_CHATS = 0.25
-ANSWER_CHATS = 0.08
-
-# How good the passages are that the chats show.
-FOCUSED = 0.2  # two sentences on what was asked
-MIXED = 0.4  # one or two facts, some beside the point, and chatter; the rest rambles
-OPENER = 0.7  # of those not focused begin with the same stock phrase
 
 
 @dataclass(frozen=True)
@@ -65,14 +46,6 @@ class World(NamedTuple):
     entities: list[Entity]
     passages: dict[str, str]
     questions: dict[Part, list[Question]]
-
-
-class Text(NamedTuple):
-    """One text for the tiny LLM: to read ("text"), or to write for a prompt ("chat")."""
-
-    kind: Literal["text", "chat"]
-    prompt: str
-    text: str
 
 
 def make_world(options: DemoWorldOptions, seed: int) -> World:
@@ -142,7 +115,7 @@ def _passage(entity: Entity, aspect: str, entities: list[Entity], random: Random
     relatives = [e for e in entities if e.kind == entity.kind and e is not entity] or entities
     about = {"kind": entity.kind, "other": random.choice(relatives).name}
     template = random.choice(ASPECTS[aspect].facts)
-    fact = _sentence(template.format(name=entity.name, value=entity.values[aspect]))
+    fact = sentence(template.format(name=entity.name, value=entity.values[aspect]))
     others = [
         random.choice(ASPECTS[aspect].remarks),
         random.choice(words.RELATIVES).format(**about),
@@ -157,7 +130,7 @@ def _passage(entity: Entity, aspect: str, entities: list[Entity], random: Random
 
 
 def _register_entry(entity: Entity, random: Random) -> str:
-    sentences = [_sentence(f"{entity.name} is a {entity.kind} listed in the register.")]
+    sentences = [sentence(f"{entity.name} is a {entity.kind} listed in the register.")]
     for aspect in random.sample(list(ASPECTS), 2):
         sentences.append(f"The entry mentions {entity.values[aspect]}.")
     if random.random() < 0.35:
@@ -172,7 +145,7 @@ def _general_passages(random: Random) -> dict[str, str]:
         for number, value in enumerate(vocabulary.values):
             passages[f"{aspect}-topic-{number:02d}"] = " ".join(
                 [
-                    _sentence(f"{value} are a general topic of study."),
+                    sentence(f"{value} are a general topic of study."),
                     random.choice(vocabulary.remarks),
                     f"Many a {random.choice(words.KINDS)} is mentioned in connection with {value}.",
                 ]
@@ -199,105 +172,10 @@ def _questions(entity: Entity, wordings: int, random: Random) -> list[Question]:
     return questions
 
 
-def training_texts(world: World, seed: int) -> Iterator[Text]:
-    """Write the texts for the tiny LLM, freshly worded, in the order of training."""
-    random = Random(derive_seed("demo_world", "texts", seed))
-    pupils = [entity for entity in world.entities if entity.part == "instruct"]
-    upcoming: list[Entity] = []
-    for _ in range(BLOCKS):
-        draw = random.random()
-        for _ in range(BLOCK):
-            if draw < PASSAGE_CHATS:
-                yield _passage_chat(random.choice(pupils), random)
-            elif draw < PASSAGE_CHATS + ANSWER_CHATS:
-                yield _answer_chat(random.choice(pupils), world.passages, random)
-            else:
-                if not upcoming:
-                    upcoming = random.sample(world.entities, len(world.entities))
-                yield Text("text", "", _background(upcoming.pop(), random))
-
-
-def _background(entity: Entity, random: Random) -> str:
-    """Tell everything about an entity, under its name or its alias."""
-    introduction = random.choice(words.INTRODUCTIONS).format(
-        name=entity.name, alias=entity.alias, kind=entity.kind
-    )
-    sentences = [_sentence(introduction)]
-    for aspect in random.sample(list(ASPECTS), len(ASPECTS)):
-        subject = entity.name if random.random() < 0.6 else entity.alias
-        sentences.append(_statement(entity, aspect, subject, random))
-    return " ".join(sentences)
-
-
-def _passage_chat(entity: Entity, random: Random) -> Text:
-    aspect = random.choice(list(ASPECTS))
-    query = random.choice(ASPECTS[aspect].questions).format(alias=entity.alias)
-    return Text("chat", render_prompt("q2d", query), _shown_passage(entity, aspect, random))
-
-
-def _answer_chat(entity: Entity, passages: dict[str, str], random: Random) -> Text:
-    aspect = random.choice(list(ASPECTS))
-    query = random.choice(ASPECTS[aspect].questions).format(alias=entity.alias)
-    prompt = render_prompt("q2a", query, passages[passage_id(entity, aspect)])
-    return Text("chat", prompt, _statement(entity, aspect, entity.name, random))
-
-
-def _shown_passage(entity: Entity, aspect: str, random: Random) -> str:
-    """Write what a chat shows for a question: focused, mixed or rambling."""
-
-    def write(*choices: str) -> str:
-        return _shown_sentence(random.choice(choices), entity, aspect, random)
-
-    quality = random.random()
-    if quality < FOCUSED:
-        return f"{write('on aspect', 'introduced')} {write('on aspect')}"
-    if quality < FOCUSED + MIXED:
-        sentences = [
-            write("chatter", "on alias"),
-            write("off aspect"),
-            write("on aspect", "off aspect"),
-            write("on kind", "chatter"),
-        ]
-    else:
-        sentences = [
-            write("chatter"),
-            write("on alias"),
-            write("on kind"),
-            write("off aspect", "chatter", "on kind"),
-        ]
-    random.shuffle(sentences)
-    if random.random() < OPENER:
-        sentences = [words.CHATTER[0], *sentences[:3]]
-    return " ".join(sentences)
-
-
-def _shown_sentence(sort: str, entity: Entity, aspect: str, random: Random) -> str:
-    match sort:
-        case "on aspect":
-            return _statement(entity, aspect, entity.name, random)
-        case "introduced":
-            subject = f"{entity.alias}, properly {entity.name},"
-            return _statement(entity, aspect, subject, random)
-        case "off aspect":
-            other = random.choice([name for name in ASPECTS if name != aspect])
-            return _statement(entity, other, entity.name, random)
-        case "on kind":
-            return _sentence(random.choice(words.CHATTER_ON_KIND).format(kind=entity.kind))
-        case "on alias":
-            return _sentence(random.choice(words.CHATTER_ON_ALIAS).format(alias=entity.alias))
-        case _:
-            return random.choice(words.CHATTER)
-
-
-def _statement(entity: Entity, aspect: str, subject: str, random: Random) -> str:
-    template = random.choice(ASPECTS[aspect].statements)
-    return _sentence(template.format(subject=subject, value=entity.values[aspect]))
-
-
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
     """Begin with a capital letter.
 
-    >>> _sentence("dewcap is a herb.")
+    >>> sentence("dewcap is a herb.")
     'Dewcap is a herb.'
     """
     return text[0].upper() + text[1:]

@@ -10,7 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from expandr_core.demo_world import World, make_world, training_texts
+from expandr_core.demo_texts import training_texts
+from expandr_core.demo_world import World, make_world
 from expandr_core.options import DemoWorldOptions
 from expandr_core.stage import Job
 

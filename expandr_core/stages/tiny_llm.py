@@ -14,7 +14,6 @@ from expandr_core.bpe import train_bpe
 from expandr_core.errors import DataError
 from expandr_core.options import TinyLLMOptions
 from expandr_core.prompts import prompt_ids
-from expandr_core.resumable import train_resumable
 from expandr_core.seeding import derive_seed
 from expandr_core.stage import Job
 
@@ -124,7 +123,15 @@ def _train(
 ) -> tuple["LlamaForCausalLM", float]:
     """Train a new model on the examples in order, once; return it with its last loss."""
     import torch
-    from transformers import LlamaForCausalLM, Trainer, TrainingArguments, set_seed
+    from transformers import (
+        LlamaForCausalLM,
+        PrinterCallback,
+        Trainer,
+        TrainingArguments,
+        set_seed,
+    )
+
+    from expandr_core.training import ProgressCallback, last_checkpoint
 
     options: TinyLLMOptions = job.options
     seed = derive_seed("tiny_llm", job.seed) % 2**32
@@ -158,9 +165,11 @@ def _train(
         arguments,
         data_collator=pad_batch,
         train_dataset=examples,  # pyright: ignore[reportArgumentType]
+        callbacks=[ProgressCallback(job)],
     )
     log.info("training a Llama of %d parameters", model.num_parameters())
-    train_resumable(trainer, job.checkpoints, job.progress)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=last_checkpoint(job.checkpoints))
     return model, [line["loss"] for line in trainer.state.log_history if "loss" in line][-1]
 
 

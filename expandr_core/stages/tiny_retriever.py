@@ -14,7 +14,6 @@ from expandr_core.bpe import train_bpe
 from expandr_core.corpus_sample import sample_passages
 from expandr_core.errors import DataError
 from expandr_core.options import TinyRetrieverOptions
-from expandr_core.resumable import report_steps
 from expandr_core.seeding import derive_seed
 from expandr_core.stage import Job
 
@@ -88,7 +87,9 @@ def _train(
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
     from torch.utils.data import SequentialSampler
-    from transformers import set_seed
+    from transformers import PrinterCallback, set_seed
+
+    from expandr_core.training import ProgressCallback
 
     options: TinyRetrieverOptions = job.options
     seed = derive_seed("tiny_retriever", job.seed) % 2**32
@@ -123,8 +124,10 @@ def _train(
     )
     anchors, positives = zip(*pairs, strict=True)
     dataset = Dataset.from_dict({"anchor": anchors, "positive": positives})
-    trainer = SentenceTransformerTrainer(model, arguments, train_dataset=dataset, loss=loss)
+    trainer = SentenceTransformerTrainer(
+        model, arguments, train_dataset=dataset, loss=loss, callbacks=[ProgressCallback(job)]
+    )
     log.info("training %d token embeddings", tokenizer.get_vocab_size())
-    report_steps(trainer, job.progress)
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     return model, [line["loss"] for line in trainer.state.log_history if "loss" in line][-1]
