@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
-_PASSAGES = 1 << 31  # more than there are passage numbers
+from expandr_core.hard_negatives import PASSAGES
 
 
 def fuse(queries: Tensor, expansions: Tensor, has_expansion: Tensor, normalize: bool) -> Tensor:
@@ -37,7 +37,7 @@ def fuse(queries: Tensor, expansions: Tensor, has_expansion: Tensor, normalize: 
 
 def pair_numbers(query_ids: Tensor, passage_ids: Tensor) -> Tensor:
     """Number (query, passage) pairs, of any shape that broadcasts; below 0 for no passage."""
-    return torch.where(passage_ids < 0, -1, query_ids * _PASSAGES + passage_ids)
+    return torch.where(passage_ids < 0, -1, query_ids * PASSAGES + passage_ids)
 
 
 def false_negatives(query_ids: Tensor, passage_ids: Tensor, positive_pairs: Tensor) -> Tensor:

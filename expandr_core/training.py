@@ -7,6 +7,7 @@ it, or its removal, half done. The Trainer itself would take the one with the hi
 import json
 import logging
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -55,7 +56,7 @@ class ProgressCallback(TrainerCallback):
 def last_checkpoint(folder: Path) -> str | None:
     """Return the newest complete checkpoint in a folder, for `resume_from_checkpoint`, or None.
 
-    Half-written ones are passed over: training overwrites them when it reaches their step again.
+    Half-written ones are deleted: the Trainer counts them among those that it keeps.
     """
     found = [path for path in folder.glob("checkpoint-*") if re.search(r"-\d+$", path.name)]
     for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
@@ -63,7 +64,8 @@ def last_checkpoint(folder: Path) -> str | None:
         if damage is None:
             log.info("going on from %s", path.name)
             return str(path)
-        log.warning("%s is incomplete (%s) and not used", path.name, damage)
+        log.warning("%s is incomplete (%s) and deleted", path.name, damage)
+        shutil.rmtree(path)
     return None
 
 

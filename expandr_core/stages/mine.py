@@ -1,0 +1,171 @@
+"""Mine hard negatives: what the current retriever ranks first for an expanded query, but is wrong.
+
+Input roles: `examples` (a retriever.parquet), `retriever`, `embeddings` (the corpus as `encode`
+wrote it, by the same retriever), `corpus` (a corpus.parquet), and `expansions` (shards; optional).
+Writes negatives.parquet, a row a query, sorted by query_id, the nearest negative first.
+
+Left out are the query's positives, passages with the very text of a positive, empty passages, and,
+as in search, the passage that has the query's id.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from expandr_core.errors import DataError
+from expandr_core.hard_negatives import PASSAGES, Numbers
+from expandr_core.joined import file_in, join_expansions, places_of, read_columns
+from expandr_core.options import Options, Positive, runtime
+from expandr_core.stage import Job
+
+if TYPE_CHECKING:
+    from expandr_core.encoder import Encoder, Vectors
+
+VERSION = 1
+ISOLATION = "on-gpu"
+QUERIES_AT_ONCE = 1024
+SCHEMA = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("negative_ids", pa.list_(pa.string())),
+        ("negatives", pa.list_(pa.string())),
+    ]
+)
+
+
+class OPTIONS(Options):
+    """How deep to mine, and how texts become vectors."""
+
+    mining_depth: Positive
+    expansions_per_query: Positive
+    normalize: bool
+    max_tokens: int
+    batch_size: Positive = runtime(128)
+    block_size: Positive = runtime(100_000)
+
+
+def run(job: Job) -> None:
+    """Write `negatives.parquet`, block of queries by block."""
+    from expandr_core.encoder import Encoder
+    from expandr_core.search import nearest, open_index
+
+    options: OPTIONS = job.options
+    device = job.spec.runtime.get("device", "auto")
+    encoder = Encoder(
+        job.inputs["retriever"], device, options.normalize, options.max_tokens, options.batch_size
+    )
+    index = open_index(job.inputs["embeddings"])
+    if index.vectors.shape[1] != encoder.dimensions:
+        raise DataError(
+            f"the embeddings have {index.vectors.shape[1]} dimensions, the retriever "
+            f"{encoder.dimensions}; encode the corpus with this retriever"
+        )
+    names = ["query_id", "query", "positive_id", "positive"]
+    examples = read_columns(file_in(job.inputs["examples"], "retriever.parquet"), names)
+    query_ids = examples["query_id"].unique().sort()
+    queries = examples["query"].take(places_of(query_ids, examples["query_id"]))
+    samples: list[Any] = []
+    if "expansions" in job.spec.inputs:
+        shards = job.shards("expansions")
+        samples = join_expansions(shards, query_ids, options.expansions_per_query)
+    passages = read_passages(file_in(job.inputs["corpus"], "corpus.parquet"), index.passage_ids)
+    contents, wrong = forbidden(examples, query_ids, index.passage_ids, passages)
+    itself = places_of(query_ids, index.passage_ids)
+    counts = {"queries": len(query_ids), "negatives": 0, "queries without a negative": 0}
+    with pq.ParquetWriter(job.out / "negatives.parquet", SCHEMA, compression="zstd") as writer:
+        for start in range(0, len(query_ids), QUERIES_AT_ONCE):
+            block = slice(start, start + QUERIES_AT_ONCE)
+            texts = [sample[block].to_pylist() for sample in samples]
+            vectors = encode_expanded(encoder, queries[block].to_pylist(), texts)
+            _, places = nearest(vectors, index, options.mining_depth, options.block_size)
+            numbers = np.arange(start, start + len(places))[:, None]
+            kept = ~np.isin(numbers * PASSAGES + contents[places], wrong)
+            kept &= places != itself[block][:, None]
+            kept &= contents[places] >= 0
+            found = [
+                column.take(pa.array(places[kept])) for column in (index.passage_ids, passages)
+            ]
+            writer.write_table(rows(query_ids[block], kept.sum(axis=1), found))
+            counts["negatives"] += int(kept.sum())
+            counts["queries without a negative"] += int((~kept.any(axis=1)).sum())
+            job.progress(start + len(places), len(query_ids), "queries")
+    job.counts |= counts
+
+
+def rows(query_ids: Any, sizes: Numbers, columns: list[Any]) -> pa.Table:
+    """Cut columns into lists of the given sizes, one for each query.
+
+    >>> letters = pa.array(["a", "b", "c"])
+    >>> table = rows(pa.array(["q1", "q2"]), np.array([1, 2]), [letters, letters])
+    >>> table["negatives"].to_pylist()
+    [['a'], ['b', 'c']]
+    """
+    ends = pa.array(np.concatenate([[0], np.cumsum(sizes)]))
+    lists = [pa.LargeListArray.from_arrays(ends, column) for column in columns]
+    return pa.table([query_ids, *lists], names=SCHEMA.names).cast(SCHEMA)
+
+
+def read_passages(path: Any, passage_ids: Any) -> Any:
+    """Read the texts of the corpus in the order of the index, as the encoder saw them.
+
+    Raises:
+        DataError: if the index knows a passage that the corpus lacks.
+    """
+    corpus = read_columns(path, ["passage_id", "title", "text"])
+    space = pa.scalar(" ", pa.large_string())
+    joined = pc.call_function("binary_join_element_wise", [corpus["title"], corpus["text"], space])
+    texts = pc.call_function("utf8_trim_whitespace", [joined])
+    places = places_of(passage_ids, corpus["passage_id"])
+    if (places < 0).any():
+        missing = passage_ids[int(np.argmin(places))].as_py()
+        raise DataError(
+            f"passage {missing!r} of the embeddings is not in the corpus; encode this corpus"
+        )
+    return texts.take(pa.array(places))
+
+
+def forbidden(
+    examples: dict[str, Any], query_ids: Any, passage_ids: Any, passages: Any
+) -> tuple[Numbers, Numbers]:
+    """Number the passages by their text, and pair queries with the texts of their positives.
+
+    Returns:
+        Numbers of the passages' texts (passages,), -1 for an empty one; and the sorted numbers of
+        forbidden pairs: place of the query in `query_ids` * PASSAGES + number of the text.
+    """
+    encoded = pa.concat_arrays([passages, examples["positive"]]).dictionary_encode()
+    numbers = encoded.indices.to_numpy().astype(np.int64)
+    contents, positives = np.split(numbers, [len(passages)])
+    owners = places_of(examples["query_id"], query_ids)
+    by_id = places_of(examples["positive_id"], passage_ids)
+    known = by_id >= 0
+    pairs = [owners * PASSAGES + positives, (owners * PASSAGES + contents[by_id])[known]]
+    empty = places_of(pa.array([""], pa.large_string()), encoded.dictionary)[0]
+    return np.where(contents == empty, -1, contents), np.unique(np.concatenate(pairs))
+
+
+def encode_expanded(encoder: "Encoder", queries: list[str], samples: list[list[str]]) -> "Vectors":
+    """Encode queries, each fused with its expansions one by one, and averaged over these.
+
+    Args:
+        encoder: the retriever's.
+        queries: (queries,)
+        samples: for each sample the expansions (queries,); none to encode the queries alone.
+
+    Returns:
+        (queries, dimensions)
+    """
+    from expandr_core.encoder import fuse, unit
+
+    alone = encoder.encode(queries)
+    if not samples:
+        return alone
+    fused = []
+    for texts in samples:
+        there = np.array([text != "" for text in texts])
+        fused.append(fuse(alone, encoder.encode(texts), there, encoder.normalize))
+    mean = np.mean(fused, axis=0, dtype=np.float32)
+    return unit(mean) if encoder.normalize else mean
