@@ -101,10 +101,12 @@ class TripleTable:
             PRAGMA journal_mode = OFF;
             PRAGMA synchronous = OFF;
             PRAGMA temp_store = FILE;
+            PRAGMA cache_size = -100000;  -- KiB
             CREATE TABLE passage (id TEXT UNIQUE, text TEXT);
             CREATE TABLE query (id TEXT UNIQUE, text TEXT, source TEXT, part TEXT);
             CREATE TABLE triple (query TEXT, positive TEXT, negative TEXT,
                 PRIMARY KEY (query, positive, negative)) WITHOUT ROWID;
+            BEGIN;
             """
         )
 
