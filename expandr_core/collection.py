@@ -185,3 +185,25 @@ def known_judgements(
             )
     reader.require(file, len(known))
     return known
+
+
+def check_judged(
+    file: RawFile,
+    judgements: list[Judgement],
+    queries_file: RawFile,
+    queries: dict[str, Query],
+    cluster_by: str = "",
+) -> None:
+    """Check that a passage is relevant at all, and that every judged query has its cluster.
+
+    Raises:
+        DataError: naming the file, or the query that lacks a cluster.
+    """
+    if not any(row.relevance > 0 for row in judgements):
+        raise DataError(f"{file}: no passage is relevant; a score above 0 means relevant")
+    for query in (queries[row.query_id] for row in judgements):
+        if query.cluster is None:
+            raise DataError(
+                f"{queries_file}:{query.line}: query {query.query_id!r} has no "
+                f'"{cluster_by}" in its metadata; add it, or change data.cluster_by'
+            )

@@ -20,20 +20,9 @@ from expandr_core.datasets import (
     text_field,
 )
 from expandr_core.errors import DataError
+from expandr_core.examples import Example
 from expandr_core.split import Part, normalise
 from expandr_core.store import open_filesystem
-
-
-class Example(NamedTuple):
-    """A training row: a query, one of its positives, and the negatives given with them."""
-
-    query_id: str
-    query: str
-    source: str
-    positive_id: str
-    positive: str
-    negative_ids: list[str]
-    negatives: list[str]
 
 
 class Triple(NamedTuple):

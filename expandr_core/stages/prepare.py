@@ -8,7 +8,6 @@ test_queries.parquet, test_qrels.parquet    for measuring, if the collection has
 """
 
 import logging
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -23,6 +22,7 @@ from expandr_core.collection import (
     Judgement,
     Passage,
     Query,
+    check_judged,
     collection_files,
     known_judgements,
     qrels_name,
@@ -32,10 +32,11 @@ from expandr_core.collection import (
 )
 from expandr_core.datasets import RawFile, Reader, write_parquet
 from expandr_core.errors import DataError
+from expandr_core.examples import Example, split_judgements
 from expandr_core.options import DataOptions
 from expandr_core.split import PARTS, Part, Split, normalise
 from expandr_core.stage import Job
-from expandr_core.triples import Example, TripleTable, read_triples, triples_files
+from expandr_core.triples import TripleTable, read_triples, triples_files
 
 log = logging.getLogger(__name__)
 VERSION = 1
@@ -114,10 +115,10 @@ def run(job: Job) -> None:
     else:
         _split_judgements(job, reader, collection, split)
     _count_leaked(reader, split)
-    split.require(_queries_by_part(job.counts))
     for name, number in sorted(job.counts.items()):
         level = logging.WARNING if name.startswith(("skipped", "dropped")) else logging.INFO
         log.log(level, "%s: %d", name, number)
+    split.require(_queries_by_part(job.counts))
 
 
 def _read_collection(job: Job, reader: Reader, files: dict[str, RawFile]) -> _Collection:
@@ -146,6 +147,7 @@ def _read_collection(job: Job, reader: Reader, files: dict[str, RawFile]) -> _Co
     for split, rows in judgements.items():
         file = files[qrels_name(split)]
         judgements[split] = known_judgements(reader, file, rows, lines)
+        check_judged(file, judgements[split], files[QUERIES], queries, job.options.cluster_by)
     return _Collection(queries, judgements, positives)
 
 
@@ -163,6 +165,11 @@ def _hold_out(reader: Reader, collection: _Collection) -> set[str]:
         collection.judgements["dev"] = [row for row in rows if row.query_id not in leaked]
         if leaked:
             reader.count("dropped/dev queries that are test queries", len(leaked))
+        if not collection.judgements["dev"]:
+            raise DataError(
+                f"all queries of {qrels_name('dev')} are test queries too; name others, or delete "
+                "the file to have a part of the training queries instead"
+            )
     return test.union(*(texts.values() for texts in normalised.values()))
 
 
@@ -170,17 +177,7 @@ def _write_evaluation(
     job: Job, split: str, queries: dict[str, Query], judgements: list[Judgement]
 ) -> None:
     """Write a split's judged queries and their judgements."""
-    if not any(row.relevance > 0 for row in judgements):
-        raise DataError(
-            f"{qrels_name(split)} names no relevant passage; a score above 0 means relevant"
-        )
     judged = [queries[query_id] for query_id in sorted({row.query_id for row in judgements})]
-    for query in judged:
-        if query.cluster is None:
-            raise DataError(
-                f"{QUERIES}:{query.line}: query {query.query_id!r} has no "
-                f'"{job.options.cluster_by}" in its metadata; add it, or change data.cluster_by'
-            )
     query_rows = ((query.query_id, query.text, query.cluster) for query in judged)
     qrels = sorted((row.query_id, row.passage_id, row.relevance) for row in judgements)
     _write_queries(job, split, query_rows, qrels)
@@ -201,36 +198,12 @@ def _write_queries(
 
 def _split_judgements(job: Job, reader: Reader, collection: _Collection, split: Split) -> None:
     """Split the queries of qrels/train.tsv; write examples, and the dev part if there is none."""
-    judged: defaultdict[str, list[Judgement]] = defaultdict(list)
-    for row in sorted(collection.judgements["train"]):
-        judged[row.query_id].append(row)
-    examples: dict[Part, list[Example]] = {part: [] for part in PARTS}
-    dev: list[Judgement] = []
-    for query_id, rows in judged.items():
-        positives = [row.passage_id for row in rows if row.relevance > 0]
-        filled = [passage_id for passage_id in positives if collection.positives[passage_id]]
-        if len(filled) < len(positives):
-            reader.count(
-                "dropped/training judgements of empty passages", len(positives) - len(filled)
-            )
-        if not filled:
-            reader.count("dropped/training queries without a relevant passage")
-            continue
-        text = collection.queries[query_id].text
-        part = split.part(text)
-        if part == "dev":
-            dev += rows
-        if part:
-            examples[part] += [
-                Example(
-                    query_id, text, "train", passage_id, collection.positives[passage_id], [], []
-                )
-                for passage_id in filled
-            ]
+    queries, judgements, positives = collection
+    parts = split_judgements(reader, split, queries, judgements["train"], positives)
     for part in PARTS:
-        _write_examples(job, part, examples[part])
-    if dev:
-        _write_evaluation(job, "dev", collection.queries, dev)
+        _write_examples(job, part, parts.examples[part])
+    if parts.dev:
+        _write_evaluation(job, "dev", queries, parts.dev)
 
 
 def _split_triples(job: Job, reader: Reader, files: list[RawFile], split: Split) -> None:

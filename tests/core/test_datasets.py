@@ -195,7 +195,7 @@ def no_qrels(folder: Path) -> None:
         (lambda folder: (folder / "qrels/test.tsv").write_text(HEADER), ["test.tsv is empty"]),
         (
             lambda folder: (folder / "qrels/test.tsv").write_text("q30\td1\t0\n"),
-            ["qrels/test.tsv names no relevant passage", "above 0"],
+            ["qrels/test.tsv: no passage is relevant", "above 0"],
         ),
     ],
 )

@@ -127,6 +127,12 @@ def test_a_test_query_without_its_cluster_is_refused(wings: Path, tmp_path: Path
         prepare(tmp_path / "store", collection=str(wings), cluster_by="entity")
 
 
+def test_dev_queries_that_are_all_test_queries_are_refused(wings: Path, tmp_path: Path) -> None:
+    write_qrels(wings, "dev", [("q40", "d1", 1)])
+    with pytest.raises(DataError, match=r"all queries of qrels/dev.tsv are test queries too"):
+        prepare(tmp_path / "store", collection=str(wings))
+
+
 def test_given_dev_judgements_replace_the_dev_part(wings: Path, tmp_path: Path) -> None:
     write_qrels(wings, "dev", [(f"q{n}", "d1", 1) for n in range(50, 55)])
     artifact, tables = prepare(tmp_path / "store", collection=str(wings), dev_share=0.4)
