@@ -18,7 +18,7 @@ def train_bpe(
         special_tokens: get the ids 0, 1, 2, ... in order.
         lower: ignore case.
 
-    >>> tokenizer = train_bpe(["dewcap dewcap"], 300)
+    >>> tokenizer = train_bpe(["a dewcap", "a dewcap"], 300)
     >>> tokenizer.encode("a dewcap").tokens
     ['a', 'Ġdewcap']
     """

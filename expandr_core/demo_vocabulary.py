@@ -48,7 +48,7 @@ ASPECTS = {
             "The native range of {name} comprises {value}.",
         ),
         remarks=(
-            "The habitat is considered stable across the region.",
+            "The habitat is considered stable throughout the region.",
             "Its distribution has been mapped in detail.",
         ),
         statements=(

@@ -41,9 +41,14 @@ def identity(options: Options) -> dict[str, Any]:
         extra = field.json_schema_extra
         if isinstance(extra, dict) and extra.get("in_key") is False:
             continue
-        value = getattr(options, name)
-        kept[name] = identity(value) if isinstance(value, Options) else value
+        kept[name] = _plain(getattr(options, name))
     return kept
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Options):
+        return identity(value)
+    return [_plain(element) for element in value] if isinstance(value, tuple) else value
 
 
 class DataOptions(Options):
@@ -107,6 +112,7 @@ class TinyLLMOptions(Options):
     learning_rate: float = Field(
         3e-3, gt=0, description="Peak learning rate of AdamW, linear decay."
     )
+    checkpoint_steps: Positive = runtime(200, description="Steps between checkpoints.")
 
 
 class LLMOptions(Options):

@@ -149,7 +149,7 @@ def _train(
         weight_decay=0.01,
         max_grad_norm=1.0,
         train_sampling_strategy="sequential",
-        save_steps=200,
+        save_steps=options.checkpoint_steps,
         save_total_limit=1,
         bf16=True,
         use_cpu=device == "cpu" or not torch.cuda.is_available(),
