@@ -7,7 +7,7 @@ trains loads the model with `load_retriever` and fuses by the same rule.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,10 +89,11 @@ def load_retriever(folder: Path, device: str, max_tokens: int) -> "SentenceTrans
             f"{folder}: the retriever prepends its prompt {model.default_prompt_name!r} to texts, "
             "which training would not; remove default_prompt_name from its configuration"
         )
-    if isinstance(model[0], StaticEmbedding):  # without a limit of its own that could be set
-        truncation = model[0].tokenizer.truncation
+    first: Any = model[0]
+    if isinstance(first, StaticEmbedding):  # its limit, if any, is the tokenizer's
+        truncation = first.tokenizer.truncation
         own = truncation["max_length"] if truncation else max_tokens
-        model[0].tokenizer.enable_truncation(min(own, max_tokens))
+        first.tokenizer.enable_truncation(min(own, max_tokens))
     else:
         model.max_seq_length = min(model.max_seq_length or max_tokens, max_tokens)
     return model.float().eval()

@@ -4,32 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from evaluation_world import WORDS, save_static_retriever
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from expandr_core.encoder import Encoder, fuse, unit
 from expandr_core.errors import DataError
-
-WORDS = ["red", "blue", "bird", "song", "river", "stone"]
-
-
-def save_static_retriever(folder: Path, words: list[str], dimensions: int = 8) -> Path:
-    """Save a retriever that averages fixed random vectors of whole words."""
-    import torch
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    vocabulary = {word: index for index, word in enumerate(["[UNK]", *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    weights = torch.randn(len(vocabulary), dimensions, generator=torch.Generator().manual_seed(0))
-    weights[0] = 0
-    SentenceTransformer(
-        modules=[StaticEmbedding(tokenizer, embedding_weights=weights)], device="cpu"
-    ).save(str(folder))
-    return folder
 
 
 @pytest.fixture(scope="module")

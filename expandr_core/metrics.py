@@ -1,0 +1,85 @@
+"""nDCG@10, MAP, Recall@100 and MRR@10 of each query, by pytrec_eval, as beir computes them.
+
+MAP is over the whole run, so beir's MAP@k where k is the run's depth. Queries without a relevant
+passage have no metric; beir would count them as 0.
+"""
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+METRICS = ("ndcg_at_10", "map", "recall_at_100", "mrr_at_10")
+TITLES = {
+    "ndcg_at_10": "nDCG@10",
+    "map": "MAP",
+    "recall_at_100": "Recall@100",
+    "mrr_at_10": "MRR@10",
+}
+SCHEMA = pa.schema([("query_id", pa.string()), *((name, pa.float64()) for name in METRICS)])
+_QUERIES_AT_ONCE = 250  # pytrec_eval needs dictionaries, some 200 bytes per hit
+
+
+def score_queries(qrels: pa.Table, run: pa.Table) -> pa.Table:
+    """Measure each query that has a relevant passage.
+
+    Args:
+        qrels: query_id, passage_id, relevance; above 0 is relevant, and a grade for nDCG.
+        run: query_id, passage_id, score, rank. A query without hits counts as 0.
+
+    Returns:
+        query_id and METRICS, sorted by query_id.
+
+    Here the only relevant passage is at rank 2, so nDCG@10 is 1/log2(3):
+
+    >>> qrels = pa.table({"query_id": ["q"], "passage_id": ["b"], "relevance": [1]})
+    >>> run = pa.table({"query_id": ["q", "q"], "passage_id": ["a", "b"], "score": [2.0, 1.0],
+    ...                 "rank": [1, 2]})
+    >>> {name: round(value[0], 4) for name, value in score_queries(qrels, run).to_pydict().items()
+    ...  if name != "query_id"}
+    {'ndcg_at_10': 0.6309, 'map': 0.5, 'recall_at_100': 1.0, 'mrr_at_10': 0.5}
+    """
+    ids = qrels.filter(pc.field("relevance") > 0)["query_id"].unique().sort()
+    tables = [SCHEMA.empty_table()]
+    for start in range(0, len(ids), _QUERIES_AT_ONCE):
+        tables.append(_score(qrels, run, ids[start : start + _QUERIES_AT_ONCE]))
+    return pa.concat_tables(tables)
+
+
+def _score(qrels: pa.Table, run: pa.Table, ids: pa.Array) -> pa.Table:
+    import pytrec_eval
+
+    run = run.filter(pc.field("query_id").isin(ids))
+    judged = _nested(qrels.filter(pc.field("query_id").isin(ids)), "relevance")
+    evaluator = pytrec_eval.RelevanceEvaluator(judged, {"ndcg_cut.10", "map", "recall.100"})
+    scores = evaluator.evaluate(_nested(run, "score"))
+    first_ten = run.filter(pc.field("rank") <= 10)
+    evaluator = pytrec_eval.RelevanceEvaluator(judged, {"recip_rank"})
+    reciprocal = evaluator.evaluate(_nested(first_ten, "score"))
+    rows = [
+        {
+            "query_id": query_id,
+            "ndcg_at_10": scores[query_id]["ndcg_cut_10"] if query_id in scores else 0.0,
+            "map": scores[query_id]["map"] if query_id in scores else 0.0,
+            "recall_at_100": scores[query_id]["recall_100"] if query_id in scores else 0.0,
+            "mrr_at_10": reciprocal[query_id]["recip_rank"] if query_id in reciprocal else 0.0,
+        }
+        for query_id in ids.to_pylist()
+    ]
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def _nested(table: pa.Table, value: str) -> dict[str, dict[str, Any]]:
+    """Return {query_id: {passage_id: value}}."""
+    nested: defaultdict[str, dict[str, Any]] = defaultdict(dict)
+    columns = (table[name].to_pylist() for name in ("query_id", "passage_id", value))
+    for query_id, passage_id, number in zip(*columns, strict=True):
+        nested[query_id][passage_id] = number
+    return dict(nested)
+
+
+def mean_metrics(per_query: pa.Table) -> dict[str, float]:
+    """Average each metric over the queries."""
+    return {name: float(np.mean(per_query[name].to_numpy())) for name in METRICS}

@@ -1,0 +1,135 @@
+"""Paired tests between two systems on the same queries, and Holm's correction for several tests.
+
+Queries of one cluster (say, about the same thing) are not independent, so they are averaged first
+and each cluster is one observation.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from expandr_core.errors import DataError
+
+Test = Literal["t", "randomisation"]
+_RESAMPLES = 9999
+
+
+class Difference(NamedTuple):
+    """How one system differs from another.
+
+    Attributes:
+        difference: mean over clusters of (after - before).
+        p: probability of a difference as large, either way, if the systems were alike.
+        clusters: number of independent observations; each query is one if there are no clusters.
+        queries: number of queries.
+        wins: queries with a higher value after than before.
+        losses: queries with a lower one.
+    """
+
+    difference: float
+    p: float
+    clusters: int
+    queries: int
+    wins: int
+    losses: int
+
+
+def compare_queries(
+    before: pa.Table, after: pa.Table, metric: str, test: Test, seed: int
+) -> Difference:
+    """Compare two systems on the same queries, joined by id.
+
+    Args:
+        before: query_id, cluster and the metric, one row a query.
+        after: the same for the other system.
+        metric: the column to compare.
+        test: "t" for a paired t-test; "randomisation" for 9999 random exchanges of the two systems
+            within clusters (all of them, if there are fewer).
+        seed: of the random exchanges.
+
+    Raises:
+        DataError: if the two are not about the same queries in the same clusters.
+    """
+    before, after = before.sort_by("query_id"), after.sort_by("query_id")
+    _require_same_queries(before, after)
+    change = after[metric].to_numpy() - before[metric].to_numpy()
+    _, cluster_of = np.unique(before["cluster"].to_numpy(), return_inverse=True)
+    by_cluster = np.bincount(cluster_of, weights=change) / np.bincount(cluster_of)
+    return Difference(
+        difference=float(by_cluster.mean()),
+        p=paired_p(by_cluster, test, seed),
+        clusters=len(by_cluster),
+        queries=len(change),
+        wins=int((change > 0).sum()),
+        losses=int((change < 0).sum()),
+    )
+
+
+def _require_same_queries(before: pa.Table, after: pa.Table) -> None:
+    """Check two tables that are sorted by query_id."""
+    ids, other_ids = before["query_id"].to_pylist(), after["query_id"].to_pylist()
+    if ids != other_ids or len(set(ids)) != len(ids) or not ids:
+        alone = sorted(set(ids) ^ set(other_ids))
+        raise DataError(
+            "only systems measured on the same queries, once each, can be compared; "
+            f"{len(ids)} and {len(other_ids)} queries, {len(alone)} in one of the two only, "
+            f"such as {', '.join(map(repr, alone[:3])) or 'none'}"
+        )
+    clusters = zip(ids, before["cluster"].to_pylist(), after["cluster"].to_pylist(), strict=True)
+    for query_id, cluster, other_cluster in clusters:
+        if cluster != other_cluster:
+            raise DataError(
+                f"query {query_id!r} is in cluster {cluster!r} before, {other_cluster!r} after; "
+                "prepare both from the same data"
+            )
+
+
+def paired_p(differences: NDArray[np.float64], test: Test, seed: int) -> float:
+    """Return the two-sided p-value of paired differences.
+
+    It is 1 where nothing can be concluded: all differences are zero, or there is only one.
+
+    Args:
+        differences: (observations,)
+        test: see `compare_queries`.
+        seed: see `compare_queries`.
+
+    Of the 2^3 ways to exchange the systems in three pairs, two give a mean difference as large:
+
+    >>> paired_p(np.array([0.1, 0.2, 0.3]), "randomisation", seed=0)
+    0.25
+    >>> paired_p(np.zeros(5), "t", seed=0), paired_p(np.ones(1), "t", seed=0)
+    (1.0, 1.0)
+    """
+    from scipy import stats
+
+    if len(differences) < 2 or not differences.any():
+        return 1.0
+    if test == "t":
+        return float(stats.ttest_rel(differences, np.zeros_like(differences)).pvalue)
+    result = stats.permutation_test(
+        (differences,),
+        lambda sample, axis: np.mean(sample, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=_RESAMPLES,
+        batch=max(1, 2**22 // len(differences)),
+        rng=np.random.default_rng(seed),
+    )
+    return float(result.pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values for their number, by Holm's method.
+
+    The smallest of three is multiplied by 3, the next by 2; none gets less than the one before:
+
+    >>> [round(p, 3) for p in holm([0.04, 0.01, 0.03])]
+    [0.06, 0.03, 0.06]
+    """
+    from statsmodels.stats.multitest import multipletests
+
+    return np.asarray(multipletests(p_values, method="holm")[1]).tolist() if p_values else []

@@ -1,0 +1,234 @@
+"""Compare systems: their metrics, and for each step from one to another whether it is significant.
+
+Inputs: one evaluation (from the stages evaluate or evaluate_bm25) per system, by its role. Writes
+
+report.json       systems with metrics; steps with difference, p-values, clusters, wins and losses
+report.md         the same as two tables to read
+systems.parquet   the systems' metrics, one row each
+
+Steps are tested on nDCG@10, two-sided; the p-values of all steps are corrected together (Holm).
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from expandr_core.errors import DataError
+from expandr_core.metrics import METRICS, TITLES
+from expandr_core.options import Options
+from expandr_core.seeding import derive_seed
+from expandr_core.significance import Difference, Test, compare_queries, holm
+from expandr_core.stage import Job
+
+VERSION = 1
+ISOLATION = "never"
+METRIC = "ndcg_at_10"
+_TESTS = {"t": "paired t-test", "randomisation": "paired randomisation test"}
+
+
+class System(Options):
+    """What is measured; `role` names its evaluation among the inputs."""
+
+    role: str = Field(pattern=r"^[a-z0-9_-]+$")
+    title: str
+    split: str
+
+
+class StepOptions(Options):
+    """A question about two systems, named by their roles."""
+
+    before: str
+    after: str
+    question: str
+
+
+class OPTIONS(Options):
+    """What is compared, and how strictly."""
+
+    systems: tuple[System, ...] = Field(min_length=1, description="In the order of the report.")
+    steps: tuple[StepOptions, ...] = Field(description="The family that is corrected together.")
+    test: Test = Field(description="Paired test between two systems.")
+    significance_level: float = Field(gt=0, lt=1, description="After Holm's correction.")
+
+
+class Step(NamedTuple):
+    """The answer to one question; `change` holds the numbers (see Difference)."""
+
+    before: str
+    after: str
+    question: str
+    change: Difference
+    corrected_p: float
+    significant: bool
+
+
+def run(job: Job) -> None:
+    """Write the report."""
+    options: OPTIONS = job.options
+    systems = [
+        system.model_dump() | json.loads((_folder(job, system.role) / "metrics.json").read_text())
+        for system in options.systems
+    ]
+    steps = compare_systems(
+        {system.role: _folder(job, system.role) for system in options.systems},
+        options.steps,
+        options.test,
+        options.significance_level,
+        job.seed,
+    )
+    report = {
+        "metric": METRIC,
+        "test": options.test,
+        "correction": "holm",
+        "significance_level": options.significance_level,
+        "systems": systems,
+        "steps": [as_record(step) for step in steps],
+    }
+    (job.out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False))
+    (job.out / "report.md").write_text(render(report))
+    columns = ["role", "title", "split", "queries", *METRICS]
+    rows = [{name: system[name] for name in columns} for system in systems]
+    pq.write_table(pa.Table.from_pylist(rows), job.out / "systems.parquet", compression="zstd")
+    job.counts |= {
+        "systems": len(systems),
+        "steps": len(steps),
+        "significant_steps": sum(step.significant for step in steps),
+    }
+
+
+def _folder(job: Job, role: str) -> Path:
+    if role not in job.inputs:
+        raise DataError(f"there is no evaluation of the system {role!r} among the inputs")
+    return job.inputs[role]
+
+
+def compare_systems(
+    evaluations: dict[str, Path],
+    steps: tuple[StepOptions, ...],
+    test: Test,
+    significance_level: float,
+    seed: int,
+) -> list[Step]:
+    """Test all steps, and correct their p-values together.
+
+    Args:
+        evaluations: folder of each system's evaluation, by role.
+        steps: pairs of roles, with the question they answer.
+        test: see `significance.compare_queries`.
+        significance_level: of the corrected p-values.
+        seed: of the randomisation test.
+
+    Raises:
+        DataError: if a step names an unknown role, or systems measured on different queries.
+    """
+    changes = []
+    for step in steps:
+        unknown = {step.before, step.after} - evaluations.keys()
+        if unknown:
+            raise DataError(f"the step {step.question!r} names unknown systems: {sorted(unknown)}")
+        try:
+            changes.append(gain(evaluations[step.before], evaluations[step.after], test, seed))
+        except DataError as error:
+            raise DataError(f"from {step.before!r} to {step.after!r}: {error}") from error
+    corrected = holm([change.p for change in changes])
+    return [
+        Step(step.before, step.after, step.question, change, p, p < significance_level)
+        for step, change, p in zip(steps, changes, corrected, strict=True)
+    ]
+
+
+def gain(before: Path, after: Path, test: Test, seed: int) -> Difference:
+    """Compare two evaluations by nDCG@10; a gain is a positive difference with a small p.
+
+    Args:
+        before: folder of an evaluation.
+        after: folder of another one, of the same queries.
+        test: see `significance.compare_queries`.
+        seed: of the randomisation test.
+    """
+    return compare_queries(
+        pq.read_table(before / "per_query.parquet"),
+        pq.read_table(after / "per_query.parquet"),
+        METRIC,
+        test,
+        derive_seed("compare", seed),
+    )
+
+
+def as_record(step: Step) -> dict[str, Any]:
+    """Return a step as it stands in report.json: flat."""
+    record = step._asdict()
+    change: Difference = record.pop("change")
+    return record | change._asdict()
+
+
+def render(report: dict[str, Any]) -> str:
+    """Render report.json as Markdown."""
+    header = ["system", "split", "queries", *(TITLES[name] for name in METRICS)]
+    systems = [
+        [
+            system["title"],
+            system["split"],
+            str(system["queries"]),
+            *(f"{system[name]:.3f}" for name in METRICS),
+        ]
+        for system in report["systems"]
+    ]
+    titles = {system["role"]: system["title"] for system in report["systems"]}
+    steps = [
+        [
+            step["question"],
+            f"{titles[step['before']]} → {titles[step['after']]}",
+            f"{step['difference']:+.3f}",
+            _p(step["p"]),
+            _p(step["corrected_p"]) + (" *" if step["significant"] else ""),
+            f"{step['wins']} / {step['losses']}",
+            str(step["clusters"]),
+        ]
+        for step in report["steps"]
+    ]
+    columns = ["question", "step", "difference", "p", "p (Holm)", "wins / losses", "observations"]
+    level = report["significance_level"]
+    return "\n".join(
+        [
+            "# Report",
+            "",
+            *_table(header, systems, left=2),
+            "",
+            f"Steps: difference in {TITLES[report['metric']]}, {_TESTS[report['test']]}, two-sided, "
+            f"Holm's correction over all steps; * p < {level:g}. Queries of one cluster are averaged "
+            "and count as one observation; wins and losses count queries.",
+            "",
+            *_table(columns, steps, left=2),
+            "",
+        ]
+    )
+
+
+def _p(value: float) -> str:
+    """Format a p-value.
+
+    >>> _p(0.25), _p(0.0004), _p(3e-12)
+    ('0.250', '4.0e-04', '3.0e-12')
+    """
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.1e}"
+
+
+def _table(header: list[str], rows: list[list[str]], left: int) -> list[str]:
+    """Render a Markdown table, aligned in the source too; the first columns to the left."""
+    rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    widths = [max(3, *map(len, column)) for column in zip(header, *rows, strict=True)]
+
+    def line(cells: list[str]) -> str:
+        padded = [
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = ["-" * w if place < left else "-" * (w - 1) + ":" for place, w in enumerate(widths)]
+    return [line(header), line(rule), *map(line, rows)]

@@ -1,0 +1,44 @@
+"""Evaluate BM25 on queries and judgements, with or without expansions.
+
+Inputs: `corpus`, `queries`, `qrels`, and perhaps `expansions`, which are then appended to the query's
+text. Writes what the stage evaluate writes. How terms are made: see `expandr_core.bm25`.
+"""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from expandr_core.bm25 import BM25
+from expandr_core.collection import Passage
+from expandr_core.evaluation import measure
+from expandr_core.options import Options, Positive
+from expandr_core.stage import Job
+
+VERSION = 1
+ISOLATION = "never"
+
+
+class OPTIONS(Options):
+    """How BM25 weighs terms."""
+
+    depth: Positive = Field(1000, description="Passages kept per query.")
+    k1: float = Field(0.9, ge=0, description="How slowly repetitions of a term saturate.")
+    b: float = Field(0.4, ge=0, le=1, description="How much long passages are held back.")
+
+
+def run(job: Job) -> None:
+    """Index the corpus, search for the queries block by block, and measure."""
+    options: OPTIONS = job.options
+    ids = pq.read_table(job.inputs["corpus"], columns=["passage_id"])["passage_id"]
+    batches = pq.ParquetFile(job.inputs["corpus"]).iter_batches(
+        columns=["passage_id", "title", "text"]
+    )
+    passages = (Passage(**row).content for batch in batches for row in batch.to_pylist())
+    index = BM25(ids.combine_chunks(), passages, options.k1, options.b)
+
+    def search_block(block: pa.Table) -> pa.Table:
+        rows = zip(block["query"].to_pylist(), block["expansions"].to_pylist(), strict=True)
+        texts = [" ".join([query, *expansions]) for query, expansions in rows]
+        return index.search(block["query_id"].combine_chunks(), texts, options.depth)
+
+    measure(job, search_block)

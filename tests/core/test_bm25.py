@@ -1,0 +1,64 @@
+"""BM25: a score by hand, terms, hits, ties."""
+
+import math
+
+import pyarrow as pa
+import pytest
+
+from expandr_core.bm25 import BM25
+from expandr_core.errors import DataError
+
+
+def index_of(passages: dict[str, str], k1: float = 0.9, b: float = 0.4) -> BM25:
+    return BM25(pa.array(list(passages)), passages.values(), k1, b)
+
+
+def hits(index: BM25, query: str, k: int = 10, query_id: str = "q") -> list[str]:
+    return index.search(pa.array([query_id]), [query], k)["passage_id"].to_pylist()
+
+
+def test_a_score_by_hand():
+    index = index_of({"a": "red red bird", "b": "blue bird song river", "c": "stone"})
+    run = index.search(pa.array(["q"]), ["red"], 10).to_pydict()
+    rarity = math.log(1 + (3 - 1 + 0.5) / (1 + 0.5))
+    length = 3 / ((3 + 4 + 1) / 3)
+    expected = rarity * 2 / (2 + 0.9 * (1 - 0.4 + 0.4 * length))
+    assert (run["passage_id"], run["rank"]) == (["a"], [1])
+    assert run["score"] == pytest.approx([expected], rel=1e-5)
+
+
+def test_terms_are_stems_in_lower_case_without_stop_words():
+    index = index_of({"a": "The Birds were SINGING", "b": "the and of"})
+    assert hits(index, "bird") == ["a"]
+    assert hits(index, "sings") == ["a"]
+    assert hits(index, "the") == []
+    assert hits(index, "were of unheard words") == ["a"]  # "were" is no stop word of Lucene's
+
+
+def test_only_passages_that_share_a_term_are_hits_whatever_the_depth():
+    index = index_of({"a": "red bird", "b": "blue bird", "c": "stone", "empty": ""})
+    assert hits(index, "blue bird", k=1000) == ["b", "a"]
+    assert hits(index, "", k=1000) == []
+    assert hits(index, "?!", k=1000) == []
+
+
+def test_equal_scores_are_ordered_by_descending_id_also_at_the_cut():
+    index = index_of(dict.fromkeys(["b", "d", "a", "c"], "red bird"))
+    assert hits(index, "red", k=2) == ["d", "c"]
+
+
+def test_a_passage_with_the_query_s_id_is_left_out_and_replaced_by_the_next():
+    index = index_of({"a": "red", "b": "red red bird", "c": "red bird"})
+    assert hits(index, "red", k=2) == ["b", "a"]
+    assert hits(index, "red", k=2, query_id="b") == ["a", "c"]
+
+
+def test_runs_of_several_queries_follow_their_order():
+    index = index_of({"a": "red", "b": "blue"})
+    run = index.search(pa.array(["x", "y", "z"]), ["blue", "nothing", "red"], 5).to_pydict()
+    assert (run["query_id"], run["passage_id"], run["rank"]) == (["x", "z"], ["b", "a"], [1, 1])
+
+
+def test_a_corpus_without_words_is_refused():
+    with pytest.raises(DataError, match="no passage of the corpus has a word"):
+        index_of({"a": "", "b": "the"})
