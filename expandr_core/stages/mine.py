@@ -167,5 +167,5 @@ def encode_expanded(encoder: "Encoder", queries: list[str], samples: list[list[s
     for texts in samples:
         there = np.array([text != "" for text in texts])
         fused.append(fuse(alone, encoder.encode(texts), there, encoder.normalize))
-    mean = np.mean(fused, axis=0, dtype=np.float32)
+    mean = np.stack(fused).sum(axis=0) / np.float32(len(fused))
     return unit(mean) if encoder.normalize else mean

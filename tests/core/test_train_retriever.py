@@ -1,0 +1,356 @@
+"""Training the retriever: what it learns, what its rows are, and that a kill changes nothing."""
+
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import retriever_world as world
+from hypothesis import given
+from hypothesis import strategies as st
+
+from expandr_core.artifacts import Artifact
+from expandr_core.errors import DataError
+from expandr_core.hard_negatives import draw
+from expandr_core.stage import Job, make_spec, run_in_child, run_stage
+from expandr_core.stages import mine, train_retriever
+from expandr_core.store import Store, sha256_of
+from expandr_core.training import last_checkpoint
+from expandr_core.training_rows import TrainingRows
+
+EXAMPLES = [
+    world.example(thing, [other for other in world.TRAINED if other != thing][:4])
+    for thing in world.TRAINED
+]
+EXPANSIONS = [
+    (f"q{i}{j}", sample, f"tech{(i, j)[sample]}") for i, j in world.TRAINED for sample in (0, 1)
+]
+SETTINGS = {
+    "learning_rate": 0.03,
+    "epochs": 12,
+    "batch_size": 8,
+    "warmup_share": 0.1,
+    "hard_negatives": 2,
+    "expansions_per_query": 1,
+    "normalize": True,
+    "contrastive_temperature": 0.05,
+    "max_tokens": 32,
+}
+
+
+def no_progress(done: int, total: int, unit: str) -> None:
+    """Report to nobody."""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+Inputs = dict[str, Artifact]
+
+
+def make_inputs(
+    store: Store, save: Callable[[Path], Path] = world.save_static, expanded: bool = True
+) -> Inputs:
+    inputs = {
+        "retriever": world.put(store, "import-model", save(store.scratch / "model")),
+        "examples": world.put_examples(store, "prepare-examples", EXAMPLES),
+    }
+    if expanded:
+        inputs["expansions"] = world.put_expansions(store, "expand-all", EXPANSIONS)
+    return inputs
+
+
+def trained(store: Store, inputs: Inputs, seed: int = 0, **options: Any) -> Artifact:
+    settings = train_retriever.OPTIONS(**(SETTINGS | options))
+    spec = make_spec("train_retriever", settings, inputs, seed=seed, device="cpu")
+    return run_stage(spec, store, no_progress)
+
+
+def job_of(store: Store, inputs: Inputs, folder: Path, **options: Any) -> Job:
+    settings = train_retriever.OPTIONS(**(SETTINGS | options))
+    spec = make_spec("train_retriever", settings, inputs, device="cpu")
+    paths = {role: store.local(artifact) for role, artifact in inputs.items()}
+    (folder / "out").mkdir(parents=True)
+    checkpoints = folder.parent / "checkpoints"
+    checkpoints.mkdir(exist_ok=True)
+    return Job(spec, settings, paths, folder / "out", checkpoints, store, no_progress)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
+
+
+# What it learns
+
+
+@pytest.mark.parametrize("save", [world.save_static, world.save_bert])
+def test_training_with_expansions_finds_held_out_things_better(store, save):
+    inputs = make_inputs(store, save)
+    rate = 0.03 if save is world.save_static else 0.005
+    after = store.local(trained(store, inputs, learning_rate=rate))
+    before = store.local(inputs["retriever"])
+    ranks = [
+        world.mean_reciprocal_rank(folder, world.HELD_OUT, expanded=True)
+        for folder in (before, after)
+    ]
+    assert ranks[0] < 0.5
+    assert ranks[1] > ranks[0] + 0.3
+
+
+def test_the_control_without_expansions_takes_as_many_steps(store):
+    inputs = make_inputs(store)
+    control = {role: inputs[role] for role in ("retriever", "examples")}
+    options = {"epochs": 2, "expansions_per_query": 2}
+    counts = [trained(store, each, **options).counts for each in (inputs, control)]
+    assert counts[0]["steps"] == counts[1]["steps"] == np.ceil(len(EXAMPLES) * 4 / 8)
+
+
+@pytest.mark.parametrize("option", [{"normalize": False}, {"contrastive_temperature": 0.5}])
+def test_normalisation_and_temperature_change_the_model(store, option):
+    inputs = make_inputs(store)
+    usual = trained(store, inputs, epochs=1)
+    assert (
+        trained(store, inputs, epochs=1, **option).files["model.safetensors"]
+        != (usual.files["model.safetensors"])
+    )
+
+
+def test_fewer_rows_than_a_batch_and_no_hard_negatives_can_be_trained_on(store, caplog):
+    inputs = make_inputs(store, expanded=False)
+    few = [row | {"negative_ids": [], "negatives": []} for row in EXAMPLES[:3]]
+    inputs["examples"] = world.put_examples(store, "prepare-few", few)
+    with caplog.at_level(logging.WARNING, "expandr_core"):
+        artifact = trained(store, inputs, epochs=2, batch_size=64)
+    assert "no example has a hard negative" in caplog.text
+    assert artifact.counts["hard negative places left empty"] == 3 * 2 * 2
+    assert artifact.counts["steps"] == 1
+
+
+def test_a_loss_that_is_not_a_number_stops_the_stage(store):
+    with pytest.raises(RuntimeError, match=r"lower training.learning_rate"):
+        trained(store, make_inputs(store), normalize=False, learning_rate=1e30)
+
+
+def test_the_model_keeps_its_own_length_limit(store):
+    inputs = make_inputs(store)
+    artifact = trained(store, inputs, epochs=1, max_tokens=8)
+    assert artifact.files["tokenizer.json"] == inputs["retriever"].files["tokenizer.json"]
+
+
+# Its rows
+
+
+def rows_of(store: Store, **changes: Any) -> TrainingRows:
+    path = world.write_rows(
+        store.scratch / "retriever.parquet", changes.pop("examples", EXAMPLES), world.EXAMPLES
+    )
+    shards = [
+        store.local(part)
+        for part in store.parts(
+            world.put_expansions(store, "expand-rows", changes.pop("texts", EXPANSIONS))
+        )
+    ]
+    arguments: dict[str, Any] = {"mined": None, "expansions": shards, "expansions_per_query": 2}
+    arguments |= {"epochs": 2, "hard_negatives": 2, "seed": 0}
+    return TrainingRows(path, **(arguments | changes))
+
+
+def test_every_pass_shows_every_example_once_in_an_order_of_its_own(store):
+    rows = rows_of(store)
+    order = rows.order().reshape(rows.passes, rows.examples)
+    assert rows.passes == 4
+    for number, numbers in enumerate(order):
+        assert sorted(numbers) == list(range(number * len(EXAMPLES), (number + 1) * len(EXAMPLES)))
+    assert len({tuple(numbers % rows.examples) for numbers in order}) == rows.passes
+
+
+def test_expansions_take_turns_and_belong_to_their_query(store):
+    rows = rows_of(store, texts=EXPANSIONS[::-1])
+    for number in range(rows.passes * rows.examples):
+        turn, place = divmod(number, rows.examples)
+        thing = world.TRAINED[place]
+        row = rows.row(number)
+        assert row["query"] == world.query(thing)
+        assert row["positive"] == world.passage(thing)
+        assert row["expansion"] == f"tech{thing[turn % 2]}"
+        assert len({row["query"], row["expansion"], row["positive"]}) == 3
+
+
+def test_hard_negatives_change_from_pass_to_pass_and_are_never_repeated_in_a_row(store):
+    rows = rows_of(store)
+    for place, example in enumerate(EXAMPLES):
+        drawn = [
+            {rows.row(turn * rows.examples + place)[f"negative_{slot}"] for slot in (1, 2)}
+            for turn in range(4)
+        ]
+        assert drawn[0] | drawn[1] == set(example["negatives"])
+        assert all(len(each) == 2 for each in drawn)
+
+
+@given(st.integers(0, 9), st.integers(0, 5), st.integers(0, 30))
+def test_a_draw_has_no_repetition_and_uses_the_whole_pool(size, wanted, turn):
+    drawn = draw(size, wanted, turn, lambda cycle: cycle)
+    assert len(drawn) == len(set(drawn)) == min(size, wanted)
+    assert set(drawn) <= set(range(size))
+
+
+def test_a_place_without_a_hard_negative_stays_empty(store):
+    example = world.example((0, 2), [(0, 1), (0, 1), (0, 2)])  # one twice, and the positive
+    row = (rows := rows_of(store, examples=[example])).row(0)
+    assert row["negative_1"] == world.passage((0, 1))
+    assert row["label"][-1] == -1
+    counts = rows.counts()
+    assert counts["dropped/hard negatives that are positives or repeated"] == 2
+    assert counts["hard negative places left empty"] == rows.passes
+
+
+def test_a_positive_of_the_query_in_another_row_is_not_its_hard_negative(store):
+    second = world.example((0, 2)) | {"positive_id": "p99", "positive": "tech9 tech9"}
+    first = world.example((0, 2)) | {"negative_ids": ["p99"], "negatives": ["tech9 tech9"]}
+    rows = rows_of(store, examples=[first, second])
+    assert not rows.pools.size.any()
+
+
+def test_given_negatives_win_over_mined_ones(store):
+    mined = [
+        {"query_id": f"q{i}{j}", "negative_ids": ["p67"], "negatives": ["tech6 tech7"]}
+        for i, j in reversed(world.TRAINED)
+    ]
+    path = world.write_rows(store.scratch / "negatives.parquet", mined, mine.SCHEMA)
+    first = EXAMPLES[0] | {"negative_ids": [], "negatives": []}
+    rows = rows_of(store, examples=[first, *EXAMPLES[1:]], mined=path)
+    assert rows.row(0)["negative_1"] == "tech6 tech7"
+    assert rows.row(1)["negative_1"] in EXAMPLES[1]["negatives"]
+    missing = world.write_rows(path, mined[:-1], mine.SCHEMA)
+    with pytest.raises(DataError, match=f"query '{first['query_id']}' has no hard negatives"):
+        rows_of(store, examples=[first, *EXAMPLES[1:]], mined=missing)
+
+
+def test_the_same_id_has_the_same_number_everywhere(store):
+    rows = rows_of(store)
+    numbers: dict[str, set[int]] = {}
+    for number in range(rows.passes * rows.examples):
+        row = rows.row(number)
+        texts = [row["query"], row["positive"], row["negative_1"], row["negative_2"]]
+        label = row["label"]
+        for text, own in zip(texts, [label[0], *label[2:]], strict=True):
+            numbers.setdefault(text, set()).add(own)
+    assert all(len(own) == 1 for own in numbers.values())
+    passages = [min(own) for text, own in numbers.items() if text.startswith("tech")]
+    assert len(set(passages)) == len(passages)
+
+
+def test_an_empty_expansion_is_marked_and_counted(store):
+    texts = [(query_id, sample, "") for query_id, sample, _ in EXPANSIONS]
+    rows = rows_of(store, texts=texts)
+    row = rows.row(0)
+    assert (row["expansion"], row["label"][1]) == (row["query"], 0)
+    assert rows.counts()["rows with an empty expansion"] == rows.passes * rows.examples
+
+
+def test_a_query_without_its_expansion_is_named(store):
+    inputs = make_inputs(store)
+    inputs["expansions"] = world.put_expansions(store, "expand-less", EXPANSIONS[2:])
+    with pytest.raises(DataError, match=f"query '{EXPANSIONS[0][0]}' has no expansion numbered 0"):
+        trained(store, inputs)
+
+
+def test_too_few_or_repeated_expansions_are_refused(store):
+    with pytest.raises(DataError, match="no expansion numbered 2"):
+        rows_of(store, expansions_per_query=3)
+    with pytest.raises(DataError, match="two expansions numbered 1"):
+        rows_of(store, texts=[*EXPANSIONS, EXPANSIONS[1]])
+
+
+# The same bytes, whatever happens
+
+
+def test_equal_trainings_in_two_stores_give_equal_bytes_and_another_seed_others(tmp_path):
+    stores = [Store(str(tmp_path / name)) for name in ("one", "two")]
+    artifacts = [trained(store, make_inputs(store), epochs=2) for store in stores]
+    assert artifacts[0].digest == artifacts[1].digest
+    assert "README.md" not in artifacts[0].files
+    other = trained(stores[0], make_inputs(stores[0]), epochs=2, seed=1)
+    assert other.files["model.safetensors"] != artifacts[0].files["model.safetensors"]
+
+
+def test_checkpoint_steps_do_not_change_the_bytes(tmp_path):
+    stores = [Store(str(tmp_path / name)) for name in ("one", "two")]
+    artifacts = [
+        trained(store, make_inputs(store, world.save_bert), epochs=2, checkpoint_steps=steps)
+        for store, steps in zip(stores, (1, 200), strict=True)
+    ]
+    assert artifacts[0].key == artifacts[1].key
+    assert artifacts[0].digest == artifacts[1].digest
+
+
+def test_training_goes_on_from_the_last_whole_checkpoint_to_the_same_bytes(store, tmp_path, caplog):
+    inputs = make_inputs(store, world.save_bert)
+    whole = job_of(store, inputs, tmp_path / "jobs" / "whole", checkpoint_steps=10)
+    train_retriever.run(whole)
+    expected = digests(whole.out)
+    assert whole.counts["steps"] == 32
+
+    finished = job_of(store, inputs, tmp_path / "jobs" / "finished", checkpoint_steps=10)
+    train_retriever.run(finished)  # killed after the last step, before the commit
+    assert digests(finished.out) == expected
+
+    (whole.checkpoints / "checkpoint-32" / "trainer_state.json").write_text('{"global_step": 3')
+    backup = shutil.copytree(whole.checkpoints / "checkpoint-30", tmp_path / "backup")
+    damaged = job_of(store, inputs, tmp_path / "jobs" / "damaged", checkpoint_steps=10)
+    with caplog.at_level(logging.INFO, "expandr_core"):
+        train_retriever.run(damaged)
+    assert "going on from checkpoint-30" in caplog.text
+    assert digests(damaged.out) == expected
+    assert damaged.counts == whole.counts
+
+    shutil.rmtree(whole.checkpoints)
+    weights = shutil.copytree(backup, whole.checkpoints / "checkpoint-30") / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size - 1)
+    assert last_checkpoint(whole.checkpoints) is None  # so it starts from the beginning
+    assert not list(whole.checkpoints.iterdir())
+
+
+def kill_at_first_checkpoint(checkpoints: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob("checkpoint-*/trainer_state.json")):
+        assert time.monotonic() < deadline, "no checkpoint came"
+        time.sleep(0.01)
+    for child in psutil.Process().children():
+        if "expandr_core.stage" in child.cmdline():
+            child.send_signal(signal.SIGKILL)
+
+
+def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path, caplog):
+    """Kill -9 the real child process as soon as it has a checkpoint, then run the stage again."""
+    stores = [Store(str(tmp_path / name)) for name in ("killed", "whole")]
+    options = train_retriever.OPTIONS(**(SETTINGS | {"epochs": 40, "checkpoint_steps": 10}))
+    specs = [
+        make_spec("train_retriever", options, make_inputs(store, world.save_bert), device="cpu")
+        for store in stores
+    ]
+    work = stores[0].scratch / "work" / specs[0].key
+    killer = threading.Thread(target=kill_at_first_checkpoint, args=(work / "checkpoints",))
+    killer.start()
+    with pytest.raises(RuntimeError, match="was killed by SIGKILL"):
+        run_in_child(specs[0], stores[0], no_progress)
+    killer.join()
+    with caplog.at_level(logging.INFO, "expandr_core"):
+        resumed = run_in_child(specs[0], stores[0], no_progress)
+    assert "going on from checkpoint-" in caplog.text
+    whole = run_stage(specs[1], stores[1], no_progress)
+    assert resumed.files == whole.files
+    log = pq.read_table(stores[0].local(resumed) / "training_log.parquet")
+    assert log["step"].to_pylist() == list(range(1, len(log) + 1))
