@@ -70,7 +70,9 @@ def load_retriever(folder: Path, device: str, max_tokens: int) -> "SentenceTrans
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # it would write over the terminal for every model loaded
     if not (folder / "modules.json").exists() or not any(folder.rglob("*.safetensors")):
         raise DataError(
             f"{folder}: not a sentence-transformers model with safetensors weights "
