@@ -28,7 +28,7 @@ class TrainingRows:
     Attributes:
         examples: number of (query, positive) pairs.
         passes: how often each is shown.
-        hard_negatives: places for hard negatives in each row.
+        places: for hard negatives in each row; as many as any example can fill.
         pools: what hard negatives are drawn from, and the numbers that stand for ids.
         expansions: for each sample an Arrow array (examples,) of texts; None to train without.
     """
@@ -68,6 +68,7 @@ class TrainingRows:
         self.hard_negatives = hard_negatives
         self.seed = seed
         self.pools = read_pools(path, mined)
+        self.places = min(hard_negatives, int(self.pools.size.max()))
         self.expansions: list[Any] | None = None
         if expansions is not None:
             self.expansions = join_expansions(expansions, table["query_id"], expansions_per_query)
@@ -91,7 +92,7 @@ class TrainingRows:
         """Put one row together.
 
         Returns:
-            The texts, in the order that the loss expects them, and `label` (3 + hard_negatives):
+            The texts, in the order that the loss expects them, and `label` (3 + places):
             the query's number, 1 if it has an expansion, the numbers of positive and hard
             negatives, -1 for an empty place. Where there is no text, that of the query or of the
             positive stands in, and the loss leaves it out.
@@ -104,7 +105,7 @@ class TrainingRows:
             expansion = self.expansions[turn % len(self.expansions)][example].as_py()
             row["expansion"] = expansion or query
         places = [int(self.pools.first[example]) + place for place in self._draw(example, turn)]
-        for place in range(self.hard_negatives):
+        for place in range(self.places):
             there = place < len(places)
             text = self.pools.texts[places[place]].as_py() if there else positive
             row[f"negative_{place + 1}"] = text
@@ -114,7 +115,7 @@ class TrainingRows:
             int(bool(expansion)),
             int(self.pools.positive_numbers[example]),
             *numbers,
-            *[-1] * (self.hard_negatives - len(numbers)),
+            *[-1] * (self.places - len(numbers)),
         ]
         return row
 

@@ -208,8 +208,9 @@ def test_a_draw_has_no_repetition_and_uses_the_whole_pool(size, wanted, turn):
 
 def test_a_place_without_a_hard_negative_stays_empty(store):
     example = world.example((0, 2), [(0, 1), (0, 1), (0, 2)])  # one twice, and the positive
-    row = (rows := rows_of(store, examples=[example])).row(0)
+    row = (rows := rows_of(store, examples=[example, EXAMPLES[1]])).row(0)
     assert row["negative_1"] == world.passage((0, 1))
+    assert row["negative_2"] == row["positive"]
     assert row["label"][-1] == -1
     counts = rows.counts()
     assert counts["dropped/hard negatives that are positives or repeated"] == 2
