@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from expandr_core.errors import DataError
 from expandr_core.options import DPOOptions, Prompt
 from expandr_core.prompts import fitted_prompt_ids, turn_end_id
+from expandr_core.seeding import derive_seed
 from expandr_core.stage import Job
 
 if TYPE_CHECKING:
@@ -94,13 +95,15 @@ def make_trainer(
     import torch
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, set_seed
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DPOTrainer
 
     from expandr_core.training import ProgressCallback
 
     options: OPTIONS = job.options
+    seed = derive_seed("dpo", job.seed) % 2**32
+    set_seed(seed)  # before the adapter is initialised
     on_gpu = job.spec.runtime.get("device") != "cpu" and torch.cuda.is_available()
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -128,7 +131,7 @@ def make_trainer(
         bf16=on_gpu,
         use_cpu=not on_gpu,
         gradient_checkpointing=on_gpu,
-        seed=job.seed,
+        seed=seed,
         logging_steps=5,
         eval_strategy="epoch" if dev.num_rows else "no",
         save_strategy="steps",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 VERSION = 1
-ISOLATION = "always"
+ISOLATION = "on-gpu"
 SCHEMA = pa.schema(
     [
         ("query_id", pa.string()),

@@ -1,0 +1,95 @@
+"""The joint loop: the LLM learns to expand queries as the retriever likes it, and the retriever to
+profit from the expansions; round after round, always rewarded by the current retriever.
+
+    preference queries --expand--> candidates --+
+    preference queries --answer--> answers -----+--reward--> pairs --DPO--> merge --> LLM'
+    retriever queries  --expand by LLM'--> expansions --mine, train--> retriever'
+    dev, test          --expand by LLM'--> evaluate(LLM', retriever') --> keep best | stop | next
+"""
+
+from datetime import UTC, datetime
+
+from prefect import flow, get_run_logger
+
+from expandr_core.artifacts import Artifact
+from expandr_core.options import JointLoopOptions
+from flows.run import Models, Run, Summary, record_run
+from flows.systems import measure_on_dev, measure_round, measure_start, open_scoreboard
+from tasks.data import prepare_data
+from tasks.dpo import align
+from tasks.evaluate import publish
+from tasks.expand import write_answers, write_candidates, write_expansions
+from tasks.models import get_llm, get_retriever
+from tasks.preferences import choose_pairs, reward
+from tasks.retriever import train_retriever
+from tasks.stage import Workspace
+
+DEFAULTS = JointLoopOptions()
+
+
+@flow(name="joint-loop")
+def joint_loop(options: JointLoopOptions = DEFAULTS, store: str = "store") -> Summary:
+    """Align an LLM with a dense retriever and the retriever with the LLM, and prove the gain.
+
+    Args:
+        options: The options of every stage.
+        store: Folder or s3:// URL that keeps every artifact.
+    """
+    started = datetime.now(UTC)
+    work = Workspace(store=store, seed=options.seed, device=options.device)
+    data = prepare_data(work, options.data, options.world)
+    llm, retriever = get_llm(work, data, options.llm), get_retriever(work, data, options.retriever)
+    run = Run(work, data, options)
+    base = best = current = Models(0, llm, retriever)
+    board, dev = open_scoreboard(run, data.reported), open_scoreboard(run, "dev")
+    control = measure_start(run, board, base)
+    measure_on_dev(run, dev, base)
+
+    for number in range(1, options.loop.rounds + 1):
+        llm = align_llm(run, current, f", round {number}")
+        start = base if options.loop.retriever_start == "base" else current
+        retriever = retrain_retriever(run, llm, start, current, f", round {number}")
+        previous, current = current, Models(number, llm, retriever)
+        measure_round(run, board, control, base, previous, current)
+        measure_on_dev(run, dev, current)
+
+        difference, significant = dev.gain(f"round-{best.round}", f"round-{number}")
+        gained = significant and difference > 0
+        get_run_logger().info("round %d changes nDCG@10 on dev by %+.3f", number, difference)
+        best = current if difference > 0 else best
+        if options.loop.stop_without_gain and not gained:
+            get_run_logger().info("that is no significant gain: the loop stops")
+            break
+
+    report = board.report()
+    publish(work, report)
+    return record_run(run, report, best, started)
+
+
+def align_llm(run: Run, current: Models, when: str) -> Artifact:
+    """Let the LLM write candidates and answers, reward them, and align it with the pairs."""
+    work, options, queries = run.work, run.options, run.data.preference
+    candidates = write_candidates(work, queries, current.llm, options.expand, when)
+    answers = write_answers(work, queries, current.llm, options.expand, when)
+    rewards = reward(work, candidates, answers, queries, current.retriever, options.retriever, when)
+    pairs = choose_pairs(work, rewards, options.preferences, when)
+    return align(work, current.llm, pairs, options.dpo, options.expand, when)
+
+
+def retrain_retriever(
+    run: Run, llm: Artifact, start: Models, current: Models, when: str
+) -> Artifact:
+    """Train the retriever on what the aligned LLM writes; the current retriever mines."""
+    work, data, options = run.work, run.data, run.options
+    title = f"expand the retriever's queries{when}"
+    samples = options.training.expansions_per_query
+    expansions = write_expansions(work, data.retriever, llm, options.expand, title, samples)
+    return train_retriever(
+        work,
+        data,
+        start.retriever,
+        current.retriever,
+        expansions,
+        (options.retriever, options.training),
+        f"train the retriever{when}",
+    )

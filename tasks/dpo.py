@@ -1,0 +1,24 @@
+"""Align the language model with the pairs."""
+
+from expandr_core.artifacts import Artifact
+from expandr_core.options import DPOOptions, ExpandOptions
+from expandr_core.stages import dpo as stage
+from expandr_core.stages import merge
+from tasks.stage import Workspace
+
+
+def align(
+    work: Workspace,
+    llm: Artifact,
+    pairs: Artifact,
+    options: DPOOptions,
+    expand: ExpandOptions,
+    when: str = "",
+) -> Artifact:
+    """Train an adapter by DPO and merge it; the prompt is the one that the texts were written for."""
+    resolved = stage.OPTIONS(
+        **options.model_dump(), prompt=expand.prompt, max_prompt_tokens=expand.max_prompt_tokens
+    )
+    adapter = work.make(f"align by DPO{when}", "dpo", resolved, {"llm": llm, "pairs": pairs})
+    inputs = {"llm": llm, "adapter": adapter}
+    return work.make(f"merge the adapter{when}", "merge", merge.OPTIONS(), inputs)

@@ -1,0 +1,64 @@
+"""Let the language model write."""
+
+from expandr_core.artifacts import Artifact
+from expandr_core.options import ExpandOptions, Prompt, SamplingOptions
+from expandr_core.stages import expand as stage
+from tasks.stage import Workspace
+
+
+def _write(
+    work: Workspace,
+    title: str,
+    inputs: tuple[Artifact, Artifact],
+    options: ExpandOptions,
+    sampling: SamplingOptions,
+    prompt: Prompt,
+) -> Artifact:
+    queries, llm = inputs
+    resolved = stage.OPTIONS(
+        prompt=prompt,
+        sampling=sampling,
+        max_prompt_tokens=options.max_prompt_tokens,
+        queries_per_shard=options.queries_per_shard,
+    )
+    return work.make(title, "expand", resolved, {"queries": queries, "llm": llm})
+
+
+def write_candidates(
+    work: Workspace, queries: Artifact, llm: Artifact, options: ExpandOptions, when: str = ""
+) -> Artifact:
+    """Write the candidates that the reward ranks: many for each query, at several temperatures."""
+    return _write(
+        work, f"write candidates{when}", (queries, llm), options, options.candidates, options.prompt
+    )
+
+
+def write_answers(
+    work: Workspace, queries: Artifact, llm: Artifact, options: ExpandOptions, when: str = ""
+) -> Artifact:
+    """Write the answer of the self-reward, from the query and its positive passage."""
+    return _write(work, f"write answers{when}", (queries, llm), options, options.answer, "q2a")
+
+
+def write_expansions(
+    work: Workspace,
+    queries: Artifact,
+    llm: Artifact,
+    options: ExpandOptions,
+    title: str,
+    samples: int = 1,
+) -> Artifact:
+    """Write expansions for training the retriever or for evaluation."""
+    repeated = samples * len(options.expansion.sampling_temperatures)
+    sampling = options.expansion.model_copy(update={"samples": repeated})
+    return _write(work, title, (queries, llm), options, sampling, options.prompt)
+
+
+def write_greedy(
+    work: Workspace, queries: Artifact, llm: Artifact, options: ExpandOptions, title: str
+) -> Artifact:
+    """Write one expansion a query, always the likeliest token."""
+    sampling = options.expansion.model_copy(
+        update={"samples": 1, "sampling_temperatures": (0.0,), "top_p": 1.0}
+    )
+    return _write(work, title, (queries, llm), options, sampling, options.prompt)

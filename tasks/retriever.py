@@ -1,0 +1,81 @@
+"""Encode the corpus, mine hard negatives, and train the retriever."""
+
+from expandr_core.artifacts import Artifact
+from expandr_core.options import RetrieverOptions, RetrieverTrainingOptions
+from expandr_core.stages import encode as encode_stage
+from expandr_core.stages import mine as mine_stage
+from expandr_core.stages import train_retriever as train_stage
+from tasks.data import Data
+from tasks.stage import Workspace
+
+
+def encode_corpus(
+    work: Workspace, corpus: Artifact, retriever: Artifact, options: RetrieverOptions, which: str
+) -> Artifact:
+    """Encode every passage."""
+    return work.make(
+        f"encode the corpus, {which}",
+        "encode",
+        encode_stage.OPTIONS(normalize=options.normalize, max_tokens=options.max_tokens),
+        {"corpus": corpus, "retriever": retriever},
+    )
+
+
+def train_retriever(
+    work: Workspace,
+    data: Data,
+    start: Artifact,
+    miner: Artifact,
+    expansions: Artifact | None,
+    options: tuple[RetrieverOptions, RetrieverTrainingOptions],
+    title: str,
+) -> Artifact:
+    """Train on expanded queries, or, without expansions, the control that the paper calls SFT.
+
+    Args:
+        work: where artifacts are kept.
+        data: its retriever part is trained on.
+        start: the retriever whose weights training starts from.
+        miner: the current retriever, which mines hard negatives if a collection is searched.
+        expansions: of the training queries, or None.
+        options: of the retriever and of its training.
+        title: names the step.
+    """
+    retriever, training = options
+    negatives = None
+    if data.has_collection and training.hard_negatives:
+        vectors = encode_corpus(work, data.corpus, miner, retriever, f"to mine ({title})")
+        negatives = work.make(
+            f"mine hard negatives ({title})",
+            "mine",
+            mine_stage.OPTIONS(
+                mining_depth=training.mining_depth,
+                expansions_per_query=training.expansions_per_query,
+                normalize=retriever.normalize,
+                max_tokens=retriever.max_tokens,
+            ),
+            {
+                "examples": data.retriever,
+                "expansions": expansions,
+                "retriever": miner,
+                "embeddings": vectors,
+                "corpus": data.corpus,
+            },
+        )
+    resolved = train_stage.OPTIONS(
+        **training.model_dump(exclude={"mining_depth"}),
+        normalize=retriever.normalize,
+        contrastive_temperature=retriever.contrastive_temperature,
+        max_tokens=retriever.max_tokens,
+    )
+    return work.make(
+        title,
+        "train_retriever",
+        resolved,
+        {
+            "retriever": start,
+            "examples": data.retriever,
+            "expansions": expansions,
+            "negatives": negatives,
+        },
+    )

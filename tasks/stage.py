@@ -1,0 +1,107 @@
+"""The one Prefect task: find a stage's artifact, or make it.
+
+The artifact store is the only truth. The task looks the key up first; what is there and whole is
+returned in Prefect's state `Cached`, and the stage does not run. Prefect's own result cache is off: it
+would take an unreachable store for a miss, and a deleted artifact for a hit.
+"""
+
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.states import Completed
+from pydantic import BaseModel, ConfigDict, PrivateAttr
+
+from expandr_core.artifacts import Artifact, StageSpec
+from expandr_core.errors import DataError
+from expandr_core.options import Device, Options
+from expandr_core.stage import make_spec, needs_child, run_in_child, run_stage
+from expandr_core.store import Store
+from tasks.progress import core_logs, progress
+
+
+async def _is_worth_retrying(task: Any, run: TaskRun, state: State) -> bool:
+    """Retry what the world can break; never what the input has wrong."""
+    error = await state.result(raise_on_failure=False)  # pyright: ignore[reportGeneralTypeIssues]
+    return not isinstance(error, DataError | TypeError)
+
+
+@task(
+    name="stage",
+    task_run_name="{title}",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=2,
+    retry_delay_seconds=[2, 20],
+    retry_condition_fn=_is_worth_retrying,
+)
+def make_artifact(title: str, spec: StageSpec, store_url: str, scratch: str | None) -> Any:
+    """Return the artifact of a stage: `Cached` if the store has it whole, else made now."""
+    with core_logs():
+        store = Store(store_url, scratch)
+        found = store.lookup(spec.key)
+        if found:
+            message = f"{spec.key} is in the store and whole"
+            return Completed(name="Cached", message=message, data=found)
+        with progress(title) as report:
+            if needs_child(spec):
+                return run_in_child(spec, store, report)
+            return run_stage(spec, store, report)
+
+
+class Workspace(BaseModel):
+    """Where a run keeps its artifacts, and what it has made so far."""
+
+    model_config = ConfigDict(frozen=True)
+    store: str
+    scratch: str | None = None
+    seed: int = 0
+    device: Device = "auto"
+    timeout_hours: float = 48
+    _made: list[tuple[str, Artifact]] = PrivateAttr(default_factory=list)
+
+    @property
+    def made(self) -> list[tuple[str, Artifact]]:
+        """Titles and artifacts of this run, in order."""
+        return self._made
+
+    def make(
+        self,
+        title: str,
+        stage: str,
+        options: Options,
+        inputs: dict[str, Artifact | None] | None = None,
+        sources: dict[str, str] | None = None,
+    ) -> Artifact:
+        """Run a stage as a Prefect task of its own, named by its title; absent inputs are left out.
+
+        Raises:
+            DataError: if the input is at fault; it is not retried.
+        """
+        spec = make_spec(
+            stage,
+            options,
+            {role: artifact for role, artifact in (inputs or {}).items() if artifact is not None},
+            seed=self.seed,
+            sources=sources,
+            device=self.device,
+            prefect_flow_run=_flow_run_id(),
+        )
+        step = make_artifact.with_options(
+            name=stage.replace("_", "-"), timeout_seconds=self.timeout_hours * 3600
+        )
+        state = step(title, spec, self.store, self.scratch, return_state=True)
+        artifact = state.result()  # raises what the task raised
+        self._made.append((title, artifact))
+        return artifact
+
+    def open(self) -> Store:
+        """Open the store."""
+        return Store(self.store, self.scratch)
+
+
+def _flow_run_id() -> str:
+    from prefect.runtime import flow_run
+
+    return str(flow_run.id or "")
