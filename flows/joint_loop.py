@@ -86,7 +86,8 @@ def retrain_retriever(
     expansions = write_expansions(work, data.retriever, llm, options.expand, title, samples)
     return train_retriever(
         work,
-        data,
+        data.retriever,
+        data.collection,
         start.retriever,
         current.retriever,
         expansions,

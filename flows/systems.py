@@ -41,7 +41,14 @@ def measure_start(run: Run, board: Scoreboard, base: Models) -> Artifact:
         board.dense("untrained-greedy", "+ untrained expansion, greedy", base.retriever, greedy)
     options = (run.options.retriever, run.options.training)
     control = train_retriever(
-        run.work, run.data, base.retriever, base.retriever, None, options, "train the SFT control"
+        run.work,
+        run.data.retriever,
+        run.data.collection,
+        base.retriever,
+        base.retriever,
+        None,
+        options,
+        "train the SFT control",
     )
     board.dense("control", "SFT control", control)
     board.dense("control-untrained", "SFT control, + untrained expansion", control, untrained)

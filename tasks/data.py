@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from expandr_core.artifacts import Artifact
+from expandr_core.errors import DataError
 from expandr_core.options import DataOptions, DemoWorldOptions
 from expandr_core.stages import collection_texts, prepare
 from tasks.stage import Workspace
@@ -15,7 +16,7 @@ class Data:
     Attributes:
         world: the demo world, if the data is the demo.
         corpus: passages to search; those of the dev part if there are only training triples.
-        has_collection: whether `corpus` is a collection's.
+        collection: the same if it is a collection's, to mine in; else None.
         preference: training queries that align the LLM.
         retriever: training queries of the retriever.
         evaluations: queries, qrels and corpus by split: "dev", and "test" if there is one.
@@ -23,7 +24,7 @@ class Data:
 
     world: Artifact | None
     corpus: Artifact
-    has_collection: bool
+    collection: Artifact | None
     preference: Artifact
     retriever: Artifact
     evaluations: dict[str, "Evaluation"]
@@ -52,6 +53,12 @@ def prepare_data(work: Workspace, options: DataOptions, world: DemoWorldOptions)
         "prepare the data", "prepare", options, {"world": made}, prepare.source_digests(options)
     )
 
+    if "dev_queries.parquet" not in prepared.files:
+        raise DataError(
+            "there is no dev part to choose the best round on; set data.dev_share above 0, or add "
+            "qrels/dev.tsv to the collection"
+        )
+
     def file(*names: str) -> Artifact:
         return next(prepared.at(name) for name in names if name in prepared.files)
 
@@ -67,7 +74,7 @@ def prepare_data(work: Workspace, options: DataOptions, world: DemoWorldOptions)
     return Data(
         world=made,
         corpus=file("corpus.parquet", "dev_corpus.parquet"),
-        has_collection="corpus.parquet" in prepared.files,
+        collection=file("corpus.parquet") if "corpus.parquet" in prepared.files else None,
         preference=file("preference.parquet"),
         retriever=file("retriever.parquet"),
         evaluations=evaluations,

@@ -5,7 +5,6 @@ from expandr_core.options import RetrieverOptions, RetrieverTrainingOptions
 from expandr_core.stages import encode as encode_stage
 from expandr_core.stages import mine as mine_stage
 from expandr_core.stages import train_retriever as train_stage
-from tasks.data import Data
 from tasks.stage import Workspace
 
 
@@ -23,7 +22,8 @@ def encode_corpus(
 
 def train_retriever(
     work: Workspace,
-    data: Data,
+    examples: Artifact,
+    corpus: Artifact | None,
     start: Artifact,
     miner: Artifact,
     expansions: Artifact | None,
@@ -34,17 +34,18 @@ def train_retriever(
 
     Args:
         work: where artifacts are kept.
-        data: its retriever part is trained on.
+        examples: training queries with positives, and perhaps given hard negatives.
+        corpus: the collection that hard negatives are mined in; None if there is none.
         start: the retriever whose weights training starts from.
-        miner: the current retriever, which mines hard negatives if a collection is searched.
+        miner: the current retriever, which mines.
         expansions: of the training queries, or None.
         options: of the retriever and of its training.
         title: names the step.
     """
     retriever, training = options
     negatives = None
-    if data.has_collection and training.hard_negatives:
-        vectors = encode_corpus(work, data.corpus, miner, retriever, f"to mine ({title})")
+    if corpus and training.hard_negatives:
+        vectors = encode_corpus(work, corpus, miner, retriever, f"to mine ({title})")
         negatives = work.make(
             f"mine hard negatives ({title})",
             "mine",
@@ -55,11 +56,11 @@ def train_retriever(
                 max_tokens=retriever.max_tokens,
             ),
             {
-                "examples": data.retriever,
+                "examples": examples,
                 "expansions": expansions,
                 "retriever": miner,
                 "embeddings": vectors,
-                "corpus": data.corpus,
+                "corpus": corpus,
             },
         )
     resolved = train_stage.OPTIONS(
@@ -74,7 +75,7 @@ def train_retriever(
         resolved,
         {
             "retriever": start,
-            "examples": data.retriever,
+            "examples": examples,
             "expansions": expansions,
             "negatives": negatives,
         },

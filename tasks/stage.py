@@ -96,6 +96,27 @@ class Workspace(BaseModel):
         self._made.append((title, artifact))
         return artifact
 
+    def find(self, reference: str) -> Artifact:
+        """Find the artifact KEY, or the file KEY/FILE of one; KEY may be the beginning of a key.
+
+        Raises:
+            DataError: if there is none, or several.
+        """
+        beginning, _, path = reference.partition("/")
+        store = self.open()
+        keys = [
+            key for key in store.keys(beginning) if not key.rpartition("-")[0].endswith("_shard")
+        ]
+        if len(keys) != 1:
+            raise DataError(
+                f"{reference!r} is the beginning of {len(keys)} keys in {self.store}; "
+                "`expandr show` lists the artifacts of a run"
+            )
+        artifact = store.lookup(keys[0])
+        if artifact is None or (path and path not in artifact.files):
+            raise DataError(f"{reference!r} is not in {self.store}, or damaged")
+        return artifact.at(path) if path else artifact
+
     def open(self) -> Store:
         """Open the store."""
         return Store(self.store, self.scratch)

@@ -1,0 +1,25 @@
+"""DPO alone: align a language model with preference pairs."""
+
+from prefect import flow
+
+from expandr_core.artifacts import Artifact
+from expandr_core.options import JointLoopOptions
+from tasks.dpo import align
+from tasks.stage import Workspace
+
+
+@flow(name="dpo")
+def dpo(
+    options: JointLoopOptions, llm: str, pairs: str, store: str = "store"
+) -> list[tuple[str, Artifact]]:
+    """Train an adapter by DPO and merge it.
+
+    Args:
+        options: The options of every stage; `dpo`, `expand` and `seed` matter here.
+        llm: Key of a language model.
+        pairs: Key of preference pairs.
+        store: Folder or s3:// URL that keeps every artifact.
+    """
+    work = Workspace(store=store, seed=options.seed, device=options.device)
+    align(work, work.find(llm), work.find(pairs), options.dpo, options.expand)
+    return work.made

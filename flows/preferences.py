@@ -1,0 +1,34 @@
+"""Preferences alone: reward candidates and choose pairs."""
+
+from prefect import flow
+
+from expandr_core.artifacts import Artifact
+from expandr_core.options import JointLoopOptions
+from tasks.preferences import choose_pairs, reward
+from tasks.stage import Workspace
+
+
+@flow(name="preferences")
+def preferences(
+    options: JointLoopOptions,
+    candidates: str,
+    answers: str,
+    examples: str,
+    retriever: str,
+    store: str = "store",
+) -> list[tuple[str, Artifact]]:
+    """Reward candidates by a retriever and choose preference pairs.
+
+    Args:
+        options: The options of every stage; `preferences`, `retriever` and `seed` matter here.
+        candidates: Key of what `expand` wrote as candidates.
+        answers: Key of what `expand` wrote as answers, for the same queries.
+        examples: Key and file of these queries, such as prepare-1f3a/preference.parquet.
+        retriever: Key of a retriever.
+        store: Folder or s3:// URL that keeps every artifact.
+    """
+    work = Workspace(store=store, seed=options.seed, device=options.device)
+    found = [work.find(key) for key in (candidates, answers, examples, retriever)]
+    rewards = reward(work, *found, options.retriever)
+    choose_pairs(work, rewards, options.preferences)
+    return work.made

@@ -1,0 +1,21 @@
+"""Prepare alone: make or read the data, and split it."""
+
+from prefect import flow
+
+from expandr_core.artifacts import Artifact
+from expandr_core.options import JointLoopOptions
+from tasks.data import prepare_data
+from tasks.stage import Workspace
+
+
+@flow(name="prepare")
+def prepare(options: JointLoopOptions, store: str = "store") -> list[tuple[str, Artifact]]:
+    """Make or read the data and split the training queries.
+
+    Args:
+        options: The options of every stage; `data`, `world` and `seed` matter here.
+        store: Folder or s3:// URL that keeps every artifact.
+    """
+    work = Workspace(store=store, seed=options.seed, device=options.device)
+    prepare_data(work, options.data, options.world)
+    return work.made

@@ -1,0 +1,98 @@
+"""Search a run's corpus with its best LLM and retriever."""
+
+import logging
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from expandr_core.artifacts import Artifact
+from expandr_core.errors import DataError
+from expandr_core.stage import make_spec, run_stage
+from expandr_core.stages import encode as encode_stage
+from expandr_core.store import Store
+from flows.run import Summary
+from flows.show import find_run
+
+
+def search_corpus(
+    out: Console, url: str, run_name: str, question: str, passages: int, expand: bool
+) -> None:
+    """Expand the question, search, and print the passages with their scores.
+
+    Raises:
+        DataError: if there is no such run, or the question is empty.
+    """
+    from expandr_core.encoder import Encoder
+    from expandr_core.search import open_index, search
+    from expandr_core.stages.evaluate import search_vectors
+
+    if not question.strip():
+        raise DataError("the question is empty")
+    logging.getLogger("expandr_core").setLevel(logging.WARNING)
+    store = Store(url)
+    run = find_run(store, run_name)
+    if run is None:
+        raise DataError(
+            f"no run {run_name!r} in {store.url}; `expandr demo` or `expandr run` first"
+        )
+    expansion = _expand(store, run, question) if expand else ""
+    if expansion:
+        out.print(f"expansion: {expansion}\n", markup=False, highlight=False, style="dim")
+    retriever = run.options.retriever
+    encoder = Encoder(
+        store.local(run.models["retriever"]),
+        run.options.device,
+        retriever.normalize,
+        retriever.max_tokens,
+        batch_size=8,
+    )
+    block = pa.table({"query_id": ["question"], "query": [question]}).append_column(
+        "expansions", pa.array([[expansion] if expansion else []], pa.list_(pa.string()))
+    )
+    vectors = search_vectors(encoder, block, "fused" if expansion else "query")
+    index = open_index(store.local(_encoded(store, run)))
+    block_size = run.options.evaluate.block_size
+    found = search(pa.array(["question"]), vectors, index, passages, block_size)
+    _print(out, store, run, found)
+
+
+def _expand(store: Store, run: Summary, question: str) -> str:
+    """Write the likeliest expansion of the question."""
+    from expandr_core.generator import Request, TransformersGenerator
+    from expandr_core.prompts import remove_preamble
+
+    options = run.options.expand
+    generator = TransformersGenerator(store.local(run.models["llm"]), run.options.device)
+    request = Request(options.prompt, question, "", (0,), (0.0,))
+    batches = generator.generate([request], options.expansion, options.max_prompt_tokens)
+    [[(_, [completion])]] = list(batches)
+    return remove_preamble(completion.text)
+
+
+def _encoded(store: Store, run: Summary) -> Artifact:
+    """Find the encoded corpus of the run's retriever, or encode it."""
+    retriever = run.options.retriever
+    spec = make_spec(
+        "encode",
+        encode_stage.OPTIONS(normalize=retriever.normalize, max_tokens=retriever.max_tokens),
+        {"corpus": run.models["corpus"], "retriever": run.models["retriever"]},
+        seed=run.options.seed,
+        device=run.options.device,
+    )
+    return run_stage(spec, store, lambda done, total, unit: None)
+
+
+def _print(out: Console, store: Store, run: Summary, found: pa.Table) -> None:
+    corpus = store.local(run.models["corpus"])
+    texts = pq.read_table(corpus, filters=pc.field("passage_id").isin(found["passage_id"]))
+    by_id = {row["passage_id"]: row for row in texts.to_pylist()}
+    for row in found.to_pylist():
+        passage = by_id[row["passage_id"]]
+        title = f"{passage['title']}: " if passage["title"] else ""
+        out.print(
+            f"{row['rank']:>3}. {row['score']:.3f}  {row['passage_id']}  {title}{passage['text']}",
+            markup=False,
+            highlight=False,
+        )
