@@ -79,8 +79,13 @@ class Store:
         default = Path(self.root, ".scratch") if self.is_local else Path("~/.cache/expandr")
         self.scratch = Path(scratch or default).expanduser().absolute()
         self.scratch.mkdir(parents=True, exist_ok=True)
-        if not self.is_local and not self.filesystem.exists(self.root.split("/")[0]):
-            raise DataError(f"{url}: no such bucket; create it, or correct the store's URL")
+        if not self.is_local:
+            try:  # `exists` would also take an unreachable server for a missing bucket
+                self.filesystem.info(self.root.split("/")[0])
+            except FileNotFoundError as error:
+                raise DataError(
+                    f"{url}: no such bucket; create it, or correct the store's URL"
+                ) from error
 
     def _at(self, *parts: str) -> str:
         return "/".join([self.root, *parts])
