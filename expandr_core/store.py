@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -232,10 +233,12 @@ class Store:
         files = self.manifest(artifact.key)["files"]
         for file in files:
             target = folder / file["path"]
-            if artifact.path not in ("", file["path"]) or target.exists():
+            if artifact.path not in ("", file["path"]):
+                continue
+            if target.exists() and sha256_of(target) == file["sha256"]:
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(target.name + ".partial")
+            partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
             self.filesystem.get_file(
                 self._at("artifacts", artifact.key, file["path"]), str(partial)
             )
