@@ -29,6 +29,7 @@ from expandr_core.errors import DataError
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
+SEAL = "manifest_sha256"  # of the rest of the manifest
 _CHUNK = 1 << 22
 
 
@@ -40,6 +41,10 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -96,13 +101,17 @@ class Store:
 
         Raises:
             FileNotFoundError: if there is no such artifact.
-            DamagedArtifact: if the manifest is not JSON.
+            DamagedArtifact: if the manifest is not what was written.
         """
         content = self.filesystem.cat_file(self._at("artifacts", key, MANIFEST))
         try:
-            return json.loads(content)
+            manifest = json.loads(content)
         except ValueError as error:
             raise DamagedArtifact(f"{key}: the manifest is not JSON ({error})") from error
+        seal = manifest.pop(SEAL, None) if isinstance(manifest, dict) else None
+        if seal is None or seal != _seal(manifest) or manifest["key"] != key:
+            raise DamagedArtifact(f"{key}: the manifest has changed since it was written")
+        return manifest
 
     def lookup(self, key: str) -> Artifact | None:
         """Return the artifact if it is there and whole; a damaged one is removed with a warning."""
@@ -123,16 +132,9 @@ class Store:
             DamagedArtifact: naming the first file that is missing or changed.
         """
         manifest = self.manifest(key)
-        try:
-            for file in manifest["files"]:
-                self._verify_file(key, file)
-            parts = [Artifact(**part) for part in manifest["parts"]]
-            digest = content_digest({f["path"]: f["sha256"] for f in manifest["files"]}, parts)
-        except (KeyError, TypeError) as error:
-            raise DamagedArtifact(f"{key}: the manifest lacks {error}") from error
-        if digest != manifest.get("digest"):
-            raise DamagedArtifact(f"{key}: the manifest does not match its own digest")
-        for part in parts:
+        for file in manifest["files"]:
+            self._verify_file(key, file)
+        for part in [Artifact(**part) for part in manifest["parts"]]:
             try:
                 found = self.verify(part.key)
             except FileNotFoundError as error:
@@ -197,7 +199,8 @@ class Store:
             "parts": [part.model_dump() for part in parts],
             **manifest,
         }
-        content = json.dumps(manifest, indent=1, ensure_ascii=False, default=str)
+        manifest = json.loads(json.dumps(manifest, default=str))
+        content = json.dumps(manifest | {SEAL: _seal(manifest)}, indent=1, ensure_ascii=False)
         if self.is_local:
             (folder / MANIFEST).write_text(content)
             target = Path(self._at("artifacts", key))
