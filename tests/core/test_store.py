@@ -1,0 +1,425 @@
+"""The artifact store: what enters a key, what is found, and that no damage goes unnoticed."""
+
+import contextlib
+import logging
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from expandr_core.artifacts import Artifact, StageSpec
+from expandr_core.errors import DataError
+from expandr_core.options import DPOOptions, PreferenceOptions
+from expandr_core.stage import make_spec
+from expandr_core.stages import pairs
+from expandr_core.store import MANIFEST, DamagedArtifact, Store
+
+KEY = "expand-1"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+def put(store: Store, key: str, files: dict[str, str], parts: list[Artifact] | None = None):
+    folder = store.scratch / "work" / key / "out"
+    shutil.rmtree(folder, ignore_errors=True)  # as `run_stage` does
+    for path, text in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+    folder.mkdir(parents=True, exist_ok=True)
+    return store.commit(key, folder, parts or [], {"counts": {"rows": len(files)}})
+
+
+def folder_of(store: Store, key: str) -> Path:
+    return Path(store.root, "artifacts", key)
+
+
+# Keys
+
+
+REWARDS = Artifact(key="reward-1", digest="d1")
+
+
+def spec(**changes) -> StageSpec:
+    arguments = {"options": PreferenceOptions(), "inputs": {"rewards": REWARDS}} | changes
+    return make_spec("pairs", **arguments)
+
+
+def test_the_same_specification_has_the_same_key():
+    assert spec().key == spec().key
+    assert spec().key.startswith("pairs-")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"options": PreferenceOptions(minimum_margin=0.1)},
+        {"inputs": {"rewards": REWARDS.model_copy(update={"digest": "d2"})}},
+        {"inputs": {"other": REWARDS}},
+        {"inputs": {"rewards": REWARDS, "more": REWARDS}},
+        {"sources": {"a.jsonl": "d3"}},
+    ],
+    ids=["seed", "option", "input's content", "input's role", "one more input", "source"],
+)
+def test_what_determines_the_bytes_changes_the_key(change):
+    assert spec(**change).key != spec().key
+
+
+def test_a_higher_version_changes_the_key(monkeypatch):
+    before = spec().key
+    monkeypatch.setattr(pairs, "VERSION", pairs.VERSION + 1)
+    assert spec().key != before
+
+
+def test_an_input_enters_the_key_by_content_and_not_by_name():
+    renamed = REWARDS.model_copy(update={"key": "reward-2", "counts": {"rows": 3}})
+    assert spec(inputs={"rewards": renamed}).key == spec().key
+
+
+def test_options_of_speed_and_place_are_not_in_the_key():
+    one, other = (
+        make_spec("dpo", DPOOptions(device_batch_size=n, checkpoint_steps=n), seed=1, device=device)
+        for n, device in ((1, "cpu"), (2, "cuda"))
+    )
+    assert one.key == other.key
+    assert one.runtime != other.runtime
+
+
+def test_one_file_of_an_artifact_does_not_depend_on_the_others(store):
+    before = put(store, "prepare-1", {"a": "same", "b": "old"})
+    after = put(store, "prepare-2", {"a": "same", "b": "new"})
+    assert before.at("a").digest == after.at("a").digest
+    assert before.digest != after.digest
+
+
+# A local folder
+
+
+def test_what_is_committed_is_found(store):
+    made = put(store, KEY, {"a.txt": "a", "sub/b.txt": "b"})
+    assert store.lookup(KEY) == store.verify(KEY) == made
+    assert set(made.files) == {"a.txt", "sub/b.txt"}
+    assert (store.local(made) / "sub/b.txt").read_text() == "b"
+    assert store.local(made.at("a.txt")).read_text() == "a"
+    assert made.counts == {"rows": 2}
+    assert made.stage == "expand"
+
+
+def test_equal_content_has_equal_digests_under_another_key(store):
+    assert put(store, "a-1", {"x": "1"}).digest == put(store, "a-2", {"x": "1"}).digest
+    assert put(store, "a-3", {"y": "1"}).digest != put(store, "a-2", {"x": "1"}).digest
+
+
+def test_what_was_never_made_is_not_found_and_nobody_warns(store, caplog):
+    assert store.lookup(KEY) is None
+    assert not caplog.records
+    assert store.keys() == []
+
+
+def test_keys_can_be_listed_by_their_beginning(store):
+    for key in ("b-1", "a-2", "a-1"):
+        put(store, key, {"x": key})
+    assert store.keys() == ["a-1", "a-2", "b-1"]
+    assert store.keys("a-") == ["a-1", "a-2"]
+
+
+def with_parts(store: Store) -> Artifact:
+    parts = [put(store, f"expand_shard-{n}", {"rows": f"{n}"}) for n in range(2)]
+    return put(store, KEY, {"whole": "w"}, parts)
+
+
+def test_parts_are_found_in_their_order(store):
+    made = with_parts(store)
+    assert [part.key for part in store.parts(made)] == ["expand_shard-0", "expand_shard-1"]
+    other = put(store, "expand-2", {"whole": "w"}, store.parts(made)[::-1])
+    assert other.digest != made.digest
+
+
+def flip(path: Path, position: int = 0, bit: int = 0) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1 << bit
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "a byte flipped": lambda root: flip(root / KEY / "whole"),
+    "a file deleted": lambda root: (root / KEY / "whole").unlink(),
+    "a file cut short": lambda root: (root / KEY / "whole").write_text(""),
+    "the manifest cut short": lambda root: (root / KEY / MANIFEST).write_text('{"key": "expand'),
+    "the manifest empty": lambda root: (root / KEY / MANIFEST).write_text(""),
+    "the manifest no object": lambda root: (root / KEY / MANIFEST).write_text("[]"),
+    "another's manifest": lambda root: shutil.copy(
+        root / "expand_shard-0" / MANIFEST, root / KEY / MANIFEST
+    ),
+    "a part's byte flipped": lambda root: flip(root / "expand_shard-1" / "rows"),
+    "a part's file deleted": lambda root: (root / "expand_shard-1" / "rows").unlink(),
+    "a part deleted": lambda root: shutil.rmtree(root / "expand_shard-1"),
+    "a part's manifest deleted": lambda root: (root / "expand_shard-1" / MANIFEST).unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_noticed_and_the_artifact_removed_with_a_warning(store, caplog, damage):
+    made = with_parts(store)
+    DAMAGES[damage](Path(store.root, "artifacts"))
+    with pytest.raises(DamagedArtifact):
+        store.verify(KEY)
+    # `verify` removes a damaged part at once, so that it is made again with the whole
+    with caplog.at_level(logging.WARNING, "expandr_core"):
+        assert store.lookup(KEY) is None
+    assert f"{KEY}: " in caplog.text and "removed" in caplog.text
+    assert not folder_of(store, KEY).exists()
+    assert store.lookup("expand_shard-0") is not None
+    assert store.lookup("expand_shard-1") is None or "part" not in damage
+    assert with_parts(store).digest == made.digest
+    assert store.lookup(KEY) == made
+
+
+def test_a_part_that_was_made_anew_with_other_content_is_noticed(store):
+    with_parts(store)
+    shutil.rmtree(folder_of(store, "expand_shard-1"))
+    put(store, "expand_shard-1", {"rows": "other"})
+    with pytest.raises(DamagedArtifact, match="has changed"):
+        store.verify(KEY)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(position=st.integers(0, 10**6), bit=st.integers(0, 7))
+def test_no_flipped_bit_of_a_manifest_changes_what_is_read(store, position, bit):
+    if store.lookup(KEY) is None:
+        put(store, KEY, {"a": "1"})
+    before, path = store.manifest(KEY), folder_of(store, KEY) / MANIFEST
+    whole = path.read_bytes()
+    flip(path, position % len(whole), bit)
+    with contextlib.suppress(DamagedArtifact):
+        assert store.manifest(KEY) == before  # it hit the space between two values
+    path.write_bytes(whole)
+
+
+def test_a_folder_without_manifest_does_not_exist_and_is_replaced(store):
+    folder = folder_of(store, KEY)
+    folder.mkdir(parents=True)
+    (folder / "leftover").write_text("half")
+    assert store.lookup(KEY) is None
+    made = put(store, KEY, {"a": "1"})
+    assert list(made.files) == ["a"]
+    assert not (folder / "leftover").exists()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from expandr_core import store as module
+store = module.Store(sys.argv[1])
+folder = store.scratch / "work" / "expand-1" / "out"
+folder.mkdir(parents=True)
+(folder / "a").write_text("1")
+if sys.argv[2] == "before the manifest":
+    module.content_digest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+else:
+    Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+store.commit("expand-1", folder, [], {"counts": {}})
+"""
+
+
+@pytest.mark.parametrize("when", ["before the manifest", "before the rename"])
+def test_a_kill_while_committing_leaves_nothing_that_is_found(store, when):
+    child = subprocess.run([sys.executable, "-c", KILLED, store.url, when])
+    assert child.returncode == -signal.SIGKILL
+    assert store.lookup(KEY) is None
+    assert store.keys() == []
+    assert store.lookup(put(store, KEY, {"a": "1"}).key)
+
+
+@pytest.mark.parametrize("url", ["s3://key:secret@bucket/prefix", "s3://key@bucket"])
+def test_a_url_with_credentials_is_refused_and_not_repeated(url):
+    with pytest.raises(DataError, match="credentials") as refusal:
+        Store(url)
+    assert "secret" not in str(refusal.value)
+
+
+def test_records_of_runs_are_kept_in_the_order_of_their_names(store):
+    assert store.records() == []
+    for name in ("2", "1"):
+        store.write_record(name, {"name": name})
+    assert [record["name"] for record in store.records()] == ["1", "2"]
+
+
+# The lock
+
+
+LOCKER = """
+import logging, sys, time
+from expandr_core.store import Store
+logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
+with Store(sys.argv[1]).lock("expand-1") as work:
+    (work / "unfinished").touch()
+    print("got it", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+def locker(store: Store, seconds: int) -> subprocess.Popen:
+    command = [sys.executable, "-u", "-c", LOCKER, store.url, str(seconds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_second_process_waits_for_the_lock_and_gets_it_when_the_holder_is_killed(store):
+    with locker(store, 600) as holder, locker_waiting(store, holder) as second:
+        time.sleep(0.3)
+        assert second.poll() is None
+        holder.kill()
+        assert second.stdout and second.stdout.readline() == "got it\n"
+        assert second.wait(60) == 0
+    assert holder.returncode == -signal.SIGKILL
+    assert (store.scratch / "work" / KEY / "unfinished").exists()  # it survives for the next
+
+
+def locker_waiting(store: Store, holder: subprocess.Popen) -> subprocess.Popen:
+    assert holder.stdout and holder.stdout.readline() == "got it\n"
+    second = locker(store, 0)
+    assert second.stdout and "waiting" in second.stdout.readline()
+    return second
+
+
+# S3, through real HTTP on the loopback
+
+
+@pytest.fixture
+def s3(monkeypatch) -> Iterator:
+    """Serve S3 with a bucket "bucket".
+
+    s3fs finds the server by AWS_ENDPOINT_URL, which botocore reads; FSSPEC_S3_ENDPOINT_URL, which
+    fsspec reads into its configuration at import, works only if it is set before Python starts.
+    """
+    boto3 = pytest.importorskip("boto3")
+    from moto.server import ThreadedMotoServer
+    from s3fs import S3FileSystem
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_MAX_ATTEMPTS": "1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    S3FileSystem.clear_instance_cache()  # instances remember the server of another test
+    client = boto3.client("s3")
+    urllib.request.urlopen(f"http://{host}:{port}/moto-api/reset", data=b"").close()
+    client.create_bucket(Bucket="bucket")
+    server.client = client
+    yield server
+    server.stop()
+    S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def remote(s3, tmp_path) -> Store:
+    return Store("s3://bucket/some/prefix", tmp_path / "scratch")
+
+
+def s3_name(key: str, path: str) -> dict[str, str]:
+    return {"Bucket": "bucket", "Key": f"some/prefix/artifacts/{key}/{path}"}
+
+
+def test_s3_gives_back_what_was_committed(remote, tmp_path):
+    made = with_parts(remote)
+    assert remote.lookup(KEY) == made
+    assert remote.lookup("expand-2") is None
+    assert remote.keys("expand-") == [KEY]
+    assert [part.key for part in remote.parts(made)] == ["expand_shard-0", "expand_shard-1"]
+    elsewhere = Store("s3://bucket/some/prefix", tmp_path / "another machine")
+    assert (elsewhere.local(made) / "whole").read_text() == "w"
+    assert elsewhere.local(made.at("whole")).read_text() == "w"
+    remote.write_record("1", {"name": "1"})
+    assert elsewhere.records() == [{"name": "1"}]
+
+
+def test_local_and_s3_stores_give_equal_digests(store, remote):
+    assert with_parts(store) == with_parts(remote)
+
+
+def test_only_the_file_that_is_asked_for_is_downloaded(remote):
+    made = put(remote, KEY, {"a": "1", "b": "2"})
+    path = remote.local(made.at("b"))
+    assert [each.name for each in path.parent.iterdir()] == ["b"]
+
+
+def test_a_download_that_was_changed_on_this_machine_is_repeated(remote):
+    made = put(remote, KEY, {"a": "1"})
+    (remote.local(made) / "a").write_text("2")
+    assert (remote.local(made) / "a").read_text() == "1"
+
+
+def test_an_object_that_was_overwritten_is_noticed_by_its_etag(remote, s3, caplog):
+    made = put(remote, KEY, {"a": "1", "b": "2"})
+    s3.client.put_object(**s3_name(KEY, "a"), Body=b"3")  # of the same size
+    with caplog.at_level(logging.WARNING, "expandr_core"):
+        assert remote.lookup(KEY) is None
+    assert "a has changed" in caplog.text
+    assert remote.keys() == []
+    assert put(remote, KEY, {"a": "1", "b": "2"}) == made == remote.lookup(KEY)
+
+
+@pytest.mark.parametrize(
+    ("key", "path"),
+    [(KEY, "whole"), (KEY, MANIFEST), ("expand_shard-1", "rows"), ("expand_shard-1", MANIFEST)],
+)
+def test_an_object_that_was_deleted_is_noticed(remote, s3, key, path):
+    with_parts(remote)
+    s3.client.delete_object(**s3_name(key, path))
+    assert remote.lookup(KEY) is None
+    assert remote.lookup("expand_shard-0") is not None
+
+
+def test_files_without_manifest_on_s3_are_nothing(remote, s3):
+    s3.client.put_object(**s3_name(KEY, "a"), Body=b"half")
+    assert remote.lookup(KEY) is None
+    assert remote.lookup(put(remote, KEY, {"b": "1"}).key)
+
+
+def test_what_arrives_damaged_is_refused(remote, s3):
+    made = put(remote, KEY, {"a": "1"})
+    s3.client.put_object(**s3_name(KEY, "a"), Body=b"2")
+    with pytest.raises(DamagedArtifact, match="arrived damaged"):
+        remote.local(made)
+
+
+def test_a_missing_bucket_is_the_input_s_fault(s3, tmp_path):
+    with pytest.raises(DataError, match="no such bucket"):
+        Store("s3://nobody-has-this/prefix", tmp_path)
+
+
+def test_an_unreachable_server_is_an_error_and_never_a_missing_artifact(remote, s3, tmp_path):
+    made = put(remote, KEY, {"a": "1"})
+    s3.stop()
+    for use in (
+        lambda: remote.lookup(KEY),
+        lambda: remote.lookup("expand-2"),
+        lambda: remote.local(made),
+        lambda: put(remote, "expand-3", {"a": "1"}),
+        lambda: remote.keys(),
+        lambda: Store("s3://bucket/other", tmp_path),
+    ):
+        with pytest.raises(Exception) as error:
+            use()
+        assert not isinstance(error.value, FileNotFoundError | DataError)  # so it is retried
