@@ -88,8 +88,8 @@ class _SeededSampling(LogitsProcessor):
         kept = self.top_p(input_ids, logits) if self.top_p else logits  # pyright: ignore[reportArgumentType]
         noise = torch.empty_like(kept)
         for row, generator in enumerate(self.generators):
-            noise[row].exponential_(generator=generator)  # -log of it is Gumbel noise
-        sampled = kept - noise.log()
+            noise[row].uniform_(generator=generator)
+        sampled = kept - (-noise.log()).log()  # Gumbel noise
         return torch.where(self.greedy[:, None], logits, sampled)  # pyright: ignore[reportReturnType]
 
 

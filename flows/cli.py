@@ -16,8 +16,10 @@ from expandr_core.errors import DataError
 from expandr_core.options import JointLoopOptions
 
 for _name, _value in {
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin beside another process cost ten times
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
     "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
