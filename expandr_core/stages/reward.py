@@ -59,7 +59,14 @@ def run(job: Job) -> None:
     )
     counts: Counter[str] = Counter()
     similarity = 0.0
-    total = len(job.store.parts(job.spec.inputs["candidates"]))
+    total, others = (
+        len(job.store.parts(job.spec.inputs[role])) for role in ("candidates", "answers")
+    )
+    if total != others:
+        raise DataError(
+            f"candidates have {total} shards and answers {others}; write both for the same queries "
+            "with the same queries_per_shard"
+        )
     shards = zip(job.shards("candidates"), job.shards("answers"), strict=True)
     with pq.ParquetWriter(job.out / "rewards.parquet", SCHEMA, compression="zstd") as writer:
         for done, (candidates, answers) in enumerate(shards, 1):
@@ -86,18 +93,17 @@ def _reward_shard(
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
     """Reward the queries of one shard; return the rows, and what was dropped and why."""
     counts: Counter[str] = Counter()
-    by_query: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in candidates.to_pylist():
-        by_query[row["query_id"]].append(row)
-    answer_of = {row["query_id"]: row["text"] for row in answers.to_pylist()}
+    by_query = _by_query(candidates, "candidate")
+    answer_of = {id_: rows[0]["text"] for id_, rows in _by_query(answers, "answer").items()}
     known = one_row_a_query(examples, pa.array(sorted(by_query)), ["query", "positive"])
     example_of = {row["query_id"]: row for row in known.to_pylist()}
-    for query_id in by_query:
-        if query_id not in answer_of or query_id not in example_of:
-            raise DataError(
-                f"query {query_id!r} has candidates but no answer or no example; candidates, answers "
-                "and examples must come from the same queries"
-            )
+    for query_id in sorted(by_query.keys() | answer_of.keys()):
+        for role, ids in (("candidate", by_query), ("answer", answer_of), ("example", example_of)):
+            if query_id not in ids:
+                raise DataError(
+                    f"query {query_id!r} has no {role}; candidates, answers and examples must come "
+                    "from the same queries"
+                )
     kept: dict[str, list[dict[str, Any]]] = {}
     for query_id, rows in by_query.items():
         rows = _distinct(rows, counts)
@@ -138,10 +144,23 @@ def _reward_shard(
     return rewarded, counts
 
 
+def _by_query(table: pa.Table, what: str) -> dict[str, list[dict[str, Any]]]:
+    """Group rows by query, in the order of ids and samples, however they come."""
+    found: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in table.sort_by([("query_id", "ascending"), ("sample", "ascending")]).to_pylist():
+        rows = found[row["query_id"]]
+        if rows and rows[-1]["sample"] == row["sample"]:
+            raise DataError(
+                f"query {row['query_id']!r} has {what} {row['sample']} twice; write them again"
+            )
+        rows.append(row)
+    return found
+
+
 def _distinct(rows: list[dict[str, Any]], counts: Counter[str]) -> list[dict[str, Any]]:
     """Drop empty texts and repetitions, keeping the first sample of each text."""
     kept: dict[str, dict[str, Any]] = {}
-    for row in sorted(rows, key=lambda row: row["sample"]):
+    for row in rows:
         if not row["text"]:
             counts["dropped_candidates/empty"] += 1
         elif row["text"] in kept:
