@@ -21,6 +21,7 @@ from expandr_core.stage import Job
 
 log = logging.getLogger(__name__)
 VERSION = 1
+ROUNDING = 1e-6  # similarities are float32: 0.35 + 0.25 falls short of 0.6 by 6e-9
 ISOLATION = "never"
 OPTIONS = PreferenceOptions
 SIDE = (
@@ -58,7 +59,7 @@ def run(job: Job) -> None:
         threshold = float(np.quantile(list(best.values()), options.acceptance_value))
     kept = []
     for pair in pairs:
-        if best[pair["query_id"]] < threshold:
+        if best[pair["query_id"]] < threshold - ROUNDING:
             counts["dropped/below_acceptance"] += 1
         elif pair["chosen_text"] == pair["rejected_text"] or pair["margin"] <= 0:
             counts["dropped/no_preference"] += 1
