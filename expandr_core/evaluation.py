@@ -7,27 +7,30 @@ run is written and measured block by block.
 import json
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from expandr_core.errors import DataError
-from expandr_core.metrics import SCHEMA as PER_QUERY
 from expandr_core.metrics import mean_metrics, score_queries
 from expandr_core.search import RUN
 from expandr_core.stage import Job
 
 log = logging.getLogger(__name__)
 QUERIES_AT_ONCE = 1000
+_ROWS_AT_ONCE = 8192
+Search = Callable[[pa.Table, Callable[[int], None]], pa.Table]
 
 
-def measure(job: Job, search: Callable[[pa.Table], pa.Table]) -> None:
+def measure(job: Job, search: Search) -> None:
     """Search for all queries of the job; write run.parquet, per_query.parquet and metrics.json.
 
     Args:
         job: with inputs `queries` and `qrels`, and perhaps `expansions`.
-        search: returns the run of a block of queries, as `query_blocks` yields them.
+        search: returns the run of a block of queries, as `query_blocks` yields them; it may report
+            how many of them it has worked on.
 
     Raises:
         DataError: if a query has no expansion, or none has a relevant passage.
@@ -35,20 +38,21 @@ def measure(job: Job, search: Callable[[pa.Table], pa.Table]) -> None:
     total = pq.read_metadata(job.inputs["queries"]).num_rows
     tables = []
     done = 0
+
+    def report(searched: int) -> None:
+        job.progress(done + searched, total, "queries")
+
     with pq.ParquetWriter(job.out / "run.parquet", RUN, compression="zstd") as writer:
         for block in query_blocks(job):
-            run = search(block)
-            writer.write_table(run)
-            qrels = pq.read_table(
-                job.inputs["qrels"], filters=pc.field("query_id").isin(block["query_id"].unique())
-            )
-            clusters = block.select(["query_id", "cluster"])
-            tables.append(score_queries(qrels, run).join(clusters, "query_id"))
+            tables.append(_measure_block(job, block, search, report, writer))
             done += len(block)
-            job.progress(done, total, "queries")
-    assert done == total
-    columns = ["query_id", "cluster", *PER_QUERY.names[1:]]
-    per_query = pa.concat_tables(tables).select(columns).sort_by("query_id")
+            report(0)
+    if done != total:
+        raise DataError(
+            f"{total} queries were searched {done} times; the shards of the expansions overlap: "
+            "expand the queries again"
+        )
+    per_query = pa.concat_tables(tables).sort_by("query_id")
     if not len(per_query):
         raise DataError("no query has a relevant passage; there is nothing to measure")
     pq.write_table(per_query, job.out / "per_query.parquet", compression="zstd")
@@ -56,6 +60,36 @@ def measure(job: Job, search: Callable[[pa.Table], pa.Table]) -> None:
     (job.out / "metrics.json").write_text(json.dumps(metrics, indent=1))
     job.counts |= metrics | {"queries_without_positive": total - len(per_query)}
     log.info("nDCG@10 %.4f on %d queries", metrics["ndcg_at_10"], len(per_query))
+
+
+def _measure_block(
+    job: Job,
+    block: pa.Table,
+    search: Search,
+    report: Callable[[int], None],
+    writer: pq.ParquetWriter,
+) -> pa.Table:
+    """Write the run of a block and measure it; here, so that its memory is free for the next."""
+    run = search(block, report)
+    writer.write_table(run)
+    qrels = _rows_of(job.inputs["qrels"], block["query_id"])
+    return _with_clusters(score_queries(qrels, run), block)
+
+
+def _rows_of(path: Path, query_ids: pa.ChunkedArray) -> pa.Table:
+    """Read the rows of some queries, a few rows at a time."""
+    file = pq.ParquetFile(path)
+    wanted = pc.field("query_id").isin(query_ids.unique())
+    batches = (pa.Table.from_batches([batch]) for batch in file.iter_batches(_ROWS_AT_ONCE))
+    rows = [batch.filter(wanted) for batch in batches]
+    return pa.concat_tables([file.schema_arrow.empty_table(), *rows])
+
+
+def _with_clusters(scores: pa.Table, block: pa.Table) -> pa.Table:
+    """Add the column cluster; not by Arrow's join, whose results hold twenty times their size."""
+    cluster_of = dict(zip(block["query_id"].to_pylist(), block["cluster"].to_pylist(), strict=True))
+    clusters = [cluster_of[query_id] for query_id in scores["query_id"].to_pylist()]
+    return scores.add_column(1, "cluster", pa.array(clusters, pa.string()))
 
 
 def query_blocks(job: Job) -> Iterator[pa.Table]:
@@ -78,11 +112,7 @@ def query_blocks(job: Job) -> Iterator[pa.Table]:
     _require_expansions(job)
     job.counts |= {"empty_expansions": 0, "queries_without_expansion": 0}
     for texts in _expansion_blocks(job):
-        queries = pq.read_table(
-            job.inputs["queries"],
-            columns=columns,
-            filters=pc.field("query_id").isin(texts["query_id"].unique()),
-        )
+        queries = _rows_of(job.inputs["queries"], texts["query_id"]).select(columns)
         if len(queries):
             yield _join(job, queries, texts)
 

@@ -11,7 +11,7 @@ Several expansions of a query count as the mean of their vectors. A query whose 
 empty is searched with its own vector, and counted.
 """
 
-import logging
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -25,7 +25,6 @@ from expandr_core.options import Options, Positive, runtime
 from expandr_core.search import open_index, search
 from expandr_core.stage import Job
 
-log = logging.getLogger(__name__)
 VERSION = 1
 ISOLATION = "on-gpu"
 _ENCODED_AT_ONCE = 256
@@ -64,8 +63,12 @@ def run(job: Job) -> None:
             f"{encoder.dimensions}; encode the corpus with the same retriever"
         )
 
-    def search_block(block: pa.Table) -> pa.Table:
-        vectors = search_vectors(encoder, block, options.mode)
+    def search_block(block: pa.Table, report: Callable[[int], None]) -> pa.Table:
+        vectors = np.empty((len(block), encoder.dimensions), dtype=np.float32)
+        for start in range(0, len(block), _ENCODED_AT_ONCE):
+            part = block.slice(start, _ENCODED_AT_ONCE)
+            vectors[start : start + len(part)] = search_vectors(encoder, part, options.mode)
+            report(start + len(part))
         query_ids = block["query_id"].combine_chunks()
         return search(query_ids, vectors, index, options.depth, options.block_size)
 

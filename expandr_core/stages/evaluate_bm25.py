@@ -4,6 +4,8 @@ Inputs: `corpus`, `queries`, `qrels`, and perhaps `expansions`, which are then a
 text. Writes what the stage evaluate writes. How terms are made: see `expandr_core.bm25`.
 """
 
+from collections.abc import Callable
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
@@ -36,7 +38,7 @@ def run(job: Job) -> None:
     passages = (Passage(**row).content for batch in batches for row in batch.to_pylist())
     index = BM25(ids.combine_chunks(), passages, options.k1, options.b)
 
-    def search_block(block: pa.Table) -> pa.Table:
+    def search_block(block: pa.Table, report: Callable[[int], None]) -> pa.Table:
         rows = zip(block["query"].to_pylist(), block["expansions"].to_pylist(), strict=True)
         texts = [" ".join([query, *expansions]) for query, expansions in rows]
         return index.search(block["query_id"].combine_chunks(), texts, options.depth)

@@ -34,13 +34,19 @@ def save_static_retriever(folder: Path, words: list[str], dimensions: int = 8) -
 
 
 def put(
-    store: Store, key: str, tables: dict[str, pa.Table], parts: Sequence[Artifact] = ()
+    store: Store,
+    key: str,
+    tables: dict[str, pa.Table],
+    parts: Sequence[Artifact] = (),
+    texts: dict[str, str] | None = None,
 ) -> Artifact:
-    """Make an artifact of tables, by file name."""
+    """Make an artifact of tables and texts, by file name."""
     folder = store.scratch / "put" / key
     folder.mkdir(parents=True)
-    for name, table in tables.items():
-        pq.write_table(table, folder / name, row_group_size=3)
+    for name, content in tables.items():
+        pq.write_table(content, folder / name, row_group_size=3)
+    for name, text in (texts or {}).items():
+        (folder / name).write_text(text)
     return store.commit(key, folder, list(parts), {"counts": {}})
 
 

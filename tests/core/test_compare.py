@@ -22,10 +22,9 @@ def store(tmp_path):
 def evaluation(store, key: str, values: list[float], first: int = 0):
     """An evaluation with the same value for all metrics of a query."""
     rows = [(f"q{n}", f"q{n}", *[value] * 4) for n, value in enumerate(values, first)]
-    artifact = put(store, f"evaluate-{key}", {"per_query.parquet": table(PER_QUERY, rows)})
     metrics = dict.fromkeys(METRICS, sum(values) / len(values)) | {"queries": len(values)}
-    (store.local(artifact) / "metrics.json").write_text(json.dumps(metrics))
-    return artifact
+    tables = {"per_query.parquet": table(PER_QUERY, rows)}
+    return put(store, f"evaluate-{key}", tables, texts={"metrics.json": json.dumps(metrics)})
 
 
 def options(roles: list[str], steps: list[tuple[str, str]], test="t") -> OPTIONS:

@@ -95,6 +95,7 @@ def world(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def few_queries_at_once(monkeypatch):
     monkeypatch.setattr(evaluation, "QUERIES_AT_ONCE", 4)
+    monkeypatch.setattr(evaluate, "_ENCODED_AT_ONCE", 3)
 
 
 def found(folder) -> dict[str, list[str]]:
@@ -202,6 +203,13 @@ def test_expansions_of_other_queries_are_not_used(world):
     exact = put_expansions(world.store, "expand-exact", [rows])
     _, folder = world.evaluate("fused", expansions=more)
     assert found(folder) == found(world.evaluate("fused", expansions=exact)[1])
+
+
+def test_a_query_in_two_shards_is_refused(world):
+    rows = expansions(1)
+    artifact = put_expansions(world.store, "expand-twice", [rows, rows[:6]])
+    with pytest.raises(DataError, match="17 queries were searched 23 times"):
+        world.evaluate("fused", expansions=artifact)
 
 
 def test_the_mode_and_the_inputs_must_fit(world):
