@@ -27,7 +27,7 @@ class Options(BaseModel):
 
 def runtime(default: Any, **field: Any) -> Any:
     """Declare an option that changes speed, memory or place, but not the artifact's meaning."""
-    return Field(default, json_schema_extra={"in_key": False}, **field)
+    return Field(default=default, json_schema_extra={"in_key": False}, **field)
 
 
 def identity(options: Options) -> dict[str, Any]:
@@ -65,24 +65,25 @@ class DataOptions(Options):
         "negative). Empty: the training queries are those of the collection's qrels/train.tsv.",
     )
     preference_share: float = Field(
-        0.5,
+        default=0.5,
         gt=0,
         lt=1,
         description="Share of the training queries that align the LLM (paper: 1/8).",
     )
     dev_share: float = Field(
-        0.1,
+        default=0.1,
         ge=0,
         lt=1,
         description="Share kept for choosing the best round; not used if qrels/dev.tsv exists.",
     )
     cluster_by: str = Field(
-        "",
+        default="",
         description="Field of a query's metadata; queries that share it are tested as one "
         "observation. Empty: each query is one.",
     )
     bad_rows: Literal["refuse", "skip"] = Field(
-        "refuse", description="A bad row stops the run, or is skipped and counted by reason."
+        default="refuse",
+        description="A bad row stops the run, or is skipped and counted by reason.",
     )
 
 
@@ -90,27 +91,42 @@ class DemoWorldOptions(Options):
     """The built-in world: invented things, their documents, and questions in lay words."""
 
     instruct_entities: Positive = Field(
-        50, description="Things whose questions teach the tiny LLM."
+        default=50, description="Things whose questions teach the tiny LLM."
     )
-    train_entities: Positive = Field(50, description="Things whose questions train the loop.")
-    dev_entities: Positive = Field(25, description="Things whose questions choose the best round.")
-    test_entities: Positive = Field(50, description="Things whose questions measure the result.")
+    train_entities: Positive = Field(
+        default=50, description="Things whose questions train the loop."
+    )
+    dev_entities: Positive = Field(
+        default=25, description="Things whose questions choose the best round."
+    )
+    test_entities: Positive = Field(
+        default=50, description="Things whose questions measure the result."
+    )
     questions_per_aspect: int = Field(
-        2, ge=1, le=4, description="Differently worded training questions per thing and aspect."
+        default=2,
+        ge=1,
+        le=4,
+        description="Differently worded training questions per thing and aspect.",
     )
 
 
 class TinyLLMOptions(Options):
     """A small Llama and its tokenizer, trained from scratch on the collection's own text."""
 
-    vocabulary: int = Field(3000, ge=300, description="Size of the byte-level BPE vocabulary.")
-    hidden_size: int = Field(128, ge=32, multiple_of=32, description="Width; heads are 32 wide.")
-    layers: Positive = Field(3, description="Number of transformer layers.")
-    steps: Positive = Field(1400, description="Training steps.")
-    batch_size: Positive = Field(16, description="Texts per step.")
-    max_tokens: int = Field(512, ge=64, description="Longer texts are cut into pieces this long.")
+    vocabulary: int = Field(
+        default=3000, ge=300, description="Size of the byte-level BPE vocabulary."
+    )
+    hidden_size: int = Field(
+        default=128, ge=32, multiple_of=32, description="Width; heads are 32 wide."
+    )
+    layers: Positive = Field(default=3, description="Number of transformer layers.")
+    steps: Positive = Field(default=1400, description="Training steps.")
+    batch_size: Positive = Field(default=16, description="Texts per step.")
+    max_tokens: int = Field(
+        default=512, ge=64, description="Longer texts are cut into pieces this long."
+    )
     learning_rate: float = Field(
-        3e-3, gt=0, description="Peak learning rate of AdamW, linear decay."
+        default=3e-3, gt=0, description="Peak learning rate of AdamW, linear decay."
     )
     checkpoint_steps: Positive = runtime(200, description="Steps between checkpoints.")
 
@@ -119,23 +135,25 @@ class LLMOptions(Options):
     """The language model that writes the expansions."""
 
     model: str = Field(
-        "tiny",
+        default="tiny",
         description="Folder or hub name of a causal LM with a chat template, or 'tiny' to build one "
         "from the collection's text (paper: meta-llama/Meta-Llama-3-8B-Instruct).",
     )
-    tiny: TinyLLMOptions = Field(TinyLLMOptions(), title="The tiny LLM, if 'tiny'")
+    tiny: TinyLLMOptions = Field(default=TinyLLMOptions(), title="The tiny LLM, if 'tiny'")
 
 
 class TinyRetrieverOptions(Options):
     """Static token embeddings, pre-trained without labels on crops of the corpus."""
 
-    vocabulary: int = Field(3000, ge=300, description="Size of the byte-level BPE vocabulary.")
-    dimensions: int = Field(256, ge=8, description="Size of the vectors.")
-    steps: Positive = Field(600, description="Training steps.")
-    batch_size: Positive = Field(64, description="Passages per step, two crops of each.")
-    learning_rate: float = Field(5e-3, gt=0, description="Peak learning rate of AdamW.")
+    vocabulary: int = Field(
+        default=3000, ge=300, description="Size of the byte-level BPE vocabulary."
+    )
+    dimensions: int = Field(default=256, ge=8, description="Size of the vectors.")
+    steps: Positive = Field(default=600, description="Training steps.")
+    batch_size: Positive = Field(default=64, description="Passages per step, two crops of each.")
+    learning_rate: float = Field(default=5e-3, gt=0, description="Peak learning rate of AdamW.")
     initial_deviation: float = Field(
-        0.005, gt=0, description="Deviation of the initial embeddings."
+        default=0.005, gt=0, description="Deviation of the initial embeddings."
     )
 
 
@@ -143,23 +161,23 @@ class RetrieverOptions(Options):
     """The dense retriever, and how its vectors are compared everywhere."""
 
     model: str = Field(
-        "tiny",
+        default="tiny",
         description="Folder or hub name of a sentence-transformers model, or 'tiny' to build one "
         "from the collection's text (paper: AnchorDR).",
     )
     tiny: TinyRetrieverOptions = Field(
-        TinyRetrieverOptions(), title="The tiny retriever, if 'tiny'"
+        default=TinyRetrieverOptions(), title="The tiny retriever, if 'tiny'"
     )
     normalize: bool = Field(
-        True,
+        default=True,
         description="Scale vectors to length 1 before they are averaged and compared (cosine); "
         "otherwise raw inner products. One choice for training, reward and evaluation.",
     )
     contrastive_temperature: float = Field(
-        0.02, gt=0, description="Similarities are divided by it in the training loss."
+        default=0.02, gt=0, description="Similarities are divided by it in the training loss."
     )
     max_tokens: int = Field(
-        512, ge=8, description="Longer texts are cut (also by the model's own limit)."
+        default=512, ge=8, description="Longer texts are cut (also by the model's own limit)."
     )
 
 
@@ -167,15 +185,17 @@ class SamplingOptions(Options):
     """How texts are sampled from the language model."""
 
     samples: Positive = Field(
-        1, description="Texts per query, spread evenly over the temperatures."
+        default=1, description="Texts per query, spread evenly over the temperatures."
     )
     sampling_temperatures: tuple[float, ...] = Field(
-        (1.0,), min_length=1, description="0 is greedy; higher is more varied."
+        default=(1.0,), min_length=1, description="0 is greedy; higher is more varied."
     )
     top_p: float = Field(
-        0.9, gt=0, le=1, description="Sample among the likeliest tokens of this mass."
+        default=0.9, gt=0, le=1, description="Sample among the likeliest tokens of this mass."
     )
-    max_new_tokens: Positive = Field(512, description="A longer text is cut and marked 'length'.")
+    max_new_tokens: Positive = Field(
+        default=512, description="A longer text is cut and marked 'length'."
+    )
     batch_size: Positive = runtime(64, description="Texts generated at once.")
 
     @model_validator(mode="after")
@@ -192,22 +212,24 @@ class ExpandOptions(Options):
     """How the language model writes: candidates to rank, answers to compare with, expansions."""
 
     prompt: Prompt = Field(
-        "q2d", description="What is asked for: a passage (the paper), or another."
+        default="q2d", description="What is asked for: a passage (the paper), or another."
     )
     candidates: SamplingOptions = Field(
-        SamplingOptions(samples=32, sampling_temperatures=(0.8, 0.9, 1.0, 1.1)),
+        default=SamplingOptions(samples=32, sampling_temperatures=(0.8, 0.9, 1.0, 1.1)),
         title="Candidates for the preference pairs",
     )
-    answer: SamplingOptions = Field(SamplingOptions(), title="The answer of the self-reward")
+    answer: SamplingOptions = Field(
+        default=SamplingOptions(), title="The answer of the self-reward"
+    )
     expansion: SamplingOptions = Field(
-        SamplingOptions(), title="Expansions for retriever training and for evaluation"
+        default=SamplingOptions(), title="Expansions for retriever training and for evaluation"
     )
     max_prompt_tokens: Positive = Field(
-        1024,
+        default=1024,
         description="A longer prompt is shortened within its passage or query, never around it.",
     )
     queries_per_shard: Positive = Field(
-        256, description="A shard is an artifact of its own; a kill loses one at most."
+        default=256, description="A shard is an artifact of its own; a kill loses one at most."
     )
 
 
@@ -215,19 +237,21 @@ class PreferenceOptions(Options):
     """Which candidates become preference pairs."""
 
     acceptance: Literal["threshold", "quantile"] = Field(
-        "threshold",
+        default="threshold",
         description="A query is accepted if its best candidate's summed similarity (to the positive "
         "and to the answer) reaches the threshold, or is above this quantile of all queries.",
     )
     acceptance_value: float = Field(
-        0.6, ge=-2, le=2, description="0.6 suits Contriever; it depends on the encoder."
+        default=0.6, ge=-2, le=2, description="0.6 suits Contriever; it depends on the encoder."
     )
     minimum_margin: float = Field(
-        0.0, ge=0, lt=2, description="Smallest difference between the rewards of a pair."
+        default=0.0, ge=0, lt=2, description="Smallest difference between the rewards of a pair."
     )
-    max_pairs: Positive = Field(30_000, description="A seeded sample of so many pairs is kept.")
+    max_pairs: Positive = Field(
+        default=30_000, description="A seeded sample of so many pairs is kept."
+    )
     dev_share: float = Field(
-        0.1, ge=0, lt=1, description="Share of the pairs that only measures DPO."
+        default=0.1, ge=0, lt=1, description="Share of the pairs that only measures DPO."
     )
 
 
@@ -235,20 +259,24 @@ class DPOOptions(Options):
     """Direct preference optimisation of a LoRA adapter."""
 
     learning_rate: float = Field(
-        2e-5, gt=0, description="Peak learning rate of AdamW, linear decay."
+        default=2e-5, gt=0, description="Peak learning rate of AdamW, linear decay."
     )
-    epochs: float = Field(2, gt=0, description="Passes over the pairs.")
-    batch_size: Positive = Field(16, description="Pairs per optimiser step.")
-    beta: float = Field(0.1, gt=0, description="Strength of the pull towards the reference model.")
-    lora_rank: Positive = Field(8, description="Rank of the adapter.")
-    lora_alpha: Positive = Field(32, description="Scale of the adapter.")
+    epochs: float = Field(default=2, gt=0, description="Passes over the pairs.")
+    batch_size: Positive = Field(default=16, description="Pairs per optimiser step.")
+    beta: float = Field(
+        default=0.1, gt=0, description="Strength of the pull towards the reference model."
+    )
+    lora_rank: Positive = Field(default=8, description="Rank of the adapter.")
+    lora_alpha: Positive = Field(default=32, description="Scale of the adapter.")
     lora_targets: tuple[str, ...] = Field(
-        ("q_proj", "v_proj"), min_length=1, description="Linear layers that are adapted."
+        default=("q_proj", "v_proj"), min_length=1, description="Linear layers that are adapted."
     )
-    warmup_steps: int = Field(0, ge=0, description="Steps until the peak learning rate.")
-    max_grad_norm: float = Field(10.0, gt=0, description="Gradients are clipped to this norm.")
+    warmup_steps: int = Field(default=0, ge=0, description="Steps until the peak learning rate.")
+    max_grad_norm: float = Field(
+        default=10.0, gt=0, description="Gradients are clipped to this norm."
+    )
     max_tokens: int = Field(
-        612,
+        default=612,
         ge=16,
         description="Longest prompt plus text; longer texts are cut at the end, prompts never.",
     )
@@ -262,28 +290,37 @@ class RetrieverTrainingOptions(Options):
     """Contrastive training of the retriever on expanded queries."""
 
     learning_rate: float = Field(
-        1e-5, gt=0, description="Peak learning rate of AdamW, linear decay."
+        default=1e-5, gt=0, description="Peak learning rate of AdamW, linear decay."
     )
-    epochs: Positive = Field(3, description="Passes over the training examples.")
+    epochs: Positive = Field(default=3, description="Passes over the training examples.")
     batch_size: int = Field(
-        64, ge=2, description="Queries per step; the others' passages are negatives."
+        default=64, ge=2, description="Queries per step; the others' passages are negatives."
     )
-    warmup_share: float = Field(0.1, ge=0, lt=1, description="Share of the steps until the peak.")
-    hard_negatives: int = Field(1, ge=0, description="Hard negatives per query and epoch.")
+    warmup_share: float = Field(
+        default=0.1, ge=0, lt=1, description="Share of the steps until the peak."
+    )
+    hard_negatives: int = Field(default=1, ge=0, description="Hard negatives per query and epoch.")
     mining_depth: Positive = Field(
-        30, description="If none are given, hard negatives are drawn from this many first passages."
+        default=30,
+        description="If none are given, hard negatives are drawn from this many first passages.",
     )
-    expansions_per_query: Positive = Field(1, description="Expansions written per training query.")
+    expansions_per_query: Positive = Field(
+        default=1, description="Expansions written per training query."
+    )
     checkpoint_steps: Positive = runtime(200, description="Steps between checkpoints.")
 
 
 class EvaluateOptions(Options):
     """How systems are measured and compared."""
 
-    depth: int = Field(1000, ge=100, description="Passages kept per query in the run.")
-    test: Literal["t", "randomisation"] = Field("t", description="Paired test between two systems.")
-    significance_level: float = Field(0.05, gt=0, lt=1, description="After Holm's correction.")
-    greedy: bool = Field(True, description="Also report expansions decoded greedily.")
+    depth: int = Field(default=1000, ge=100, description="Passages kept per query in the run.")
+    test: Literal["t", "randomisation"] = Field(
+        default="t", description="Paired test between two systems."
+    )
+    significance_level: float = Field(
+        default=0.05, gt=0, lt=1, description="After Holm's correction."
+    )
+    greedy: bool = Field(default=True, description="Also report expansions decoded greedily.")
     batch_size: Positive = runtime(128, description="Texts encoded at once.")
     block_size: Positive = runtime(100_000, description="Passages scored at once.")
 
@@ -291,32 +328,32 @@ class EvaluateOptions(Options):
 class LoopOptions(Options):
     """How often, from where, and until when."""
 
-    rounds: Positive = Field(2, description="Rounds at most (the paper's code: 1).")
+    rounds: Positive = Field(default=2, description="Rounds at most (the paper's code: 1).")
     retriever_start: Literal["base", "previous"] = Field(
-        "base",
+        default="base",
         description="A round trains the base retriever anew, or goes on from the last round's.",
     )
     stop_without_gain: bool = Field(
-        True, description="Stop when a round brings no significant gain on the dev part."
+        default=True, description="Stop when a round brings no significant gain on the dev part."
     )
 
 
 class JointLoopOptions(Options):
     """The whole loop: expand, reward, DPO, retrain the retriever, evaluate, and again."""
 
-    seed: int = Field(0, ge=0, description="Changes every random choice.")
-    data: DataOptions = Field(DataOptions(), title="Data")
+    seed: int = Field(default=0, ge=0, description="Changes every random choice.")
+    data: DataOptions = Field(default=DataOptions(), title="Data")
     world: DemoWorldOptions = Field(
-        DemoWorldOptions(), title="The demo world, if the data is 'demo'"
+        default=DemoWorldOptions(), title="The demo world, if the data is 'demo'"
     )
-    llm: LLMOptions = Field(LLMOptions(), title="Language model")
-    retriever: RetrieverOptions = Field(RetrieverOptions(), title="Retriever")
-    expand: ExpandOptions = Field(ExpandOptions(), title="Expand")
-    preferences: PreferenceOptions = Field(PreferenceOptions(), title="Reward and pairs")
-    dpo: DPOOptions = Field(DPOOptions(), title="DPO")
+    llm: LLMOptions = Field(default=LLMOptions(), title="Language model")
+    retriever: RetrieverOptions = Field(default=RetrieverOptions(), title="Retriever")
+    expand: ExpandOptions = Field(default=ExpandOptions(), title="Expand")
+    preferences: PreferenceOptions = Field(default=PreferenceOptions(), title="Reward and pairs")
+    dpo: DPOOptions = Field(default=DPOOptions(), title="DPO")
     training: RetrieverTrainingOptions = Field(
-        RetrieverTrainingOptions(), title="Retriever training"
+        default=RetrieverTrainingOptions(), title="Retriever training"
     )
-    evaluate: EvaluateOptions = Field(EvaluateOptions(), title="Evaluate")
-    loop: LoopOptions = Field(LoopOptions(), title="Loop")
+    evaluate: EvaluateOptions = Field(default=EvaluateOptions(), title="Evaluate")
+    loop: LoopOptions = Field(default=LoopOptions(), title="Loop")
     device: Device = runtime("auto", description="Where models run.")
