@@ -181,7 +181,7 @@ def _write_log(job: Job, trainer: "DPOTrainer", train_pairs: int, dev_pairs: int
         if len(kept) > 1:
             steps.append(kept)
     Path(job.out, "training_log.json").write_text(json.dumps(steps, indent=1))
-    trained = [entry for entry in steps if "rewards/accuracies" in entry]
+    trained = [entry for entry in steps if "loss" in entry]  # not the summary at the end
     job.counts |= {
         "train_pairs": train_pairs,
         "dev_pairs": dev_pairs,
