@@ -93,27 +93,30 @@ def prompt_ids(tokenizer: "PreTrainedTokenizerBase", content: str) -> list[int]:
 def fitted_prompt_ids(
     tokenizer: "PreTrainedTokenizerBase", name: Prompt, query: str, passage: str, max_tokens: int
 ) -> list[int]:
-    """Render a prompt of at most `max_tokens` by shortening the passage, else the query, at its end.
+    """Render a prompt of at most `max_tokens` by shortening the passage, then the query, at its end.
 
     The instruction and the header of the answer always stay (the reference cut them off).
 
     Raises:
-        DataError: if the prompt is too long even without the text.
+        DataError: if the prompt is too long even without both.
     """
     texts = {"query": query, "passage": passage}
-    longest = "passage" if passage else "query"
-    while True:
-        ids = prompt_ids(tokenizer, render_prompt(name, texts["query"], texts["passage"]))
+    ids = prompt_ids(tokenizer, render_prompt(name, query, passage))
+    for shortened in ("passage", "query"):
         if len(ids) <= max_tokens:
-            return ids
-        tokens = tokenizer.encode(texts[longest], add_special_tokens=False)
-        if not tokens:
-            raise DataError(
-                f"prompt {name}: {len(ids)} tokens without its {longest}; raise max_prompt_tokens "
-                f"above {max_tokens}"
-            )
-        kept = tokens[: max(0, len(tokens) - (len(ids) - max_tokens))]
-        texts[longest] = tokenizer.decode(kept, skip_special_tokens=True)
+            break
+        tokens = tokenizer.encode(texts[shortened], add_special_tokens=False)
+        while tokens and len(ids) > max_tokens:
+            tokens = tokens[: max(0, len(tokens) - (len(ids) - max_tokens))]
+            text = tokenizer.decode(tokens, skip_special_tokens=True)
+            texts[shortened] = text.rstrip("\ufffd")  # half of a character
+            ids = prompt_ids(tokenizer, render_prompt(name, texts["query"], texts["passage"]))
+    if len(ids) > max_tokens:
+        raise DataError(
+            f"prompt {name}: {len(ids)} tokens without query and passage; raise max_prompt_tokens "
+            f"above {max_tokens}"
+        )
+    return ids
 
 
 def turn_end_id(tokenizer: "PreTrainedTokenizerBase") -> int:
