@@ -1,0 +1,153 @@
+"""Sampling: a text depends on its seed alone, and is a draw from the model's distribution."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from expandr_core.errors import DataError
+from expandr_core.generator import Completion, Request, TransformersGenerator, _SeededSampling
+from expandr_core.options import SamplingOptions
+from expandr_core.prompts import fitted_prompt_ids
+
+TEMPERATURES = (0.8, 0.9, 1.0, 1.1, 0.0)
+REQUESTS = [
+    Request(
+        "q2d",
+        "why is text grey? " * (n % 4 + 1),
+        "",
+        tuple(range(10 * n, 10 * n + 5)),
+        TEMPERATURES,
+    )
+    for n in range(8)
+]
+
+
+@pytest.fixture(scope="module")
+def generator(llm_folder) -> TransformersGenerator:
+    return TransformersGenerator(llm_folder, "cpu")
+
+
+def sampling(**options) -> SamplingOptions:
+    return SamplingOptions(**{"top_p": 0.95, "max_new_tokens": 24} | options)
+
+
+def generated(generator, requests: list[Request], **options) -> dict[int, list[Completion]]:
+    batches = generator.generate(requests, sampling(**options), 160)
+    return {index: texts for batch in batches for index, texts in batch}
+
+
+# Texts and batches
+
+
+def test_texts_do_not_depend_on_the_batch_size(generator):
+    expected = generated(generator, REQUESTS, batch_size=1000)
+    assert len({text.text for texts in expected.values() for text in texts}) > 30
+    for batch_size in (1, 7, 16):
+        assert generated(generator, REQUESTS, batch_size=batch_size) == expected
+
+
+def test_texts_do_not_depend_on_the_order_or_the_company(generator):
+    expected = generated(generator, REQUESTS)
+    order = random.Random(0).sample(range(len(REQUESTS)), len(REQUESTS))
+    shuffled = generated(generator, [REQUESTS[n] for n in order])
+    assert {n: shuffled[place] for place, n in enumerate(order)} == expected
+    alone = generated(generator, [REQUESTS[3]])
+    assert alone[0] == expected[3]
+
+
+def test_another_seed_writes_another_text(generator):
+    one, other = (
+        generated(generator, [Request("q2d", "why?", "", (seed,), (1.0,))])[0] for seed in (1, 2)
+    )
+    assert one != other
+
+
+def test_temperature_zero_is_the_greedy_text_of_transformers(generator):
+    for number, texts in generated(generator, REQUESTS[:4]).items():
+        query = REQUESTS[number].query
+        ids = torch.tensor([fitted_prompt_ids(generator.tokenizer, "q2d", query, "", 160)])
+        expected = generator.model.generate(
+            input_ids=ids, max_new_tokens=24, do_sample=False, eos_token_id=2, pad_token_id=0
+        )[0, ids.shape[1] :]
+        text = generator.tokenizer.decode(expected, skip_special_tokens=True)
+        assert texts[TEMPERATURES.index(0.0)].text == text != ""
+
+
+def test_a_text_is_finished_or_cut(generator):
+    seeds = tuple(range(200))
+    request = Request("q2d", "why?", "", seeds, (1.0,) * len(seeds))
+    texts = generated(generator, [request], max_new_tokens=40, top_p=1.0)[0]
+    stopped = [text for text in texts if text.finish_reason == "stop"]
+    cut = [text for text in texts if text.finish_reason == "length"]
+    assert stopped and cut
+    assert all(text.tokens < 40 for text in stopped)
+    assert all(text.tokens == 40 for text in cut)
+    assert not any("<|" in text.text for text in texts)
+
+
+def test_a_finished_text_is_the_beginning_of_the_longer_one(generator):
+    """More room changes only the texts that were cut."""
+    seeds = tuple(range(100))
+    request = Request("q2d", "why?", "", seeds, (1.0,) * len(seeds))
+    short, long = (
+        generated(generator, [request], max_new_tokens=room, top_p=1.0)[0] for room in (20, 40)
+    )
+    for before, after in zip(short, long, strict=True):
+        if before.finish_reason == "stop":
+            assert before == after
+        else:
+            assert after.tokens >= before.tokens
+
+
+def test_more_tokens_than_the_model_can_hold_are_refused(generator):
+    with pytest.raises(DataError, match="exceeds the model's context of 512"):
+        list(generator.generate(REQUESTS, sampling(max_new_tokens=400), 160))
+
+
+# The distribution
+
+
+LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -0.5, -1.0, -3.0])
+ROWS = 6000
+
+
+def drawn(temperature: float, top_p: float, seed: int = 0) -> np.ndarray:
+    """Count the first tokens of many seeds."""
+    seeds = range(seed, seed + ROWS)
+    processor = _SeededSampling(list(seeds), [temperature] * ROWS, top_p, "cpu")
+    ids = torch.zeros((ROWS, 1), dtype=torch.long)
+    tokens = processor(ids, LOGITS.repeat(ROWS, 1)).argmax(dim=1)
+    return np.bincount(tokens.numpy(), minlength=len(LOGITS))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.5])
+def test_tokens_are_drawn_with_the_probabilities_of_the_softmax(temperature):
+    expected = torch.softmax(LOGITS.double() / temperature, 0).numpy() * ROWS
+    assert chisquare(drawn(temperature, 1.0), expected).pvalue > 0.01
+    assert chisquare(drawn(temperature * 1.3, 1.0), expected).pvalue < 1e-6  # it would be noticed
+
+
+def test_only_the_likeliest_tokens_of_the_mass_are_drawn():
+    probabilities = torch.softmax(LOGITS.double(), 0).numpy()
+    assert probabilities[:2].sum() < 0.8 < probabilities[:3].sum()
+    counts = drawn(1.0, 0.8)
+    assert (counts[:3] > 0).all() and (counts[3:] == 0).all()
+    expected = probabilities[:3] / probabilities[:3].sum() * ROWS
+    assert chisquare(counts[:3], expected).pvalue > 0.01
+
+
+def test_temperature_zero_always_draws_the_likeliest_token():
+    assert drawn(0.0, 0.5).tolist() == [ROWS, 0, 0, 0, 0, 0, 0]
+
+
+def test_successive_draws_of_a_row_are_independent():
+    processor = _SeededSampling(list(range(ROWS)), [1.0] * ROWS, 1.0, "cpu")
+    ids, scores = torch.zeros((ROWS, 1), dtype=torch.long), LOGITS.repeat(ROWS, 1)
+    first, second = (processor(ids, scores).argmax(dim=1) for _ in range(2))
+    probabilities = torch.softmax(LOGITS.double(), 0)
+    same = float((first == second).double().mean())
+    expected = float((probabilities**2).sum())
+    assert abs(same - expected) < 4 * (expected * (1 - expected) / ROWS) ** 0.5

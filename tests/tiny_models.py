@@ -1,0 +1,68 @@
+"""A Llama of random weights, and its tokenizer: milliseconds a text, and everything a real one has."""
+
+from pathlib import Path
+
+TEXTS = ["hello world this is a test of text", "please write a passage to answer the question"]
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}"
+    "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+BOS, EOS, USER, ASSISTANT = 1, 2, 3, 4
+
+
+def make_tokenizer(template: str | None = TEMPLATE, adds_bos: bool = False):
+    """Make a byte-level BPE tokenizer with a chat template.
+
+    Args:
+        template: the chat template.
+        adds_bos: let the tokenizer, not only the template, begin a sequence.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=340,
+        special_tokens=["<|pad|>", "<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(TEXTS * 20, trainer)
+    if adds_bos:
+        bpe.post_processor = TemplateProcessing(
+            single="<|bos|> $A", special_tokens=[("<|bos|>", BOS)]
+        )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="<|bos|>", eos_token="<|eos|>", pad_token="<|pad|>"
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def save_llm(folder: Path, seed: int = 0) -> Path:
+    """Save a Llama of two layers with random weights, wide enough that texts differ."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        pad_token_id=0,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
