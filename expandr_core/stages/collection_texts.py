@@ -30,10 +30,16 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 class CollectionTextsOptions(Options):
     """How the texts are mixed."""
 
-    rows: Positive = Field(22_400, description="Texts to write; passages are used again if needed.")
-    passage_chats: float = Field(0.25, ge=0, le=1, description="Share that asks for a passage.")
-    answer_chats: float = Field(0.08, ge=0, le=1, description="Share that asks for an answer.")
-    words: Positive = Field(120, description="Passages in chats are cut to so many words.")
+    rows: Positive = Field(
+        default=22_400, description="Texts to write; passages are used again if needed."
+    )
+    passage_chats: float = Field(
+        default=0.25, ge=0, le=1, description="Share that asks for a passage."
+    )
+    answer_chats: float = Field(
+        default=0.08, ge=0, le=1, description="Share that asks for an answer."
+    )
+    words: Positive = Field(default=120, description="Passages in chats are cut to so many words.")
 
 
 OPTIONS = CollectionTextsOptions

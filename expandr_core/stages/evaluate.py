@@ -35,7 +35,7 @@ class OPTIONS(Options):
     """What is searched with, and how deep."""
 
     mode: Mode = Field(description="Search with the query, its expansion, or the mean of both.")
-    depth: Positive = Field(1000, description="Passages kept per query.")
+    depth: Positive = Field(default=1000, description="Passages kept per query.")
     normalize: bool = Field(description="Scale vectors to length 1.")
     max_tokens: Positive = Field(description="Longer texts are cut.")
     batch_size: Positive = runtime(128, description="Texts encoded at once.")

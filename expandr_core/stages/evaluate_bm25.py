@@ -23,9 +23,9 @@ ISOLATION = "never"
 class OPTIONS(Options):
     """How BM25 weighs terms."""
 
-    depth: Positive = Field(1000, description="Passages kept per query.")
-    k1: float = Field(0.9, ge=0, description="How slowly repetitions of a term saturate.")
-    b: float = Field(0.4, ge=0, le=1, description="How much long passages are held back.")
+    depth: Positive = Field(default=1000, description="Passages kept per query.")
+    k1: float = Field(default=0.9, ge=0, description="How slowly repetitions of a term saturate.")
+    b: float = Field(default=0.4, ge=0, le=1, description="How much long passages are held back.")
 
 
 def run(job: Job) -> None:
