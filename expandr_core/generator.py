@@ -12,7 +12,7 @@ Another engine (vLLM) takes the place of `TransformersGenerator` by having the s
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from transformers import (
@@ -83,14 +83,14 @@ class _SeededSampling(LogitsProcessor):
         self.temperature = temperature.masked_fill(self.greedy, 1.0)[:, None]
         self.top_p = TopPLogitsWarper(top_p) if top_p < 1 else None
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
         logits = scores.float() / self.temperature  # (rows, vocabulary)
-        kept = self.top_p(input_ids, logits) if self.top_p else logits  # pyright: ignore[reportArgumentType]
+        kept = self.top_p(input_ids, logits) if self.top_p else logits
         noise = torch.empty_like(kept)
         for row, generator in enumerate(self.generators):
             noise[row].uniform_(generator=generator)
         sampled = kept - (-noise.log()).log()  # Gumbel noise
-        return torch.where(self.greedy[:, None], logits, sampled)  # pyright: ignore[reportReturnType]
+        return torch.where(self.greedy[:, None], logits, sampled)
 
 
 class TransformersGenerator:
@@ -104,7 +104,7 @@ class TransformersGenerator:
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=dtype)
-        self.model = model.to(device).eval()
+        self.model: Any = cast(Any, model).to(device).eval()
         self.turn_end = turn_end_id(self.tokenizer)
         ends = self.model.generation_config.eos_token_id or []
         self.ends = {self.turn_end, *([ends] if isinstance(ends, int) else ends)}

@@ -5,7 +5,7 @@ both see identical prompts with exactly one beginning-of-sequence token (the ref
 """
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from expandr_core.errors import DataError
 from expandr_core.options import Prompt
@@ -76,8 +76,8 @@ def prompt_ids(tokenizer: "PreTrainedTokenizerBase", content: str) -> list[int]:
         add_generation_prompt=True,
         return_dict=False,
     )
-    ids = list(ids)
-    bos = tokenizer.bos_token_id
+    ids = list(cast(list[int], ids))
+    bos = cast(int | None, tokenizer.bos_token_id)
     if bos is None:
         return ids
     if bos not in ids and tokenizer("a").input_ids[0] == bos:
@@ -108,7 +108,7 @@ def fitted_prompt_ids(
         tokens = tokenizer.encode(texts[shortened], add_special_tokens=False)
         while tokens and len(ids) > max_tokens:
             tokens = tokens[: max(0, len(tokens) - (len(ids) - max_tokens))]
-            text = tokenizer.decode(tokens, skip_special_tokens=True)
+            text = cast(str, tokenizer.decode(tokens, skip_special_tokens=True))
             texts[shortened] = text.rstrip("\ufffd")  # half of a character
             ids = prompt_ids(tokenizer, render_prompt(name, texts["query"], texts["passage"]))
     if len(ids) > max_tokens:
@@ -135,4 +135,4 @@ def turn_end_id(tokenizer: "PreTrainedTokenizerBase") -> int:
             return token
     if tokenizer.eos_token_id is None:
         raise DataError(f"{tokenizer.name_or_path}: no token ends a turn; set eos_token")
-    return tokenizer.eos_token_id
+    return cast(int, tokenizer.eos_token_id)
