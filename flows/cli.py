@@ -139,7 +139,8 @@ def stage(
     """
     options = load_options(config, seed, changes or [])
     flow = getattr(importlib.import_module(f"flows.{name}"), name)
-    named = dict(text.partition("=")[::2] for text in inputs or [])
+    pairs = (text.partition("=") for text in inputs or [])
+    named = {name: value for name, _, value in pairs}
     try:
         flow.validate_parameters({"options": options, "store": store, **named})
     except (TypeError, ValueError) as error:

@@ -29,6 +29,6 @@ def preferences(
     """
     work = Workspace(store=store, seed=options.seed, device=options.device)
     found = [work.find(key) for key in (candidates, answers, examples, retriever)]
-    rewards = reward(work, *found, options.retriever)
+    rewards = reward(work, *found, options=options.retriever)
     choose_pairs(work, rewards, options.preferences)
     return work.made

@@ -5,6 +5,7 @@ returned in Prefect's state `Cached`, and the stage does not run. Prefect's own 
 would take an unreachable store for a miss, and a deleted artifact for a hit.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from prefect import task
@@ -71,7 +72,7 @@ class Workspace(BaseModel):
         title: str,
         stage: str,
         options: Options,
-        inputs: dict[str, Artifact | None] | None = None,
+        inputs: Mapping[str, Artifact | None] | None = None,
         sources: dict[str, str] | None = None,
     ) -> Artifact:
         """Run a stage as a Prefect task of its own, named by its title; absent inputs are left out.
