@@ -54,7 +54,7 @@ def run(job: Job) -> None:
     trainer.train(resume_from_checkpoint=last_checkpoint(job.checkpoints))
     model: Any = trainer.model
     model.peft_config["default"].base_model_name_or_path = job.spec.inputs["llm"].key
-    model.save_pretrained(job.out)
+    model.save_pretrained(job.out, save_embedding_layers=False)  # "auto" asks the hub
     (job.out / "README.md").unlink(missing_ok=True)
     _write_log(job, trainer, train.num_rows, dev.num_rows)
 
