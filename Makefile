@@ -1,0 +1,46 @@
+# A machine needs Python >= 3.11 and make, nothing else; the rest is installed into .venv.
+# torch comes as the build that pip is configured with. Without a GPU the CPU build saves gigabytes:
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make install
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+PIP_INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: install  ## Run the joint loop on the built-in world (ARGS="--seed 1" and more: expandr demo --help)
+	$(BIN)/expandr demo $(ARGS)
+
+test: install  ## Run all tests (ARGS="tests/core -x" for some of them)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 \
+		$(BIN)/python -m pytest $(ARGS)
+
+lint: install  ## Check style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+install: $(INSTALLED)  ## Install the exact versions of constraints.txt into .venv, if they changed
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
+		"error: $(PYTHON) is missing or older than 3.11; name another: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo \
+		"error: $(PYTHON) cannot make virtual environments; install its venv package (Debian and" \
+		"Ubuntu: apt install python3-venv) or name another: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Installing into $(VENV): about 3 GB, some minutes"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) torch==2.13.0
+	$(PIP_INSTALL) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:  ## Remove .venv, caches and build leftovers; the store of artifacts stays
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './store/*' -prune -exec rm -rf {} +
