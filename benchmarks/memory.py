@@ -27,7 +27,9 @@ from expandr_core.stage import Job, make_spec
 from expandr_core.stages import encode, evaluate, expand, reward
 from expandr_core.store import Store
 
-WORDS = [f"{a}{b}" for a in ("ba", "de", "fi", "go", "lu", "ma") for b in ("ra", "ne", "ti", "so", "pu")]
+WORDS = [
+    f"{a}{b}" for a in ("ba", "de", "fi", "go", "lu", "ma") for b in ("ra", "ne", "ti", "so", "pu")
+]
 PASSAGES, CANDIDATES = 1000, 4
 SAMPLING = SamplingOptions(samples=CANDIDATES, sampling_temperatures=(0.8, 1.1), max_new_tokens=24)
 ONE = SamplingOptions(max_new_tokens=24)
@@ -129,7 +131,9 @@ def make_inputs(store: Store, queries: int) -> None:
     table = pa.table({"query_id": ids, "query": asked, "cluster": ids, **positives})
     pq.write_table(table, job.out / "queries.parquet")
     relevance = pa.array([1] * queries, pa.int32())
-    qrels = pa.table({"query_id": ids, "passage_id": positives["positive_id"], "relevance": relevance})
+    qrels = pa.table(
+        {"query_id": ids, "passage_id": positives["positive_id"], "relevance": relevance}
+    )
     pq.write_table(qrels, job.out / "qrels.parquet")
     data = commit(store, spec, job)
 

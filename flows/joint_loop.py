@@ -19,7 +19,7 @@ from tasks.data import prepare_data
 from tasks.dpo import align
 from tasks.evaluate import publish
 from tasks.expand import write_answers, write_candidates, write_expansions
-from tasks.models import get_llm, get_retriever
+from tasks.models import build_llm, build_retriever, import_models
 from tasks.preferences import choose_pairs, reward
 from tasks.retriever import train_retriever
 from tasks.stage import Workspace
@@ -37,8 +37,10 @@ def joint_loop(options: JointLoopOptions = DEFAULTS, store: str = "store") -> Su
     """
     started = datetime.now(UTC)
     work = Workspace(store=store, seed=options.seed, device=options.device)
+    imported = import_models(work, options)
     data = prepare_data(work, options.data, options.world)
-    llm, retriever = get_llm(work, data, options.llm), get_retriever(work, data, options.retriever)
+    llm = imported.get("llm") or build_llm(work, data, options)
+    retriever = imported.get("retriever") or build_retriever(work, data, options)
     run = Run(work, data, options)
     base = best = current = Models(0, llm, retriever)
     board, dev = open_scoreboard(run, data.reported), open_scoreboard(run, "dev")

@@ -1,30 +1,37 @@
-"""Get the models that the loop starts from: built from the collection's text, or imported."""
+"""Get the models that the loop starts from: imported, or built from the collection's text."""
 
 from expandr_core import models
 from expandr_core.artifacts import Artifact
-from expandr_core.options import LLMOptions, RetrieverOptions
+from expandr_core.options import JointLoopOptions
 from expandr_core.stages.import_model import ImportOptions
 from tasks.data import Data, training_texts
 from tasks.stage import Workspace
 
 
-def get_llm(work: Workspace, data: Data, options: LLMOptions) -> Artifact:
-    """Build the tiny LLM, or check and import the one that is named."""
-    if options.model != "tiny":
-        return _import(work, "llm", options.model)
-    texts = training_texts(work, data)
-    return work.make("train the tiny LLM", "tiny_llm", options.tiny, {"texts": texts})
+def import_models(work: Workspace, options: JointLoopOptions) -> dict[str, Artifact]:
+    """Check and import the models that are named; the first step, so that it costs nothing to fail.
+
+    Returns:
+        By role, "llm" and "retriever"; what is to be built is absent.
+    """
+    named = {"retriever": options.retriever.model, "llm": options.llm.model}
+    imported = {}
+    for kind, model in named.items():
+        if model != "tiny":
+            folder, sources = models.model_source(model)
+            resolved = ImportOptions(kind=kind, folder=str(folder))  # pyright: ignore[reportArgumentType]
+            title = f"import the {'LLM' if kind == 'llm' else kind}"
+            imported[kind] = work.make(title, "import_model", resolved, sources=sources)
+    return imported
 
 
-def get_retriever(work: Workspace, data: Data, options: RetrieverOptions) -> Artifact:
-    """Build the tiny retriever, or check and import the one that is named."""
-    if options.model != "tiny":
-        return _import(work, "retriever", options.model)
+def build_llm(work: Workspace, data: Data, options: JointLoopOptions) -> Artifact:
+    """Train a tiny LLM on the collection's text."""
+    inputs = {"texts": training_texts(work, data)}
+    return work.make("train the tiny LLM", "tiny_llm", options.llm.tiny, inputs)
+
+
+def build_retriever(work: Workspace, data: Data, options: JointLoopOptions) -> Artifact:
+    """Train a tiny retriever on crops of the corpus."""
     inputs = {"corpus": data.corpus, "texts": training_texts(work, data)}
-    return work.make("train the tiny retriever", "tiny_retriever", options.tiny, inputs)
-
-
-def _import(work: Workspace, kind: str, model: str) -> Artifact:
-    folder, sources = models.model_source(model)
-    options = ImportOptions(kind=kind, folder=str(folder))  # pyright: ignore[reportArgumentType]
-    return work.make(f"import the {kind}", "import_model", options, sources=sources)
+    return work.make("train the tiny retriever", "tiny_retriever", options.retriever.tiny, inputs)
