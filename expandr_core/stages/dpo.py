@@ -8,6 +8,7 @@ the adapted layers are explicit. Dropout is off, as it was in effect in the refe
 import json
 import logging
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 VERSION = 1
 ISOLATION = "always"
+AVERAGED = 5  # steps, for the measures at the beginning and at the end
 MEASURES = ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected")
 
 
@@ -56,6 +58,9 @@ def run(job: Job) -> None:
     model.peft_config["default"].base_model_name_or_path = job.spec.inputs["llm"].key
     model.save_pretrained(job.out, save_embedding_layers=False)  # "auto" asks the hub
     (job.out / "README.md").unlink(missing_ok=True)
+    config = job.out / "adapter_config.json"  # PEFT writes a set, in an order of chance
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps(values | {"target_modules": sorted(values["target_modules"])}))
     _write_log(job, trainer, train.num_rows, dev.num_rows)
 
 
@@ -95,7 +100,7 @@ def make_trainer(
     import torch
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, set_seed
+    from transformers import AutoModelForCausalLM, PrinterCallback, set_seed
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DPOTrainer
 
@@ -132,7 +137,7 @@ def make_trainer(
         use_cpu=not on_gpu,
         gradient_checkpointing=on_gpu,
         seed=seed,
-        logging_steps=5,
+        logging_steps=1,  # a mean over more would forget the steps before a kill
         eval_strategy="epoch" if dev.num_rows else "no",
         save_strategy="steps",
         save_steps=options.checkpoint_steps,
@@ -163,6 +168,7 @@ def make_trainer(
         ),
         callbacks=[ProgressCallback(job)],
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train_dataset = tokenised(train)
     if dev.num_rows:
         trainer.eval_dataset = tokenised(dev)
@@ -180,15 +186,17 @@ def _write_log(job: Job, trainer: "DPOTrainer", train_pairs: int, dev_pairs: int
         }
         if len(kept) > 1:
             steps.append(kept)
-    Path(job.out, "training_log.json").write_text(json.dumps(steps, indent=1))
+    # a checkpoint gives entries back with their names sorted
+    Path(job.out, "training_log.json").write_text(json.dumps(steps, indent=1, sort_keys=True))
     trained = [entry for entry in steps if "loss" in entry]  # not the summary at the end
     job.counts |= {
         "train_pairs": train_pairs,
         "dev_pairs": dev_pairs,
         "steps": trainer.state.global_step,
     }
-    for when, entry in (("first", trained[0]), ("last", trained[-1])) if trained else ():
-        job.counts |= {f"{when}/{name}": round(entry[name], 4) for name in MEASURES}
+    for when, entries in (("first", trained[:AVERAGED]), ("last", trained[-AVERAGED:])):
+        for name in MEASURES:
+            job.counts[f"{when}/{name}"] = round(fmean(entry[name] for entry in entries), 4)
     evaluated = [entry for entry in steps if "eval_rewards/accuracies" in entry]
     if evaluated:
         job.counts["dev_accuracy"] = round(evaluated[-1]["eval_rewards/accuracies"], 4)
