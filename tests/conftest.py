@@ -1,8 +1,19 @@
 """What tests of several modules share."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+for _name, _value in {
+    "DO_NOT_TRACK": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "TOKENIZERS_PARALLELISM": "false",
+}.items():
+    os.environ.setdefault(_name, _value)
 
 
 @pytest.fixture(scope="session")
@@ -11,3 +22,12 @@ def llm_folder(tmp_path_factory) -> Path:
     from tiny_models import save_llm
 
     return save_llm(tmp_path_factory.mktemp("llm") / "model")
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """A Prefect server with an empty database of its own, for all flows of the tests."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield

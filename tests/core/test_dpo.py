@@ -1,0 +1,247 @@
+"""The stages dpo and merge: what is trained on, where it starts, and that a kill changes nothing."""
+
+import json
+import logging
+import math
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pytest
+from evaluation_world import put
+from tiny_models import EOS
+
+from expandr_core.artifacts import Artifact
+from expandr_core.errors import DataError
+from expandr_core.generator import Request, TransformersGenerator
+from expandr_core.options import SamplingOptions
+from expandr_core.stage import Job, make_spec, run_in_child, run_stage
+from expandr_core.stages import dpo, merge, pairs
+from expandr_core.store import Store
+
+SETTINGS = {
+    "learning_rate": 0.01,
+    "epochs": 2,
+    "batch_size": 4,
+    "device_batch_size": 2,
+    "max_tokens": 120,
+    "max_prompt_tokens": 90,
+    "checkpoint_steps": 2,
+}
+
+
+def row(number: int, part: str = "train", chosen: str = "stop", rejected: str = "stop") -> dict:
+    texts = {"chosen": f"text number {number}", "rejected": f"hello world {number}"}
+    reasons = {"chosen": chosen, "rejected": rejected}
+    return {
+        "query_id": f"q{number:02}",
+        "query": f"why is {number} grey?",
+        "part": part,
+        "margin": 1.0,
+        **{f"{side}_text": text for side, text in texts.items()},
+        **{f"{side}_finish_reason": reason for side, reason in reasons.items()},
+    }
+
+
+ROWS = [row(number, "dev" if number > 9 else "train") for number in range(12)]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+def put_inputs(store: Store, llm_folder: Path, rows: list[dict] = ROWS) -> dict[str, Artifact]:
+    folder = shutil.copytree(llm_folder, store.scratch / "llm")
+    table = pa.Table.from_pylist(rows, pairs.SCHEMA)
+    return {
+        "llm": store.commit("tiny_llm-1", folder, [], {"counts": {}}),
+        "pairs": put(store, "pairs-1", {"pairs.parquet": table}),
+    }
+
+
+def spec_of(inputs: dict[str, Artifact], **options: Any):
+    return make_spec("dpo", dpo.OPTIONS(**(SETTINGS | options)), inputs, device="cpu")
+
+
+def no_progress(done: int, total: int, unit: str) -> None:
+    """Report to nobody."""
+
+
+def trainer_of(store: Store, inputs: dict[str, Artifact], rows: list[dict] = ROWS, **options: Any):
+    from transformers import AutoTokenizer
+
+    spec = spec_of(inputs, **options)
+    paths = {role: store.local(artifact) for role, artifact in inputs.items()}
+    folder = store.scratch / "job"
+    job = Job(
+        spec, dpo.OPTIONS(**spec.runtime["options"]), paths, folder, folder, store, no_progress
+    )
+    tokenizer = AutoTokenizer.from_pretrained(paths["llm"])
+    parts = [
+        pa.Table.from_pylist([row for row in rows if row["part"] == part], pairs.SCHEMA)
+        for part in ("train", "dev")
+    ]
+    return dpo.make_trainer(job, tokenizer, *parts)
+
+
+# What is trained on
+
+
+def test_the_prompt_is_the_one_that_generation_continues(store, llm_folder, monkeypatch):
+    generator = TransformersGenerator(llm_folder, "cpu")
+    seen = []
+    generate = generator.model.generate
+    monkeypatch.setattr(
+        generator.model,
+        "generate",
+        lambda **inputs: (seen.append(inputs["input_ids"].tolist()), generate(**inputs))[1],
+    )
+    queries = [ROWS[0]["query"], "why? " * 200]  # the second is shortened
+    requests = [Request("q2d", query, "", (0,), (1.0,)) for query in queries]
+    options = SamplingOptions(max_new_tokens=2, batch_size=1)
+    list(generator.generate(requests, options, SETTINGS["max_prompt_tokens"]))
+
+    rows = [{**ROWS[0], "query": query} for query in queries]
+    trainer = trainer_of(store, put_inputs(store, llm_folder), rows)
+    trained = [example["prompt_ids"] for example in trainer.train_dataset]
+    assert sorted(trained, key=len) == [ids[0] for ids in seen]
+    assert len(trained[1]) == SETTINGS["max_prompt_tokens"]
+
+
+def test_a_batch_scores_the_texts_and_not_the_prompt(store, llm_folder):
+    trainer = trainer_of(store, put_inputs(store, llm_folder), ROWS[:2])
+    examples = list(trainer.train_dataset)
+    batch = trainer.data_collator(examples)
+    for line, (example, side) in enumerate(
+        (example, side) for side in ("chosen", "rejected") for example in examples
+    ):
+        expected = example["prompt_ids"] + example[f"{side}_ids"]
+        kept = batch["attention_mask"][line].bool()
+        assert batch["input_ids"][line][kept].tolist() == expected
+        scored = batch["completion_mask"][line].bool()
+        assert batch["input_ids"][line][scored].tolist() == example[f"{side}_ids"]
+
+
+@pytest.mark.parametrize("chosen", ["stop", "length"])
+@pytest.mark.parametrize("rejected", ["stop", "length"])
+def test_only_a_text_that_the_model_ended_is_taught_to_end(llm_folder, chosen, rejected):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(llm_folder)
+    options = dpo.OPTIONS(**SETTINGS)
+    ids = dpo.preference_ids(tokenizer, row(0, "train", chosen, rejected), options)
+    for side, reason in (("chosen", chosen), ("rejected", rejected)):
+        text = ids[f"{side}_ids"]
+        assert (text[-1] == EOS) == (reason == "stop")
+        assert EOS not in text[:-1]
+        assert tokenizer.decode(text, skip_special_tokens=True) == row(0)[f"{side}_text"]
+
+
+def test_texts_are_cut_at_their_end_and_the_prompt_never(llm_folder):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(llm_folder)
+    whole = dpo.preference_ids(tokenizer, ROWS[0], dpo.OPTIONS(**SETTINGS))
+    room = len(whole["chosen_ids"]) - 2
+    tight = SETTINGS | {"max_tokens": len(whole["prompt_ids"]) + room}
+    cut = dpo.preference_ids(tokenizer, ROWS[0], dpo.OPTIONS(**tight))
+    assert cut["prompt_ids"] == whole["prompt_ids"]
+    assert cut["chosen_ids"] == whole["chosen_ids"][:room]
+    assert EOS not in cut["chosen_ids"]
+    none = SETTINGS | {"max_tokens": len(whole["prompt_ids"])}
+    with pytest.raises(DataError, match=r"'q00'.*dpo\.max_tokens"):
+        dpo.preference_ids(tokenizer, ROWS[0], dpo.OPTIONS(**none))
+
+
+# Training
+
+
+def test_the_policy_starts_at_the_reference_with_a_loss_of_ln_2(store, llm_folder):
+    trainer = trainer_of(store, put_inputs(store, llm_folder))
+    before = trainer.evaluate()
+    assert before["eval_loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert before["eval_rewards/margins"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_single_step_logs_the_loss_of_the_start(store, llm_folder):
+    inputs = put_inputs(store, llm_folder)
+    made = run_stage(spec_of(inputs, epochs=1, batch_size=16), store, no_progress)
+    assert made.counts["steps"] == 1
+    assert made.counts["train_pairs"] == 10
+    assert made.counts["dev_pairs"] == 2
+    [first, _] = json.loads((store.local(made) / "training_log.json").read_text())
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_training_prefers_the_chosen_and_its_merge_equals_base_plus_adapter(store, llm_folder):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    inputs = put_inputs(store, llm_folder)
+    spec = spec_of(inputs, epochs=8)
+    adapter = run_stage(spec, store, no_progress)
+    assert adapter.counts["dev_accuracy"] == 1
+    assert adapter.counts["last/loss"] < adapter.counts["first/loss"] <= math.log(2)
+    again = Store(str(store.scratch / "again"))
+    put_inputs(again, llm_folder)
+    assert run_stage(spec, again, no_progress).files == adapter.files  # two runs, the same bytes
+
+    both = {"llm": inputs["llm"], "adapter": adapter}
+    merge_spec = make_spec("merge", merge.OPTIONS(), both, device="cpu")
+    merged = store.local(run_stage(merge_spec, store, no_progress))
+    base = AutoModelForCausalLM.from_pretrained(llm_folder).eval()
+    ids = torch.randint(5, 300, (2, 30), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        before = base(ids).logits
+        adapted = PeftModel.from_pretrained(base, str(store.local(adapter))).eval()(ids).logits
+        after = AutoModelForCausalLM.from_pretrained(merged).eval()(ids).logits
+    torch.testing.assert_close(after, adapted, rtol=1e-3, atol=1e-3)
+    assert (after - before).abs().max() > 0.1
+    assert TransformersGenerator(merged, "cpu").turn_end == EOS
+
+
+def test_no_pair_for_training_is_the_input_s_fault(store, llm_folder):
+    inputs = put_inputs(store, llm_folder, [row(0, "dev")])
+    with pytest.raises(DataError, match=r"dev_share"):
+        run_stage(spec_of(inputs), store, no_progress)
+
+
+def test_a_batch_that_devices_cannot_share_is_the_input_s_fault(store, llm_folder):
+    inputs = put_inputs(store, llm_folder)
+    with pytest.raises(DataError, match="device_batch_size"):
+        run_stage(spec_of(inputs, device_batch_size=3), store, no_progress)
+
+
+def kill_at_first_checkpoint(checkpoints: Path) -> None:
+    deadline = time.monotonic() + 400
+    while not list(checkpoints.glob("checkpoint-*/trainer_state.json")):
+        assert time.monotonic() < deadline, "no checkpoint came"
+        time.sleep(0.01)
+    for child in psutil.Process().children():
+        if "expandr_core.stage" in child.cmdline():
+            child.send_signal(signal.SIGKILL)
+
+
+def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path, llm_folder, caplog):
+    """Kill -9 the real child process as soon as it has a checkpoint, then run the stage again."""
+    stores = [Store(str(tmp_path / name)) for name in ("killed", "whole")]
+    specs = [spec_of(put_inputs(store, llm_folder), epochs=20) for store in stores]
+    checkpoints = stores[0].scratch / "work" / specs[0].key / "checkpoints"
+    killer = threading.Thread(target=kill_at_first_checkpoint, args=(checkpoints,))
+    killer.start()
+    with pytest.raises(RuntimeError, match="was killed by SIGKILL"):
+        run_in_child(specs[0], stores[0], no_progress)
+    killer.join()
+    with caplog.at_level(logging.INFO, "expandr_core"):
+        resumed = run_in_child(specs[0], stores[0], no_progress)
+    assert "going on from checkpoint-" in caplog.text
+    whole = run_stage(specs[1], stores[1], no_progress)
+    assert resumed.files == whole.files
+    assert resumed.counts == whole.counts
