@@ -63,7 +63,7 @@ def kill_at_next_stage(loop: subprocess.Popen, store: Path, killed: set[str]) ->
 
 def main() -> int:
     """Run both, and compare."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("config")
     parser.add_argument("--set", action="append", default=[], dest="changes")
     parser.add_argument("--folder", default=None)

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from expandr_core.artifacts import Artifact, StageSpec
 from expandr_core.generator import Completion, Request
-from expandr_core.options import SamplingOptions
+from expandr_core.options import Prompt, SamplingOptions
 from expandr_core.stage import Job, make_spec
 from expandr_core.stages import encode, evaluate, expand, reward
 from expandr_core.store import Store
@@ -54,7 +54,7 @@ def words(seed: int) -> str:
 
 def main() -> int:
     """Build the inputs, measure each stage at each size, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--queries", type=int, nargs=2, default=[1000, 100_000])
     parser.add_argument("--folder", help="where to work; a temporary folder by default")
     arguments = parser.parse_args()
@@ -70,8 +70,8 @@ def main() -> int:
                     return 1
                 peaks[stage, queries] = int(done.stdout.split()[-1])
                 seconds = time.monotonic() - started
-                print(f"{stage:<10}{queries:>9,} queries {peaks[stage, queries]:>7,} MB {seconds:6.0f} s",
-                      flush=True)  # fmt: skip
+                measured = f"{peaks[stage, queries]:>7,} MB {seconds:6.0f} s"
+                print(f"{stage:<10}{queries:>9,} queries {measured}", flush=True)
     few, many = arguments.queries
     flat = True
     for stage in STAGES:
@@ -156,7 +156,8 @@ def make_inputs(store: Store, queries: int) -> None:
 def run_expand(store: Store) -> None:
     """Write the candidates, then the answers."""
     [data] = find(store, "data")
-    for prompt, sampling in (("q2d", SAMPLING), ("q2a", ONE)):
+    asked: list[tuple[Prompt, SamplingOptions]] = [("q2d", SAMPLING), ("q2a", ONE)]
+    for prompt, sampling in asked:
         options = expand.OPTIONS(
             prompt=prompt, sampling=sampling, max_prompt_tokens=64, queries_per_shard=256
         )

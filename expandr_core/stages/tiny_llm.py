@@ -185,7 +185,7 @@ def _config(vocabulary: int, options: TinyLLMOptions) -> "LlamaConfig":
         num_key_value_heads=options.hidden_size // 32,
         max_position_embeddings=4 * options.max_tokens,  # room for longer prompts; rotary
         tie_word_embeddings=True,
-        attn_implementation="eager",  # the quickest backward pass on a CPU
+        attn_implementation="eager",  # pyright: ignore[reportCallIssue]  # quickest on a CPU
         pad_token_id=PAD,
         bos_token_id=BEGIN,
         eos_token_id=END,
