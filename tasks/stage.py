@@ -22,10 +22,9 @@ from expandr_core.store import Store
 from tasks.progress import core_logs, progress
 
 
-async def _is_worth_retrying(task: Any, run: TaskRun, state: State) -> bool:
+def _is_worth_retrying(task: Any, run: TaskRun, state: State) -> bool:
     """Retry what the world can break; never what the input has wrong."""
-    error = await state.result(raise_on_failure=False)  # pyright: ignore[reportGeneralTypeIssues]
-    return not isinstance(error, DataError | TypeError)
+    return not isinstance(state.data, DataError | TypeError)
 
 
 @task(
