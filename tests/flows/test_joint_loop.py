@@ -1,0 +1,339 @@
+"""The whole loop under Prefect: what runs, what is found, and what becomes of damage and kills."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import pytest
+import tiny_loop
+
+from expandr_core.artifacts import Artifact
+from expandr_core.errors import DataError
+from expandr_core.options import JointLoopOptions, Options, PreferenceOptions
+from expandr_core.stages import dpo, merge
+from expandr_core.store import MANIFEST, Store
+from flows.run import Summary
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+ROOT = Path(__file__).parents[2]
+
+
+class Finished(NamedTuple):
+    """A run of the loop: its summary, and the final state's name of each task run by title."""
+
+    summary: Summary
+    states: dict[str, str]
+
+    @property
+    def made(self) -> set[str]:
+        """Titles of the steps that were not found in the store."""
+        return {title for title, state in self.states.items() if state != "Cached"}
+
+    @property
+    def digests(self) -> dict[str, str]:
+        return {title: artifact.digest for title, artifact in self.summary.steps}
+
+    def artifact(self, title: str) -> Artifact:
+        return dict(self.summary.steps)[title]
+
+
+def task_runs(flow_run_id: str, number: int) -> list[Any]:
+    """Read the task runs of a flow run; the server writes them down a little later."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+    from prefect.client.schemas.sorting import TaskRunSort
+
+    runs = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))  # pyright: ignore
+    deadline = time.monotonic() + 60
+    with get_client(sync_client=True) as client:
+        while True:
+            found = client.read_task_runs(
+                flow_run_filter=runs, sort=TaskRunSort.NAME_ASC, limit=200
+            )
+            if len(found) == number and all(run.state and run.state.is_final() for run in found):
+                return found
+            assert time.monotonic() < deadline, f"{len(found)} of {number} task runs finished"
+            time.sleep(0.2)
+
+
+def finished(store: Path, options: JointLoopOptions = tiny_loop.OPTIONS) -> Finished:
+    from flows.joint_loop import joint_loop
+
+    summary = joint_loop(options, str(store))
+    runs = task_runs(summary.flow_run_id, len(summary.steps))
+    states = {run.name: run.state_name for run in runs}
+    assert states.keys() == {title for title, _ in summary.steps}
+    return Finished(summary, states)
+
+
+@pytest.fixture(scope="session")
+def first(prefect_server, tmp_path_factory) -> Finished:
+    """The first run, in a store that no test may change."""
+    return finished(tmp_path_factory.mktemp("first") / "store")
+
+
+@pytest.fixture
+def store(first, tmp_path) -> Path:
+    """A copy of the first run's store."""
+    return shutil.copytree(first.summary.store, tmp_path / "store")
+
+
+# What runs, and what is found
+
+
+def test_the_loop_ends_with_a_summary_and_a_report(first):
+    summary, store = first.summary, Store(first.summary.store)
+    assert summary.options == tiny_loop.OPTIONS
+    assert summary.best_round in (0, 1)
+    assert set(summary.models) == {"llm", "retriever", "corpus"}
+    assert summary.steps[-1] == ("compare the systems", summary.report)
+    report = (store.local(summary.report) / "report.md").read_text()
+    for title in ("BM25", "query only", "SFT control", "joint round 1"):
+        assert title in report
+    [record] = store.records()
+    assert Summary(**record) == summary
+
+
+def test_every_step_is_an_artifact_that_is_whole(first):
+    store = Store(first.summary.store)
+    for title, artifact in first.summary.steps:
+        assert store.verify(artifact.key) == artifact, title
+    assert not list((store.scratch / "work").iterdir())
+
+
+def test_nothing_is_made_twice_within_a_run(first):
+    keys = [artifact.key for title, artifact in first.summary.steps if title in first.made]
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_second_run_finds_everything(first, store):
+    again = finished(store)
+    assert again.made == set()
+    assert again.digests == first.digests
+    assert again.summary.flow_run_id != first.summary.flow_run_id
+
+
+def test_a_changed_option_of_dpo_runs_what_follows_from_dpo_again(first, store):
+    options = tiny_loop.OPTIONS.dpo.model_copy(update={"beta": 5.0})
+    changed = finished(store, tiny_loop.OPTIONS.model_copy(update={"dpo": options}))
+    assert changed.made == {
+        "align by DPO, round 1",
+        "merge the adapter, round 1",
+        "expand the retriever's queries, round 1",
+        "mine hard negatives (train the retriever, round 1)",
+        "train the retriever, round 1",
+        "expand the test queries, round 1",
+        "evaluate on test: + DPO'd expansion, round 1",
+        "evaluate on test: SFT control, + DPO'd, round 1",
+        "encode the corpus, joint round 1",
+        "evaluate on test: joint round 1",
+        "evaluate on test: joint round 1, query only",
+        "evaluate on test: joint round 1, expansion alone",
+        "expand the dev queries, round 1",
+        "evaluate on dev: round 1",
+        "compare on dev: round-1",
+        "compare the systems",
+    }
+
+
+def test_options_of_speed_alone_run_nothing_again(first, store):
+    change = {"dpo": tiny_loop.OPTIONS.dpo.model_copy(update={"checkpoint_steps": 7})}
+    assert finished(store, tiny_loop.OPTIONS.model_copy(update=change)).made == set()
+
+
+def test_another_seed_runs_everything_again(first, store):
+    other = finished(store, tiny_loop.OPTIONS.model_copy(update={"seed": 1}))
+    assert other.made == first.made
+    keys = {artifact.key for _, artifact in first.summary.steps}
+    assert not keys & {artifact.key for _, artifact in other.summary.steps}
+
+
+# Damage
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def flip_in_pairs(folder: Path) -> None:
+    flip_a_byte(folder / "pairs.parquet")
+
+
+def flip_in_a_part(folder: Path) -> None:
+    part = json.loads((folder / MANIFEST).read_text())["parts"][0]["key"]
+    flip_a_byte(folder.parent / part / "expansions.parquet")
+
+
+@pytest.mark.parametrize(
+    ("title", "damage"),
+    [
+        ("choose pairs, round 1", flip_in_pairs),
+        ("write candidates, round 1", flip_in_a_part),
+        ("choose pairs, round 1", lambda folder: flip_a_byte(folder / MANIFEST)),
+        ("mine hard negatives (train the retriever, round 1)", shutil.rmtree),
+        ("evaluate on test: joint round 1", lambda folder: (folder / "metrics.json").unlink()),
+    ],
+)
+def test_a_damaged_artifact_alone_is_made_again_to_the_same_bytes(first, store, title, damage):
+    damage(store / "artifacts" / first.artifact(title).key)
+    repaired = finished(store)
+    assert repaired.made == {title}
+    assert repaired.digests == first.digests
+
+
+# Kills and errors
+
+
+def run_as_a_program(store: Path, home: Path) -> subprocess.Popen:
+    """Start the loop as a program with a Prefect of its own, in a process group of its own."""
+    environment = {name: value for name, value in os.environ.items() if "PREFECT" not in name}
+    environment |= {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    }
+    with (home.parent / "output").open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, tiny_loop.__file__, str(store), str(home.parent / "summary.json")],
+            cwd=ROOT,
+            env=environment,
+            start_new_session=True,
+            stdout=output,
+            stderr=output,
+        )
+
+
+def of_home(home: Path) -> list[psutil.Process]:
+    """Find the processes that belong to a Prefect home."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("PREFECT_HOME") == str(home):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.fixture
+def home(tmp_path):
+    home = tmp_path / "prefect" / "home"
+    home.mkdir(parents=True)
+    yield home
+    for process in of_home(home):  # Prefect's server survives its flow being killed
+        process.kill()
+
+
+def manifests(store: Path) -> dict[str, int]:
+    return {
+        path.parent.name: path.stat().st_mtime_ns for path in store.glob(f"artifacts/*/{MANIFEST}")
+    }
+
+
+def test_a_killed_loop_goes_on_where_it_was_and_ends_in_the_same_bytes(first, store, home):
+    title = "train the retriever, round 1"
+    key = first.artifact(title).key
+    shutil.rmtree(store / "artifacts" / key)
+    before = manifests(store)
+    program = run_as_a_program(store, home)
+    checkpoints = store / ".scratch" / "work" / key / "checkpoints"
+    deadline = time.monotonic() + 300
+    while not list(checkpoints.glob("checkpoint-*/trainer_state.json")):
+        assert program.poll() is None and time.monotonic() < deadline, "no checkpoint came"
+        time.sleep(0.01)
+    os.killpg(program.pid, signal.SIGKILL)
+    assert program.wait() == -signal.SIGKILL
+    stage_ends_with_its_flow(home)
+    assert not (store / "artifacts" / key).exists()
+    assert list(checkpoints.iterdir())
+
+    assert run_as_a_program(store, home).wait(400) == 0
+    summary = Summary(**json.loads((home.parent / "summary.json").read_text()))
+    assert {title: artifact.digest for title, artifact in summary.steps} == first.digests
+    after = manifests(store)
+    assert after.pop(key)
+    assert after == before  # nothing that was finished has been written again
+    assert "going on from checkpoint-" in (home.parent / "output").read_text()
+
+
+def stage_ends_with_its_flow(home: Path) -> None:
+    deadline = time.monotonic() + 30
+    while any("expandr_core.stage" in process.cmdline() for process in of_home(home)):
+        assert time.monotonic() < deadline, "the stage's process outlived the flow"
+        time.sleep(0.05)
+
+
+def in_a_flow(
+    store: Path, title: str, stage: str, options: Options, inputs: dict[str, Artifact]
+) -> tuple[Artifact | Exception, int]:
+    """Run one stage in a flow; return the artifact or the error, and how often it was tried."""
+    from prefect import flow
+    from prefect.runtime import flow_run
+
+    from tasks.stage import Workspace
+
+    ids = []
+
+    @flow(name="one-stage")
+    def one_stage() -> Artifact | Exception:
+        ids.append(flow_run.id)
+        try:
+            work = Workspace(store=str(store), device="cpu")
+            return work.make(title, stage, options, dict(inputs))
+        except Exception as error:
+            return error
+
+    result = one_stage()
+    [run] = task_runs(ids[0], 1)
+    return result, run.run_count
+
+
+@pytest.mark.parametrize("stage", ["pairs", "dpo"])
+def test_what_the_input_has_wrong_is_not_tried_again(first, store, stage):
+    """`pairs` runs in this process and `dpo` in one of its own."""
+    options: Options = PreferenceOptions(acceptance_value=2)
+    inputs = {"rewards": first.artifact("reward the candidates, round 1")}
+    if stage == "dpo":
+        options = dpo.OPTIONS(max_tokens=16, max_prompt_tokens=400)
+        pairs, llm = "choose pairs, round 1", "train the tiny LLM"
+        inputs = {"pairs": first.artifact(pairs), "llm": first.artifact(llm)}
+    error, tries = in_a_flow(store, "wrong", stage, options, inputs)
+    assert isinstance(error, DataError)
+    assert tries == 1
+
+
+def kill_the_first_stage() -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for child in psutil.Process().children(recursive=True):
+            try:
+                if "expandr_core.stage" in child.cmdline():
+                    return child.kill()
+            except psutil.Error:
+                continue
+        time.sleep(0.01)
+
+
+def test_a_stage_that_was_killed_is_tried_again(first, store):
+    expected = first.artifact("merge the adapter, round 1")
+    shutil.rmtree(store / "artifacts" / expected.key)
+    inputs = {
+        "llm": first.artifact("train the tiny LLM"),
+        "adapter": first.artifact("align by DPO, round 1"),
+    }
+    killer = threading.Thread(target=kill_the_first_stage)
+    killer.start()
+    made, tries = in_a_flow(store, "merge", "merge", merge.OPTIONS(), inputs)
+    killer.join()
+    assert made == expected
+    assert tries == 2
