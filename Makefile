@@ -1,6 +1,5 @@
 # A machine needs Python >= 3.11 and make, nothing else; the rest is installed into .venv.
-# torch comes as the build that pip is configured with. Without a GPU the CPU build saves gigabytes:
-#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make install
+# torch comes as the build that pip is configured with; without a GPU the CPU build saves gigabytes.
 PYTHON ?= python3
 ARGS ?=
 VENV := .venv
