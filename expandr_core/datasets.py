@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from expandr_core.errors import DataError
-from expandr_core.store import open_filesystem
+from expandr_core.store import kind_of, open_filesystem
 
 Row = TypeVar("Row")
 _BLOCK = 1 << 20
@@ -66,10 +66,10 @@ def find_files(location: str, names: list[str], role: str) -> dict[str, RawFile]
         DataError: if there is no such folder.
     """
     filesystem, folder = open_filesystem(location)
-    if not filesystem.isdir(folder):
+    if kind_of(filesystem, folder) != "directory":
         raise DataError(f"{location}: no such folder; correct data.{role}")
     files = {name: RawFile(filesystem, f"{folder}/{name}", f"{role}/{name}") for name in names}
-    return {name: file for name, file in files.items() if filesystem.isfile(file.path)}
+    return {n: file for n, file in files.items() if kind_of(filesystem, file.path) == "file"}
 
 
 class BadRow(Exception):

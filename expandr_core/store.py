@@ -65,6 +65,17 @@ def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return filesystem, path.rstrip("/")
 
 
+def kind_of(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
+    """Return "file", "directory" or, only if nothing is there, "".
+
+    fsspec's own `exists`, `isfile` and `isdir` also take an unreachable server for "not there".
+    """
+    try:
+        return filesystem.info(path)["type"]
+    except FileNotFoundError:
+        return ""
+
+
 class Store:
     """Artifacts under one root, with a local scratch folder for work in progress."""
 

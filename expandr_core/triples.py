@@ -22,7 +22,7 @@ from expandr_core.datasets import (
 from expandr_core.errors import DataError
 from expandr_core.examples import Example
 from expandr_core.split import Part, normalise
-from expandr_core.store import open_filesystem
+from expandr_core.store import kind_of, open_filesystem
 
 
 class Triple(NamedTuple):
@@ -41,9 +41,9 @@ def triples_files(location: str) -> list[RawFile]:
     """
     filesystem, path = open_filesystem(location)
     if path.endswith(".jsonl"):
-        paths = [path] if filesystem.isfile(path) else []
+        paths = [path] if kind_of(filesystem, path) == "file" else []
     else:
-        if not filesystem.isdir(path):
+        if kind_of(filesystem, path) != "directory":
             raise DataError(f"{location}: no such folder; correct data.triples")
         paths = [found.rstrip("/") for found in filesystem.ls(path, detail=False)]
     names = {found.rsplit("/", 1)[-1]: found for found in paths}

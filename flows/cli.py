@@ -68,7 +68,10 @@ def run(
 @app.command()
 def demo(store: StoreOption = "store", seed: SeedOption = None, changes: SetOption = None) -> None:
     """Run the joint loop on a small built-in world: minutes on two cores, no network, no GPU."""
-    _run_loop(load_options(CONFIGS / "demo.yaml", seed, changes or []), store)
+    config = CONFIGS / "demo.yaml"
+    if not config.is_file():
+        _fail(f"{config} is missing; install from a clone, with `make install` or `pip install -e .`")
+    _run_loop(load_options(config, seed, changes or []), store)
     out.print(
         "\nThis is a demonstration: an invented world and models of a million parameters, which "
         "show the mechanism\nand not the paper's numbers. Another world: [bold]--seed 1[/bold]."
