@@ -70,7 +70,9 @@ def demo(store: StoreOption = "store", seed: SeedOption = None, changes: SetOpti
     """Run the joint loop on a small built-in world: minutes on two cores, no network, no GPU."""
     config = CONFIGS / "demo.yaml"
     if not config.is_file():
-        _fail(f"{config} is missing; install from a clone, with `make install` or `pip install -e .`")
+        _fail(
+            f"{config} is missing; install from a clone, with `make install` or `pip install -e .`"
+        )
     _run_loop(load_options(config, seed, changes or []), store)
     out.print(
         "\nThis is a demonstration: an invented world and models of a million parameters, which "
