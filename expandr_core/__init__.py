@@ -2,15 +2,19 @@
 
 Nothing here imports Prefect or reads an environment variable. In the order of the data:
 
-    options      every option of every stage, typed, with the paper's values as defaults
-    store        artifacts: immutable folders with a manifest, found by key and verified by digest
-    stage        run one stage program, here or in a child process
-    datasets     collections in BEIR layout, training triples, the seeded split
-    prompts      the five prompts, the chat template, the removal of preambles
-    generator    sample texts from a causal language model
-    encoder      texts to vectors; the one `Similarity` of training, reward and evaluation
-    rewards      reciprocal ranks of the candidates, ties, preference pairs
-    contrastive  the loss of the retriever
-    search       exact top-k, in blocks; BM25
-    metrics      nDCG, MAP, Recall, MRR from qrels and run; paired tests
+    options, artifacts, store      every option; what is kept, under which key, and how it is verified
+    stage, child                   run a stage program, in this process or in one of its own
+    demo_*, bpe, corpus_sample     the built-in world, and tiny models made from any collection's text
+    datasets, collection, triples  read raw files; bad rows are named by file and line
+    split, examples                who learns from which query
+    models                         what a model folder must have
+    prompts, generator             the five prompts as token ids; texts sampled from a causal LM
+    query_shards                   shards that stay the same when other rows change
+    encoder                        texts to vectors, and the vector of an expanded query
+    rewards                        reciprocal ranks among the candidates, ties, the pair
+    contrastive, training_rows, hard_negatives, retriever_trainer
+                                   the retriever's loss, rows and trainer; training: its checkpoints
+    search, bm25                   exact top-k in blocks; the reference from outside
+    evaluation, metrics, significance
+                                   nDCG, MAP, Recall and MRR block by block; paired tests
 """

@@ -1,4 +1,4 @@
-"""Run one stage: find its artifact, or make it; here, or in a child process of its own.
+"""Run one stage: find its artifact, or make it.
 
 A stage is a module of `expandr_core.stages` with
 
@@ -7,7 +7,7 @@ A stage is a module of `expandr_core.stages` with
     OPTIONS      the type of its options
     run(job)     read `job.inputs`, write files into `job.out`
 
-A child frees all its memory by exiting, and its crash is contained. It can be started by hand:
+As a program (`expandr_core.child` starts it, and so can you):
 
     python -m expandr_core.stage SPEC.json STORE
 
@@ -27,9 +27,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -103,7 +102,7 @@ def make_spec(
     """Specify a stage from its typed options; `runtime` adds values that are not in the key."""
     return StageSpec(
         stage=stage,
-        version=_module(stage).VERSION,
+        version=module_of(stage).VERSION,
         seed=seed,
         options=json.loads(json.dumps(identity(options))),
         runtime={"options": options.model_dump(mode="json"), **runtime},
@@ -112,7 +111,8 @@ def make_spec(
     )
 
 
-def _module(stage: str) -> Any:
+def module_of(stage: str) -> Any:
+    """Import a stage's module."""
     return importlib.import_module(f"expandr_core.stages.{stage}")
 
 
@@ -126,7 +126,7 @@ def run_stage(spec: StageSpec, store: Store, progress: Progress) -> Artifact:
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
         checkpoints.mkdir(exist_ok=True)
-        module = _module(spec.stage)
+        module = module_of(spec.stage)
         inputs = {role: store.local(artifact) for role, artifact in spec.inputs.items()}
         options = module.OPTIONS(**spec.runtime["options"])
         job = Job(spec, options, inputs, out, checkpoints, store, progress)
@@ -211,85 +211,6 @@ def code_commit() -> str:
             check=True,
         ).stdout.strip()
     return ""
-
-
-def needs_child(spec: StageSpec) -> bool:
-    """Tell whether the stage runs in a process of its own."""
-    isolation = _module(spec.stage).ISOLATION
-    if isolation == "on-gpu":
-        import torch
-
-        return spec.runtime.get("device") != "cpu" and torch.cuda.is_available()
-    return isolation == "always"
-
-
-def run_in_child(
-    spec: StageSpec, store: Store, progress: Progress, python: str = sys.executable
-) -> Artifact:
-    """Make the artifact in a child process; whatever ends this call ends the child's whole group.
-
-    Raises:
-        DataError: if the child found its input at fault.
-        RuntimeError: if it failed or was killed, with the last lines it wrote.
-    """
-    with tempfile.TemporaryDirectory(prefix="expandr-") as folder:
-        path = Path(folder, "spec.json")
-        path.write_text(spec.model_dump_json())
-        errors = Path(folder, "stderr")
-        with errors.open("wb") as stderr:
-            command = [python, "-m", "expandr_core.stage", str(path), store.url, str(store.scratch)]
-            child = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True
-            )
-        try:
-            assert child.stdout is not None
-            result = _follow(child.stdout, progress)
-            status = child.wait()
-        finally:
-            _end_group(child)
-        if isinstance(result, Artifact):
-            return result
-        if status == BAD_INPUT:
-            raise DataError(result)
-        last = errors.read_text(errors="replace").strip()[-3000:]
-        how = (
-            f"was killed by {signal.Signals(-status).name}"
-            if status < 0
-            else f"ended with {status}"
-        )
-        raise RuntimeError(f"stage {spec.stage} ({spec.key}) {how}\n{result or ''}\n{last}".strip())
-
-
-def _follow(lines: Iterable[str], progress: Progress) -> Artifact | str | None:
-    """Forward a child's events; return its artifact, its complaint, or nothing."""
-    result: Artifact | str | None = None
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue  # a library printed something
-        match event:
-            case {"log": message, "level": level, "logger": name}:
-                logging.getLogger(name).log(level, "%s", message)
-            case {"progress": [done, total, unit]}:
-                progress(done, total, unit)
-            case {"artifact": artifact}:
-                result = Artifact(**artifact)
-            case {"bad_input": message}:
-                result = message
-    return result
-
-
-def _end_group(child: subprocess.Popen) -> None:
-    """End the child and all its descendants: politely, then not."""
-    for signal_number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal_number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(5)
-            break
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
 
 
 class _JSONLines(logging.Handler):

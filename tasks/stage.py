@@ -15,9 +15,10 @@ from prefect.states import Completed
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from expandr_core.artifacts import Artifact, StageSpec
+from expandr_core.child import needs_child, run_in_child
 from expandr_core.errors import DataError
 from expandr_core.options import Device, Options
-from expandr_core.stage import make_spec, needs_child, run_in_child, run_stage
+from expandr_core.stage import make_spec, run_stage
 from expandr_core.store import Store
 from tasks.progress import core_logs, progress
 

@@ -17,10 +17,11 @@ from evaluation_world import put
 from tiny_models import EOS
 
 from expandr_core.artifacts import Artifact
+from expandr_core.child import run_in_child
 from expandr_core.errors import DataError
 from expandr_core.generator import Request, TransformersGenerator
 from expandr_core.options import SamplingOptions
-from expandr_core.stage import Job, make_spec, run_in_child, run_stage
+from expandr_core.stage import Job, make_spec, run_stage
 from expandr_core.stages import dpo, merge, pairs
 from expandr_core.store import Store
 

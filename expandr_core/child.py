@@ -1,0 +1,96 @@
+"""Run a stage in a child process: it frees all its memory by exiting, and its crash is contained."""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from expandr_core.artifacts import Artifact, StageSpec
+from expandr_core.errors import DataError
+from expandr_core.stage import BAD_INPUT, Progress, module_of
+from expandr_core.store import Store
+
+
+def needs_child(spec: StageSpec) -> bool:
+    """Tell whether the stage runs in a process of its own."""
+    isolation = module_of(spec.stage).ISOLATION
+    if isolation == "on-gpu":
+        import torch
+
+        return spec.runtime.get("device") != "cpu" and torch.cuda.is_available()
+    return isolation == "always"
+
+
+def run_in_child(
+    spec: StageSpec, store: Store, progress: Progress, python: str = sys.executable
+) -> Artifact:
+    """Make the artifact in a child process; whatever ends this call ends the child's whole group.
+
+    Raises:
+        DataError: if the child found its input at fault.
+        RuntimeError: if it failed or was killed, with the last lines it wrote.
+    """
+    with tempfile.TemporaryDirectory(prefix="expandr-") as folder:
+        path = Path(folder, "spec.json")
+        path.write_text(spec.model_dump_json())
+        errors = Path(folder, "stderr")
+        with errors.open("wb") as stderr:
+            command = [python, "-m", "expandr_core.stage", str(path), store.url, str(store.scratch)]
+            child = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True
+            )
+        try:
+            assert child.stdout is not None
+            result = _follow(child.stdout, progress)
+            status = child.wait()
+        finally:
+            _end_group(child)
+        if isinstance(result, Artifact):
+            return result
+        if status == BAD_INPUT:
+            raise DataError(result)
+        last = errors.read_text(errors="replace").strip()[-3000:]
+        how = (
+            f"was killed by {signal.Signals(-status).name}"
+            if status < 0
+            else f"ended with {status}"
+        )
+        raise RuntimeError(f"stage {spec.stage} ({spec.key}) {how}\n{result or ''}\n{last}".strip())
+
+
+def _follow(lines: Iterable[str], progress: Progress) -> Artifact | str | None:
+    """Forward a child's events; return its artifact, its complaint, or nothing."""
+    result: Artifact | str | None = None
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # a library printed something
+        match event:
+            case {"log": message, "level": level, "logger": name}:
+                logging.getLogger(name).log(level, "%s", message)
+            case {"progress": [done, total, unit]}:
+                progress(done, total, unit)
+            case {"artifact": artifact}:
+                result = Artifact(**artifact)
+            case {"bad_input": message}:
+                result = message
+    return result
+
+
+def _end_group(child: subprocess.Popen) -> None:
+    """End the child and all its descendants: politely, then not."""
+    for signal_number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal_number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(5)
+            break
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
