@@ -24,8 +24,8 @@ PASSAGE_CHATS = 0.25
 ANSWER_CHATS = 0.08
 
 # How good the passages are that the chats show.
-FOCUSED = 0.25  # two sentences on what was asked
-MIXED = 0.45  # one or two facts, some beside the point, and chatter; the rest rambles
+FOCUSED = 0.2  # two sentences on what was asked
+MIXED = 0.4  # one or two facts, some beside the point, and chatter; the rest rambles
 OPENER = 0.7  # of those not focused begin with the same stock phrase
 
 
