@@ -9,18 +9,22 @@ import pyarrow.parquet as pq
 
 from expandr_core.seeding import derive_seed
 
-READ_AT_ONCE = 16  # shards per pass over the file, which bounds memory
+READ_AT_ONCE = 4  # shards per pass over the file, which bounds memory
+ROWS_AT_ONCE = 4096
 
 
 def one_row_a_query(path: Path, query_ids: pa.Array, columns: list[str]) -> pa.Table:
     """Read the rows of some queries, sorted by id, one each: that of the first positive by id."""
     present = pq.read_schema(path).names
     order = [name for name in ("query_id", "positive_id") if name in present]
-    rows = pq.read_table(
-        path,
-        columns=[*dict.fromkeys([*order, *(name for name in columns if name in present)])],
-        filters=pc.field("query_id").isin(query_ids),
-    ).sort_by([(name, "ascending") for name in order])
+    wanted = [*dict.fromkeys([*order, *(name for name in columns if name in present)])]
+    batches = [
+        batch.filter(pc.is_in(batch["query_id"], query_ids))  # pyright: ignore[reportAttributeAccessIssue]
+        for batch in pq.ParquetFile(path).iter_batches(
+            ROWS_AT_ONCE, columns=wanted, use_threads=False
+        )
+    ]
+    rows = pa.Table.from_batches(batches).sort_by([(name, "ascending") for name in order])
     ids = rows["query_id"].to_pylist()
     return rows.take([row for row in range(len(ids)) if row == 0 or ids[row - 1] != ids[row]])
 
