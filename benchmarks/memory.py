@@ -8,6 +8,7 @@ if a ratio is outside 0.9 to 1.1.
 """
 
 import argparse
+import os
 import random
 import resource
 import subprocess
@@ -64,7 +65,10 @@ def main() -> int:
             for stage in ("inputs", *STAGES):
                 started = time.monotonic()
                 command = [sys.executable, __file__, "measure", stage, str(queries), folder]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                pool = {"ARROW_DEFAULT_MEMORY_POOL": "system"}  # as the command line sets it
+                done = subprocess.run(
+                    command, capture_output=True, text=True, check=False, env=os.environ | pool
+                )
                 if done.returncode:
                     print(done.stderr)
                     return 1

@@ -17,6 +17,7 @@ from expandr_core.options import JointLoopOptions
 
 for _name, _value in {
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin beside another process cost ten times
+    "ARROW_DEFAULT_MEMORY_POOL": "system",  # gives memory back; mimalloc keeps it
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
