@@ -1,6 +1,8 @@
 """Cut a table of queries into shards that stay the same when other rows change."""
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,7 +31,34 @@ def one_row_a_query(path: Path, query_ids: pa.Array, columns: list[str]) -> pa.T
     return rows.take([row for row in range(len(ids)) if row == 0 or ids[row - 1] != ids[row]])
 
 
-def query_shards(path: Path, queries_per_shard: int, columns: list[str]) -> Iterator[pa.Table]:
+def rows_digest(rows: pa.Table) -> str:
+    """Return the SHA-256 of a table's content."""
+    content = json.dumps(rows.to_pylist(), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def shard_count(path: Path, queries_per_shard: int) -> int:
+    """Return how many shards `query_shards` makes: a power of two."""
+    return _power_of_two(len(_query_ids(path)), queries_per_shard)
+
+
+def _query_ids(path: Path) -> pa.Array:
+    return pq.read_table(path, columns=["query_id"])["query_id"].unique()
+
+
+def _power_of_two(queries: int, queries_per_shard: int) -> int:
+    shards = 1
+    while shards * queries_per_shard < queries:
+        shards *= 2
+    return shards
+
+
+def query_shards(
+    path: Path,
+    queries_per_shard: int,
+    columns: list[str],
+    takes: Callable[[int], bool] = lambda number: True,
+) -> Iterator[pa.Table]:
     """Yield the queries shard by shard, one row a query, sorted by id.
 
     A query's shard is a hash of its id, so that adding or changing a row changes one shard only; the
@@ -39,15 +68,14 @@ def query_shards(path: Path, queries_per_shard: int, columns: list[str]) -> Iter
         path: Parquet file with `query_id`, and with `positive_id` if a query can have several rows.
         queries_per_shard: at most about so many.
         columns: what to read besides the ids; absent ones are left out.
+        takes: tells by a shard's number whether it is wanted.
     """
-    column = pq.read_table(path, columns=["query_id"])["query_id"]
-    ids = column.unique()
-    shards = 1
-    while shards * queries_per_shard < len(ids):
-        shards *= 2
+    ids = _query_ids(path)
+    shards = _power_of_two(len(ids), queries_per_shard)
     buckets = pa.array([derive_seed("shard", id_.as_py()) % shards for id_ in ids], pa.int32())
-    for first in range(0, shards, READ_AT_ONCE):
-        group = list(range(first, min(shards, first + READ_AT_ONCE)))
+    numbers = [number for number in range(shards) if takes(number)]
+    for first in range(0, len(numbers), READ_AT_ONCE):
+        group = numbers[first : first + READ_AT_ONCE]
         wanted = ids.filter(pc.is_in(buckets, pa.array(group, pa.int32())))  # pyright: ignore[reportAttributeAccessIssue]
         rows = one_row_a_query(path, wanted, columns)
         bucket_of = [derive_seed("shard", id_) % shards for id_ in rows["query_id"].to_pylist()]

@@ -5,6 +5,7 @@ does, by descending passage id, so that a metric computed from scores agrees wit
 paper's code leaves ties, and the padding of faiss for short blocks, to chance.
 """
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,21 +33,43 @@ class Index(NamedTuple):
 
     Attributes:
         passage_ids: (passages,)
-        vectors: (passages, dimensions), usually a memory map.
+        shards: (passages of the shard, dimensions) each, usually memory maps.
         tie_order: (passages,), see `tie_order`.
     """
 
     passage_ids: pa.Array
-    vectors: Vectors
+    shards: list[Vectors]
     tie_order: NDArray[np.int64]
 
+    @property
+    def dimensions(self) -> int:
+        """The size of a vector."""
+        return self.shards[0].shape[1]
 
-def open_index(folder: Path) -> Index:
-    """Open what the stage `encode` wrote; the vectors stay on disk until they are scored."""
-    ids = pq.read_table(folder / "passages.parquet")["passage_id"].combine_chunks()
-    vectors = np.load(folder / "vectors.npy", mmap_mode="r")
-    assert len(ids) == len(vectors)
-    return Index(ids, vectors, tie_order(ids))
+    def blocks(self, size: int) -> Iterator[Vectors]:
+        """Read the vectors in order, at most `size` at once; (passages of the block, dimensions)."""
+        waiting: list[Vectors] = []
+        for shard in self.shards:
+            for start in range(0, len(shard), size):
+                piece = shard[start : start + size]
+                if sum(map(len, waiting)) + len(piece) > size:
+                    yield np.concatenate(waiting)
+                    waiting = []
+                waiting.append(piece)
+        if waiting:
+            yield np.concatenate(waiting)
+
+
+def open_index(folders: Iterable[Path]) -> Index:
+    """Open the shards that the stage `encode` wrote; vectors stay on disk until they are scored."""
+    ids, shards = [], []
+    for folder in folders:
+        ids.append(pq.read_table(folder / "passages.parquet")["passage_id"])
+        shards.append(np.load(folder / "vectors.npy", mmap_mode="r"))
+        assert len(ids[-1]) == len(shards[-1])
+    passage_ids = pa.chunked_array([chunk for each in ids for chunk in each.chunks])
+    joined = passage_ids.combine_chunks()
+    return Index(joined, shards, tie_order(joined))
 
 
 def tie_order(passage_ids: pa.Array) -> NDArray[np.int64]:
@@ -96,16 +119,17 @@ def nearest(
     Raises:
         DataError: if a vector is not finite, as a diverged retriever makes them.
     """
-    k = min(k, len(index.vectors))
+    k = min(k, len(index.passage_ids))
     scores = np.empty((len(queries), 0), dtype=np.float32)
     places = np.empty((len(queries), 0), dtype=np.int64)
-    for start in range(0, len(index.vectors), block_size):
-        block = np.ascontiguousarray(index.vectors[start : start + block_size])
-        order = index.tie_order[start : start + block_size]
+    start = 0
+    for block in index.blocks(block_size):
+        order = index.tie_order[start : start + len(block)]
         enough = scores[:, -1] if scores.shape[1] == k else None
         block_scores, block_places = _nearest_in_block(queries, block, order, k, enough)
         scores = np.concatenate([scores, block_scores], axis=1)
         places = np.concatenate([places, start + block_places], axis=1)
+        start += len(block)
         sorting = np.lexsort((index.tie_order[places], -scores), axis=1)[:, :k]
         scores = np.take_along_axis(scores, sorting, axis=1)
         places = np.take_along_axis(places, sorting, axis=1)

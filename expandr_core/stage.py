@@ -3,9 +3,14 @@
 A stage is a module of `expandr_core.stages` with
 
     VERSION      raised when the same options give other bytes
+    ROLE         what it is good for: "data", "generate", "embed", "measure" or "train"; says where
     ISOLATION    "always" in a child process, "on-gpu" only where a GPU is used, or "never"
     OPTIONS      the type of its options
     run(job)     read `job.inputs`, write files into `job.out`
+    shards(job)  only of a sharded stage: how many shards it makes, at most
+
+A sharded stage makes each shard an artifact of its own (`run_shard`). Several processes can make them:
+each runs the stage with another `part`, and the last one, without a part, finds them all.
 
 As a program (`expandr_core.child` starts it, and so can you):
 
@@ -28,7 +33,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,34 +65,57 @@ class Job:
     Attributes:
         spec: what was asked for.
         options: the stage's options, of the module's type OPTIONS.
-        inputs: local path of each input artifact (a folder, or the one file referred to).
+        inputs: local path of each input artifact (a folder, or the one file referred to); it is
+            fetched when it is first asked for.
         out: folder to write the files of the artifact into.
         checkpoints: folder that survives a kill and is deleted at commit.
         store: for stages that read or write shards.
         progress: report (done, total, unit).
         counts: what the manifest shows: rows, rows dropped by reason, measures.
         parts: shards that belong to the artifact.
+        part: (i, n) to make only the shards whose number leaves i when divided by n; else None.
     """
 
     spec: StageSpec
     options: Any
-    inputs: dict[str, Path]
+    inputs: Mapping[str, Path]
     out: Path
     checkpoints: Path
     store: Store
     progress: Progress
     counts: dict[str, float] = field(default_factory=dict)
     parts: list[Artifact] = field(default_factory=list)
+    part: tuple[int, int] | None = None
 
     @property
     def seed(self) -> int:
         """The run's seed."""
         return self.spec.seed
 
+    def takes(self, number: int) -> bool:
+        """Tell whether this job makes the shard of that number."""
+        return self.part is None or number % self.part[1] == self.part[0]
+
     def shards(self, role: str) -> Iterator[Path]:
         """Yield the local folder of each shard of a sharded input, one after the other."""
         for part in self.store.parts(self.spec.inputs[role]):
             yield self.store.local(part)
+
+
+class _Inputs(Mapping[str, Path]):
+    """The local paths of input artifacts, each fetched when it is asked for."""
+
+    def __init__(self, store: Store, artifacts: dict[str, Artifact]):
+        self._store, self._artifacts = store, artifacts
+
+    def __getitem__(self, role: str) -> Path:
+        return self._store.local(self._artifacts[role])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._artifacts)
+
+    def __len__(self) -> int:
+        return len(self._artifacts)
 
 
 def make_spec(
@@ -119,38 +147,77 @@ def module_of(stage: str) -> Any:
 def run_stage(spec: StageSpec, store: Store, progress: Progress) -> Artifact:
     """Make the artifact in this process, unless it is there by now."""
     with store.lock(spec.key) as work:
-        found = store.lookup(spec.key)
+        found = find(spec, store)
         if found:
             return found
-        out, checkpoints = work / "out", work / "checkpoints"
-        shutil.rmtree(out, ignore_errors=True)
-        out.mkdir()
-        checkpoints.mkdir(exist_ok=True)
-        module = module_of(spec.stage)
-        inputs = {role: store.local(artifact) for role, artifact in spec.inputs.items()}
-        options = module.OPTIONS(**spec.runtime["options"])
-        job = Job(spec, options, inputs, out, checkpoints, store, progress)
+        job = _job(spec, store, progress, work)
+        _make_folders(job)
         started = time.monotonic()
-        module.run(job)
-        artifact = store.commit(
-            spec.key, out, job.parts, _provenance(job, time.monotonic() - started)
-        )
+        module_of(spec.stage).run(job)
+        seconds = time.monotonic() - started
+        artifact = store.commit(spec.key, job.out, job.parts, _provenance(job, seconds))
         shutil.rmtree(work, ignore_errors=True)
         return artifact
 
 
+def run_part(spec: StageSpec, store: Store, progress: Progress, part: tuple[int, int]) -> None:
+    """Make only a part of a sharded stage's shards in this process; `part` is that of `Job`."""
+    key = f"{spec.key}-part-{part[0]}-of-{part[1]}"
+    with store.lock(key) as work:
+        job = _job(spec, store, progress, work, part)
+        _make_folders(job)
+        module_of(spec.stage).run(job)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def count_shards(spec: StageSpec, store: Store) -> int:
+    """Return how many shards a stage makes, at most; 1 if it is not sharded."""
+    module = module_of(spec.stage)
+    if not hasattr(module, "shards"):
+        return 1
+    nowhere = store.scratch / "work" / spec.key  # a shard count writes nothing
+    return module.shards(_job(spec, store, lambda done, total, unit: None, nowhere))
+
+
+def find(spec: StageSpec, store: Store) -> Artifact | None:
+    """Look the artifact up; one from before `fresh_since` in the spec's runtime does not count."""
+    since = spec.runtime.get("fresh_since")
+    if not since:
+        return store.lookup(spec.key)
+    return store.lookup(spec.key, not_before=datetime.fromisoformat(since))
+
+
+def _job(
+    spec: StageSpec,
+    store: Store,
+    progress: Progress,
+    work: Path,
+    part: tuple[int, int] | None = None,
+) -> Job:
+    options = module_of(spec.stage).OPTIONS(**spec.runtime["options"])
+    inputs = _Inputs(store, spec.inputs)
+    out, checkpoints = work / "out", work / "checkpoints"
+    return Job(spec, options, inputs, out, checkpoints, store, progress, part=part)
+
+
+def _make_folders(job: Job) -> None:
+    shutil.rmtree(job.out, ignore_errors=True)
+    job.out.mkdir()
+    job.checkpoints.mkdir(exist_ok=True)
+
+
 def run_shard(
-    job: Job, role: str, rows_digest: str, write: Callable[[Path], dict[str, float]]
+    job: Job, sources: dict[str, str], write: Callable[[Path], dict[str, float]]
 ) -> Artifact:
     """Make one shard of a stage, an artifact of its own, unless it is there; add it to the job.
 
     Args:
         job: the whole stage's job.
-        role: the input that is cut into shards; the shard depends on its rows instead.
-        rows_digest: digest of the shard's rows of that input.
+        sources: the inputs that are cut into shards, with the digest of this shard's share; the shard
+            depends on that instead of the whole input.
         write: writes the shard's files into a folder and returns its counts.
     """
-    inputs = {name: value for name, value in job.spec.inputs.items() if name != role}
+    inputs = {name: value for name, value in job.spec.inputs.items() if name not in sources}
     spec = StageSpec(
         stage=f"{job.spec.stage}_shard",
         version=job.spec.version,
@@ -158,22 +225,26 @@ def run_shard(
         options=job.spec.options,
         runtime=job.spec.runtime,
         inputs=inputs,
-        sources={role: rows_digest},
+        sources=sources,
     )
-    with job.store.lock(spec.key) as work:
-        shard = job.store.lookup(spec.key)
-        if not shard:
-            out = work / "out"
-            shutil.rmtree(out, ignore_errors=True)
-            out.mkdir()
-            started = time.monotonic()
-            counts = write(out)
-            part = Job(spec, job.options, {}, out, out, job.store, job.progress, counts)
-            provenance = _provenance(part, time.monotonic() - started)
-            shard = job.store.commit(spec.key, out, [], provenance)
-        shutil.rmtree(work, ignore_errors=True)
+    shard = find(spec, job.store) or _make_shard(job, spec, write)
     job.parts.append(shard)
     return shard
+
+
+def _make_shard(job: Job, spec: StageSpec, write: Callable[[Path], dict[str, float]]) -> Artifact:
+    with job.store.lock(spec.key) as work:
+        shard = find(spec, job.store)
+        if not shard:
+            out = work / "out"
+            part = Job(spec, job.options, {}, out, out, job.store, job.progress)
+            _make_folders(part)
+            started = time.monotonic()
+            part.counts = write(part.out)
+            provenance = _provenance(part, time.monotonic() - started)
+            shard = job.store.commit(spec.key, part.out, [], provenance)
+        shutil.rmtree(work, ignore_errors=True)
+        return shard
 
 
 def _provenance(job: Job, seconds: float) -> dict[str, Any]:

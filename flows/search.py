@@ -52,7 +52,8 @@ def search_corpus(
         "expansions", pa.array([[expansion] if expansion else []], pa.list_(pa.string()))
     )
     vectors = search_vectors(encoder, block, "fused" if expansion else "query")
-    index = open_index(store.local(_encoded(store, run)))
+    encoded = _encoded(store, run)
+    index = open_index(store.local(part) for part in store.parts(encoded))
     block_size = run.options.evaluate.block_size
     found = search(pa.array(["question"]), vectors, index, passages, block_size)
     _print(out, store, run, found)

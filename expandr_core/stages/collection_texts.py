@@ -22,6 +22,7 @@ from expandr_core.seeding import derive_seed
 from expandr_core.stage import Job
 
 VERSION = 1
+ROLE = "data"
 ISOLATION = "never"
 BLOCK = 16  # so many rows of one kind, as they pad well in a batch
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")

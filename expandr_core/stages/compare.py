@@ -25,6 +25,7 @@ from expandr_core.significance import Difference, Test, compare_queries, holm
 from expandr_core.stage import Job
 
 VERSION = 1
+ROLE = "measure"
 ISOLATION = "never"
 METRIC = "ndcg_at_10"
 _TESTS = {"t": "paired t-test", "randomisation": "paired randomisation test"}

@@ -16,6 +16,7 @@ from expandr_core.options import DemoWorldOptions
 from expandr_core.stage import Job
 
 VERSION = 1
+ROLE = "data"
 ISOLATION = "never"
 OPTIONS = DemoWorldOptions
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 VERSION = 1
+ROLE = "train"
 ISOLATION = "always"
 AVERAGED = 5  # steps, for the measures at the beginning and at the end
 MEASURES = ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected")

@@ -1,8 +1,14 @@
 """Encode a corpus with the retriever.
 
-Inputs: `retriever` (a model folder), `corpus` (a corpus.parquet). Writes vectors.npy, float32,
-(passages, dimensions), and passages.parquet with the passage_id of each row, in the corpus's order.
+Inputs: `retriever` (a model folder), `corpus` (a corpus.parquet). Its shards are stretches of the corpus,
+in its order; each holds vectors.npy, float32, (passages, dimensions), and passages.parquet with the
+passage_id of each row. `search.open_index` reads them together.
 """
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -10,14 +16,18 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from expandr_core.collection import Passage
-from expandr_core.encoder import Encoder
 from expandr_core.errors import DataError
 from expandr_core.options import Options, Positive, runtime
-from expandr_core.stage import Job
+from expandr_core.query_shards import rows_digest
+from expandr_core.stage import Job, run_shard
 
-VERSION = 1
+if TYPE_CHECKING:
+    from expandr_core.encoder import Encoder
+
+VERSION = 2
+ROLE = "embed"
 ISOLATION = "on-gpu"
-_SORTED_AT_ONCE = 8192
+PASSAGES_PER_SHARD = 8192
 _ENCODED_AT_ONCE = 512
 
 
@@ -29,39 +39,61 @@ class OPTIONS(Options):
     batch_size: Positive = runtime(128, description="Passages encoded at once.")
 
 
-def run(job: Job) -> None:
-    """Encode the corpus block by block, each sorted by length, into a file on disk."""
-    options: OPTIONS = job.options
-    encoder = Encoder(
-        job.inputs["retriever"],
-        job.spec.runtime.get("device", "auto"),
-        options.normalize,
-        options.max_tokens,
-        options.batch_size,
-    )
-    corpus = pq.ParquetFile(job.inputs["corpus"])
-    total = corpus.metadata.num_rows
-    if not total:
+def shards(job: Job) -> int:
+    """Count the stretches of the corpus."""
+    passages = pq.read_metadata(job.inputs["corpus"]).num_rows
+    if not passages:
         raise DataError("the corpus has no passages; there is nothing to search")
-    vectors = np.lib.format.open_memmap(
-        job.out / "vectors.npy", "w+", np.float32, (total, encoder.dimensions)
-    )
-    done = 0
-    ids_schema = pa.schema([("passage_id", pa.string())])
-    with pq.ParquetWriter(job.out / "passages.parquet", ids_schema, compression="zstd") as ids:
-        for batch in corpus.iter_batches(_SORTED_AT_ONCE, columns=["passage_id", "title", "text"]):
-            passages = [Passage(**row).content for row in batch.to_pylist()]
-            by_length = np.argsort([-len(text) for text in passages], kind="stable")
-            for start in range(0, len(passages), _ENCODED_AT_ONCE):
-                rows = by_length[start : start + _ENCODED_AT_ONCE]
-                vectors[done + rows] = encoder.encode([passages[row] for row in rows])
-                job.progress(done + start + len(rows), total, "passages")
-            if not np.isfinite(vectors[done : done + len(passages)]).all():
-                raise DataError(
-                    "the retriever's vectors are not finite numbers; it may have diverged in "
-                    "training: lower its learning rate"
-                )
-            ids.write_batch(batch.select(["passage_id"]))
-            done += len(passages)
-            vectors.flush()
-    job.counts |= {"passages": total, "dimensions": encoder.dimensions}
+    return -(-passages // PASSAGES_PER_SHARD)
+
+
+def run(job: Job) -> None:
+    """Encode each stretch of the corpus that is not there yet."""
+    count, options = shards(job), job.options
+
+    @cache
+    def encoder() -> "Encoder":
+        from expandr_core.encoder import Encoder
+
+        return Encoder(
+            job.inputs["retriever"],
+            job.spec.runtime.get("device", "auto"),
+            options.normalize,
+            options.max_tokens,
+            options.batch_size,
+        )
+
+    for number, rows in enumerate(_stretches(job.inputs["corpus"])):
+        if job.takes(number):
+
+            def write(out: Path, rows: pa.Table = rows) -> dict[str, float]:
+                return _write_shard(rows, out, encoder())
+
+            shard = run_shard(job, {"corpus": rows_digest(rows)}, write)
+            job.counts["passages"] = job.counts.get("passages", 0) + len(rows)
+            job.counts["dimensions"] = shard.counts["dimensions"]
+        job.progress(number + 1, count, "shards")
+
+
+def _stretches(path: Path) -> Iterator[pa.Table]:
+    columns = ["passage_id", "title", "text"]
+    for batch in pq.ParquetFile(path).iter_batches(PASSAGES_PER_SHARD, columns=columns):
+        yield pa.Table.from_batches([batch])
+
+
+def _write_shard(rows: pa.Table, out: Path, encoder: "Encoder") -> dict[str, float]:
+    """Encode passages, sorted by length, and write them in their own order."""
+    passages = [Passage(**row).content for row in rows.to_pylist()]
+    vectors = np.empty((len(passages), encoder.dimensions), np.float32)
+    by_length = np.argsort([-len(text) for text in passages], kind="stable")
+    for start in range(0, len(passages), _ENCODED_AT_ONCE):
+        block = by_length[start : start + _ENCODED_AT_ONCE]
+        vectors[block] = encoder.encode([passages[row] for row in block])
+    if not np.isfinite(vectors).all():
+        raise DataError(
+            "the retriever's vectors are not finite numbers; it may have diverged in "
+            "training: lower its learning rate"
+        )
+    np.save(out / "vectors.npy", vectors)
+    pq.write_table(rows.select(["passage_id"]), out / "passages.parquet", compression="zstd")
+    return {"passages": len(passages), "dimensions": encoder.dimensions}

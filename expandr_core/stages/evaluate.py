@@ -26,6 +26,7 @@ from expandr_core.search import open_index, search
 from expandr_core.stage import Job
 
 VERSION = 1
+ROLE = "measure"
 ISOLATION = "on-gpu"
 _ENCODED_AT_ONCE = 256
 Mode = Literal["query", "expansion", "fused"]
@@ -56,10 +57,10 @@ def run(job: Job) -> None:
         options.max_tokens,
         options.batch_size,
     )
-    index = open_index(job.inputs["embeddings"])
-    if index.vectors.shape[1] != encoder.dimensions:
+    index = open_index(job.shards("embeddings"))
+    if index.dimensions != encoder.dimensions:
         raise DataError(
-            f"the corpus was encoded with {index.vectors.shape[1]} dimensions, the retriever has "
+            f"the corpus was encoded with {index.dimensions} dimensions, the retriever has "
             f"{encoder.dimensions}; encode the corpus with the same retriever"
         )
 

@@ -17,6 +17,7 @@ from expandr_core.options import Options, Positive
 from expandr_core.stage import Job
 
 VERSION = 1
+ROLE = "measure"
 ISOLATION = "never"
 
 

@@ -5,8 +5,6 @@ Differs from the reference: prompts are token ids, every text has its own seed, 
 removed once and here, `finish_reason` is kept, and rows carry ids.
 """
 
-import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -19,7 +17,7 @@ import pyarrow.parquet as pq
 
 from expandr_core.options import Options, Prompt, SamplingOptions
 from expandr_core.prompts import remove_preamble
-from expandr_core.query_shards import query_shards
+from expandr_core.query_shards import query_shards, rows_digest, shard_count
 from expandr_core.seeding import derive_seed
 from expandr_core.stage import Job, run_shard
 
@@ -28,6 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 VERSION = 1
+ROLE = "generate"
 ISOLATION = "on-gpu"
 SCHEMA = pa.schema(
     [
@@ -50,6 +49,11 @@ class OPTIONS(Options):
     queries_per_shard: int
 
 
+def shards(job: Job) -> int:
+    """Count the shards of `queries`."""
+    return shard_count(job.inputs["queries"], job.options.queries_per_shard)
+
+
 def run(job: Job) -> None:
     """Write the expansions of `queries` with the model `llm`, which is loaded if it is needed."""
 
@@ -65,11 +69,9 @@ def expand(job: Job, load: "Callable[[], Generator]") -> None:
     """Write all shards that are not there yet, with the engine that `load` returns."""
     counts: Counter[str] = Counter()
     rows_in = pq.read_metadata(job.inputs["queries"]).num_rows
-    total = rows_in * job.options.sampling.samples
-    shards = query_shards(
-        job.inputs["queries"], job.options.queries_per_shard, ["query", "positive"]
-    )
-    for rows in shards:
+    total = rows_in * job.options.sampling.samples // (job.part[1] if job.part else 1)
+    per_shard, columns = job.options.queries_per_shard, ["query", "positive"]
+    for rows in query_shards(job.inputs["queries"], per_shard, columns, job.takes):
         done = int(counts["texts"])
 
         def report(texts: int, done: int = done) -> None:
@@ -78,7 +80,7 @@ def expand(job: Job, load: "Callable[[], Generator]") -> None:
         def write(out: Path, rows: pa.Table = rows) -> dict[str, float]:
             return _write_shard(job, rows, load(), out, report)
 
-        shard = run_shard(job, "queries", _digest(rows), write)
+        shard = run_shard(job, {"queries": rows_digest(rows)}, write)
         counts.update(shard.counts)
     job.progress(int(counts["texts"]), int(counts["texts"]), "texts")
     job.counts.update(counts)
@@ -86,11 +88,6 @@ def expand(job: Job, load: "Callable[[], Generator]") -> None:
         "%d texts for %d queries: %d empty, %d duplicate, %d cut at max_new_tokens",
         *(counts[name] for name in ("texts", "queries", "empty", "duplicate", "truncated")),
     )
-
-
-def _digest(rows: pa.Table) -> str:
-    content = json.dumps(rows.to_pylist(), sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _write_shard(

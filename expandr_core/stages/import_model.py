@@ -16,6 +16,7 @@ from expandr_core.stage import Job
 from expandr_core.store import sha256_of
 
 VERSION = 1
+ROLE = "data"
 ISOLATION = "always"
 
 

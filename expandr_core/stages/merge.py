@@ -8,6 +8,7 @@ from expandr_core.stage import Job
 
 log = logging.getLogger(__name__)
 VERSION = 1
+ROLE = "train"
 ISOLATION = "always"
 TOKENIZER_FILES = ("token*", "special_tokens*", "chat_template*", "*.model", "vocab*", "merges*",
                    "added_tokens*", "generation_config.json")  # fmt: skip

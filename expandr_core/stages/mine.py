@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from expandr_core.encoder import Encoder, Vectors
 
 VERSION = 1
+ROLE = "embed"
 ISOLATION = "on-gpu"
 QUERIES_AT_ONCE = 1024
 SCHEMA = pa.schema(
@@ -57,10 +58,10 @@ def run(job: Job) -> None:
     encoder = Encoder(
         job.inputs["retriever"], device, options.normalize, options.max_tokens, options.batch_size
     )
-    index = open_index(job.inputs["embeddings"])
-    if index.vectors.shape[1] != encoder.dimensions:
+    index = open_index(job.shards("embeddings"))
+    if index.dimensions != encoder.dimensions:
         raise DataError(
-            f"the embeddings have {index.vectors.shape[1]} dimensions, the retriever "
+            f"the embeddings have {index.dimensions} dimensions, the retriever "
             f"{encoder.dimensions}; encode the corpus with this retriever"
         )
     names = ["query_id", "query", "positive_id", "positive"]

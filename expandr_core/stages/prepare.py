@@ -40,6 +40,7 @@ from expandr_core.triples import TripleTable, read_triples, triples_files
 
 log = logging.getLogger(__name__)
 VERSION = 1
+ROLE = "data"
 ISOLATION = "never"
 OPTIONS = DataOptions
 

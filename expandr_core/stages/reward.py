@@ -1,28 +1,33 @@
 """Reward: rank each query's candidates by the current retriever.
 
-Candidates, positives and answers of a whole shard are encoded together. Empty and repeated texts are
-dropped first and counted. Rows are joined by id; a missing answer or candidate is an error.
+Its shards are those of the candidates: rewards.parquet, a row a candidate, sorted by (query_id, sample).
+Candidates, positives and answers of a shard are encoded together. Empty and repeated texts are dropped
+first and counted. Rows are joined by id; a missing answer or candidate is an error.
 """
 
 import logging
 from collections import Counter, defaultdict
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from expandr_core.artifacts import Artifact
 from expandr_core.errors import DataError
 from expandr_core.options import Options, Positive, runtime
-from expandr_core.query_shards import one_row_a_query
+from expandr_core.query_shards import one_row_a_query, rows_digest
 from expandr_core.rewards import ranks
-from expandr_core.stage import Job
+from expandr_core.stage import Job, run_shard
 
 if TYPE_CHECKING:
     from expandr_core.encoder import Encoder
 
 log = logging.getLogger(__name__)
-VERSION = 1
+VERSION = 2
+ROLE = "embed"
 ISOLATION = "on-gpu"
 SCHEMA = pa.schema(
     [
@@ -49,38 +54,50 @@ class OPTIONS(Options):
     batch_size: Positive = runtime(128)
 
 
-def run(job: Job) -> None:
-    """Write `rewards.parquet`, a row a candidate, sorted by (query_id, sample) within each shard."""
-    from expandr_core.encoder import Encoder
+def shards(job: Job) -> int:
+    """Count the shards of the candidates.
 
-    options, device = job.options, job.spec.runtime.get("device", "auto")
-    encoder = Encoder(
-        job.inputs["retriever"], device, options.normalize, options.max_tokens, options.batch_size
-    )
-    counts: Counter[str] = Counter()
-    similarity = 0.0
-    total, others = (
+    Raises:
+        DataError: if the answers are cut into another number of shards.
+    """
+    candidates, answers = (
         len(job.store.parts(job.spec.inputs[role])) for role in ("candidates", "answers")
     )
-    if total != others:
+    if candidates != answers:
         raise DataError(
-            f"candidates have {total} shards and answers {others}; write both for the same queries "
-            "with the same queries_per_shard"
+            f"candidates have {candidates} shards and answers {answers}; write both for the same "
+            "queries with the same queries_per_shard"
         )
-    shards = zip(job.shards("candidates"), job.shards("answers"), strict=True)
-    with pq.ParquetWriter(job.out / "rewards.parquet", SCHEMA, compression="zstd") as writer:
-        for done, (candidates, answers) in enumerate(shards, 1):
-            rows, shard_counts = _reward_shard(
-                pq.read_table(candidates / "expansions.parquet"),
-                pq.read_table(answers / "expansions.parquet"),
-                job.inputs["examples"],
-                encoder,
-            )
-            if rows:
-                writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
-            similarity += sum(row["similarity_to_positive"] for row in rows)
-            counts.update(shard_counts)
-            job.progress(done, total, "shards")
+    return candidates
+
+
+def run(job: Job) -> None:
+    """Reward each shard of the candidates that is not there yet."""
+    options, total = job.options, shards(job)
+
+    @cache
+    def encoder() -> "Encoder":
+        from expandr_core.encoder import Encoder
+
+        return Encoder(
+            job.inputs["retriever"],
+            job.spec.runtime.get("device", "auto"),
+            options.normalize,
+            options.max_tokens,
+            options.batch_size,
+        )
+
+    counts: Counter[str] = Counter()
+    similarity = 0.0
+    parts = (job.store.parts(job.spec.inputs[role]) for role in ("candidates", "answers"))
+    for number, (candidates, answers) in enumerate(zip(*parts, strict=True)):
+        if job.takes(number):
+            shard = _run_shard(job, candidates, answers, encoder)
+            similarity += shard.counts["similarity_to_positive"]
+            counts.update({k: n for k, n in shard.counts.items() if k != "similarity_to_positive"})
+        job.progress(number + 1, total, "shards")
+    if job.part:
+        return
     if not counts["candidates"]:
         raise DataError(f"no candidate is left to reward; dropped by reason: {dict(counts)}")
     job.counts.update(counts)
@@ -88,15 +105,40 @@ def run(job: Job) -> None:
     log.info("rewarded %d candidates of %d queries", counts["candidates"], counts["queries"])
 
 
+def _run_shard(
+    job: Job, candidates: Artifact, answers: Artifact, encoder: Callable[[], "Encoder"]
+) -> Artifact:
+    """Make one shard's artifact from that of its candidates, its answers and its examples."""
+    texts = [
+        pq.read_table(job.store.local(part) / "expansions.parquet")
+        for part in (candidates, answers)
+    ]
+    ids = texts[0]["query_id"].unique().sort()
+    examples = one_row_a_query(job.inputs["examples"], ids, ["query", "positive"])
+
+    def write(out: Path) -> dict[str, float]:
+        rows, counts = _reward_shard(*texts, examples, encoder())
+        table = pa.Table.from_pylist(rows, schema=SCHEMA)
+        pq.write_table(table, out / "rewards.parquet", compression="zstd")
+        similarity = sum(row["similarity_to_positive"] for row in rows)
+        return {**counts, "similarity_to_positive": float(similarity)}
+
+    sources = {
+        "candidates": candidates.digest,
+        "answers": answers.digest,
+        "examples": rows_digest(examples),
+    }
+    return run_shard(job, sources, write)
+
+
 def _reward_shard(
-    candidates: pa.Table, answers: pa.Table, examples: Path, encoder: "Encoder"
+    candidates: pa.Table, answers: pa.Table, examples: pa.Table, encoder: "Encoder"
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
     """Reward the queries of one shard; return the rows, and what was dropped and why."""
     counts: Counter[str] = Counter()
     by_query = _by_query(candidates, "candidate")
     answer_of = {id_: rows[0]["text"] for id_, rows in _by_query(answers, "answer").items()}
-    known = one_row_a_query(examples, pa.array(sorted(by_query)), ["query", "positive"])
-    example_of = {row["query_id"]: row for row in known.to_pylist()}
+    example_of = {row["query_id"]: row for row in examples.to_pylist()}
     for query_id in sorted(by_query.keys() | answer_of.keys()):
         for role, ids in (("candidate", by_query), ("answer", answer_of), ("example", example_of)):
             if query_id not in ids:

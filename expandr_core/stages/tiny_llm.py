@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 VERSION = 1
+ROLE = "train"
 ISOLATION = "always"
 OPTIONS = TinyLLMOptions
 

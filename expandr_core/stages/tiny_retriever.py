@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 VERSION = 1
+ROLE = "train"
 ISOLATION = "always"
 OPTIONS = TinyRetrieverOptions
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 VERSION = 1
+ROLE = "train"
 ISOLATION = "always"
 log = logging.getLogger(__name__)
 

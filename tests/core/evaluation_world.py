@@ -75,6 +75,12 @@ def make(
     return artifact, store.local(artifact)
 
 
+def of_shards(store: Store, artifact: Artifact, name: str) -> dict[str, list[Any]]:
+    """Read a Parquet file of each shard of an artifact as one table of lists."""
+    shards = [store.local(part) / name for part in store.parts(artifact)]
+    return pa.concat_tables([pq.read_table(path) for path in shards]).to_pydict()
+
+
 def columns(path: Path) -> dict[str, list[Any]]:
     """Read a Parquet file as lists."""
     return pq.read_table(path).to_pydict()

@@ -6,7 +6,7 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from evaluation_world import columns, make, put
+from evaluation_world import make, of_shards, put
 
 from expandr_core.artifacts import Artifact
 from expandr_core.errors import DataError
@@ -106,7 +106,7 @@ def rewarded(
         "answers": expansions(store, f"answers-{name}", answers),
         "examples": put(store, f"examples-{name}", {"e.parquet": examples}).at("e.parquet"),
     }
-    return make(store, "reward", reward.OPTIONS(normalize=normalize, max_tokens=16), inputs)
+    return make(store, "reward", reward.OPTIONS(normalize=normalize, max_tokens=16), inputs)[0]
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def paired(store, retriever_folder):
 
     def run(texts: Texts, seed: int = 0, **options):
         rows, answers = candidate_rows(texts), [(id_, 0, "answer") for id_ in texts]
-        artifact, _ = rewarded(store, retriever_folder, [rows], [answers], list(texts))
+        artifact = rewarded(store, retriever_folder, [rows], [answers], list(texts))
         chosen = PreferenceOptions(**{"dev_share": 0} | options)
         made, folder = make(store, "pairs", chosen, {"rewards": artifact}, seed)
         return made.counts, pq.read_table(folder / "pairs.parquet").to_pylist()
@@ -127,10 +127,10 @@ def paired(store, retriever_folder):
 
 
 def test_four_candidates_by_hand(store, retriever_folder):
-    made, folder = rewarded(
+    made = rewarded(
         store, retriever_folder, [candidate_rows({"q": FOUR})], [[("q", 0, "answer")]], ["q"]
     )
-    rows = columns(folder / "rewards.parquet")
+    rows = of_shards(store, made, "rewards.parquet")
     assert rows["text"] == FOUR
     assert rows["query"] == ["question q"] * 4
     assert rows["similarity_to_positive"] == pytest.approx([0.9, 0.5, 0.3, 0.1])
@@ -147,8 +147,8 @@ def test_four_candidates_by_hand(store, retriever_folder):
 
 def test_similarities_are_cosines_if_vectors_are_normalised(store, retriever_folder):
     candidates, answers = [candidate_rows({"q": FOUR})], [[("q", 0, "answer")]]
-    _, folder = rewarded(store, retriever_folder, candidates, answers, ["q"], normalize=True)
-    rows = columns(folder / "rewards.parquet")
+    made = rewarded(store, retriever_folder, candidates, answers, ["q"], normalize=True)
+    rows = of_shards(store, made, "rewards.parquet")
     assert rows["similarity_to_positive"] == pytest.approx(
         [0.9 / 0.82**0.5, 0.5 / 0.89**0.5, 0.5**0.5, 0.1 / 0.37**0.5], rel=1e-6
     )
@@ -157,11 +157,9 @@ def test_similarities_are_cosines_if_vectors_are_normalised(store, retriever_fol
 def test_rows_are_joined_by_id_in_any_order(store, retriever_folder):
     texts = {"q2": FOUR, "q1": ["d", "c", "a"], "q3": ["b", "far"]}
     rows, answers = candidate_rows(texts), [(id_, 0, "answer") for id_ in ("q3", "q1", "q2")]
-    artifact, _ = rewarded(
-        store, retriever_folder, [sorted(rows)], [sorted(answers)], sorted(texts)
-    )
+    artifact = rewarded(store, retriever_folder, [sorted(rows)], [sorted(answers)], sorted(texts))
     shuffled = random.Random(0).sample(rows, len(rows))
-    again, _ = rewarded(store, retriever_folder, [shuffled], [answers], ["q3", "q2", "q1"])
+    again = rewarded(store, retriever_folder, [shuffled], [answers], ["q3", "q2", "q1"])
     assert shuffled != sorted(rows)
     assert again.digest == artifact.digest
 
@@ -169,15 +167,15 @@ def test_rows_are_joined_by_id_in_any_order(store, retriever_folder):
 def test_several_shards_are_all_rewarded(store, retriever_folder):
     shards = [candidate_rows({id_: FOUR}) for id_ in ("q1", "q2")]
     answers = [[(id_, 0, "answer")] for id_ in ("q1", "q2")]
-    made, folder = rewarded(store, retriever_folder, shards, answers, ["q1", "q2"])
-    assert columns(folder / "rewards.parquet")["query_id"] == ["q1"] * 4 + ["q2"] * 4
+    made = rewarded(store, retriever_folder, shards, answers, ["q1", "q2"])
+    assert of_shards(store, made, "rewards.parquet")["query_id"] == ["q1"] * 4 + ["q2"] * 4
     assert made.counts["queries"] == 2
 
 
 def test_of_several_answers_the_first_sample_counts(store, retriever_folder):
     answers = [[("q", 1, "positive"), ("q", 0, "answer")]]
-    _, folder = rewarded(store, retriever_folder, [candidate_rows({"q": FOUR})], answers, ["q"])
-    assert columns(folder / "rewards.parquet")["answer_rank"] == [4, 1, 3, 2]
+    made = rewarded(store, retriever_folder, [candidate_rows({"q": FOUR})], answers, ["q"])
+    assert of_shards(store, made, "rewards.parquet")["answer_rank"] == [4, 1, 3, 2]
 
 
 @pytest.mark.parametrize(
@@ -210,8 +208,8 @@ def test_differently_cut_shards_are_an_error(store, retriever_folder):
 def test_empty_and_repeated_texts_are_dropped_and_counted(store, retriever_folder):
     texts = {"q1": ["a", "", "b", "a", ""], "q2": ["c", "c", ""], "q3": ["", ""]}
     answers = [[(id_, 0, "answer") for id_ in texts]]
-    made, folder = rewarded(store, retriever_folder, [candidate_rows(texts)], answers, list(texts))
-    rows = columns(folder / "rewards.parquet")
+    made = rewarded(store, retriever_folder, [candidate_rows(texts)], answers, list(texts))
+    rows = of_shards(store, made, "rewards.parquet")
     assert list(zip(rows["query_id"], rows["sample"], rows["text"], strict=True)) == [
         ("q1", 0, "a"),
         ("q1", 2, "b"),
@@ -226,8 +224,8 @@ def test_empty_and_repeated_texts_are_dropped_and_counted(store, retriever_folde
 def test_a_query_with_an_empty_answer_is_dropped(store, retriever_folder):
     answers = [[("q1", 0, "answer"), ("q2", 0, "")]]
     rows = candidate_rows({"q1": FOUR, "q2": FOUR})
-    made, folder = rewarded(store, retriever_folder, [rows], answers, ["q1", "q2"])
-    assert set(columns(folder / "rewards.parquet")["query_id"]) == {"q1"}
+    made = rewarded(store, retriever_folder, [rows], answers, ["q1", "q2"])
+    assert set(of_shards(store, made, "rewards.parquet")["query_id"]) == {"q1"}
     assert made.counts["dropped_queries/empty_answer"] == 1
 
 

@@ -13,12 +13,14 @@ from expandr_core.search import Index, nearest, open_index, search, tie_order
 
 def index_of(vectors: np.ndarray, ids: list[str] | None = None) -> Index:
     passage_ids = pa.array(ids or [f"p{place:03}" for place in range(len(vectors))])
-    return Index(passage_ids, vectors.astype(np.float32), tie_order(passage_ids))
+    half = len(vectors) // 2
+    shards = [vectors[:half].astype(np.float32), vectors[half:].astype(np.float32)]
+    return Index(passage_ids, shards, tie_order(passage_ids))
 
 
 def brute_force(query_id: str, query: np.ndarray, index: Index, k: int) -> list[tuple[float, str]]:
     """Sort all passages: by score, then by id, both falling."""
-    scores = (index.vectors @ query).tolist()
+    scores = (np.concatenate(index.shards) @ query).tolist()
     hits = sorted(zip(scores, index.passage_ids.to_pylist(), strict=True), reverse=True)
     return [hit for hit in hits if hit[1] != query_id][:k]
 
@@ -54,7 +56,7 @@ def test_continuous_vectors_are_ranked_as_by_brute_force(block_size):
     index = index_of(random.normal(size=(300, 16)))
     queries = random.normal(size=(25, 16)).astype(np.float32)
     scores, places = nearest(queries, index, 100, block_size)
-    whole = queries.astype(np.float64) @ index.vectors.T.astype(np.float64)
+    whole = queries.astype(np.float64) @ np.concatenate(index.shards).T.astype(np.float64)
     assert np.array_equal(places, np.argsort(-whole, axis=1)[:, :100])
     np.testing.assert_allclose(scores, -np.sort(-whole, axis=1)[:, :100], rtol=1e-4, atol=1e-5)
 
@@ -101,11 +103,20 @@ def test_vectors_that_are_not_finite_are_refused():
         nearest(np.ones((1, 1), dtype=np.float32), index, 3, 10)
 
 
-def test_an_index_is_read_back_from_its_files(tmp_path):
-    index = index_of(np.eye(4), ["d", "a", "c", "b"])
-    np.save(tmp_path / "vectors.npy", index.vectors)
-    pq.write_table(pa.table({"passage_id": index.passage_ids}), tmp_path / "passages.parquet")
-    opened = open_index(tmp_path)
-    assert opened.passage_ids.equals(index.passage_ids)
-    assert np.array_equal(opened.vectors, index.vectors)
+def test_an_index_is_read_back_from_the_files_of_its_shards(tmp_path):
+    vectors = np.eye(4, dtype=np.float32)
+    folders = []
+    for start, stop in ((0, 3), (3, 4)):
+        folders.append(tmp_path / str(start))
+        folders[-1].mkdir()
+        np.save(folders[-1] / "vectors.npy", vectors[start:stop])
+        ids = pa.table({"passage_id": ["d", "a", "c", "b"][start:stop]})
+        pq.write_table(ids, folders[-1] / "passages.parquet")
+    opened = open_index(folders)
+    assert opened.passage_ids.to_pylist() == ["d", "a", "c", "b"]
+    assert opened.dimensions == 4
     assert opened.tie_order.tolist() == [0, 3, 1, 2]
+    for size, lengths in ((1, [1, 1, 1, 1]), (2, [2, 2]), (3, [3, 1]), (10, [4])):
+        blocks = list(opened.blocks(size))
+        assert [len(block) for block in blocks] == lengths
+        assert np.array_equal(np.concatenate(blocks), vectors)
