@@ -1,0 +1,59 @@
+"""Presets: the values of a file, changed by what differs from the defaults."""
+
+from typing import get_args
+
+import pytest
+from pydantic import ValidationError
+
+from expandr_core.options import (
+    ExpandOptions,
+    JointLoopOptions,
+    LoopOptions,
+    SamplingOptions,
+)
+from flows.presets import CONFIGS, Preset, resolve
+
+DEFAULTS = JointLoopOptions()
+
+
+def test_every_config_is_a_preset():
+    names = {path.stem for path in CONFIGS.glob("*.yaml")}
+    assert {*names, "none"} == set(get_args(Preset))
+
+
+@pytest.mark.parametrize("preset", get_args(Preset))
+def test_the_defaults_change_no_preset(preset):
+    assert resolve(preset, resolve(preset, DEFAULTS)) == resolve(preset, DEFAULTS)
+
+
+def test_without_a_preset_the_options_stay():
+    options = JointLoopOptions(seed=7, loop=LoopOptions(rounds=5))
+    assert resolve("none", options) == options
+
+
+def test_what_differs_from_the_defaults_overrides_the_preset_and_nothing_else():
+    demo = resolve("demo", DEFAULTS)
+    options = JointLoopOptions(seed=7, loop=LoopOptions(rounds=5))
+    changed = resolve("demo", options)
+    assert (changed.seed, changed.loop.rounds) == (7, 5)
+    assert changed.loop.stop_without_gain is demo.loop.stop_without_gain is False
+    back = {"seed": demo.seed, "loop": demo.loop}
+    assert changed.model_copy(update=back) == demo
+
+
+def test_a_nested_default_is_told_from_the_default_of_its_class():
+    """`candidates` has 32 samples by default, `SamplingOptions` has 1."""
+    candidates = SamplingOptions(samples=1, sampling_temperatures=(1.0,))
+    changed = resolve("demo", JointLoopOptions(expand=ExpandOptions(candidates=candidates)))
+    assert changed.expand.candidates == candidates.model_copy(
+        update={"top_p": 1.0, "max_new_tokens": 64}
+    )
+
+
+def test_what_does_not_fit_together_is_refused():
+    """The 32 samples of the defaults are a multiple of 8 temperatures; the preset's 4 are not."""
+    temperatures = tuple(number / 10 for number in range(1, 9))
+    candidates = SamplingOptions(samples=32, sampling_temperatures=temperatures)
+    options = JointLoopOptions(expand=ExpandOptions(candidates=candidates))
+    with pytest.raises(ValidationError, match=r"samples \(4\) must be a multiple"):
+        resolve("tiny", options)
