@@ -5,12 +5,19 @@ from prefect import flow
 from expandr_core.artifacts import Artifact
 from expandr_core.options import JointLoopOptions
 from tasks.dpo import align
+from tasks.placement import Placement
 from tasks.stage import Workspace
+
+HERE = Placement()
 
 
 @flow(name="dpo")
 def dpo(
-    options: JointLoopOptions, llm: str, pairs: str, store: str = "store"
+    options: JointLoopOptions,
+    llm: str,
+    pairs: str,
+    placement: Placement = HERE,
+    store: str = "store",
 ) -> list[tuple[str, Artifact]]:
     """Train an adapter by DPO and merge it.
 
@@ -18,8 +25,9 @@ def dpo(
         options: The options of every stage; `dpo`, `expand` and `seed` matter here.
         llm: Key of a language model.
         pairs: Key of preference pairs.
+        placement: Where each kind of stage runs.
         store: Folder or s3:// URL that keeps every artifact.
     """
-    work = Workspace(store=store, seed=options.seed, device=options.device)
+    work = Workspace(store=store, seed=options.seed, device=options.device, placement=placement)
     align(work, work.find(llm), work.find(pairs), options.dpo, options.expand)
     return work.made

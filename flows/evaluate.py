@@ -7,7 +7,10 @@ from expandr_core.options import JointLoopOptions
 from expandr_core.stages.evaluate import Mode
 from tasks.data import Evaluation
 from tasks.evaluate import Scoreboard, publish
+from tasks.placement import Placement
 from tasks.stage import Workspace
+
+HERE = Placement()
 
 
 @flow(name="evaluate")
@@ -19,6 +22,7 @@ def evaluate(
     qrels: str,
     expansions: str = "",
     mode: Mode = "fused",
+    placement: Placement = HERE,
     store: str = "store",
 ) -> list[tuple[str, Artifact]]:
     """Measure a retriever on queries and judgements, beside BM25 and the bare query.
@@ -31,9 +35,10 @@ def evaluate(
         qrels: Key and file, such as prepare-1f3a/test_qrels.parquet.
         expansions: Key of the queries' expansions; empty for none.
         mode: Search with the mean of query and expansion, or with one of them.
+        placement: Where each kind of stage runs.
         store: Folder or s3:// URL that keeps every artifact.
     """
-    work = Workspace(store=store, seed=options.seed, device=options.device)
+    work = Workspace(store=store, seed=options.seed, device=options.device, placement=placement)
     evaluation = Evaluation(work.find(queries), work.find(qrels), work.find(corpus))
     board = Scoreboard(work, evaluation, "alone", options.retriever, options.evaluate)
     model = work.find(retriever)

@@ -7,9 +7,12 @@ from prefect import flow
 from expandr_core.artifacts import Artifact
 from expandr_core.options import JointLoopOptions
 from tasks.expand import write_answers, write_candidates, write_expansions, write_greedy
+from tasks.placement import Placement
 from tasks.stage import Workspace
 
 Kind = Literal["expansions", "greedy", "candidates", "answers"]
+
+HERE = Placement()
 
 
 @flow(name="expand")
@@ -18,6 +21,7 @@ def expand(
     llm: str,
     queries: str,
     kind: Kind = "expansions",
+    placement: Placement = HERE,
     store: str = "store",
 ) -> list[tuple[str, Artifact]]:
     """Write expansions, candidates or answers.
@@ -27,9 +31,10 @@ def expand(
         llm: Key of a language model.
         queries: Key and file, such as prepare-1f3a/test_queries.parquet.
         kind: What to write.
+        placement: Where each kind of stage runs.
         store: Folder or s3:// URL that keeps every artifact.
     """
-    work = Workspace(store=store, seed=options.seed, device=options.device)
+    work = Workspace(store=store, seed=options.seed, device=options.device, placement=placement)
     found = (work.find(queries), work.find(llm))
     if kind == "candidates":
         write_candidates(work, *found, options.expand)

@@ -13,30 +13,48 @@ from prefect import flow, get_run_logger
 
 from expandr_core.artifacts import Artifact
 from expandr_core.options import JointLoopOptions
-from flows.run import Models, Run, Summary, record_run
+from flows.presets import Preset, resolve
+from flows.run import Models, Run, Summary, begun, record_run
 from flows.systems import measure_on_dev, measure_round, measure_start, open_scoreboard
 from tasks.data import prepare_data
 from tasks.dpo import align
 from tasks.evaluate import publish
 from tasks.expand import write_answers, write_candidates, write_expansions
 from tasks.models import build_llm, build_retriever, import_models
+from tasks.placement import Placement
 from tasks.preferences import choose_pairs, reward
 from tasks.retriever import train_retriever
 from tasks.stage import Workspace
 
-DEFAULTS = JointLoopOptions()
+DEFAULTS, HERE = JointLoopOptions(), Placement()
 
 
 @flow(name="joint-loop")
-def joint_loop(options: JointLoopOptions = DEFAULTS, store: str = "store") -> Summary:
+def joint_loop(
+    preset: Preset = "none",
+    options: JointLoopOptions = DEFAULTS,
+    placement: Placement = HERE,
+    fresh: bool = False,
+    store: str = "store",
+) -> Summary:
     """Align an LLM with a dense retriever and the retriever with the LLM, and prove the gain.
 
     Args:
-        options: The options of every stage.
+        preset: A configuration to start from; "none" is the paper's, as far as its code tells.
+        options: The options of every stage. What differs from its default changes the preset.
+        placement: Where each kind of stage runs.
+        fresh: Make every artifact again, even if the store has it.
         store: Folder or s3:// URL that keeps every artifact.
     """
     started = datetime.now(UTC)
-    work = Workspace(store=store, seed=options.seed, device=options.device)
+    options = resolve(preset, options)
+    work = Workspace(
+        store=store,
+        seed=options.seed,
+        device=options.device,
+        placement=placement,
+        fresh_since=begun() if fresh else None,
+    )
     imported = import_models(work, options)
     data = prepare_data(work, options.data, options.world)
     llm = imported.get("llm") or build_llm(work, data, options)

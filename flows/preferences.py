@@ -4,8 +4,11 @@ from prefect import flow
 
 from expandr_core.artifacts import Artifact
 from expandr_core.options import JointLoopOptions
+from tasks.placement import Placement
 from tasks.preferences import choose_pairs, reward
 from tasks.stage import Workspace
+
+HERE = Placement()
 
 
 @flow(name="preferences")
@@ -15,6 +18,7 @@ def preferences(
     answers: str,
     examples: str,
     retriever: str,
+    placement: Placement = HERE,
     store: str = "store",
 ) -> list[tuple[str, Artifact]]:
     """Reward candidates by a retriever and choose preference pairs.
@@ -25,9 +29,10 @@ def preferences(
         answers: Key of what `expand` wrote as answers, for the same queries.
         examples: Key and file of these queries, such as prepare-1f3a/preference.parquet.
         retriever: Key of a retriever.
+        placement: Where each kind of stage runs.
         store: Folder or s3:// URL that keeps every artifact.
     """
-    work = Workspace(store=store, seed=options.seed, device=options.device)
+    work = Workspace(store=store, seed=options.seed, device=options.device, placement=placement)
     found = [work.find(key) for key in (candidates, answers, examples, retriever)]
     rewards = reward(work, *found, options=options.retriever)
     choose_pairs(work, rewards, options.preferences)

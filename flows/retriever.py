@@ -4,8 +4,11 @@ from prefect import flow
 
 from expandr_core.artifacts import Artifact
 from expandr_core.options import JointLoopOptions
+from tasks.placement import Placement
 from tasks.retriever import train_retriever
 from tasks.stage import Workspace
+
+HERE = Placement()
 
 
 @flow(name="retriever")
@@ -15,6 +18,7 @@ def retriever(
     examples: str,
     corpus: str = "",
     expansions: str = "",
+    placement: Placement = HERE,
     store: str = "store",
 ) -> list[tuple[str, Artifact]]:
     """Train a retriever, with expansions or, as a control, without.
@@ -25,9 +29,10 @@ def retriever(
         examples: Key and file of training queries, such as prepare-1f3a/retriever.parquet.
         corpus: Key and file of the passages to mine in; empty if the examples bring hard negatives.
         expansions: Key of the queries' expansions; empty for the control.
+        placement: Where each kind of stage runs.
         store: Folder or s3:// URL that keeps every artifact.
     """
-    work = Workspace(store=store, seed=options.seed, device=options.device)
+    work = Workspace(store=store, seed=options.seed, device=options.device, placement=placement)
     model = work.find(start)
     train_retriever(
         work,

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from uuid import UUID
 
+from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 from pydantic import BaseModel
 
@@ -51,6 +53,14 @@ class Summary(BaseModel):
     best_round: int
     models: dict[str, Artifact]
     steps: list[tuple[str, Artifact]]
+
+
+def begun() -> datetime:
+    """Return when this flow run was created; retries do not change it."""
+    with get_client(sync_client=True) as client:
+        created = client.read_flow_run(UUID(str(flow_run.id))).created
+    assert created is not None  # the server has it
+    return created
 
 
 def record_run(run: Run, report: Artifact, best: Models, started: datetime) -> Summary:

@@ -3,9 +3,14 @@
 The artifact store is the only truth. The task looks the key up first; what is there and whole is
 returned in Prefect's state `Cached`, and the stage does not run. Prefect's own result cache is off: it
 would take an unreachable store for a miss, and a deleted artifact for a hit.
+
+Two settings belong to a machine and not to a run, and come from its environment: EXPANDR_SCRATCH, the
+local folder for unfinished work and downloads, and EXPANDR_CACHE_GB, the limit of the downloads.
 """
 
+import os
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from prefect import task
@@ -18,8 +23,9 @@ from expandr_core.artifacts import Artifact, StageSpec
 from expandr_core.child import needs_child, run_in_child
 from expandr_core.errors import DataError
 from expandr_core.options import Device, Options
-from expandr_core.stage import make_spec, run_stage
+from expandr_core.stage import find, make_spec, run_stage
 from expandr_core.store import Store
+from tasks.placement import Placement, run_on_pool
 from tasks.progress import core_logs, progress
 
 
@@ -33,22 +39,34 @@ def _is_worth_retrying(task: Any, run: TaskRun, state: State) -> bool:
     task_run_name="{title}",
     cache_policy=NO_CACHE,
     persist_result=False,
-    retries=2,
-    retry_delay_seconds=[2, 20],
+    retries=3,
+    retry_delay_seconds=[2, 20, 60],
     retry_condition_fn=_is_worth_retrying,
 )
-def make_artifact(title: str, spec: StageSpec, store_url: str, scratch: str | None) -> Any:
+def make_artifact(title: str, spec: StageSpec, store_url: str, placement: Placement) -> Any:
     """Return the artifact of a stage: `Cached` if the store has it whole, else made now."""
     with core_logs():
-        store = Store(store_url, scratch)
-        found = store.lookup(spec.key)
+        store = open_store(store_url)
+        found = find(spec, store)
         if found:
             message = f"{spec.key} is in the store and whole"
             return Completed(name="Cached", message=message, data=found)
+        place = placement.of(spec.stage)
+        if place != "here":
+            cut = run_on_pool(title, spec, store, place, placement.runs_at_once)
+            found = find(spec, store)
+            if not (found or cut):
+                raise RuntimeError(f"{spec.key} was made on pool {place} and is not in {store.url}")
+            return found or run_stage(spec, store, lambda done, total, unit: None)
         with progress(title) as report:
             if needs_child(spec):
                 return run_in_child(spec, store, report)
             return run_stage(spec, store, report)
+
+
+def open_store(url: str) -> Store:
+    """Open a store with this machine's scratch folder."""
+    return Store(url, os.environ.get("EXPANDR_SCRATCH"))
 
 
 class Workspace(BaseModel):
@@ -56,8 +74,9 @@ class Workspace(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     store: str
-    scratch: str | None = None
     seed: int = 0
+    placement: Placement = Placement()
+    fresh_since: datetime | None = None
     device: Device = "auto"
     timeout_hours: float = 48
     _made: list[tuple[str, Artifact]] = PrivateAttr(default_factory=list)
@@ -80,6 +99,7 @@ class Workspace(BaseModel):
         Raises:
             DataError: if the input is at fault; it is not retried.
         """
+        fresh = {"fresh_since": self.fresh_since.isoformat()} if self.fresh_since else {}
         spec = make_spec(
             stage,
             options,
@@ -88,11 +108,12 @@ class Workspace(BaseModel):
             sources=sources,
             device=self.device,
             prefect_flow_run=_flow_run_id(),
+            **fresh,
         )
         step = make_artifact.with_options(
             name=stage.replace("_", "-"), timeout_seconds=self.timeout_hours * 3600
         )
-        state = step(title, spec, self.store, self.scratch, return_state=True)
+        state = step(title, spec, self.store, self.placement, return_state=True)
         artifact = state.result()  # raises what the task raised
         self._made.append((title, artifact))
         return artifact
@@ -120,7 +141,7 @@ class Workspace(BaseModel):
 
     def open(self) -> Store:
         """Open the store."""
-        return Store(self.store, self.scratch)
+        return open_store(self.store)
 
 
 def _flow_run_id() -> str:

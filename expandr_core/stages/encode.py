@@ -1,8 +1,8 @@
 """Encode a corpus with the retriever.
 
-Inputs: `retriever` (a model folder), `corpus` (a corpus.parquet). Its shards are stretches of the corpus,
-in its order; each holds vectors.npy, float32, (passages, dimensions), and passages.parquet with the
-passage_id of each row. `search.open_index` reads them together.
+Inputs: `retriever` (a model folder), `corpus` (a corpus.parquet). Its shards are stretches of the
+corpus, in its order; each holds vectors.npy, float32, (passages, dimensions), and passages.parquet with
+the passage_id of each row. `search.open_index` reads them together.
 """
 
 from collections.abc import Iterator

@@ -109,15 +109,15 @@ def _run_shard(
     job: Job, candidates: Artifact, answers: Artifact, encoder: Callable[[], "Encoder"]
 ) -> Artifact:
     """Make one shard's artifact from that of its candidates, its answers and its examples."""
-    texts = [
+    written, answered = (
         pq.read_table(job.store.local(part) / "expansions.parquet")
         for part in (candidates, answers)
-    ]
-    ids = texts[0]["query_id"].unique().sort()
+    )
+    ids = written["query_id"].unique().sort()
     examples = one_row_a_query(job.inputs["examples"], ids, ["query", "positive"])
 
     def write(out: Path) -> dict[str, float]:
-        rows, counts = _reward_shard(*texts, examples, encoder())
+        rows, counts = _reward_shard(written, answered, examples, encoder())
         table = pa.Table.from_pylist(rows, schema=SCHEMA)
         pq.write_table(table, out / "rewards.parquet", compression="zstd")
         similarity = sum(row["similarity_to_positive"] for row in rows)

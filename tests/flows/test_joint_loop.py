@@ -67,7 +67,7 @@ def task_runs(flow_run_id: str, number: int) -> list[Any]:
 def finished(store: Path, options: JointLoopOptions = tiny_loop.OPTIONS) -> Finished:
     from flows.joint_loop import joint_loop
 
-    summary = joint_loop(options, str(store))
+    summary = joint_loop(options=options, store=str(store))
     runs = task_runs(summary.flow_run_id, len(summary.steps))
     states = {run.name: run.state_name for run in runs}
     assert states.keys() == {title for title, _ in summary.steps}

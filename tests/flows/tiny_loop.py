@@ -15,4 +15,4 @@ OPTIONS = resolve("tiny", JointLoopOptions())
 if __name__ == "__main__":
     from flows.joint_loop import joint_loop
 
-    Path(sys.argv[2]).write_text(joint_loop(OPTIONS, sys.argv[1]).model_dump_json())
+    Path(sys.argv[2]).write_text(joint_loop(options=OPTIONS, store=sys.argv[1]).model_dump_json())

@@ -1,0 +1,193 @@
+"""Where a stage runs: in the flow's own process, or as runs of the flow `stage` on a work pool.
+
+A run on a pool is found again by its idempotency key, so a parent that was killed and retried attaches
+to what is still going on, and two parents share one run. What has ended without the artifact is
+followed by a new run with the next number in its key: unlike a retry of the same run, that cannot be
+begun twice, and no late report about the dead one can touch it.
+"""
+
+import time
+from typing import Any, Literal
+from uuid import UUID
+
+from prefect import get_run_logger
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempotencyKey
+from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound, TerminationSignal
+from prefect.runtime import flow_run as this_flow_run
+from pydantic import Field
+
+from expandr_core.artifacts import StageSpec
+from expandr_core.errors import DataError
+from expandr_core.options import Options, Positive
+from expandr_core.stage import count_shards, module_of
+from expandr_core.store import Store
+
+Place = Literal["here", "cpu", "gpu-infer", "gpu-train"]
+BAD_INPUT = "BadInput"  # name of a failed state that no retry can mend
+ATTEMPTS = 4
+POLL_SECONDS = 1.0
+
+
+class Placement(Options):
+    """Where each kind of stage runs: in the flow's own process ("here"), or on a work pool."""
+
+    data: Place = Field(default="here", description="Reading data, choosing pairs.")
+    generate: Place = Field(default="here", description="Writing expansions with the LLM.")
+    embed: Place = Field(
+        default="here", description="Encoding the corpus, rewards, mining hard negatives."
+    )
+    measure: Place = Field(default="here", description="Evaluating and comparing systems.")
+    train: Place = Field(default="here", description="DPO and the retriever's training.")
+    runs_at_once: Positive = Field(
+        default=8,
+        description="Runs that share the shards of one stage on a pool: at most so many, and not "
+        "more than the pool has workers.",
+    )
+
+    def of(self, stage: str) -> Place:
+        """Return the place of a stage."""
+        return getattr(self, module_of(stage).ROLE)
+
+
+def run_on_pool(title: str, spec: StageSpec, store: Store, pool: str, runs_at_once: int) -> bool:
+    """Run a stage on a work pool, and wait for it.
+
+    Returns:
+        Whether the stage was cut into parts, whose shards are now all there but not yet put together.
+
+    Raises:
+        DataError: if the stage found its input at fault.
+        RuntimeError: if it ended otherwise without success, several times.
+    """
+    with get_client(sync_client=True) as client:
+        shards = count_shards(spec, store)
+        runs = min(shards, runs_at_once, _online_workers(client, pool)) if shards > 1 else 1
+        parts = [(i, runs) for i in range(runs)] if runs > 1 else [None]
+        waiting = [_PoolRun(client, title, spec, store.url, pool, part) for part in parts]
+        try:
+            while waiting:
+                waiting = [run for run in waiting if not run.is_done()]
+                time.sleep(POLL_SECONDS if waiting else 0)
+        except TerminationSignal:
+            _cancel_with_parent(client, waiting)
+            raise
+    return runs > 1
+
+
+def _online_workers(client: SyncPrefectClient, pool: str) -> int:
+    try:
+        workers = client.read_workers_for_work_pool(pool)
+    except ObjectNotFound as error:
+        raise DataError(f"there is no work pool {pool!r}; `expandr deploy` creates it") from error
+    return max(1, sum(worker.status == WorkerStatus.ONLINE for worker in workers))
+
+
+class _PoolRun:
+    """A stage, or a part of it, as runs on a pool: one, or one after the other while they fail."""
+
+    def __init__(
+        self,
+        client: SyncPrefectClient,
+        title: str,
+        spec: StageSpec,
+        store: str,
+        pool: str,
+        part: tuple[int, int] | None,
+    ):
+        self.client, self.pool = client, pool
+        self.title = title if part is None else f"{title}, part {part[0] + 1} of {part[1]}"
+        self.parameters: dict[str, Any] = {
+            "title": self.title,
+            "spec": spec.model_dump(mode="json"),
+            "store": store,
+            "part": part,
+        }
+        words = [spec.key, *(f"{number}" for number in part or ())]
+        words += [spec.runtime["fresh_since"]] if "fresh_since" in spec.runtime else []
+        self.key = "/".join(words)
+        self.number = self.attempts = 0
+        self.id = self._attach_or_begin()
+
+    def _attach_or_begin(self) -> UUID:
+        """Find the run that is going on, or begin the next; those that ended are over."""
+        while True:
+            key = f"{self.key}/{self.number}"
+            wanted = FlowRunFilterIdempotencyKey(any_=[key])
+            found = self.client.read_flow_runs(
+                flow_run_filter=FlowRunFilter(idempotency_key=wanted)
+            )
+            if not found:
+                return self._begin(key)
+            if found[0].state is None or not found[0].state.is_final():
+                get_run_logger().info("%s: goes on as run %r", self.title, found[0].name)
+                return found[0].id
+            self.number += 1
+
+    def _begin(self, key: str) -> UUID:
+        self.attempts += 1
+        deployment = f"stage/{self.pool}"
+        try:
+            run = run_deployment(
+                deployment,
+                parameters=self.parameters,
+                idempotency_key=key,
+                flow_run_name=self.title,
+                timeout=0,
+            )
+        except ObjectNotFound as error:
+            raise DataError(
+                f"there is no deployment {deployment!r}; `expandr deploy` creates it"
+            ) from error
+        get_run_logger().info("%s: runs on pool %s", self.title, self.pool)
+        return run.id  # pyright: ignore[reportAttributeAccessIssue]
+
+    def is_done(self) -> bool:
+        """Look at the run; begin another one if it ended badly.
+
+        Raises:
+            DataError, RuntimeError: see `run_on_pool`.
+        """
+        run = self.client.read_flow_run(self.id)
+        if run.state is None or not run.state.is_final():
+            return False
+        if run.state.is_completed():
+            return True
+        if run.state.name == BAD_INPUT:
+            raise DataError(run.state.message or "the input is at fault")
+        if run.state.is_cancelled() and self._is_own(run):
+            raise RuntimeError(f"{self.title}: run {run.name!r} was cancelled; retry to go on")
+        if self.attempts >= ATTEMPTS:
+            raise RuntimeError(
+                f"{self.title}: {ATTEMPTS} runs on pool {self.pool} ended without success; the last, "
+                f"{run.id}, is {run.state.name}: {run.state.message}"
+            )
+        get_run_logger().warning(
+            "%s: run %s is %s (%s); another one begins",
+            self.title, run.id, run.state.name, run.state.message,
+        )  # fmt: skip
+        self.id = self._attach_or_begin()
+        return False
+
+    def _is_own(self, run: FlowRun) -> bool:
+        """Tell whether this flow run began the run, and not another one that shares it."""
+        if run.parent_task_run_id is None:
+            return False
+        parent = self.client.read_task_run(run.parent_task_run_id)
+        return str(parent.flow_run_id) == str(this_flow_run.id)
+
+    def cancel(self) -> None:
+        """Cancel the run, if this flow run began it."""
+        run = self.client.read_flow_run(self.id)
+        if self._is_own(run) and run.state and not run.state.is_final():
+            self.client.set_flow_run_state(self.id, State(type=StateType.CANCELLING))
+
+
+def _cancel_with_parent(client: SyncPrefectClient, runs: list[_PoolRun]) -> None:
+    """Cancel runs on pools if their parent is being cancelled; one that only dies leaves them."""
+    parent = client.read_flow_run(UUID(str(this_flow_run.id)))
+    if parent.state and parent.state.type in (StateType.CANCELLING, StateType.CANCELLED):
+        for run in runs:
+            run.cancel()
