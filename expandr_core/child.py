@@ -11,6 +11,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import psutil
+
 from expandr_core.artifacts import Artifact, StageSpec
 from expandr_core.errors import DataError
 from expandr_core.stage import BAD_INPUT, Progress, module_of
@@ -30,7 +32,7 @@ def needs_child(spec: StageSpec) -> bool:
 def run_in_child(
     spec: StageSpec, store: Store, progress: Progress, python: str = sys.executable
 ) -> Artifact:
-    """Make the artifact in a child process; whatever ends this call ends the child's whole group.
+    """Make the artifact in a child process; whatever ends this call ends the child and its descendants.
 
     Raises:
         DataError: if the child found its input at fault.
@@ -50,7 +52,7 @@ def run_in_child(
             result = _follow(child.stdout, progress)
             status = child.wait()
         finally:
-            _end_group(child)
+            end_tree(child)
         if isinstance(result, Artifact):
             return result
         if status == BAD_INPUT:
@@ -84,13 +86,22 @@ def _follow(lines: Iterable[str], progress: Progress) -> Artifact | str | None:
     return result
 
 
-def _end_group(child: subprocess.Popen) -> None:
-    """End the child and all its descendants: politely, then not."""
-    for signal_number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal_number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(5)
-            break
-    with contextlib.suppress(ProcessLookupError):
+def end_tree(child: subprocess.Popen, patience: float = 5) -> None:
+    """End the child and all its descendants, in sessions of their own too, as torchrun's ranks are.
+
+    Args:
+        child: leader of its process group.
+        patience: seconds to end politely; then they are killed.
+    """
+    tree: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(child.pid)
+        tree = [process, *process.children(recursive=True)]
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        for process in tree:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                end(process)
+        _, tree = psutil.wait_procs(tree, patience)
+    with contextlib.suppress(ProcessLookupError):  # what outlived its parent
         os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
