@@ -4,88 +4,64 @@ An artifact is written to a scratch folder first. On a local store the finished 
 into place; on S3 the files are uploaded and the manifest last. So a folder without a manifest does
 not exist, and a kill at any point leaves nothing that looks like an artifact.
 
+On S3 the files lie in a folder named by their digest. So an artifact that is made again takes nothing
+from who reads the former one: equal bytes are the same objects, and others are beside them until
+`expandr gc`. A reader has the one or the other, by the manifest that it read.
+
 A hit is checked, not believed: local files by SHA-256, objects on S3 by size and the ETag noted at
 commit. Only "no such file" means "not there"; every other failure of the storage is raised.
 """
 
 import contextlib
-import fcntl
-import hashlib
-import json
 import logging
-import os
-import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from expandr_core.artifacts import Artifact, content_digest
 from expandr_core.errors import DataError
+from expandr_core.filesystems import (
+    flock,
+    kind_of,
+    move,
+    naming_a_full_disk,
+    open_filesystem,
+    partial_file,
+)
+from expandr_core.manifests import (
+    MANIFEST,
+    DamagedArtifact,
+    describe_files,
+    reference,
+    sealed,
+    sha256_of,
+    unsealed,
+)
+from expandr_core.read_cache import ReadCache
+from expandr_core.run_records import read_records, write_record
 
 log = logging.getLogger(__name__)
-MANIFEST = "manifest.json"
-SEAL = "manifest_sha256"  # of the rest of the manifest
-_CHUNK = 1 << 22
-
-
-class DamagedArtifact(Exception):
-    """An artifact whose files do not match its manifest."""
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's content, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _seal(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Open the file system of a folder or URL; return it with the path in it.
-
-    Raises:
-        DataError: if the URL carries credentials, which would end up in manifests and logs.
-    """
-    if re.match(r"^[a-z0-9]+://[^/]*@", url):
-        raise DataError(
-            "a URL must not carry credentials; put them into the environment "
-            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or a credentials file"
-        )
-    if "://" not in url:
-        url = str(Path(url).expanduser().absolute())
-    options = {"use_listings_cache": False} if url.startswith("s3://") else {}
-    filesystem, path = fsspec.core.url_to_fs(url, **options)
-    return filesystem, path.rstrip("/")
-
-
-def kind_of(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
-    """Return "file", "directory" or, only if nothing is there, "".
-
-    fsspec's own `exists`, `isfile` and `isdir` also take an unreachable server for "not there".
-    """
-    try:
-        return filesystem.info(path)["type"]
-    except FileNotFoundError:
-        return ""
+_FILES_AT_ONCE = 8
+_PARTS_AT_ONCE = 32
 
 
 class Store:
     """Artifacts under one root, with a local scratch folder for work in progress."""
 
-    def __init__(self, url: str, scratch: str | Path | None = None):
+    def __init__(self, url: str, scratch: str | Path | None = None, cache_bytes: int | None = None):
         """Open a store.
 
         Args:
             url: a folder, or `s3://bucket/prefix`.
-            scratch: local folder for unfinished work; by default `.scratch` in a local store and
-                `~/.cache/expandr` for one on S3.
+            scratch: local folder for unfinished work and downloads; by default `.scratch` in a
+                local store and `~/.cache/expandr` for one on S3.
+            cache_bytes: what downloads may take of it; the least recently used go first.
 
         Raises:
             DataError: if the bucket does not exist.
@@ -96,16 +72,24 @@ class Store:
         default = Path(self.root, ".scratch") if self.is_local else Path("~/.cache/expandr")
         self.scratch = Path(scratch or default).expanduser().absolute()
         self.scratch.mkdir(parents=True, exist_ok=True)
-        if not self.is_local:
-            try:  # `exists` would also take an unreachable server for a missing bucket
-                self.filesystem.info(self.root.split("/")[0])
-            except FileNotFoundError as error:
-                raise DataError(
-                    f"{url}: no such bucket; create it, or correct the store's URL"
-                ) from error
+        if self.is_local:
+            return
+        if not url.startswith("s3://"):
+            raise DataError(f"{url}: a store is a folder or s3://bucket/prefix")
+        if not kind_of(self.filesystem, self.root.split("/")[0]):
+            raise DataError(f"{url}: no such bucket; create it, or correct the store's URL")
+        from expandr_core.leases import Leases
+
+        self._leases = Leases(self.filesystem, self._at("locks"))
+        self.cache = ReadCache(self.scratch / "cache", cache_bytes)
 
     def _at(self, *parts: str) -> str:
         return "/".join([self.root, *parts])
+
+    def _file(self, key: str, digest: str, path: str) -> str:
+        """Return where a file of an artifact lies."""
+        inner = path if self.is_local else f"{digest[:12]}/{path}"
+        return self._at("artifacts", key, inner)
 
     def manifest(self, key: str) -> dict[str, Any]:
         """Read an artifact's manifest.
@@ -114,25 +98,28 @@ class Store:
             FileNotFoundError: if there is no such artifact.
             DamagedArtifact: if the manifest is not what was written.
         """
-        content = self.filesystem.cat_file(self._at("artifacts", key, MANIFEST))
-        try:
-            manifest = json.loads(content)
-        except ValueError as error:
-            raise DamagedArtifact(f"{key}: the manifest is not JSON ({error})") from error
-        seal = manifest.pop(SEAL, None) if isinstance(manifest, dict) else None
-        if seal is None or seal != _seal(manifest) or manifest["key"] != key:
-            raise DamagedArtifact(f"{key}: the manifest has changed since it was written")
-        return manifest
+        return unsealed(self.filesystem.cat_file(self._at("artifacts", key, MANIFEST)), key)
 
-    def lookup(self, key: str) -> Artifact | None:
-        """Return the artifact if it is there and whole; a damaged one is removed with a warning."""
+    def lookup(self, key: str, not_before: datetime | None = None) -> Artifact | None:
+        """Return the artifact if it is there and whole; a damaged one is removed with a warning.
+
+        Args:
+            key: the artifact's key.
+            not_before: an older artifact counts as not there, and stays. With a time zone; the
+                second counts, since manifests note no less.
+        """
         try:
-            return self.verify(key)
+            manifest = self.manifest(key)
+            if not_before and datetime.fromisoformat(manifest["created"]) < not_before.replace(
+                microsecond=0
+            ):
+                return None
+            return self._verify(manifest)
         except FileNotFoundError:
             return None
         except DamagedArtifact as damage:
             log.warning("%s; it is removed and made again", damage)
-            self._remove(key)
+            self.remove(key)
             return None
 
     def verify(self, key: str) -> Artifact:
@@ -140,50 +127,56 @@ class Store:
 
         Raises:
             FileNotFoundError: if there is no such artifact.
-            DamagedArtifact: naming the first file that is missing or changed.
+            DamagedArtifact: naming the first file that is missing or changed; damaged parts are
+                removed, so that they are made again with the whole.
         """
-        manifest = self.manifest(key)
-        for file in manifest["files"]:
-            self._verify_file(key, file)
-        for part in [Artifact(**part) for part in manifest["parts"]]:
-            try:
-                found = self.verify(part.key)
-            except FileNotFoundError as error:
-                raise DamagedArtifact(f"{key}: its part {part.key} is missing") from error
-            except DamagedArtifact:
-                self._remove(part.key)
-                raise
-            if found.digest != part.digest:
-                raise DamagedArtifact(f"{key}: its part {part.key} has changed")
-        return self._reference(manifest)
+        return self._verify(self.manifest(key))
 
-    def _verify_file(self, key: str, file: dict[str, Any]) -> None:
-        path = self._at("artifacts", key, file["path"])
+    def _verify(self, manifest: dict[str, Any]) -> Artifact:
+        self._verify_files(manifest)
+        parts = [Artifact(**part) for part in manifest["parts"]]
+        if parts:
+            with ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
+                damages = list(
+                    pool.map(lambda part: self._verify_part(manifest["key"], part), parts)
+                )
+            if any(damages):
+                raise next(damage for damage in damages if damage)
+        return reference(manifest)
+
+    def _verify_part(self, key: str, part: Artifact) -> DamagedArtifact | None:
         try:
-            info = self.filesystem.info(path)
-        except FileNotFoundError as error:
-            raise DamagedArtifact(f"{key}: {file['path']} is missing") from error
-        same = info["size"] == file["size"]
-        if same and self.is_local:
-            same = sha256_of(Path(path)) == file["sha256"]
-        elif same:
-            same = info.get("ETag") == file["etag"]
-        if not same:
-            raise DamagedArtifact(f"{key}: {file['path']} has changed since it was written")
+            found = self.verify(part.key)
+        except FileNotFoundError:
+            return DamagedArtifact(f"{key}: its part {part.key} is missing")
+        except DamagedArtifact as damage:
+            self.remove(part.key)
+            return damage
+        if found.digest != part.digest:
+            return DamagedArtifact(f"{key}: its part {part.key} has changed")
+        return None
 
-    @staticmethod
-    def _reference(manifest: dict[str, Any]) -> Artifact:
-        return Artifact(
-            key=manifest["key"],
-            digest=manifest["digest"],
-            files={file["path"]: file["sha256"] for file in manifest["files"]},
-            counts=manifest["counts"],
-        )
+    def _verify_files(self, manifest: dict[str, Any]) -> None:
+        for file in manifest["files"]:
+            path = self._file(manifest["key"], manifest["digest"], file["path"])
+            try:
+                info = self.filesystem.info(path)
+            except FileNotFoundError as error:
+                raise DamagedArtifact(f"{manifest['key']}: {file['path']} is missing") from error
+            same = info["size"] == file["size"]
+            if same and self.is_local:
+                same = sha256_of(Path(path)) == file["sha256"]
+            elif same:
+                same = info.get("ETag") == file["etag"]
+            if not same:
+                raise DamagedArtifact(
+                    f"{manifest['key']}: {file['path']} has changed since it was written"
+                )
 
     def commit(
         self, key: str, folder: Path, parts: list[Artifact], manifest: dict[str, Any]
     ) -> Artifact:
-        """Make a finished folder an artifact, at once or not at all.
+        """Make a finished folder an artifact, at once or not at all; it replaces one of that key.
 
         Args:
             key: the artifact's key.
@@ -191,18 +184,10 @@ class Store:
             parts: shards that belong to it.
             manifest: `counts` and whatever else tells how it came to be.
         """
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        files: list[dict[str, Any]] = [
-            {
-                "path": path.relative_to(folder).as_posix(),
-                "size": path.stat().st_size,
-                "sha256": sha256_of(path),
-            }
-            for path in paths
-        ]
-        if not self.is_local:
-            self._upload(key, folder, files)
+        files = describe_files(folder)
         digest = content_digest({file["path"]: file["sha256"] for file in files}, parts)
+        if not self.is_local:
+            self._upload(key, digest, folder, files)
         manifest = {
             "key": key,
             "digest": digest,
@@ -210,84 +195,122 @@ class Store:
             "parts": [part.model_dump() for part in parts],
             **manifest,
         }
-        manifest = json.loads(json.dumps(manifest, default=str))
-        content = json.dumps(manifest | {SEAL: _seal(manifest)}, indent=1, ensure_ascii=False)
         if self.is_local:
-            (folder / MANIFEST).write_text(content)
-            target = Path(self._at("artifacts", key))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():  # without a manifest, or it would have been found
-                shutil.rmtree(target)
-            folder.rename(target)
+            (folder / MANIFEST).write_text(sealed(manifest))
+            self._place(key, digest, folder)
         else:
-            self.filesystem.pipe_file(self._at("artifacts", key, MANIFEST), content.encode())
-        return self._reference(manifest)
+            self.filesystem.pipe_file(
+                self._at("artifacts", key, MANIFEST), sealed(manifest).encode()
+            )
+        return reference(manifest)
 
-    def _upload(self, key: str, folder: Path, files: list[dict[str, Any]]) -> None:
+    def _whole(self, key: str, digest: str) -> dict[str, Any] | None:
+        """Return the manifest of an artifact if its own files are whole and its digest is this."""
+        try:
+            manifest = self.manifest(key)
+            self._verify_files(manifest)
+        except (FileNotFoundError, DamagedArtifact):
+            return None
+        return manifest if manifest["digest"] == digest else None
+
+    def _place(self, key: str, digest: str, folder: Path) -> None:
+        """Move a finished folder into a local store; equal files that are there stay there."""
+        target = Path(self._at("artifacts", key))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.with_name(f".{key}.{uuid.uuid4().hex}")
+        with naming_a_full_disk(target.parent):
+            move(folder, beside)
+        if self._whole(key, digest):
+            (beside / MANIFEST).replace(target / MANIFEST)
+            shutil.rmtree(beside)
+            return
+        former = beside.with_name(f"{beside.name}.former")
+        with contextlib.suppress(FileNotFoundError):
+            target.rename(former)
+        beside.rename(target)
+        shutil.rmtree(former, ignore_errors=True)
+
+    def _upload(self, key: str, digest: str, folder: Path, files: list[dict[str, Any]]) -> None:
+        """Upload what is not there, and note every ETag."""
+        from expandr_core.s3 import upload
+
+        there = self._whole(key, digest)
+        etags = {file["path"]: file["etag"] for file in there["files"]} if there else {}
+
         def put(file: dict[str, Any]) -> None:
-            target = self._at("artifacts", key, file["path"])
-            self.filesystem.put_file(str(folder / file["path"]), target)
-            info = self.filesystem.info(target)
-            if info["size"] != file["size"]:
-                raise OSError(f"{target}: {info['size']} of {file['size']} bytes arrived")
-            file["etag"] = info["ETag"]
+            path = file["path"]
+            target = self._file(key, digest, path)
+            file["etag"] = etags.get(path) or upload(self.filesystem, folder / path, target)
 
-        with ThreadPoolExecutor(8) as pool:
+        with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
             list(pool.map(put, files))
 
     def local(self, artifact: Artifact) -> Path:
         """Return a local path of the artifact's folder, or of its file; objects are downloaded.
 
+        What was downloaded stays until this process ends, or until `release`.
+
         Raises:
+            FileNotFoundError: if the artifact is gone.
             DamagedArtifact: if what was downloaded does not match the manifest.
         """
         if self.is_local:
             return Path(self._at("artifacts", artifact.key), artifact.path)
-        folder = self.scratch / "cache" / artifact.key
-        files = self.manifest(artifact.key)["files"]
-        for file in files:
-            target = folder / file["path"]
-            if artifact.path not in ("", file["path"]):
-                continue
-            if target.exists() and sha256_of(target) == file["sha256"]:
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
-            self.filesystem.get_file(
-                self._at("artifacts", artifact.key, file["path"]), str(partial)
-            )
-            if sha256_of(partial) != file["sha256"]:
-                partial.unlink()
-                raise DamagedArtifact(f"{artifact.key}: {file['path']} arrived damaged")
-            partial.rename(target)
+        from expandr_core.s3 import download
+
+        folder = self.cache.use(artifact.key)
+        manifest = self.manifest(artifact.key)
+        files = [
+            file
+            for file in manifest["files"]
+            if artifact.path in ("", file["path"])
+            and not _is_same(folder / file["path"], file["sha256"])
+        ]
+
+        def fetch(file: dict[str, Any]) -> None:
+            source = self._file(artifact.key, manifest["digest"], file["path"])
+            with partial_file(folder / file["path"]) as partial:
+                download(self.filesystem, source, partial)
+                if sha256_of(partial) != file["sha256"]:
+                    raise DamagedArtifact(f"{artifact.key}: {file['path']} arrived damaged")
+
+        with naming_a_full_disk(self.scratch), ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+            self.cache.make_room(sum(file["size"] for file in files))
+            list(pool.map(fetch, files))
         return folder / artifact.path
+
+    def release(self, artifact: Artifact) -> None:
+        """Tell that this process no longer reads what `local` returned."""
+        if not self.is_local:
+            self.cache.release(artifact.key)
 
     def parts(self, artifact: Artifact) -> list[Artifact]:
         """Return the shards of an artifact, in order."""
         return [Artifact(**part) for part in self.manifest(artifact.key)["parts"]]
 
-    def _remove(self, key: str) -> None:
+    def remove(self, key: str) -> None:
+        """Remove an artifact, its manifest first: a kill meanwhile leaves nothing that is found."""
+        folder = self._at("artifacts", key)
         with contextlib.suppress(FileNotFoundError):
-            self.filesystem.rm(self._at("artifacts", key), recursive=True)
-        shutil.rmtree(self.scratch / "cache" / key, ignore_errors=True)
+            self.filesystem.rm_file(f"{folder}/{MANIFEST}")
+        with contextlib.suppress(FileNotFoundError):
+            self.filesystem.rm(folder, recursive=True)
 
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[Path]:
-        """Hold the key on this machine; yield the folder for its unfinished work.
+        """Hold the key, among all machines; yield the local folder for its unfinished work.
 
-        The operating system frees the lock when its holder dies, so a kill never blocks anyone.
+        The operating system frees the lock when its holder dies, and on S3 a lease runs out, so a
+        kill never blocks anyone.
         """
-        lock = self.scratch / "locks" / key
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with lock.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.info("%s is being made by another process; waiting for it", key)
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.ExitStack() as held:
+            held.enter_context(flock(self.scratch / "locks" / key))
+            if not self.is_local:
+                held.enter_context(self._leases.hold(key))
             work = self.scratch / "work" / key
             work.mkdir(parents=True, exist_ok=True)
-            yield work
+            with naming_a_full_disk(self.scratch):
+                yield work
 
     def keys(self, prefix: str = "") -> list[str]:
         """Return the keys that start with a prefix."""
@@ -296,22 +319,16 @@ class Store:
         except FileNotFoundError:
             return []
         names = sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in paths)
-        return [name for name in names if name.startswith(prefix)]
+        return [name for name in names if name.startswith(prefix) and not name.startswith(".")]
 
     def write_record(self, name: str, record: dict[str, Any]) -> None:
         """Keep the record of a run: which artifacts it used, in order."""
-        folder = self._at("runs")
-        self.filesystem.makedirs(folder, exist_ok=True)
-        partial = f"{folder}/.{name}.partial"
-        content = json.dumps(record, indent=1, ensure_ascii=False).encode()
-        self.filesystem.pipe_file(partial, content)
-        self.filesystem.mv(partial, f"{folder}/{name}.json")
+        write_record(self.filesystem, self._at("runs"), name, record)
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the records of all runs, oldest first."""
-        try:
-            paths = self.filesystem.ls(self._at("runs"), detail=False)
-        except FileNotFoundError:
-            return []
-        names = sorted(path for path in paths if path.endswith(".json"))
-        return [json.loads(self.filesystem.cat_file(name)) for name in names]
+        """Return the records of all runs, oldest first; a broken one is left out with a warning."""
+        return list(read_records(self.filesystem, self._at("runs")))
+
+
+def _is_same(path: Path, sha256: str) -> bool:
+    return path.exists() and sha256_of(path) == sha256

@@ -2,18 +2,19 @@
 
 import contextlib
 import logging
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from store_world import KEY, put, with_parts
 
 from expandr_core.artifacts import Artifact, StageSpec
 from expandr_core.errors import DataError
@@ -22,22 +23,10 @@ from expandr_core.stage import make_spec
 from expandr_core.stages import pairs
 from expandr_core.store import MANIFEST, DamagedArtifact, Store
 
-KEY = "expand-1"
-
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path / "store"))
-
-
-def put(store: Store, key: str, files: dict[str, str], parts: list[Artifact] | None = None):
-    folder = store.scratch / "work" / key / "out"
-    shutil.rmtree(folder, ignore_errors=True)  # as `run_stage` does
-    for path, text in files.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(text)
-    folder.mkdir(parents=True, exist_ok=True)
-    return store.commit(key, folder, parts or [], {"counts": {"rows": len(files)}})
 
 
 def folder_of(store: Store, key: str) -> Path:
@@ -116,6 +105,23 @@ def test_what_is_committed_is_found(store):
     assert made.stage == "expand"
 
 
+def test_an_artifact_from_before_a_time_does_not_count_and_stays(store):
+    made = put(store, KEY, {"a": "1"}, created="2026-01-01T12:00:05+00:00")
+    at = datetime(2026, 1, 1, 12, 0, 5, 999_999, tzinfo=UTC)
+    assert store.lookup(KEY, not_before=at) == made  # a manifest notes whole seconds
+    assert store.lookup(KEY, not_before=at + timedelta(seconds=1)) is None
+    assert store.lookup(KEY) == made
+
+
+@pytest.mark.parametrize("text", ["1", "2"], ids=["equal", "other"])
+def test_an_artifact_made_again_replaces_the_former(store, text):
+    put(store, KEY, {"a": "1", "b": "1"}, created="2026-01-01T00:00:00+00:00")
+    made = put(store, KEY, {"a": text, "b": "1"}, created="2026-01-02T00:00:00+00:00")
+    assert store.lookup(KEY, datetime(2026, 1, 2, tzinfo=UTC)) == made
+    assert (store.local(made) / "a").read_text() == text
+    assert os.listdir(Path(store.root, "artifacts")) == [KEY]
+
+
 def test_equal_content_has_equal_digests_under_another_key(store):
     assert put(store, "a-1", {"x": "1"}).digest == put(store, "a-2", {"x": "1"}).digest
     assert put(store, "a-3", {"y": "1"}).digest != put(store, "a-2", {"x": "1"}).digest
@@ -132,11 +138,6 @@ def test_keys_can_be_listed_by_their_beginning(store):
         put(store, key, {"x": key})
     assert store.keys() == ["a-1", "a-2", "b-1"]
     assert store.keys("a-") == ["a-1", "a-2"]
-
-
-def with_parts(store: Store) -> Artifact:
-    parts = [put(store, f"expand_shard-{n}", {"rows": f"{n}"}) for n in range(2)]
-    return put(store, KEY, {"whole": "w"}, parts)
 
 
 def test_parts_are_found_in_their_order(store):
@@ -251,6 +252,14 @@ def test_a_url_with_credentials_is_refused_and_not_repeated(url):
     assert "secret" not in str(refusal.value)
 
 
+def test_a_broken_record_is_named_and_left_out(store, caplog):
+    store.write_record("2", {"name": "2"})
+    for broken in ("1", "3"):
+        Path(store.root, "runs", f"{broken}.json").write_text('{"name": ')
+    assert store.records() == [{"name": "2"}]
+    assert "runs/1.json" in caplog.text and "runs/3.json" in caplog.text
+
+
 def test_records_of_runs_are_kept_in_the_order_of_their_names(store):
     assert store.records() == []
     for name in ("2", "1"):
@@ -293,133 +302,3 @@ def locker_waiting(store: Store, holder: subprocess.Popen) -> subprocess.Popen:
     second = locker(store, 0)
     assert second.stdout and "waiting" in second.stdout.readline()
     return second
-
-
-# S3, through real HTTP on the loopback
-
-
-@pytest.fixture
-def s3(monkeypatch) -> Iterator:
-    """Serve S3 with a bucket "bucket".
-
-    s3fs finds the server by AWS_ENDPOINT_URL, which botocore reads; FSSPEC_S3_ENDPOINT_URL, which
-    fsspec reads into its configuration at import, works only if it is set before Python starts.
-    """
-    boto3 = pytest.importorskip("boto3")
-    from moto.server import ThreadedMotoServer
-    from s3fs import S3FileSystem
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_MAX_ATTEMPTS": "1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    S3FileSystem.clear_instance_cache()  # instances remember the server of another test
-    client = boto3.client("s3")
-    urllib.request.urlopen(f"http://{host}:{port}/moto-api/reset", data=b"").close()
-    client.create_bucket(Bucket="bucket")
-    server.client = client
-    yield server
-    server.stop()
-    S3FileSystem.clear_instance_cache()
-
-
-@pytest.fixture
-def remote(s3, tmp_path) -> Store:
-    return Store("s3://bucket/some/prefix", tmp_path / "scratch")
-
-
-def s3_name(key: str, path: str) -> dict[str, str]:
-    return {"Bucket": "bucket", "Key": f"some/prefix/artifacts/{key}/{path}"}
-
-
-def test_s3_gives_back_what_was_committed(remote, tmp_path):
-    made = with_parts(remote)
-    assert remote.lookup(KEY) == made
-    assert remote.lookup("expand-2") is None
-    assert remote.keys("expand-") == [KEY]
-    assert [part.key for part in remote.parts(made)] == ["expand_shard-0", "expand_shard-1"]
-    elsewhere = Store("s3://bucket/some/prefix", tmp_path / "another machine")
-    assert (elsewhere.local(made) / "whole").read_text() == "w"
-    assert elsewhere.local(made.at("whole")).read_text() == "w"
-    remote.write_record("1", {"name": "1"})
-    assert elsewhere.records() == [{"name": "1"}]
-
-
-def test_local_and_s3_stores_give_equal_digests(store, remote):
-    assert with_parts(store) == with_parts(remote)
-
-
-def test_only_the_file_that_is_asked_for_is_downloaded(remote):
-    made = put(remote, KEY, {"a": "1", "b": "2"})
-    path = remote.local(made.at("b"))
-    assert [each.name for each in path.parent.iterdir()] == ["b"]
-
-
-def test_a_download_that_was_changed_on_this_machine_is_repeated(remote):
-    made = put(remote, KEY, {"a": "1"})
-    (remote.local(made) / "a").write_text("2")
-    assert (remote.local(made) / "a").read_text() == "1"
-
-
-def test_an_object_that_was_overwritten_is_noticed_by_its_etag(remote, s3, caplog):
-    made = put(remote, KEY, {"a": "1", "b": "2"})
-    s3.client.put_object(**s3_name(KEY, "a"), Body=b"3")  # of the same size
-    with caplog.at_level(logging.WARNING, "expandr_core"):
-        assert remote.lookup(KEY) is None
-    assert "a has changed" in caplog.text
-    assert remote.keys() == []
-    assert put(remote, KEY, {"a": "1", "b": "2"}) == made == remote.lookup(KEY)
-
-
-@pytest.mark.parametrize(
-    ("key", "path"),
-    [(KEY, "whole"), (KEY, MANIFEST), ("expand_shard-1", "rows"), ("expand_shard-1", MANIFEST)],
-)
-def test_an_object_that_was_deleted_is_noticed(remote, s3, key, path):
-    with_parts(remote)
-    s3.client.delete_object(**s3_name(key, path))
-    assert remote.lookup(KEY) is None
-    assert remote.lookup("expand_shard-0") is not None
-
-
-def test_files_without_manifest_on_s3_are_nothing(remote, s3):
-    s3.client.put_object(**s3_name(KEY, "a"), Body=b"half")
-    assert remote.lookup(KEY) is None
-    assert remote.lookup(put(remote, KEY, {"b": "1"}).key)
-
-
-def test_what_arrives_damaged_is_refused(remote, s3):
-    made = put(remote, KEY, {"a": "1"})
-    s3.client.put_object(**s3_name(KEY, "a"), Body=b"2")
-    with pytest.raises(DamagedArtifact, match="arrived damaged"):
-        remote.local(made)
-
-
-def test_a_missing_bucket_is_the_input_s_fault(s3, tmp_path):
-    with pytest.raises(DataError, match="no such bucket"):
-        Store("s3://nobody-has-this/prefix", tmp_path)
-
-
-def test_an_unreachable_server_is_an_error_and_never_a_missing_artifact(remote, s3, tmp_path):
-    made = put(remote, KEY, {"a": "1"})
-    s3.stop()
-    for use in (
-        lambda: remote.lookup(KEY),
-        lambda: remote.lookup("expand-2"),
-        lambda: remote.local(made),
-        lambda: put(remote, "expand-3", {"a": "1"}),
-        lambda: remote.keys(),
-        lambda: Store("s3://bucket/other", tmp_path),
-    ):
-        with pytest.raises(Exception) as error:
-            use()
-        assert not isinstance(error.value, FileNotFoundError | DataError)  # so it is retried

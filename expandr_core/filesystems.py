@@ -1,0 +1,118 @@
+"""File systems: a local folder or `s3://`, opened the same way everywhere."""
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+
+from expandr_core.errors import DataError
+
+log = logging.getLogger(__name__)
+
+
+def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Open the file system of a folder or URL; return it with the path in it.
+
+    Raises:
+        DataError: if the URL carries credentials, which would end up in manifests and logs.
+    """
+    if re.match(r"^[a-z0-9]+://[^/]*@", url):
+        raise DataError(
+            "a URL must not carry credentials; put them into the environment "
+            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or a credentials file"
+        )
+    if url.startswith("s3://"):
+        from expandr_core.s3 import S3  # slow to import
+
+        return S3(), url.removeprefix("s3://").rstrip("/")
+    if "://" not in url:
+        url = str(Path(url).expanduser().absolute())
+    filesystem, path = fsspec.core.url_to_fs(url)
+    return filesystem, path.rstrip("/")
+
+
+def kind_of(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
+    """Return "file", "directory" or, only if nothing is there, "".
+
+    fsspec's own `exists`, `isfile` and `isdir` also take an unreachable server for "not there".
+    """
+    try:
+        return filesystem.info(path)["type"]
+    except FileNotFoundError:
+        return ""
+
+
+@contextlib.contextmanager
+def naming_a_full_disk(folder: Path) -> Iterator[None]:
+    """Where a disk is full, say which and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OSError(
+            error.errno,
+            f"{folder}: the disk is full ({error}); free some space there (`expandr gc`), name "
+            "another scratch folder, or give the read cache a lower limit",
+        ) from error
+
+
+def move(folder: Path, target: Path) -> None:
+    """Rename a folder; copy it if the target is on another disk."""
+    try:
+        folder.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.copytree(folder, target)
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def flock(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Lock a file among the processes of this machine; yield False if others have it.
+
+    The operating system frees it when its holder dies.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not wait:
+                    yield False
+                    return
+                log.info("%s is being made by another process; waiting for it", path.name)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if _is_at(path, os.fstat(file.fileno())):
+                yield True
+                return
+
+
+def _is_at(path: Path, stat: os.stat_result) -> bool:
+    """Tell whether the file is still there: garbage collection may remove it before it is locked."""
+    try:
+        return os.path.samestat(stat, path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def partial_file(target: Path) -> Iterator[Path]:
+    """Yield a path beside the target to write to; it is renamed to it if nothing fails."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.partial-{uuid.uuid4().hex}")
+    try:
+        yield partial
+        partial.rename(target)
+    finally:
+        partial.unlink(missing_ok=True)

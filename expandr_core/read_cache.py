@@ -1,0 +1,119 @@
+"""The read cache: downloaded artifacts in the scratch folder, the least recently used removed first.
+
+What a live process reads is never removed: the process holds one byte of the file `in-use`, locked by
+the operating system, for each artifact it has asked for. The lock ends with the process at the latest.
+"""
+
+import contextlib
+import errno
+import fcntl
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+log = logging.getLogger(__name__)
+
+
+class ReadCache:
+    """Downloaded artifacts below one folder, which several processes may share."""
+
+    def __init__(self, folder: Path, limit: int | None):
+        """Prepare.
+
+        Args:
+            folder: where downloads go.
+            limit: bytes that they may take together; None for no limit.
+        """
+        self.folder, self.limit = folder, limit
+        self._room = 0  # bytes that may come before anybody has to look again
+
+    def use(self, key: str) -> Path:
+        """Keep an artifact's folder from removal until `release` or the end of this process."""
+        folder = self.folder / key
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _lock(_file_of_uses(self.folder), key, fcntl.F_RDLCK, wait=True)
+        folder.mkdir(exist_ok=True)
+        os.utime(folder)
+        return folder
+
+    def release(self, key: str) -> None:
+        """Allow the removal of an artifact's folder again."""
+        _lock(_file_of_uses(self.folder), key, fcntl.F_UNLCK)
+
+    def make_room(self, size: int) -> None:
+        """Remove the least recently used artifacts so that this many bytes can come."""
+        if self.limit is None or size == 0:
+            return
+        self._room -= size
+        if self._room >= 0:
+            return
+        folders = [path for path in self.folder.iterdir() if path.is_dir()]
+        used = sorted((path.stat().st_mtime, path.name, size_of(path)) for path in folders)
+        total = sum(bytes_ for _, _, bytes_ in used) + size
+        for _, key, bytes_ in used:
+            if total > self.limit and self.remove(key):
+                total -= bytes_
+        if total > self.limit:
+            log.warning(
+                "%s: %.1f GB are in use or asked for now, more than the limit of %.1f GB",
+                *(self.folder, total / 1e9, self.limit / 1e9),
+            )
+        # others download too, so look again after a tenth of the limit
+        self._room = min(self.limit - total, self.limit // 10)
+
+    def remove(self, key: str) -> bool:
+        """Remove an artifact's folder unless it is in use; tell whether it is gone."""
+        with (self.folder / "in-use").open("r+b") as file:
+            if not _lock(file, key, fcntl.F_WRLCK):
+                return False
+            shutil.rmtree(self.folder / key, ignore_errors=True)
+            return True
+
+
+@functools.cache
+def _file_of_uses(folder: Path) -> BinaryIO:
+    """Open the file whose bytes are locked; it stays open, or the locks would be lost."""
+    path = folder / "in-use"
+    path.touch()
+    return path.open("r+b")
+
+
+def _lock(file: BinaryIO, key: str, kind: int, wait: bool = False) -> bool:
+    """Lock, for reading or writing, or unlock the byte of a key; False if others hold it.
+
+    The lock belongs to the opened file and not to the process ("open file description lock"), so it
+    also holds between two users in one process.
+    """
+    byte = int(hashlib.sha256(key.encode()).hexdigest()[:15], 16)
+    request = struct.pack("hhqqi", kind, os.SEEK_SET, byte, 1, 0)
+    try:
+        fcntl.fcntl(file, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, request)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise
+        return False
+    return True
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes of all files below a folder; what vanishes meanwhile counts nothing."""
+    return sum(size for size, _ in _files(folder))
+
+
+def last_change(path: Path) -> float:
+    """Return when a file, or the newest in a folder, changed last, in seconds since 1970."""
+    return max([path.stat().st_mtime, *(time for _, time in _files(path))])
+
+
+def _files(folder: Path) -> Iterator[tuple[int, float]]:
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            stat = path.stat()
+            if path.is_file():
+                yield stat.st_size, stat.st_mtime

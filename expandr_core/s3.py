@@ -1,0 +1,148 @@
+"""S3, asked again for a while before a failure is an error, and files sent to it in parallel.
+
+botocore and s3fs retry by count: how long an outage they outlast depends on its kind and on chance.
+botocore's standard mode also stops retrying once some hundred requests have failed side by side.
+Here every request is repeated until `PATIENCE` has passed, whatever ails the server.
+"""
+
+import asyncio
+import errno
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
+from botocore.exceptions import ConnectionError as NoConnection
+from botocore.parsers import ResponseParserError
+from fsspec import AbstractFileSystem
+from s3fs import S3FileSystem
+
+log = logging.getLogger(__name__)
+PATIENCE = 90.0  # seconds
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0  # seconds
+_PART = 1 << 24  # bytes; equal bytes get equal ETags only if they are cut alike
+_PARTS_AT_ONCE = 4  # of one file; with eight files that is half a GiB
+_MOST_PARTS = 10_000
+_BUSY = {"RequestTimeout", "RequestTimeoutException", "SlowDown", "Throttling", "TooManyRequests"}
+
+
+class S3(S3FileSystem):
+    """s3fs with `PATIENCE`; what remains an error after that is an OSError, never "not there"."""
+
+    retries = 3  # of s3fs itself, for the body of an answer that breaks off and for time-outs
+
+    def __init__(self, **options: Any):
+        """Open S3 as the environment says; fsspec keeps one instance for all who ask alike."""
+        config = {
+            "connect_timeout": 10,
+            "read_timeout": 30,
+            "max_pool_connections": 64,
+            "retries": {"total_max_attempts": 1},
+        }
+        super().__init__(use_listings_cache=False, config_kwargs=config, **options)
+
+    async def _call_s3(self, method: str, *arguments: Any, **named: Any) -> Any:
+        end = time.monotonic() + PATIENCE
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                return await super()._call_s3(method, *arguments, **named)
+            except Exception as error:
+                if not is_passing(error):
+                    raise
+                if time.monotonic() + pause > end:
+                    raise _gave_up(error) from error
+                if pause == _FIRST_PAUSE:
+                    log.info("S3 failed at %s (%s); asking again", method, error)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _gave_up(error: Exception) -> OSError:
+    kind = type(error).__name__
+    return OSError(
+        errno.EIO, f"S3 has failed for {PATIENCE:.0f} s, the last time with {kind}: {error}"
+    )
+
+
+def is_passing(error: BaseException) -> bool:
+    """Tell whether the server or the network is at fault, and not what was asked for."""
+    answer = error if isinstance(error, ClientError) else error.__cause__
+    if isinstance(answer, ClientError):
+        status = answer.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return (
+            status == 429
+            or (status >= 500 and status != 501)
+            or answer.response["Error"].get("Code") in _BUSY
+        )
+    return isinstance(
+        error,
+        NoConnection
+        | HTTPClientError
+        | IncompleteReadError
+        | ResponseParserError
+        | aiohttp.ClientError
+        | TimeoutError
+        | ConnectionError,
+    )
+
+
+def was_refused(error: OSError) -> bool:
+    """Tell whether a conditional write was refused because the object is not as expected."""
+    answer = error.__cause__
+    if not isinstance(answer, ClientError):
+        return isinstance(error, FileExistsError | FileNotFoundError)
+    status = answer.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status in (404, 409, 412)
+
+
+def upload(filesystem: AbstractFileSystem, source: Path, target: str) -> str:
+    """Send a file, a large one in parts side by side; return its ETag.
+
+    Every part carries a checksum that the server compares.
+
+    Raises:
+        OSError: if it could not be sent whole.
+    """
+    size = source.stat().st_size
+    part = max(_PART, math.ceil(size / _MOST_PARTS))
+    _persist(
+        lambda: filesystem.put_file(
+            str(source), target, chunksize=part, max_concurrency=_PARTS_AT_ONCE
+        ),
+        FileNotFoundError,  # the answer to "complete" was lost, and the second found it complete
+    )
+    info = filesystem.info(target)
+    if info["size"] != size:
+        raise OSError(f"{target}: {info['size']} of {size} bytes arrived")
+    return info["ETag"]
+
+
+def download(filesystem: AbstractFileSystem, source: str, target: Path) -> None:
+    """Fetch a file, a large one in parts side by side.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        OSError: if it could not be fetched whole.
+    """
+    _persist(
+        lambda: filesystem.get_file(
+            source, str(target), chunksize=_PART, max_concurrency=_PARTS_AT_ONCE
+        )
+    )
+
+
+def _persist(transfer: Any, *also: type[Exception], attempts: int = 4) -> None:
+    """Repeat a transfer that broke off between two requests, which `S3` cannot see."""
+    for attempt in range(1, attempts + 1):
+        try:
+            return transfer()
+        except Exception as error:
+            if not (is_passing(error) or isinstance(error, also)):
+                raise
+            if attempt == attempts:
+                raise error if isinstance(error, OSError) else _gave_up(error) from error
+            time.sleep(attempt * _FIRST_PAUSE)

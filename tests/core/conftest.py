@@ -1,0 +1,49 @@
+"""An S3 server on the loopback."""
+
+import logging
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from expandr_core.store import Store
+
+
+@pytest.fixture
+def s3(monkeypatch) -> Iterator:
+    """Serve S3 with a bucket "bucket".
+
+    s3fs finds the server by AWS_ENDPOINT_URL, which botocore reads; FSSPEC_S3_ENDPOINT_URL, which
+    fsspec reads into its configuration at import, works only if it is set before Python starts.
+    """
+    boto3 = pytest.importorskip("boto3")
+    from moto.server import ThreadedMotoServer
+
+    from expandr_core.s3 import S3
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_MAX_ATTEMPTS": "1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    S3.clear_instance_cache()  # instances remember the server of another test
+    client = boto3.client("s3")
+    urllib.request.urlopen(f"http://{host}:{port}/moto-api/reset", data=b"").close()
+    client.create_bucket(Bucket="bucket")
+    server.client = client
+    yield server
+    server.stop()
+    S3.clear_instance_cache()
+
+
+@pytest.fixture
+def remote(s3, tmp_path) -> Store:
+    return Store("s3://bucket/some/prefix", tmp_path / "scratch")
