@@ -4,6 +4,8 @@ import importlib
 import logging
 import os
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -156,6 +158,81 @@ def stage(
             out.print(f"{title}: {artifact.key}", highlight=False)
 
 
+@app.command()
+def deploy(
+    store: StoreOption = "",
+    pool_type: Annotated[
+        Literal["process", "docker", "kubernetes"], typer.Option(help="Of the work pools.")
+    ] = "process",
+    timezone: Annotated[str, typer.Option(help="Of new schedules.")] = "UTC",
+    dead_after: Annotated[
+        int,
+        typer.Option(min=60, help="Seconds without a heartbeat after which a run counts as dead."),
+    ] = 150,
+    prune: Annotated[bool, typer.Option(help="Remove deployments that left the code.")] = True,
+    reset: Annotated[
+        bool,
+        typer.Option("--reset", help="Undo changes made in the UI to forms, schedules, templates."),
+    ] = False,
+) -> None:
+    """Create or update a cluster's work pools, deployments, schedules and automations.
+
+    The server is the one that PREFECT_API_URL names. Again and again it does the same: what was paused
+    stays paused, and what people set in the UI stays. EXPANDR_NOTIFY_URL, the URL of a webhook, is told
+    of failures.
+    """
+    from deployments.changes import table_of
+    from deployments.deploy import deploy as deploy_all
+
+    with _complaints():
+        changes = deploy_all(
+            store,
+            pool_type,
+            timezone,
+            timedelta(seconds=dead_after),
+            os.environ.get("EXPANDR_NOTIFY_URL", ""),
+            prune,
+            reset,
+        )
+    out.print(table_of(changes), highlight=False)
+    if all(change.result in ("unchanged", "kept", "skipped") for change in changes):
+        out.print("\nunchanged")
+
+
+@app.command()
+def drain(
+    pools: Annotated[list[str], typer.Argument(help="Work pools, such as gpu-train.")],
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait at most.")] = 3600,
+    resume: Annotated[bool, typer.Option("--resume", help="Un-pause the pools instead.")] = False,
+) -> None:
+    """Pause work pools and wait until nothing goes on in them, so that their workers can be stopped.
+
+    The pool `cpu` is drained first if it is named: its loops need the others to end.
+    """
+    from deployments.connection import connected
+    from deployments.pools import drain as drain_pool
+    from deployments.pools import set_paused
+
+    with _complaints(), connected() as client:
+        if resume:
+            for pool in pools:
+                set_paused(client, pool, False)
+                out.print(f"{pool}: goes on", highlight=False)
+            return
+        deadline = time.monotonic() + timeout
+        for pool in sorted(pools, key=lambda name: name != "cpu"):
+            left = drain_pool(client, pool, deadline - time.monotonic(), out.print)
+            if left:
+                _fail(
+                    f"{pool}: {len(left)} runs still go on after {timeout:g} seconds; the pool is "
+                    "paused. Wait longer, or cancel them: Retry goes on from what is in the store"
+                )
+    named = " and ".join(pools)
+    out.print(
+        f"The workers of {named} may be stopped. Afterwards: expandr drain --resume {' '.join(pools)}"
+    )
+
+
 def load_options(config: Path, seed: int | None, changes: list[str]) -> JointLoopOptions:
     """Read a YAML config and apply changes like "dpo.beta=0.2"; end with a message if it is wrong."""
     try:
@@ -190,7 +267,7 @@ def _run_loop(options: JointLoopOptions, store: str) -> None:
     from flows.show import print_summary
 
     with _complaints():
-        summary = joint_loop(options, _absolute(store))
+        summary = joint_loop(options=options, store=_absolute(store))
     print_summary(out, summary)
 
 

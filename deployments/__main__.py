@@ -1,0 +1,7 @@
+"""`python -m deployments` is `expandr deploy`."""
+
+import sys
+
+from flows.cli import app
+
+app(["deploy", *sys.argv[1:]])

@@ -1,0 +1,59 @@
+"""A connection to the cluster's Prefect server, checked before anything is done."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    temporary_settings,
+)
+
+from expandr_core.errors import DataError
+
+
+@contextmanager
+def connected() -> Iterator[SyncPrefectClient]:
+    """Connect to the server that PREFECT_API_URL names.
+
+    Raises:
+        DataError: if none is named (Prefect would start a private one), it does not answer, or it
+            refuses us, now or meanwhile.
+    """
+    url = PREFECT_API_URL.value()
+    if not url:
+        raise DataError(
+            "PREFECT_API_URL is not set, and without it Prefect would start a private server that "
+            "nobody else sees; set it to the cluster's, such as http://127.0.0.1:4200/api"
+        )
+    with get_client(sync_client=True) as client:
+        _check(client, url)
+        try:
+            yield client
+        except httpx.HTTPError as error:
+            raise DataError(f"the Prefect server at {url} failed meanwhile: {error}") from error
+
+
+def _check(client: SyncPrefectClient, url: str) -> None:
+    try:
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+            client.request("GET", "/admin/version")
+    except PrefectHTTPStatusError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            remedy = "set PREFECT_API_AUTH_STRING to the server's user:password"
+        elif status in (502, 503, 504):
+            remedy = (
+                "the proxy in front answers, the Prefect API behind it does not: is it running?"
+            )
+        else:
+            remedy = "is that the address of a Prefect API? It usually ends with /api"
+        raise DataError(f"PREFECT_API_URL={url} answers with status {status}; {remedy}") from error
+    except (httpx.HTTPError, OSError, ValueError) as error:
+        raise DataError(
+            f"no Prefect server answers at PREFECT_API_URL={url} ({error}); is it running, and the "
+            "address right?"
+        ) from error

@@ -1,0 +1,144 @@
+"""Everything that deploying creates: work pools, deployments and their schedules."""
+
+import importlib.metadata
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from prefect import Flow
+
+from expandr_core.errors import DataError
+from flows.dpo import dpo
+from flows.evaluate import evaluate
+from flows.expand import expand
+from flows.joint_loop import joint_loop
+from flows.preferences import preferences
+from flows.prepare import prepare
+from flows.retriever import retriever
+from flows.stage import stage
+from tasks.placement import Placement
+
+PoolType = Literal["process", "docker", "kubernetes"]
+TAG = "expandr"  # on deployments and, through them, on their runs
+VERSION = f"expandr {importlib.metadata.version('expandr-on-prefect')}"
+SLUG = "expandr-"  # how the slugs of our schedules begin; the others belong to people
+
+POOLS = {
+    "cpu": "The loops themselves, and what needs no GPU.",
+    "gpu-infer": "Generation and encoding; one worker per GPU, each with --limit 1.",
+    "gpu-train": "DPO and retriever training; one worker per GPU or set of GPUs, with --limit 1.",
+}
+SPREAD = Placement(
+    data="here", generate="gpu-infer", embed="gpu-infer", measure="gpu-infer", train="gpu-train"
+)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When a deployment runs by itself; a new schedule is paused.
+
+    Attributes:
+        slug: tells it from the schedules that people made.
+        cron: minute, hour, day of the month, month, day of the week.
+        timezone: such as Europe/Berlin.
+    """
+
+    slug: str
+    cron: str
+    timezone: str
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A flow on a work pool.
+
+    Attributes:
+        parameters: what its form starts with.
+        limit: runs at once; a further one is cancelled.
+    """
+
+    flow: Flow[..., Any]
+    name: str
+    pool: str
+    description: str
+    parameters: dict[str, Any]
+    schedules: tuple[Schedule, ...] = ()
+    limit: int | None = None
+
+    @property
+    def full_name(self) -> str:
+        """Flow and deployment, as the command line of Prefect writes it."""
+        return f"{self.flow.name}/{self.name}"
+
+    @property
+    def entrypoint(self) -> str:
+        """Where a worker imports the flow from; it has the package installed."""
+        return f"{self.flow.fn.__module__}.{self.flow.fn.__name__}"
+
+
+def plan(store: str, timezone: str) -> list[Deployment]:
+    """List the deployments of a cluster that keeps its artifacts in `store`."""
+    loop: dict[str, Any] = {"preset": "demo", "placement": SPREAD.model_dump(), "store": store}
+    weekly = Schedule(f"{SLUG}weekly", "0 3 * * 0", timezone)
+    return [
+        Deployment(
+            joint_loop,
+            "manual",
+            "cpu",
+            "The joint loop, started by hand: choose a preset, change what you like.",
+            loop,
+        ),
+        Deployment(
+            joint_loop,
+            "weekly",
+            "cpu",
+            "The joint loop by schedule, one run at a time: a run that comes due meanwhile is "
+            "cancelled. What it finds in the store, it does not make again.",
+            loop,
+            schedules=(weekly,),
+            limit=1,
+        ),
+        *(_alone(flow, pool, store) for flow, pool in STAGES),
+        *(
+            Deployment(stage, pool, pool, "Started by other flows, not by people.", {})
+            for pool in POOLS
+        ),
+    ]
+
+
+STAGES: list[tuple[Flow[..., Any], str]] = [
+    (prepare, "cpu"),
+    (expand, "gpu-infer"),
+    (preferences, "gpu-infer"),
+    (dpo, "gpu-train"),
+    (retriever, "gpu-train"),
+    (evaluate, "gpu-infer"),
+]
+
+
+def _alone(flow: Flow[..., Any], pool: str, store: str) -> Deployment:
+    about = (flow.description or "").partition("\n\n")[0]
+    return Deployment(flow, "manual", pool, f"One stage alone. {about}", {"store": store})
+
+
+def check_store(store: str) -> str:
+    """Return the store if every worker can find it.
+
+    Raises:
+        DataError: if it is missing or a relative folder, which each worker would take for its own.
+    """
+    if not store:
+        raise DataError(
+            "say where workers keep artifacts: --store s3://bucket/prefix, or an absolute folder that "
+            "all of them see, or EXPANDR_STORE"
+        )
+    if "://" not in store and not store.startswith("/"):
+        raise DataError(
+            f"--store {store}: workers start in folders of their own, so a relative one would mean "
+            "another place to each; give an absolute folder that all of them see, or s3://bucket/prefix"
+        )
+    if "@" in store.partition("://")[2].partition("/")[0]:
+        raise DataError(
+            "a URL must not carry credentials, which would be shown in the UI; put them into the "
+            "workers' environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+        )
+    return store
