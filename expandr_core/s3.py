@@ -10,6 +10,7 @@ import errno
 import logging
 import math
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from s3fs import S3FileSystem
 
 log = logging.getLogger(__name__)
 PATIENCE = 90.0  # seconds
+SILENCE = 30.0  # seconds without an answer, after which a request is repeated
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0  # seconds
 _PART = 1 << 24  # bytes; equal bytes get equal ETags only if they are cut alike
 _PARTS_AT_ONCE = 4  # of one file; with eight files that is half a GiB
@@ -32,33 +34,43 @@ _BUSY = {"RequestTimeout", "RequestTimeoutException", "SlowDown", "Throttling", 
 class S3(S3FileSystem):
     """s3fs with `PATIENCE`; what remains an error after that is an OSError, never "not there"."""
 
-    retries = 3  # of s3fs itself, for the body of an answer that breaks off and for time-outs
+    retries = 1  # s3fs's own, which know time-outs only
 
     def __init__(self, **options: Any):
         """Open S3 as the environment says; fsspec keeps one instance for all who ask alike."""
         config = {
             "connect_timeout": 10,
-            "read_timeout": 30,
+            "read_timeout": SILENCE,
             "max_pool_connections": 64,
             "retries": {"total_max_attempts": 1},
         }
         super().__init__(use_listings_cache=False, config_kwargs=config, **options)
 
-    async def _call_s3(self, method: str, *arguments: Any, **named: Any) -> Any:
-        end = time.monotonic() + PATIENCE
-        pause = _FIRST_PAUSE
-        while True:
-            try:
-                return await super()._call_s3(method, *arguments, **named)
-            except Exception as error:
-                if not is_passing(error):
-                    raise
-                if time.monotonic() + pause > end:
-                    raise _gave_up(error) from error
-                if pause == _FIRST_PAUSE:
-                    log.info("S3 failed at %s (%s); asking again", method, error)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+    async def _call_s3(self, *arguments: Any, **named: Any) -> Any:
+        return await _patiently(super()._call_s3, *arguments, **named)
+
+    async def _cat_file(self, *arguments: Any, **named: Any) -> Any:
+        return await _patiently(super()._cat_file, *arguments, **named)
+
+    async def _get_file(self, *arguments: Any, **named: Any) -> Any:
+        return await _patiently(super()._get_file, *arguments, **named)
+
+
+async def _patiently(request: Callable[..., Awaitable[Any]], *arguments: Any, **named: Any) -> Any:
+    end = time.monotonic() + PATIENCE
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            return await request(*arguments, **named)
+        except Exception as error:
+            if not is_passing(error):
+                raise
+            if time.monotonic() + pause > end:
+                raise _gave_up(error) from error
+            if pause == _FIRST_PAUSE:
+                log.info("S3 failed (%s: %s); asking again", type(error).__name__, error)
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def _gave_up(error: Exception) -> OSError:
@@ -109,12 +121,11 @@ def upload(filesystem: AbstractFileSystem, source: Path, target: str) -> str:
     """
     size = source.stat().st_size
     part = max(_PART, math.ceil(size / _MOST_PARTS))
-    _persist(
-        lambda: filesystem.put_file(
-            str(source), target, chunksize=part, max_concurrency=_PARTS_AT_ONCE
-        ),
-        FileNotFoundError,  # the answer to "complete" was lost, and the second found it complete
-    )
+    options = {"chunksize": part, "max_concurrency": _PARTS_AT_ONCE}
+    try:
+        filesystem.put_file(str(source), target, **options)
+    except FileNotFoundError:  # an answer was lost: when asked again, the upload was complete
+        filesystem.put_file(str(source), target, **options)
     info = filesystem.info(target)
     if info["size"] != size:
         raise OSError(f"{target}: {info['size']} of {size} bytes arrived")
@@ -128,21 +139,5 @@ def download(filesystem: AbstractFileSystem, source: str, target: Path) -> None:
         FileNotFoundError: if it is not there.
         OSError: if it could not be fetched whole.
     """
-    _persist(
-        lambda: filesystem.get_file(
-            source, str(target), chunksize=_PART, max_concurrency=_PARTS_AT_ONCE
-        )
-    )
-
-
-def _persist(transfer: Any, *also: type[Exception], attempts: int = 4) -> None:
-    """Repeat a transfer that broke off between two requests, which `S3` cannot see."""
-    for attempt in range(1, attempts + 1):
-        try:
-            return transfer()
-        except Exception as error:
-            if not (is_passing(error) or isinstance(error, also)):
-                raise
-            if attempt == attempts:
-                raise error if isinstance(error, OSError) else _gave_up(error) from error
-            time.sleep(attempt * _FIRST_PAUSE)
+    options = {"chunksize": _PART, "max_concurrency": _PARTS_AT_ONCE}
+    filesystem.get_file(source, str(target), **options)

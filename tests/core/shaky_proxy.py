@@ -1,0 +1,103 @@
+"""An HTTP proxy that can fail: before an S3 server, it makes the outages that stores must outlast."""
+
+import contextlib
+import http.client
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+KINDS = ("refused", "500", "503", "hanging", "cut short")
+
+
+class ShakyProxy:
+    """Pass requests on; `fault` is what happens to them instead, one of `KINDS`, or ""."""
+
+    def __init__(self, server: str):
+        self.fault = ""
+        self.faults = 0  # requests that met it
+        self.requests = 0
+        self._server = server.removeprefix("http://")
+        self._address = ("127.0.0.1", 0)
+        self._listen()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._address[1]}"
+
+    def _listen(self) -> None:
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_one_request(self) -> None:
+                with contextlib.suppress(ConnectionError):
+                    super().handle_one_request()
+
+            def do_GET(self) -> None:
+                proxy._handle(self)
+
+            do_PUT = do_POST = do_HEAD = do_DELETE = do_GET
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(self._address, Handler)
+        self._http.daemon_threads = True
+        self._address = self._http.server_address
+        threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
+
+    def _handle(self, request: BaseHTTPRequestHandler) -> None:
+        self.requests += 1
+        body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        if fault := self.fault:
+            self.faults += 1
+        if fault == "hanging":
+            threading.Event().wait(1)
+        if fault in ("refused", "hanging"):
+            request.close_connection = True
+            return
+        if fault in ("500", "503"):
+            request.send_response(int(fault))
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
+        connection = http.client.HTTPConnection(self._server, timeout=60)
+        connection.request(request.command, request.path, body, dict(request.headers))
+        answer = connection.getresponse()
+        content = answer.read()
+        request.send_response_only(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("transfer-encoding", "connection"):
+                request.send_header(name, value)
+        request.end_headers()
+        if fault == "cut short":
+            content = content[: len(content) // 2]
+            request.close_connection = True
+        request.wfile.write(content)
+        connection.close()
+
+    @contextlib.contextmanager
+    def failing(self, fault: str, seconds: float | None = None) -> Iterator[None]:
+        """Fail for some seconds, or until the end of the block."""
+        self.fault = fault
+        if fault == "refused":
+            self.close()
+        timer = threading.Timer(seconds or 0, self._recover)
+        if seconds:
+            timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            self._recover()
+
+    def _recover(self) -> None:
+        if self.fault == "refused":
+            self.fault = ""
+            self._listen()
+        self.fault = ""
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
