@@ -1,0 +1,158 @@
+"""Leases: one of several machines makes an artifact, and a dead one hangs nobody."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from store_world import KEY
+
+from expandr_core import leases
+from expandr_core import s3 as s3_module
+from expandr_core.store import Store
+
+URL = "s3://bucket/some/prefix"
+LEASE = {"Bucket": "bucket", "Key": f"some/prefix/locks/{KEY}"}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    for name, seconds in (
+        ("REFRESH", 0.3), ("STALE", 1.5), ("FIRST_POLL", 0.05), ("LONGEST_POLL", 0.1)
+    ):  # fmt: skip
+        monkeypatch.setattr(leases, name, seconds)
+
+
+def machine(tmp_path: Path, name: str) -> Store:
+    """A store with a scratch folder of its own, as on another machine."""
+    return Store(URL, tmp_path / name)
+
+
+HOLDER = """
+import sys, time
+from expandr_core import leases
+from expandr_core.store import Store
+leases.REFRESH = 0.3
+with Store(sys.argv[1], sys.argv[2]).lock("expand-1"):
+    print("got it", flush=True)
+    time.sleep(600)
+"""
+
+
+def holder(tmp_path: Path) -> subprocess.Popen:
+    command = [sys.executable, "-c", HOLDER, URL, str(tmp_path / "holder")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdout.readline() == "got it\n"
+    return process
+
+
+@pytest.fixture
+def client(s3):
+    return s3.client
+
+
+def names(client) -> list[str]:
+    return [each["Key"] for each in client.list_objects_v2(Bucket="bucket").get("Contents", [])]
+
+
+def test_a_lease_is_there_while_it_is_held_and_gone_afterwards(client, tmp_path):
+    with machine(tmp_path, "a").lock(KEY):
+        assert names(client) == [LEASE["Key"]]
+    assert names(client) == []
+
+
+def test_another_machine_waits_as_long_as_the_holder_lives_and_follows_when_it_is_killed(
+    client, tmp_path, caplog
+):
+    caplog.set_level("INFO", "expandr_core")
+    with holder(tmp_path) as process:
+        taken = threading.Event()
+
+        def take() -> None:
+            with machine(tmp_path, "b").lock(KEY):
+                taken.set()
+
+        thread = threading.Thread(target=take)
+        thread.start()
+        assert not taken.wait(2 * leases.STALE)
+        process.send_signal(signal.SIGKILL)
+        assert taken.wait(20)
+        thread.join()
+    waits = [each for each in caplog.messages if "waiting" in each]
+    assert len(waits) == 1 and f"process {process.pid} on " in waits[0] and KEY in waits[0]
+    assert "no sign of life" in caplog.text
+    assert names(client) == []
+
+
+def test_of_many_machines_one_holds_the_lease_at_a_time(client, tmp_path):
+    inside, most = 0, 0
+
+    def take(number: int) -> None:
+        nonlocal inside, most
+        with machine(tmp_path, str(number)).lock(KEY):
+            inside += 1
+            most = max(most, inside)
+            time.sleep(0.05)
+            inside -= 1
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(take, range(8)))
+    assert most == 1
+    assert names(client) == []
+
+
+def test_of_many_who_wait_for_a_dead_one_one_takes_over_at_a_time(client, tmp_path):
+    dead = {"holder": "dead", "host": "gone", "process": 1, "sign": 1}
+    client.put_object(**LEASE, Body=json.dumps(dead))
+    test_of_many_machines_one_holds_the_lease_at_a_time(client, tmp_path)
+
+
+def test_hundreds_of_leases_need_one_thread(client, tmp_path):
+    store = machine(tmp_path, "a")
+    before = threading.active_count()
+    for number in range(30):
+        with store.lock(f"expand_shard-{number}"), store.lock(f"reward_shard-{number}"):
+            assert threading.active_count() <= before + 2  # that of s3fs and that of the leases
+
+
+def test_a_holder_whose_lease_was_taken_goes_on_and_leaves_it_alone(client, tmp_path, caplog):
+    with machine(tmp_path, "a").lock(KEY):
+        client.put_object(**LEASE, Body=json.dumps({"holder": "b", "host": "h", "process": 7}))
+        time.sleep(3 * leases.REFRESH)
+        assert "taken over by process 7 on h" in caplog.text
+    assert names(client) == [LEASE["Key"]]
+
+
+def test_an_outage_neither_ends_the_work_nor_counts_against_the_holder(
+    client, s3, tmp_path, monkeypatch, caplog
+):
+    from shaky_proxy import ShakyProxy
+
+    host, port = s3.get_host_and_port()
+    proxy = ShakyProxy(f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    monkeypatch.setattr(s3_module, "PATIENCE", 0.2)
+    s3_module.S3.clear_instance_cache()
+    holding, taken = machine(tmp_path, "a"), threading.Event()
+    waiting = machine(tmp_path, "b")
+
+    def take() -> None:
+        with waiting.lock(KEY):
+            taken.set()
+
+    with holding.lock(KEY):
+        thread = threading.Thread(target=take)
+        thread.start()
+        time.sleep(0.3)
+        monkeypatch.setattr(s3_module, "PATIENCE", 10)
+        with proxy.failing("503", 2 * leases.STALE):
+            assert not taken.wait(4 * leases.STALE)
+    assert taken.wait(20)
+    thread.join()
+    proxy.close()
+    assert "no sign of life" not in caplog.text
