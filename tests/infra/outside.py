@@ -1,0 +1,26 @@
+"""Where infra/ is, and how its tests run programs that may be absent."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+INFRA = Path(__file__).parents[2] / "infra"
+
+
+def program(name: str) -> str:
+    """Return the path of a program, or skip the test."""
+    path = shutil.which(name) or shutil.which(name, path="/usr/sbin")
+    if path is None:
+        pytest.skip(f"{name} is not installed")
+    return path
+
+
+def run(name: str, *arguments: str | Path, **options) -> str:
+    """Run a program; fail the test with what it wrote if it does not end with 0."""
+    result = subprocess.run(
+        [program(name), *arguments], capture_output=True, text=True, timeout=60, **options
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
