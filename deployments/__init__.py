@@ -3,6 +3,7 @@
     plan.py          everything that there is to be
     connection.py    the server, or a clear complaint
     pools.py         work pools; pausing and draining them
+    forms.py         the forms of deployments in the UI
     apply.py         deployments and their schedules
     automations.py   what becomes of dead and stuck runs, and who is told
     deploy.py        all of it: `expandr deploy`, or `python -m deployments`

@@ -14,9 +14,9 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.client.schemas.sorting import DeploymentSort
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
-from prefect.utilities.callables import parameter_schema
 
 from deployments.changes import Change, result_of
+from deployments.forms import form
 from deployments.plan import SLUG, TAG, VERSION, Deployment, Schedule
 from expandr_core.errors import DataError
 
@@ -51,7 +51,7 @@ def _from_code(wanted: Deployment) -> dict[str, Any]:
         "tags": [TAG],
         "work_pool_name": wanted.pool,
         "entrypoint": wanted.entrypoint,
-        "parameter_openapi_schema": parameter_schema(wanted.flow).model_dump(exclude_unset=True),
+        "parameter_openapi_schema": form(wanted.flow),
         "enforce_parameter_schema": True,
         "concurrency_limit": wanted.limit,
         "concurrency_options": ConcurrencyOptions(

@@ -16,6 +16,7 @@ from prefect.client.schemas.filters import (
     WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
@@ -108,7 +109,7 @@ def set_paused(client: SyncPrefectClient, name: str, paused: bool) -> None:
     try:
         client.update_work_pool(name, WorkPoolUpdate(is_paused=paused))
     except ObjectNotFound as error:
-        there = ", ".join(sorted(pool.name for pool in client.read_work_pools())) or "none"
+        there = ", ".join(sorted(pool.name for pool in client.read_work_pools(limit=200))) or "none"
         raise DataError(f"there is no work pool {name!r}; there are: {there}") from error
 
 
@@ -120,5 +121,6 @@ def active_runs(client: SyncPrefectClient, pool: str) -> list[FlowRun]:
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=active))
         ),
         work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
+        sort=FlowRunSort.START_TIME_ASC,
         limit=200,
     )

@@ -1,0 +1,33 @@
+"""The form of a deployment: the parameter schema of its flow, as Prefect's UI shows it.
+
+The UI shows titles, descriptions, defaults, choices and the reading order, and checks bounds, but does
+not say them: so the descriptions do.
+"""
+
+from typing import Any
+
+from prefect import Flow
+from prefect.utilities.callables import parameter_schema
+
+BOUNDS = {
+    "minimum": "at least {}",
+    "exclusiveMinimum": "more than {}",
+    "maximum": "at most {}",
+    "exclusiveMaximum": "less than {}",
+    "multipleOf": "a multiple of {}",
+    "minItems": "{} or more",
+}
+
+
+def form(flow: Flow[..., Any]) -> dict[str, Any]:
+    """Return the parameter schema of a flow, with bounds told in the descriptions."""
+    schema = parameter_schema(flow).model_dump(exclude_unset=True)
+    for properties in [schema, *schema.get("definitions", {}).values()]:
+        for field in properties.get("properties", {}).values():
+            bounds = [
+                text.format(f"{field[name]:g}") for name, text in BOUNDS.items() if name in field
+            ]
+            if bounds:
+                words = ", ".join(bounds)
+                field["description"] = f"{field.get('description', '')} ({words})".strip()
+    return schema
