@@ -94,12 +94,15 @@ def flock(path: Path, wait: bool = True) -> Iterator[bool]:
                 log.info("%s is being made by another process; waiting for it", path.name)
                 fcntl.flock(file, fcntl.LOCK_EX)
             if _is_at(path, os.fstat(file.fileno())):
-                yield True
+                try:
+                    yield True
+                finally:
+                    path.unlink()  # who waits for this file finds that it is gone, and begins anew
                 return
 
 
 def _is_at(path: Path, stat: os.stat_result) -> bool:
-    """Tell whether the file is still there: garbage collection may remove it before it is locked."""
+    """Tell whether the file is still there: its holder removes it when another waits for it."""
     try:
         return os.path.samestat(stat, path.stat())
     except FileNotFoundError:

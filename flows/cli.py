@@ -112,6 +112,30 @@ def verify(
 
 
 @app.command()
+def gc(
+    keep_runs: Annotated[
+        int | None,
+        typer.Option(min=0, help="Keep this many of the latest runs, not all."),
+    ] = None,
+    older_than: Annotated[
+        str, typer.Option(help="Let nothing younger go: 12h, 30d, 8w. Longer than any run takes!")
+    ] = "7d",
+    delete: Annotated[bool, typer.Option("--delete", help="Remove it, not only list it.")] = False,
+    store: StoreOption = "store",
+) -> None:
+    """List what no kept run needs and what dead work left behind, with sizes; `--delete` removes it.
+
+    What a kept run used stays, and all that it was made of, up to the data. Of scratch folders and
+    downloads only those of this machine are seen. A run that goes on keeps what it has made, by age.
+    """
+    from flows.garbage import collect_garbage, parse_age
+    from tasks.stage import open_store
+
+    with _complaints():
+        collect_garbage(out, open_store(store), keep_runs, parse_age(older_than), delete)
+
+
+@app.command()
 def search(
     question: Annotated[str, typer.Argument(help="What to search for.")],
     run_name: Annotated[str, typer.Option("--run", help="Use the models of this run.")] = "latest",

@@ -11,8 +11,8 @@ KEY = "expand-1"
 def put(
     store: Store, key: str, files: dict[str, str], parts: list[Artifact] | None = None, **facts
 ):
-    folder = store.scratch / "work" / key / "out"
-    shutil.rmtree(folder, ignore_errors=True)  # as `run_stage` does
+    folder = store.scratch / "put" / key
+    shutil.rmtree(folder, ignore_errors=True)
     for path, text in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text)

@@ -1,0 +1,181 @@
+"""Garbage collection: what no kept run needs goes, and nothing that is needed or young."""
+
+import os
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from store_world import KEY, put
+
+from expandr_core.artifacts import Artifact
+from expandr_core.errors import DataError
+from expandr_core.garbage import find_garbage, remove_garbage
+from expandr_core.store import Store
+
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+def make(store: Store, key: str, inputs: list[Artifact] | None = None, parts=None) -> Artifact:
+    named = {str(number): each.model_dump() for number, each in enumerate(inputs or [])}
+    return put(store, key, {"file": key}, parts, inputs=named)
+
+
+def record(store: Store, name: str, *steps: Artifact) -> None:
+    listed = [["a title", step.model_dump()] for step in steps]
+    store.write_record(name, {"name": name, "steps": listed})
+
+
+def in_a_month() -> datetime:
+    """The time before which everything is old that was made in this test."""
+    return datetime.now(UTC) + 30 * DAY
+
+
+def collect(store: Store, keep_runs: int | None, before: datetime | None = None) -> set[str]:
+    found = find_garbage(store, keep_runs, before or in_a_month())
+    remove_garbage(found)
+    return {each.name for each in found}
+
+
+def age(path: Path, days: int) -> None:
+    """Make a file, or all below a folder, older."""
+    then = time.time() - days * 86_400
+    for each in [path, *path.rglob("*")]:
+        os.utime(each, (then, then))
+
+
+def three_runs(store: Store) -> None:
+    """Three runs on one corpus; each has a model made of shards of its own."""
+    corpus = make(store, "prepare-1")
+    for run in "123":
+        shards = [make(store, f"expand_shard-{run}{n}", [corpus]) for n in range(2)]
+        whole = make(store, f"expand-{run}", [corpus], shards)
+        record(store, run, make(store, f"dpo-{run}", [whole]))
+    make(store, "dpo-unrecorded", [corpus])
+
+
+OF_RUN = {n: {f"expand_shard-{n}0", f"expand_shard-{n}1", f"expand-{n}", f"dpo-{n}"} for n in "123"}
+
+
+@pytest.mark.parametrize("where", ["a folder", "S3"])
+def test_what_only_dropped_runs_need_goes(where, tmp_path, request):
+    store = request.getfixturevalue("remote" if where == "S3" else "store")
+    three_runs(store)
+    assert collect(store, 1) == {"1.json", "2.json", "dpo-unrecorded"} | OF_RUN["1"] | OF_RUN["2"]
+    assert set(store.keys()) == {"prepare-1"} | OF_RUN["3"]
+    assert [record["name"] for record in store.records()] == ["3"]
+    assert store.lookup("dpo-3") and store.lookup("expand-3")
+    assert collect(store, 1) == set()
+
+
+def test_all_runs_are_kept_unless_a_number_is_given(store):
+    three_runs(store)
+    assert collect(store, None) == {"dpo-unrecorded"}
+
+
+def test_looking_removes_nothing(store):
+    three_runs(store)
+    before = sorted(store.keys())
+    found = find_garbage(store, 0, in_a_month())
+    assert {each.name for each in found} > set(before)
+    assert sorted(store.keys()) == before and len(store.records()) == 3
+
+
+def test_nothing_young_goes_and_nothing_that_something_young_was_made_of(store):
+    three_runs(store)
+    artifacts = Path(store.root, "artifacts")
+    age(artifacts, 10)
+    age(Path(store.root, "runs"), 10)
+    corpus, whole = store.verify("prepare-1"), store.verify("expand-2")
+    make(store, "dpo-new", [corpus, whole])
+    record(store, "2", store.verify("dpo-2"))  # a young record keeps its run
+    week = datetime.now(UTC) - 7 * DAY
+    gone = collect(store, 0, before=week)
+    assert gone == {"1.json", "3.json", "dpo-unrecorded"} | OF_RUN["1"] | OF_RUN["3"]
+
+
+def test_an_artifact_that_is_made_again_meanwhile_stays(store):
+    made = make(store, "expand-1")
+    age(Path(store.root, "artifacts"), 10)
+    [garbage] = find_garbage(store, None, datetime.now(UTC) - DAY)
+    assert make(store, "expand-1") == made
+    garbage.remove()
+    assert store.lookup("expand-1") == made
+
+
+def test_a_record_that_cannot_be_read_stops_it(store):
+    three_runs(store)
+    Path(store.root, "runs", "2.json").write_text("{")
+    with pytest.raises(DataError, match=r"runs/2\.json"):
+        find_garbage(store, 2, in_a_month())
+    assert collect(store, 1)  # what the dropped one needed does not matter
+
+
+def test_what_dead_work_left_goes(store):
+    folder = Path(store.root, "artifacts", ".expand-1.abc")
+    folder.mkdir(parents=True)
+    (folder / "file").write_text("half")
+    with pytest.raises(KeyboardInterrupt), store.lock("expand-2") as work:
+        (work / "checkpoint").write_text("half")
+        raise KeyboardInterrupt
+    with store.lock("expand-3") as work:
+        (work / "checkpoint").write_text("half")
+        assert collect(store, None) >= {".expand-1.abc", "expand-2"}
+        assert (work / "checkpoint").exists()  # its holder lives
+    assert not folder.exists()
+    assert collect(store, None) == {"expand-3"}
+
+
+def test_what_dead_work_left_on_s3_goes(remote, s3, tmp_path):
+    name = {"Bucket": "bucket", "Key": "some/prefix/artifacts/expand-9/0123/large"}
+    s3.client.create_multipart_upload(**name)
+    s3.client.put_object(**name | {"Key": "some/prefix/artifacts/expand-8/0123/a"}, Body=b"half")
+    s3.client.put_object(**name | {"Key": "some/prefix/locks/expand-9"}, Body=b"{}")
+    first = put(remote, KEY, {"a": "1"})
+    put(remote, KEY, {"a": "2"})
+    record(remote, "1", first)
+    elsewhere = Store(remote.url, tmp_path / "elsewhere")
+    replaced = f"{KEY}/{first.digest[:12]}/a"
+    assert collect(elsewhere, None) == {
+        "artifacts/expand-9/0123/large",
+        "expand-8",
+        "expand-9",
+        replaced,
+    }
+    assert "Uploads" not in s3.client.list_multipart_uploads(Bucket="bucket")
+    assert collect(elsewhere, None) == set()
+    made = elsewhere.lookup(KEY)
+    assert made and (elsewhere.local(made) / "a").read_text() == "2"
+    assert collect(remote, None) == set()
+    assert collect(elsewhere, None) == {KEY}  # the download, which this process uses
+    assert (elsewhere.local(made) / "a").exists()
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data(), keep=st.integers(0, 4))
+def test_every_step_of_a_kept_run_is_whole_afterwards(tmp_path_factory, data, keep):
+    store = Store(str(tmp_path_factory.mktemp("store")))
+    made: list[Artifact] = []
+    for number in range(data.draw(st.integers(1, 8))):
+        some = st.lists(st.sampled_from(made), max_size=3) if made else st.just([])
+        made.append(make(store, f"stage-{number}", data.draw(some), data.draw(some)))
+    for run in range(data.draw(st.integers(0, 4))):
+        record(store, str(run), *data.draw(st.lists(st.sampled_from(made), max_size=3)))
+    runs = store.records()
+    collect(store, keep)
+    assert store.records() == runs[len(runs) - min(keep, len(runs)) :]
+    needed = [Artifact(**step) for run in store.records() for _, step in run["steps"]]
+    while needed:
+        each = needed.pop()
+        manifest = store.manifest(each.key)
+        assert store.verify(each.key).digest == each.digest
+        needed += [Artifact(**input_) for input_ in manifest["inputs"].values()]
