@@ -14,6 +14,7 @@ from prefect import get_run_logger
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempotencyKey
 from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, TerminationSignal
 from prefect.runtime import flow_run as this_flow_run
@@ -29,6 +30,10 @@ Place = Literal["here", "cpu", "gpu-infer", "gpu-train"]
 BAD_INPUT = "BadInput"  # name of a failed state that no retry can mend
 ATTEMPTS = 4
 POLL_SECONDS = 1.0
+
+
+class PoolError(RuntimeError):
+    """A stage that ended without success on a pool, and was tried again often enough."""
 
 
 class Placement(Options):
@@ -60,7 +65,7 @@ def run_on_pool(title: str, spec: StageSpec, store: Store, pool: str, runs_at_on
 
     Raises:
         DataError: if the stage found its input at fault.
-        RuntimeError: if it ended otherwise without success, several times.
+        PoolError: if it ended otherwise without success, several times, or was cancelled.
     """
     with get_client(sync_client=True) as client:
         shards = count_shards(spec, store)
@@ -79,7 +84,7 @@ def run_on_pool(title: str, spec: StageSpec, store: Store, pool: str, runs_at_on
 
 def _online_workers(client: SyncPrefectClient, pool: str) -> int:
     try:
-        workers = client.read_workers_for_work_pool(pool)
+        workers = client.read_workers_for_work_pool(pool, offset=0, limit=200)
     except ObjectNotFound as error:
         raise DataError(f"there is no work pool {pool!r}; `expandr deploy` creates it") from error
     return max(1, sum(worker.status == WorkerStatus.ONLINE for worker in workers))
@@ -117,7 +122,9 @@ class _PoolRun:
             key = f"{self.key}/{self.number}"
             wanted = FlowRunFilterIdempotencyKey(any_=[key])
             found = self.client.read_flow_runs(
-                flow_run_filter=FlowRunFilter(idempotency_key=wanted)
+                flow_run_filter=FlowRunFilter(idempotency_key=wanted),
+                sort=FlowRunSort.ID_DESC,
+                limit=1,
             )
             if not found:
                 return self._begin(key)
@@ -148,7 +155,7 @@ class _PoolRun:
         """Look at the run; begin another one if it ended badly.
 
         Raises:
-            DataError, RuntimeError: see `run_on_pool`.
+            DataError, PoolError: see `run_on_pool`.
         """
         run = self.client.read_flow_run(self.id)
         if run.state is None or not run.state.is_final():
@@ -158,9 +165,9 @@ class _PoolRun:
         if run.state.name == BAD_INPUT:
             raise DataError(run.state.message or "the input is at fault")
         if run.state.is_cancelled() and self._is_own(run):
-            raise RuntimeError(f"{self.title}: run {run.name!r} was cancelled; retry to go on")
+            raise PoolError(f"{self.title}: run {run.name!r} was cancelled; retry to go on")
         if self.attempts >= ATTEMPTS:
-            raise RuntimeError(
+            raise PoolError(
                 f"{self.title}: {ATTEMPTS} runs on pool {self.pool} ended without success; the last, "
                 f"{run.id}, is {run.state.name}: {run.state.message}"
             )

@@ -25,13 +25,13 @@ from expandr_core.errors import DataError
 from expandr_core.options import Device, Options
 from expandr_core.stage import find, make_spec, run_stage
 from expandr_core.store import Store
-from tasks.placement import Placement, run_on_pool
+from tasks.placement import Placement, PoolError, run_on_pool
 from tasks.progress import core_logs, progress
 
 
 def _is_worth_retrying(task: Any, run: TaskRun, state: State) -> bool:
     """Retry what the world can break; never what the input has wrong."""
-    return not isinstance(state.data, DataError | TypeError)
+    return not isinstance(state.data, DataError | TypeError | PoolError)
 
 
 @task(

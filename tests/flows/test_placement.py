@@ -1,0 +1,176 @@
+"""Stages on work pools: the same artifacts, whatever becomes of the processes that make them."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tiny_loop
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.settings import PREFECT_API_URL
+
+from deployments.apply import apply_deployment
+from deployments.plan import Deployment
+from deployments.pools import apply_pool
+from expandr_core.artifacts import Artifact
+from expandr_core.errors import DataError
+from expandr_core.options import JointLoopOptions
+from expandr_core.store import MANIFEST, Store
+from flows.expand import expand
+from flows.stage import stage
+from tasks.placement import Placement
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+ROOT = Path(__file__).parents[2]
+POOL = "gpu-infer"
+HERE, PLACED = Placement(), Placement(generate=POOL, runs_at_once=2)
+
+
+@pytest.fixture(scope="module")
+def workers(prefect_server, tmp_path_factory):
+    """Deploy the flow `stage` and start two workers, each with a home and a scratch of its own."""
+    with get_client(sync_client=True) as client:
+        apply_pool(client, POOL, "", "process", False)
+        apply_deployment(client, Deployment(stage, POOL, POOL, "", {}), False)
+    started = []
+    for name in ("one", "two"):
+        home = tmp_path_factory.mktemp(name)
+        environment = os.environ | {
+            "PREFECT_API_URL": PREFECT_API_URL.value(),
+            "PREFECT_HOME": str(home),
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "EXPANDR_SCRATCH": str(home / "scratch"),
+        }
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL]
+        with (home / "log").open("wb") as log:
+            started.append(
+                subprocess.Popen(
+                    [*command, "--name", name, "--limit", "1"],
+                    env=environment, cwd=home, stdout=log, stderr=log, start_new_session=True,
+                )
+            )  # fmt: skip
+    with get_client(sync_client=True) as client:
+        deadline = time.monotonic() + 120
+        while len(client.read_workers_for_work_pool(POOL, offset=0, limit=9)) < 2:
+            assert all(worker.poll() is None for worker in started)
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+    yield started
+    for worker in started:
+        for process in psutil.Process(worker.pid).children(recursive=True):
+            process.kill()
+        worker.kill()
+        worker.wait()
+
+
+def filled(folder: Path, llm: Path, queries: int) -> Store:
+    """Make a store with a language model and queries."""
+    store = Store(str(folder))
+    model = shutil.copytree(llm, store.scratch / "llm")
+    store.commit("tiny_llm-1", model, [], {"counts": {}})
+    rows = [
+        {"query_id": f"q{n:03}", "query": f"why is thing {n} grey?", "positive_id": "p",
+         "positive": "text"}
+        for n in range(queries)
+    ]  # fmt: skip
+    table = store.scratch / "queries"
+    table.mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), table / "queries.parquet")
+    store.commit("prepare-1", table, [], {"counts": {}})
+    return store
+
+
+def options(samples: int) -> JointLoopOptions:
+    sampling = tiny_loop.OPTIONS.expand.candidates.model_copy(update={"samples": samples})
+    expanding = tiny_loop.OPTIONS.expand.model_copy(
+        update={"candidates": sampling, "queries_per_shard": 8}
+    )
+    return tiny_loop.OPTIONS.model_copy(update={"expand": expanding})
+
+
+def expanded(store: Store, placement: Placement, samples: int = 4) -> Artifact:
+    [(_, made)] = expand(
+        options(samples), "tiny_llm-1", "prepare-1/queries.parquet", "candidates",
+        placement, store.url,
+    )  # fmt: skip
+    return made
+
+
+def stage_runs(key: str) -> list[FlowRun]:
+    """Read the runs of the flow `stage` for an artifact, oldest first."""
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(sort=FlowRunSort.START_TIME_ASC, limit=200)
+    return [run for run in runs if key in (run.idempotency_key or "")]
+
+
+def test_shards_made_on_two_workers_are_those_made_here(workers, llm_folder, tmp_path):
+    here = expanded(filled(tmp_path / "here", llm_folder, 40), HERE)
+    store = filled(tmp_path / "placed", llm_folder, 40)
+    placed = expanded(store, PLACED)
+    assert placed == here
+    runs = stage_runs(placed.key)
+    assert [run.name for run in runs] == [
+        "write candidates, part 1 of 2", "write candidates, part 2 of 2"
+    ]  # fmt: skip
+    assert all(run.state_name == "Completed" for run in runs)
+    assert expanded(store, PLACED) == placed
+    assert len(stage_runs(placed.key)) == 2
+
+    shutil.rmtree(store.root + f"/artifacts/{placed.key}")
+    shutil.rmtree(store.root + f"/artifacts/{store.keys('expand_shard')[0]}")
+    assert expanded(store, PLACED) == placed  # in new runs: the old ones are over
+    assert [run.idempotency_key.rpartition("/")[2] for run in stage_runs(placed.key)] == list(
+        "0011"
+    )
+
+
+def test_two_parents_share_a_run_and_a_killed_process_costs_its_unfinished_shards(
+    workers, llm_folder, tmp_path
+):
+    store = filled(tmp_path / "store", llm_folder, 100)
+    made: list[Artifact] = []
+    parents = [
+        threading.Thread(target=lambda: made.append(expanded(store, PLACED, 128))) for _ in range(2)
+    ]
+    for parent in parents:
+        parent.start()
+    deadline = time.monotonic() + 200
+    while len(before := finished_shards(store)) < 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process = psutil.Process(workers[0].pid).children()[0]
+    os.killpg(process.pid, signal.SIGKILL)
+    for parent in parents:
+        parent.join(300)
+    assert len(made) == 2
+    assert made[0] == made[1]
+    after = finished_shards(store)
+    assert set(after) == {part.key for part in store.parts(made[0])}
+    assert {key: after[key] for key in before} == before
+    states = [run.state_name for run in stage_runs(made[0].key)]
+    assert sorted(states) == ["Completed", "Completed", "Crashed"]
+
+
+def finished_shards(store: Store) -> dict[str, int]:
+    paths = Path(store.root).glob(f"artifacts/expand_shard-*/{MANIFEST}")
+    return {path.parent.name: path.stat().st_mtime_ns for path in paths}
+
+
+def test_wrong_input_is_reported_and_not_tried_again(workers, llm_folder, tmp_path):
+    store = filled(tmp_path / "store", llm_folder, 4)
+    expanding = options(4).expand.model_copy(update={"max_prompt_tokens": 9_000})
+    too_long = options(4).model_copy(update={"expand": expanding})
+    with pytest.raises(DataError, match="exceeds the model's context of 512 tokens") as error:
+        expand(too_long, "tiny_llm-1", "prepare-1/queries.parquet", "candidates", PLACED, store.url)
+    runs = [run for run in stage_runs("expand-") if run.state_name == "BadInput"]
+    assert [run.state.message for run in runs if run.state] == [str(error.value)]
