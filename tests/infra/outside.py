@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ INFRA = Path(__file__).parents[2] / "infra"
 
 
 def program(name: str) -> str:
-    """Return the path of a program, or skip the test."""
-    path = shutil.which(name) or shutil.which(name, path="/usr/sbin")
+    """Return the path of a program, also if only Python's environment or root has it, or skip."""
+    beside = f"{Path(sys.executable).parent}:/usr/sbin"
+    path = shutil.which(name) or shutil.which(name, path=beside)
     if path is None:
         pytest.skip(f"{name} is not installed")
     return path
