@@ -13,7 +13,10 @@ import logging
 import os
 import shutil
 import struct
+import threading
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,14 +40,22 @@ class ReadCache:
         """Keep an artifact's folder from removal until `release` or the end of this process."""
         folder = self.folder / key
         self.folder.mkdir(parents=True, exist_ok=True)
-        _lock(_file_of_uses(self.folder), key, fcntl.F_RDLCK, wait=True)
+        uses = _uses_of(self.folder)
+        with uses.guard:
+            uses.counts[key] += 1
+            _lock(uses.file, key, fcntl.F_RDLCK, wait=True)
         folder.mkdir(exist_ok=True)
         os.utime(folder)
         return folder
 
     def release(self, key: str) -> None:
-        """Allow the removal of an artifact's folder again."""
-        _lock(_file_of_uses(self.folder), key, fcntl.F_UNLCK)
+        """Take back one `use` of an artifact's folder."""
+        uses = _uses_of(self.folder)
+        with uses.guard:
+            uses.counts[key] -= 1
+            if uses.counts[key] <= 0:
+                del uses.counts[key]
+                _lock(uses.file, key, fcntl.F_UNLCK)
 
     def make_room(self, size: int) -> None:
         """Remove the least recently used artifacts so that this many bytes can come."""
@@ -53,10 +64,13 @@ class ReadCache:
         self._room -= size
         if self._room >= 0:
             return
-        folders = [path for path in self.folder.iterdir() if path.is_dir()]
-        used = sorted((path.stat().st_mtime, path.name, size_of(path)) for path in folders)
+        used = []
+        for path in self.folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # another process makes room as well
+                if path.is_dir():
+                    used.append((path.stat().st_mtime, path.name, size_of(path)))
         total = sum(bytes_ for _, _, bytes_ in used) + size
-        for _, key, bytes_ in used:
+        for _, key, bytes_ in sorted(used):
             if total > self.limit and self.remove(key):
                 total -= bytes_
         if total > self.limit:
@@ -76,12 +90,20 @@ class ReadCache:
             return True
 
 
+@dataclass
+class _Uses:
+    """What this process reads; the file stays open, or its locks would be lost."""
+
+    file: BinaryIO
+    counts: Counter[str] = field(default_factory=Counter)
+    guard: threading.Lock = field(default_factory=threading.Lock)
+
+
 @functools.cache
-def _file_of_uses(folder: Path) -> BinaryIO:
-    """Open the file whose bytes are locked; it stays open, or the locks would be lost."""
+def _uses_of(folder: Path) -> _Uses:
     path = folder / "in-use"
     path.touch()
-    return path.open("r+b")
+    return _Uses(path.open("r+b"))
 
 
 def _lock(file: BinaryIO, key: str, kind: int, wait: bool = False) -> bool:

@@ -47,6 +47,8 @@ def collect_garbage(
     total = sum(each.size for each in found)
     listed = ", ".join(f"{count} x {kind}" for kind, count in kinds.items()) or "nothing"
     verb = "removed" if delete else "would go"
-    out.print(f"{verb}: {listed}; {total / 1e6:,.1f} MB in {store.url}", highlight=False)
+    out.print(
+        f"{verb}: {listed}; {total / 1e6:,.1f} MB in {store.url}", highlight=False, soft_wrap=True
+    )
     if found and not delete:
         out.print("This was a dry run; `--delete` removes it.")

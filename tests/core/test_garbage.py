@@ -9,11 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from store_world import KEY, put
+from typer.testing import CliRunner
 
 from expandr_core.artifacts import Artifact
 from expandr_core.errors import DataError
 from expandr_core.garbage import find_garbage, remove_garbage
 from expandr_core.store import Store
+from flows.cli import app
 
 DAY = timedelta(days=1)
 
@@ -179,3 +181,17 @@ def test_every_step_of_a_kept_run_is_whole_afterwards(tmp_path_factory, data, ke
         manifest = store.manifest(each.key)
         assert store.verify(each.key).digest == each.digest
         needed += [Artifact(**input_) for input_ in manifest["inputs"].values()]
+
+
+def test_the_command_line_lists_and_removes_only_when_told(store):
+    three_runs(store)
+    command = ["gc", "--keep-runs", "1", "--older-than", "0d", "--store", store.url]
+    listed = CliRunner().invoke(app, command)
+    assert listed.exit_code == 0 and "dpo-unrecorded" in listed.output
+    assert "would go: 2 x run, 9 x artifact" in listed.output
+    assert len(store.keys()) == 14
+    removed = CliRunner().invoke(app, [*command, "--delete"])
+    assert "removed: 2 x run, 9 x artifact" in removed.output
+    assert len(store.keys()) == 5
+    wrong = CliRunner().invoke(app, [*command, "--older-than", "3 days"])
+    assert wrong.exit_code == 2 and "'3 days' is no age" in wrong.output
