@@ -17,14 +17,14 @@ from swift.common.wsgi import make_subrequest
 _refuse_conditions = s3request.S3Request._validate_headers
 
 
-def _validate_headers(request: s3request.S3Request) -> None:
+def _validate_headers(self: s3request.S3Request) -> None:
     """Check a request's headers as Swift does, but do not refuse `If-Match`."""
-    condition = request.environ.pop("HTTP_IF_MATCH", None)
+    condition = self.environ.pop("HTTP_IF_MATCH", None)
     try:
-        _refuse_conditions(request)
+        _refuse_conditions(self)
     finally:
         if condition is not None:
-            request.environ["HTTP_IF_MATCH"] = condition
+            self.environ["HTTP_IF_MATCH"] = condition
 
 
 s3request.S3Request._validate_headers = _validate_headers

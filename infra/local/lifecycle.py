@@ -300,9 +300,11 @@ def _drain(cluster: Cluster, say: Say, patience: float) -> None:
 
 def _working(cluster: Cluster) -> Iterator[str]:
     for run in _unfinished(cluster):
-        waiting = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED", "PAUSED"]}}}}
-        waiting["flow_runs"]["parent_flow_run_id"] = {"any_": [run["id"]]}
-        if not api(cluster, "POST", "/flow_runs/count", waiting):
+        children = {
+            "state": {"type": {"any_": ["SCHEDULED", "PAUSED"]}},
+            "parent_flow_run_id": {"any_": [run["id"]]},
+        }
+        if not api(cluster, "POST", "/flow_runs/count", {"flow_runs": children}):
             yield run["name"]
 
 

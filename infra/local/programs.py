@@ -167,7 +167,14 @@ def _swift(cluster: Cluster, module: str, kind: str) -> Program:
 def write_configuration(cluster: Cluster) -> None:
     """Write every configuration file; those with a secret in them are readable by their owner only."""
     folder = cluster.folder
-    for name in ("logs", "run", "redis", "swift", "s3/disk"):
+    homes = [
+        "api",
+        "services",
+        "migration",
+        "client",
+        *(f"workers/{name}" for name in workers(cluster)),
+    ]
+    for name in ("logs", "run", "redis", "swift", "s3/disk", *homes):
         (folder / name).mkdir(parents=True, exist_ok=True)
     values = {
         **{name: str(port) for name, port in cluster.ports.items()},
