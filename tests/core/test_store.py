@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -120,6 +121,17 @@ def test_an_artifact_made_again_replaces_the_former(store, text):
     assert store.lookup(KEY, datetime(2026, 1, 2, tzinfo=UTC)) == made
     assert (store.local(made) / "a").read_text() == text
     assert os.listdir(Path(store.root, "artifacts")) == [KEY]
+
+
+def test_the_scratch_folder_may_be_on_another_disk(tmp_path):
+    shared_memory = Path("/dev/shm")
+    if not shared_memory.is_dir() or shared_memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is one disk only")
+    with tempfile.TemporaryDirectory(dir=shared_memory) as scratch:
+        store = Store(str(tmp_path / "store"), scratch)
+        made = put(store, KEY, {"a": "1"})
+        assert store.lookup(KEY) == made
+        assert os.listdir(Path(store.root, "artifacts")) == [KEY]
 
 
 def test_equal_content_has_equal_digests_under_another_key(store):

@@ -1,10 +1,15 @@
 """The store on S3, through real HTTP on the loopback: what is found, and what changes are noticed."""
 
 import logging
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from store_world import KEY, put, with_parts
 
+from expandr_core.artifacts import Artifact
 from expandr_core.errors import DataError
 from expandr_core.store import MANIFEST, DamagedArtifact, Store
 
@@ -101,3 +106,76 @@ def test_an_unreachable_server_is_an_error_and_never_a_missing_artifact(
         with pytest.raises(OSError, match="S3 has failed for") as error:
             use()
         assert not isinstance(error.value, FileNotFoundError)  # so it is retried
+
+
+def test_equal_bytes_made_again_are_not_sent_again(remote, s3):
+    enabled = {"Status": "Enabled"}
+    s3.client.put_bucket_versioning(Bucket="bucket", VersioningConfiguration=enabled)
+    put(remote, KEY, {"a": "1"}, created="2026-01-01T00:00:00+00:00")
+    made = put(remote, KEY, {"a": "1"}, created="2026-01-02T00:00:00+00:00")
+    assert remote.manifest(KEY)["created"].startswith("2026-01-02")
+    assert remote.lookup(KEY) == made
+    versions = s3.client.list_object_versions(Bucket="bucket")["Versions"]
+    assert len([each for each in versions if each["Key"].endswith("/a")]) == 1
+    assert len([each for each in versions if each["Key"].endswith(MANIFEST)]) == 2
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from expandr_core.store import Store
+store = Store(sys.argv[1], sys.argv[2])
+folder = Path(sys.argv[2], "out")
+folder.mkdir()
+(folder / "a").write_text("other")
+(folder / "b").write_text("other")
+store.filesystem.pipe_file = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+store.commit("expand-1", folder, [], {"counts": {}})
+"""
+
+
+@pytest.mark.parametrize("text", ["1", "other"], ids=["other bytes", "equal bytes"])
+def test_until_an_artifact_is_made_again_the_former_is_whole(remote, tmp_path, text):
+    former = put(remote, KEY, {"a": text, "b": text})
+    command = [sys.executable, "-c", KILLED, remote.url, str(tmp_path / "another machine")]
+    assert subprocess.run(command).returncode == -signal.SIGKILL
+    assert remote.lookup(KEY) == former
+    assert (remote.local(former) / "a").read_text() == text
+
+
+def test_what_two_machines_make_at_once_is_whole_and_of_one_of_them(remote, tmp_path):
+    machines = [Store(remote.url, tmp_path / name) for name in "01"]
+
+    def make(number: int) -> Artifact:
+        return put(machines[number], KEY, {name: f"{number}" * 50 for name in "abcdef"})
+
+    for _ in range(5):
+        with ThreadPoolExecutor(2) as pool:
+            made = list(pool.map(make, (0, 1)))
+        found = remote.lookup(KEY)
+        assert found in made
+        assert len({path.read_text() for path in remote.local(found).iterdir()}) == 1
+        remote.remove(KEY)
+
+
+def test_a_large_file_travels_in_parts(remote, tmp_path, monkeypatch, s3):
+    monkeypatch.setattr("expandr_core.s3._PART", 5 << 20)
+    content = "expand " * (3 << 20)  # 21 MiB
+    made = put(remote, KEY, {"large": content})
+    assert s3.client.head_object(**s3_name(s3, KEY, "large"))["ETag"].endswith('-5"')
+    assert (remote.local(made) / "large").read_text() == content
+
+
+def test_all_damaged_parts_of_many_are_found_at_once(remote, s3):
+    parts = [put(remote, f"expand_shard-{n:02}", {"rows": f"{n}"}) for n in range(40)]
+    made = put(remote, KEY, {"whole": "w"}, parts)
+    assert remote.verify(KEY) == made
+    for key in ("expand_shard-07", "expand_shard-31"):
+        s3.client.put_object(**s3_name(s3, key, "rows"), Body=b"x")
+    assert remote.lookup(KEY) is None
+    assert len(remote.keys("expand_shard")) == 38
+
+
+def test_a_store_is_a_folder_or_on_s3(tmp_path):
+    with pytest.raises(DataError, match="a store is a folder or s3"):
+        Store("memory://bucket", tmp_path)
