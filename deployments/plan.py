@@ -28,7 +28,7 @@ POOLS = {
     "gpu-train": "DPO and retriever training; one worker per GPU or set of GPUs, with --limit 1.",
 }
 SPREAD = Placement(
-    data="here", generate="gpu-infer", embed="gpu-infer", measure="gpu-infer", train="gpu-train"
+    data="here", generate="gpu-infer", embed="gpu-infer", measure="here", train="gpu-train"
 )
 
 

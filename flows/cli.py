@@ -84,6 +84,23 @@ def demo(store: StoreOption = "store", seed: SeedOption = None, changes: SetOpti
 
 
 @app.command()
+def resume(
+    run_name: Annotated[str, typer.Argument(help="Name or id of the run in Prefect.")] = "latest",
+) -> None:
+    """Go on with a run of the joint loop that failed, crashed, or was killed or cancelled.
+
+    A run of a deployment goes on where its workers are; one started in a terminal goes on here.
+    """
+    from flows.resume import resume as resume_run
+    from flows.show import print_summary
+
+    with _complaints():
+        summary = resume_run(out, run_name)
+    if summary:
+        print_summary(out, summary)
+
+
+@app.command()
 def show(
     what: Annotated[
         str,

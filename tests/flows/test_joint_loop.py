@@ -194,8 +194,8 @@ def test_a_damaged_artifact_alone_is_made_again_to_the_same_bytes(first, store, 
 # Kills and errors
 
 
-def run_as_a_program(store: Path, home: Path) -> subprocess.Popen:
-    """Start the loop as a program with a Prefect of its own, in a process group of its own."""
+def run_as_a_program(home: Path, *command: str) -> subprocess.Popen:
+    """Start Python with a Prefect of its own, in a process group of its own."""
     environment = {name: value for name, value in os.environ.items() if "PREFECT" not in name}
     environment |= {
         "PREFECT_HOME": str(home),
@@ -204,7 +204,7 @@ def run_as_a_program(store: Path, home: Path) -> subprocess.Popen:
     }
     with (home.parent / "output").open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, tiny_loop.__file__, str(store), str(home.parent / "summary.json")],
+            [sys.executable, *command],
             cwd=ROOT,
             env=environment,
             start_new_session=True,
@@ -245,7 +245,7 @@ def test_a_killed_loop_goes_on_where_it_was_and_ends_in_the_same_bytes(first, st
     key = first.artifact(title).key
     shutil.rmtree(store / "artifacts" / key)
     before = manifests(store)
-    program = run_as_a_program(store, home)
+    program = run_as_a_program(home, tiny_loop.__file__, str(store))
     checkpoints = store / ".scratch" / "work" / key / "checkpoints"
     deadline = time.monotonic() + 300
     while not list(checkpoints.glob("checkpoint-*/trainer_state.json")):
@@ -257,8 +257,8 @@ def test_a_killed_loop_goes_on_where_it_was_and_ends_in_the_same_bytes(first, st
     assert not (store / "artifacts" / key).exists()
     assert list(checkpoints.iterdir())
 
-    assert run_as_a_program(store, home).wait(400) == 0
-    summary = Summary(**json.loads((home.parent / "summary.json").read_text()))
+    assert run_as_a_program(home, "-m", "flows.cli", "resume").wait(400) == 0
+    summary = Summary(**Store(str(store)).records()[-1])
     assert {title: artifact.digest for title, artifact in summary.steps} == first.digests
     after = manifests(store)
     assert after.pop(key)
