@@ -185,7 +185,8 @@ class SamplingOptions(Options):
     """How texts are sampled from the language model."""
 
     samples: Positive = Field(
-        default=1, description="Texts per query, spread evenly over the temperatures."
+        default=1,
+        description="Texts per query, a multiple of the number of temperatures, which share them.",
     )
     sampling_temperatures: tuple[float, ...] = Field(
         default=(1.0,), min_length=1, description="0 is greedy; higher is more varied."
