@@ -5,7 +5,7 @@ returned in Prefect's state `Cached`, and the stage does not run. Prefect's own 
 would take an unreachable store for a miss, and a deleted artifact for a hit.
 
 Two settings belong to a machine and not to a run, and come from its environment: EXPANDR_SCRATCH, the
-local folder for unfinished work and downloads, and EXPANDR_CACHE_GB, the limit of the downloads.
+local folder for unfinished work and downloads, and EXPANDR_CACHE_GB, which the downloads may take.
 """
 
 import os
@@ -65,8 +65,13 @@ def make_artifact(title: str, spec: StageSpec, store_url: str, placement: Placem
 
 
 def open_store(url: str) -> Store:
-    """Open a store with this machine's scratch folder."""
-    return Store(url, os.environ.get("EXPANDR_SCRATCH"))
+    """Open a store with this machine's scratch folder and limit of downloads."""
+    limit = os.environ.get("EXPANDR_CACHE_GB", "")
+    try:
+        cache_bytes = int(float(limit) * 1e9) if limit else None
+    except ValueError as error:
+        raise DataError(f"EXPANDR_CACHE_GB={limit}: say a number of gigabytes") from error
+    return Store(url, os.environ.get("EXPANDR_SCRATCH"), cache_bytes)
 
 
 class Workspace(BaseModel):

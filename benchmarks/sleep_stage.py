@@ -1,0 +1,37 @@
+"""A stage of shards that only sleep: what is left is what handing them out costs (see fan_out.py)."""
+
+import time
+from pathlib import Path
+
+from expandr_core.options import Options
+from expandr_core.stage import Job, run_shard
+
+VERSION = 1
+ROLE = "generate"
+ISOLATION = "never"
+
+
+class OPTIONS(Options):
+    """How many shards, and how long each takes."""
+
+    shards: int
+    seconds: float
+
+
+def shards(job: Job) -> int:
+    """Return the number of shards."""
+    return job.options.shards
+
+
+def run(job: Job) -> None:
+    """Make each shard that is not there yet."""
+    for number in range(job.options.shards):
+        if job.takes(number):
+
+            def write(out: Path, number: int = number) -> dict[str, float]:
+                time.sleep(job.options.seconds)
+                (out / "number").write_text(str(number))
+                return {"shards": 1}
+
+            run_shard(job, {"number": str(number)}, write)
+        job.progress(number + 1, job.options.shards, "shards")
