@@ -65,15 +65,23 @@ def naming_a_full_disk(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def move(folder: Path, target: Path) -> None:
-    """Rename a folder; copy it if the target is on another disk."""
+def replace_folder(folder: Path, target: Path) -> None:
+    """Move a folder to its place, at once or not at all; what is there goes."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
-        folder.rename(target)
+        folder.rename(beside)
     except OSError as error:
-        if error.errno != errno.EXDEV:
+        if error.errno != errno.EXDEV:  # another disk
             raise
-        shutil.copytree(folder, target)
+        with naming_a_full_disk(target.parent):
+            shutil.copytree(folder, beside)
         shutil.rmtree(folder)
+    former = beside.with_name(f"{beside.name}.former")
+    with contextlib.suppress(FileNotFoundError):
+        target.rename(former)
+    beside.rename(target)
+    shutil.rmtree(former, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -91,7 +91,7 @@ class Leases:
         """Return the ETag and the holder of a lease; ("", {}) if there is none."""
         try:
             etag = self._filesystem.info(path)["ETag"]
-            content = json.loads(self._filesystem.cat_file(path, max_concurrency=1))
+            content = json.loads(self._filesystem.cat_file(path))
         except FileNotFoundError:
             return "", {}
         return etag, {name: content.get(name) for name in self._holder}

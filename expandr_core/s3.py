@@ -50,6 +50,7 @@ class S3(S3FileSystem):
         return await _patiently(super()._call_s3, *arguments, **named)
 
     async def _cat_file(self, *arguments: Any, **named: Any) -> Any:
+        named["max_concurrency"] = 1  # more would ask for the size first, and here all is small
         return await _patiently(super()._cat_file, *arguments, **named)
 
     async def _get_file(self, *arguments: Any, **named: Any) -> Any:
@@ -121,11 +122,12 @@ def upload(filesystem: AbstractFileSystem, source: Path, target: str) -> str:
     """
     size = source.stat().st_size
     part = max(_PART, math.ceil(size / _MOST_PARTS))
+    put: Any = filesystem.put_file
     options = {"chunksize": part, "max_concurrency": _PARTS_AT_ONCE}
     try:
-        filesystem.put_file(str(source), target, **options)
+        put(str(source), target, **options)
     except FileNotFoundError:  # an answer was lost: when asked again, the upload was complete
-        filesystem.put_file(str(source), target, **options)
+        put(str(source), target, **options)
     info = filesystem.info(target)
     if info["size"] != size:
         raise OSError(f"{target}: {info['size']} of {size} bytes arrived")
@@ -139,5 +141,5 @@ def download(filesystem: AbstractFileSystem, source: str, target: Path) -> None:
         FileNotFoundError: if it is not there.
         OSError: if it could not be fetched whole.
     """
-    options = {"chunksize": _PART, "max_concurrency": _PARTS_AT_ONCE}
-    filesystem.get_file(source, str(target), **options)
+    get: Any = filesystem.get_file
+    get(source, str(target), chunksize=_PART, max_concurrency=_PARTS_AT_ONCE)

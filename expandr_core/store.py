@@ -15,7 +15,6 @@ commit. Only "no such file" means "not there"; every other failure of the storag
 import contextlib
 import logging
 import shutil
-import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -29,10 +28,10 @@ from expandr_core.errors import DataError
 from expandr_core.filesystems import (
     flock,
     kind_of,
-    move,
     naming_a_full_disk,
     open_filesystem,
     partial_file,
+    replace_folder,
 )
 from expandr_core.manifests import (
     MANIFEST,
@@ -195,13 +194,16 @@ class Store:
             "parts": [part.model_dump() for part in parts],
             **manifest,
         }
-        if self.is_local:
-            (folder / MANIFEST).write_text(sealed(manifest))
-            self._place(key, digest, folder)
+        content = sealed(manifest)
+        if not self.is_local:
+            self.filesystem.pipe_file(self._at("artifacts", key, MANIFEST), content.encode())
+        elif self._whole(key, digest):  # its files stay: somebody may read them
+            with partial_file(Path(self._at("artifacts", key, MANIFEST))) as partial:
+                partial.write_text(content)
+            shutil.rmtree(folder)
         else:
-            self.filesystem.pipe_file(
-                self._at("artifacts", key, MANIFEST), sealed(manifest).encode()
-            )
+            (folder / MANIFEST).write_text(content)
+            replace_folder(folder, Path(self._at("artifacts", key)))
         return reference(manifest)
 
     def _whole(self, key: str, digest: str) -> dict[str, Any] | None:
@@ -212,23 +214,6 @@ class Store:
         except (FileNotFoundError, DamagedArtifact):
             return None
         return manifest if manifest["digest"] == digest else None
-
-    def _place(self, key: str, digest: str, folder: Path) -> None:
-        """Move a finished folder into a local store; equal files that are there stay there."""
-        target = Path(self._at("artifacts", key))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target.with_name(f".{key}.{uuid.uuid4().hex}")
-        with naming_a_full_disk(target.parent):
-            move(folder, beside)
-        if self._whole(key, digest):
-            (beside / MANIFEST).replace(target / MANIFEST)
-            shutil.rmtree(beside)
-            return
-        former = beside.with_name(f"{beside.name}.former")
-        with contextlib.suppress(FileNotFoundError):
-            target.rename(former)
-        beside.rename(target)
-        shutil.rmtree(former, ignore_errors=True)
 
     def _upload(self, key: str, digest: str, folder: Path, files: list[dict[str, Any]]) -> None:
         """Upload what is not there, and note every ETag."""

@@ -5,6 +5,7 @@ import urllib.request
 from collections.abc import Iterator
 
 import pytest
+from shaky_proxy import ShakyProxy
 
 from expandr_core.store import Store
 
@@ -42,6 +43,16 @@ def s3(monkeypatch) -> Iterator:
     yield server
     server.stop()
     S3.clear_instance_cache()
+
+
+@pytest.fixture
+def proxy(s3, monkeypatch) -> Iterator[ShakyProxy]:
+    """A proxy before that server, which stores opened from now on use."""
+    host, port = s3.get_host_and_port()
+    proxy = ShakyProxy(f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    yield proxy
+    proxy.close()
 
 
 @pytest.fixture

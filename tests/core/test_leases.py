@@ -13,7 +13,6 @@ import pytest
 from store_world import KEY
 
 from expandr_core import leases
-from expandr_core import s3 as s3_module
 from expandr_core.store import Store
 
 URL = "s3://bucket/some/prefix"
@@ -23,7 +22,7 @@ LEASE = {"Bucket": "bucket", "Key": f"some/prefix/locks/{KEY}"}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     for name, seconds in (
-        ("REFRESH", 0.3), ("STALE", 1.5), ("FIRST_POLL", 0.05), ("LONGEST_POLL", 0.1)
+        ("REFRESH", 0.3), ("STALE", 3), ("FIRST_POLL", 0.05), ("LONGEST_POLL", 0.1)
     ):  # fmt: skip
         monkeypatch.setattr(leases, name, seconds)
 
@@ -79,7 +78,7 @@ def test_another_machine_waits_as_long_as_the_holder_lives_and_follows_when_it_i
 
         thread = threading.Thread(target=take)
         thread.start()
-        assert not taken.wait(2 * leases.STALE)
+        assert not taken.wait(1.5 * leases.STALE)
         process.send_signal(signal.SIGKILL)
         assert taken.wait(20)
         thread.join()
@@ -128,18 +127,10 @@ def test_a_holder_whose_lease_was_taken_goes_on_and_leaves_it_alone(client, tmp_
     assert names(client) == [LEASE["Key"]]
 
 
-def test_an_outage_neither_ends_the_work_nor_counts_against_the_holder(
-    client, s3, tmp_path, monkeypatch, caplog
-):
-    from shaky_proxy import ShakyProxy
-
-    host, port = s3.get_host_and_port()
-    proxy = ShakyProxy(f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    monkeypatch.setattr(s3_module, "PATIENCE", 0.2)
-    s3_module.S3.clear_instance_cache()
-    holding, taken = machine(tmp_path, "a"), threading.Event()
-    waiting = machine(tmp_path, "b")
+def test_an_outage_does_not_count_against_the_holder(proxy, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("expandr_core.s3._LONGEST_PAUSE", 0.2)
+    holding, waiting = machine(tmp_path, "a"), machine(tmp_path, "b")
+    taken = threading.Event()
 
     def take() -> None:
         with waiting.lock(KEY):
@@ -148,11 +139,23 @@ def test_an_outage_neither_ends_the_work_nor_counts_against_the_holder(
     with holding.lock(KEY):
         thread = threading.Thread(target=take)
         thread.start()
-        time.sleep(0.3)
-        monkeypatch.setattr(s3_module, "PATIENCE", 10)
-        with proxy.failing("503", 2 * leases.STALE):
-            assert not taken.wait(4 * leases.STALE)
+        time.sleep(0.5)
+        with proxy.failing("503", 1.5 * leases.STALE):
+            assert not taken.wait(2.5 * leases.STALE)
     assert taken.wait(20)
     thread.join()
-    proxy.close()
     assert "no sign of life" not in caplog.text
+
+
+def test_an_outage_ends_no_work(proxy, client, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("expandr_core.s3.PATIENCE", 0.1)
+    with machine(tmp_path, "a").lock(KEY):
+        with proxy.failing("503"):
+            time.sleep(4 * leases.REFRESH)
+        assert "could not be renewed" in caplog.text
+        sign = client.head_object(**LEASE)["ETag"]
+        time.sleep(4 * leases.REFRESH)
+        assert client.head_object(**LEASE)["ETag"] != sign
+        proxy.fault = "503"
+    proxy.fault = ""
+    assert "left to run out" in caplog.text

@@ -18,16 +18,11 @@ LOST = [kind for kind in KINDS if kind != "cut short"]  # no request succeeds
 
 
 @pytest.fixture
-def proxy(s3, monkeypatch) -> Iterator[ShakyProxy]:
-    host, port = s3.get_host_and_port()
-    proxy = ShakyProxy(f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+def proxy(proxy, monkeypatch) -> ShakyProxy:
     monkeypatch.setattr(s3_module, "SILENCE", 0.3)
     monkeypatch.setattr(s3_module, "PATIENCE", 20)
     monkeypatch.setattr(s3_module, "_LONGEST_PAUSE", 0.2)
-    S3.clear_instance_cache()
-    yield proxy
-    proxy.close()
+    return proxy
 
 
 @pytest.fixture
