@@ -22,6 +22,7 @@ from deployments.plan import STAGES, TAG, PoolType
 from flows.joint_loop import joint_loop
 
 PREFIX = "expandr: "  # how the names of our automations begin; the others belong to people
+NOTIFICATION = PREFIX + "a failure is reported"
 NOTIFICATION_BLOCK = "expandr-failures"
 STUCK_AFTER = {  # a container may have to wait for its image, or for a machine
     "process": timedelta(minutes=5),
@@ -97,7 +98,7 @@ def _ended(name: str, about: str, after: set[str], within: timedelta) -> Automat
 
 def _notification(block: BlockDocument) -> AutomationCore:
     return AutomationCore(
-        name=PREFIX + "a failure is reported",
+        name=NOTIFICATION,
         description=f"Sent through the notification block {NOTIFICATION_BLOCK!r}.",
         tags=[TAG],
         trigger=EventTrigger(
@@ -173,15 +174,16 @@ def apply_automations(
             client.update_automation(found.id, wanted.model_copy(update={"enabled": found.enabled}))
         kept = [] if found.enabled else ["disabled"]
         changes.append(Change("automation", name, *result_of(updated, kept)))
+    why = (
+        f"no notification block {NOTIFICATION_BLOCK!r}: create one in the UI (Blocks), or set "
+        "EXPANDR_NOTIFY_URL to a webhook's URL, and deploy again"
+    )
+    if not block and NOTIFICATION not in there:
+        changes.append(Change("automation", NOTIFICATION.removeprefix(PREFIX), "skipped", why))
     for name, found in there.items():
         client.delete_automation(found.id)
-        changes.append(Change("automation", name.removeprefix(PREFIX), "removed"))
-    if not block:
-        why = (
-            f"no notification block {NOTIFICATION_BLOCK!r}: create one in the UI (Blocks), or set "
-            "EXPANDR_NOTIFY_URL to a webhook's URL, and deploy again"
-        )
-        changes.append(Change("automation", "a failure is reported", "skipped", why))
+        detail = why if name == NOTIFICATION else ""
+        changes.append(Change("automation", name.removeprefix(PREFIX), "removed", detail))
     return changes
 
 

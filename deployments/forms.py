@@ -4,6 +4,7 @@ The UI shows titles, descriptions, defaults, choices and the reading order, and 
 not say them: so the descriptions do.
 """
 
+import functools
 from typing import Any
 
 from prefect import Flow
@@ -19,6 +20,7 @@ BOUNDS = {
 }
 
 
+@functools.cache  # several deployments share a flow
 def form(flow: Flow[..., Any]) -> dict[str, Any]:
     """Return the parameter schema of a flow, with bounds told in the descriptions."""
     schema = parameter_schema(flow).model_dump(exclude_unset=True)
