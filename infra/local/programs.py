@@ -249,5 +249,11 @@ def _write_supervisor(cluster: Cluster) -> None:
         if program.user:
             section["user"] = program.user
         config[f"program:{name}"] = section
+    config["eventlistener:after-redis"] = {
+        "command": shlex.join(["/usr/bin/env", *forget, *_python("infra.local.after_redis")]),
+        "environment": f'PYTHONPATH="{REPOSITORY}"',
+        "events": "PROCESS_STATE_RUNNING",
+        "stderr_logfile": f"{cluster.folder}/logs/after-redis.log",
+    }
     with (cluster.folder / "supervisord.conf").open("w") as file:
         config.write(file)

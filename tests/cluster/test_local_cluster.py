@@ -1,0 +1,129 @@
+"""A whole cluster on this machine: access, conditional writes, restarts, the demo, and secrets."""
+
+import base64
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import boto3
+import httpx
+import prefect.settings
+import pytest
+from botocore.exceptions import ClientError
+
+from infra.local import lifecycle, programs
+from infra.local.cluster import Cluster
+
+ROOT = Path(__file__).parents[2]
+WITH_SECRETS = ("secrets.env", "swift/proxy-server.conf", "swift/swift.conf")
+
+
+@pytest.fixture
+def s3(cluster):
+    settings = cluster.client_environment()
+    return boto3.client(
+        "s3",
+        endpoint_url=settings["AWS_ENDPOINT_URL"],
+        aws_access_key_id=settings["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=settings["AWS_SECRET_ACCESS_KEY"],
+        region_name=settings["AWS_DEFAULT_REGION"],
+    )
+
+
+def was_written(s3, **arguments) -> bool:
+    try:
+        s3.put_object(Bucket="expandr", **arguments)
+    except ClientError as error:
+        assert error.response["ResponseMetadata"]["HTTPStatusCode"] == 412
+        return False
+    return True
+
+
+def test_prefect_knows_every_setting(tmp_path):
+    cluster = Cluster(folder=tmp_path)
+    names = {*programs.server_environment(cluster, "api"), *cluster.client_environment()}
+    for name in names:
+        if name.startswith("PREFECT_") and not name.startswith("PREFECT_REDIS_"):
+            assert getattr(prefect.settings, name).name == name
+
+
+def test_the_api_refuses_whoever_does_not_know_the_password(cluster):
+    assert httpx.get(f"{cluster.url}/api/flows/count").status_code == 401
+    wrong = httpx.get(f"{cluster.url}/api/flows/count", auth=("expandr", "wrong"))
+    assert wrong.status_code == 401
+
+
+def test_of_writers_at_the_same_moment_one_creates_an_object(s3):
+    with ThreadPoolExecutor(8) as writers:
+        written = writers.map(
+            lambda number: was_written(s3, Key="race", Body=str(number), IfNoneMatch="*"), range(8)
+        )
+        assert sum(written) == 1
+
+
+def test_a_write_can_be_bound_to_what_it_replaces(s3):
+    etag = s3.put_object(Bucket="expandr", Key="bound", Body=b"first")["ETag"]
+    assert was_written(s3, Key="bound", Body=b"second", IfMatch=etag)
+    assert not was_written(s3, Key="bound", Body=b"third", IfMatch=etag)
+    assert s3.get_object(Bucket="expandr", Key="bound")["Body"].read() == b"second"
+
+
+@pytest.mark.parametrize(
+    "name", ["postgres", "redis", "s3", "s3-object", "api", "services", "nginx"]
+)
+def test_a_killed_service_comes_back(cluster, s3, name):
+    before = lifecycle.supervisor(cluster).getProcessInfo(name)["pid"]
+    os.kill(before, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while True:
+        process = lifecycle.supervisor(cluster).getProcessInfo(name)
+        if process["statename"] == "RUNNING" and process["pid"] != before:
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    lifecycle.up(cluster, print)
+    assert was_written(s3, Key=f"after-{name}", Body=b"")
+
+
+def test_services_are_restarted_after_redis(cluster):
+    control = lifecycle.supervisor(cluster)
+    before = control.getProcessInfo("services")["pid"]
+    os.kill(control.getProcessInfo("redis")["pid"], signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while control.getProcessInfo("services")["pid"] in (0, before):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_the_loop_started_in_the_browser_equals_the_local_one(cluster, tmp_path):
+    command = [sys.executable, "-m", "infra.local.demo", "--preset", "tiny", "--keep"]
+    command += ["--folder", str(cluster.folder), "--port", str(cluster.port)]
+    command += ["--store", str(tmp_path / "store"), "--minutes", "20"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "all equal" in done.stdout
+    pictures = {path.name for path in (cluster.folder / "screenshots").iterdir()}
+    assert pictures == {"form.png", "run.png", "report.png"}
+
+
+def test_no_secret_is_in_a_log_the_data_or_an_argument(cluster):
+    user = cluster.client_environment()["PREFECT_API_AUTH_STRING"].encode()
+    secrets = [secret.encode() for secret in cluster.secrets.values()]
+    secrets.append(base64.b64encode(user))
+    allowed = {cluster.folder / name for name in WITH_SECRETS}
+    for path in allowed:
+        assert path.stat().st_mode & 0o077 == 0
+    for path in cluster.folder.rglob("*"):
+        if path.is_file() and path not in allowed:
+            content = path.read_bytes()
+            assert not any(secret in content for secret in secrets), path
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            arguments = path.read_bytes()
+        except OSError:  # it has ended
+            continue
+        assert not any(secret in arguments for secret in secrets), arguments
