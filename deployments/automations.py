@@ -117,7 +117,7 @@ def _notification(block: BlockDocument) -> AutomationCore:
             SendNotification(
                 block_document_id=block.id,
                 subject="ExpandR: {{ flow.name }} {{ flow_run.name }} {{ flow_run.state.name }}",
-                body="{{ flow_run.state.message }}\n{{ flow_run|ui_url }}",
+                body="{{ flow_run.state.message }}\n{{ flow_run|ui_url or flow_run.id }}",
             )
         ],
     )
