@@ -16,6 +16,7 @@ from rich.console import Console
 
 from expandr_core.errors import DataError
 from expandr_core.options import JointLoopOptions
+from flows.presets import CONFIGS
 
 for _name, _value in {
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin beside another process cost ten times
@@ -30,7 +31,6 @@ for _name, _value in {
 }.items():  # before anything imports Prefect or transformers; what the user has set stays
     os.environ.setdefault(_name, _value)
 
-CONFIGS = Path(__file__).parent.parent / "configs"
 out = Console()
 app = typer.Typer(
     name="expandr",
@@ -270,7 +270,8 @@ def drain(
                 )
     named = " and ".join(pools)
     out.print(
-        f"The workers of {named} may be stopped. Afterwards: expandr drain --resume {' '.join(pools)}"
+        f"The workers of {named} may be stopped. Afterwards: expandr drain --resume {' '.join(pools)}",
+        soft_wrap=True,
     )
 
 
