@@ -4,6 +4,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -38,20 +39,13 @@ def installed() -> None:
 
 
 @pytest.fixture(scope="session")
-def cluster(installed, tmp_path_factory) -> Iterator[Cluster]:
-    """A running cluster with one worker per pool."""
-    folder = tmp_path_factory.mktemp("cluster")
-    for parent in (folder, folder.parent):  # the database's user must be able to enter
-        parent.chmod(0o711)
-    cluster = Cluster(folder=folder, port=first_of_free_ports(len(PORTS)))
-    try:
-        lifecycle.up(cluster, print)
-        yield cluster
-    finally:
-        lifecycle.down(cluster, print, now=True, patience=0)
-
-
-@pytest.fixture
-def logs(cluster) -> Path:
-    """The folder of the cluster's logs."""
-    return cluster.folder / "logs"
+def cluster(installed) -> Iterator[Cluster]:
+    """A running cluster; PostgreSQL's user could not enter the folders that pytest makes."""
+    with TemporaryDirectory(prefix="expandr-cluster-") as folder:
+        Path(folder).chmod(0o711)
+        cluster = Cluster(folder=Path(folder), port=first_of_free_ports(len(PORTS)))
+        try:
+            lifecycle.up(cluster, print)
+            yield cluster
+        finally:
+            lifecycle.down(cluster, print, now=True, patience=0)
