@@ -1,6 +1,6 @@
 """What handing out shards to the workers of a pool costs.
 
-    python benchmarks/fan_out.py [--folder F] [--port 4500] [--store S]
+    python -m benchmarks.fan_out [--folder F] [--port 4500] [--store S]
 
 Starts a cluster of infra/local with four workers on gpu-infer, and runs a stage whose shards only sleep
 (sleep_stage.py, put beside the real stages in a copy of this source tree), with a parent outside of the
@@ -56,9 +56,22 @@ def parent(store: str, shards: int, seconds: float, seed: int) -> None:
 
 def begin(store: str, shards: int, seconds: float, seed: int) -> subprocess.Popen:
     """Start a parent as a process of its own."""
-    command = [sys.executable, __file__, "--parent", store, str(shards), str(seconds), str(seed)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.fan_out",
+        "--parent",
+        store,
+        str(shards),
+        str(seconds),
+        str(seed),
+    ]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=os.environ["PYTHONPATH"].split(":")[0],
     )
 
 

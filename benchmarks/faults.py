@@ -1,6 +1,6 @@
 """Break a cluster while the joint loop runs on it, again and again; see that nothing is lost.
 
-    python benchmarks/faults.py [--faults 20] [--preset tiny] [--seed 0] [--folder F] [--port 4300]
+    python -m benchmarks.faults [--faults 20] [--preset tiny] [--seed 0] [--folder F] [--port 4300]
 
 Starts a cluster of infra/local in a folder of its own and runs the loop once undisturbed. Then one run
 after the other, each in an empty store; at a random moment of each, one fault:

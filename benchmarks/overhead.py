@@ -1,6 +1,6 @@
 """What orchestration costs: the joint loop under Prefect beside the same stages in a plain script.
 
-    python benchmarks/overhead.py [CONFIG.yaml]
+    python -m benchmarks.overhead [CONFIG.yaml]
 
 Runs `expandr run CONFIG` in an empty store, then replays its steps, stage by stage, in another empty
 store by a script that knows no Prefect: the same programs, child processes where the loop has them.
@@ -60,7 +60,7 @@ def main() -> int:
     environment = os.environ | {"PREFECT_HOME": str(folder / "prefect")}
     stores = [str(folder / "loop"), str(folder / "plain")]
     loop = ["-m", "flows.cli", "run", arguments.config, "--store", stores[0]]
-    commands = {"prefect": loop, "script": [__file__, "--replay", *stores]}
+    commands = {"prefect": loop, "script": ["-m", "benchmarks.overhead", "--replay", *stores]}
     seconds = {}
     for name, command in commands.items():
         started = time.monotonic()

@@ -1,6 +1,6 @@
 """A schedule on a cluster: the first run computes, the next find everything; one row changes.
 
-    python benchmarks/schedule.py [--folder F] [--port 4600]
+    python -m benchmarks.schedule [--folder F] [--port 4600]
 
 Starts a cluster of infra/local, makes a small collection in a folder, and gives the deployment
 joint-loop/weekly a schedule of every two minutes:

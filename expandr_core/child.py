@@ -44,6 +44,7 @@ def run_in_child(
         errors = Path(folder, "stderr")
         with errors.open("wb") as stderr:
             command = [python, "-m", "expandr_core.stage", str(path), store.url, str(store.scratch)]
+            command += [str(store.cache_bytes)] if store.cache_bytes is not None else []
             child = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True
             )

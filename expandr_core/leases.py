@@ -3,7 +3,8 @@
 A lease is a small object in the store, made only if there is none. Its holder rewrites it every few
 seconds; a waiter takes it over when it has not changed for long enough *by the waiter's own clock*, so
 no two clocks are compared, and a holder that dies hangs nobody. Time in which the store cannot be
-reached does not count against the holder.
+reached does not count against the holder. A lease from the waiter's own scratch folder is free at once:
+who waits has locked the key in that folder, so the holder is dead.
 
 A lease spares work and does not protect anything: a holder that was taken for dead goes on, and both
 commit the same artifact, which is whole either way.
@@ -18,6 +19,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from fsspec import AbstractFileSystem
@@ -33,13 +35,14 @@ FIRST_POLL, LONGEST_POLL = 1.0, 5.0  # seconds
 class Leases:
     """The leases that one process holds in a folder of the store."""
 
-    def __init__(self, filesystem: AbstractFileSystem, folder: str):
+    def __init__(self, filesystem: AbstractFileSystem, folder: str, scratch: Path):
         """Prepare; nothing is written yet."""
         self._filesystem, self._folder = filesystem, folder
         self._holder = {
             "holder": secrets.token_hex(8),
             "host": socket.gethostname(),
             "process": os.getpid(),
+            "scratch": str(scratch),
         }
         self._signs = 0
         self._held: dict[str, str] = {}  # ETag by path
@@ -74,18 +77,22 @@ class Leases:
             before = now
             if not etag:
                 taken = self._write(path, mode="create")
-            elif holder == self._holder or unchanged >= STALE:
+            elif self._is_dead(holder) or unchanged >= STALE:
                 taken = self._write(path, IfMatch=etag)
             else:
                 taken = None
             if taken:
-                if unchanged >= STALE:
+                if etag and holder != self._holder:
                     log.warning("%s: %s gave no sign of life; taking over", key, _name(holder))
                 return taken
             if poll == FIRST_POLL and etag:
                 log.info("%s is being made by %s; waiting for it", key, _name(holder))
             time.sleep(poll)
             poll = min(1.5 * poll, LONGEST_POLL)
+
+    def _is_dead(self, holder: dict) -> bool:
+        """Tell whether the holder worked in our scratch folder, whose lock we have."""
+        return all(holder.get(name) == self._holder[name] for name in ("host", "scratch"))
 
     def _read(self, path: str) -> tuple[str, dict]:
         """Return the ETag and the holder of a lease; ("", {}) if there is none."""

@@ -100,6 +100,7 @@ class Job:
         """Yield the local folder of each shard of a sharded input, one after the other."""
         for part in self.store.parts(self.spec.inputs[role]):
             yield self.store.local(part)
+            self.store.release(part)
 
 
 class _Inputs(Mapping[str, Path]):
@@ -107,9 +108,12 @@ class _Inputs(Mapping[str, Path]):
 
     def __init__(self, store: Store, artifacts: dict[str, Artifact]):
         self._store, self._artifacts = store, artifacts
+        self._paths: dict[str, Path] = {}
 
     def __getitem__(self, role: str) -> Path:
-        return self._store.local(self._artifacts[role])
+        if role not in self._paths:
+            self._paths[role] = self._store.local(self._artifacts[role])
+        return self._paths[role]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._artifacts)
@@ -149,6 +153,7 @@ def run_stage(spec: StageSpec, store: Store, progress: Progress) -> Artifact:
     with store.lock(spec.key) as work:
         found = find(spec, store)
         if found:
+            shutil.rmtree(work, ignore_errors=True)  # a kill right after the commit leaves it
             return found
         job = _job(spec, store, progress, work)
         _make_folders(job)
@@ -227,13 +232,17 @@ def run_shard(
         inputs=inputs,
         sources=sources,
     )
-    shard = find(spec, job.store) or _make_shard(job, spec, write)
+    shard = find(spec, job.store)
+    if shard:  # a kill right after a commit leaves its work
+        shutil.rmtree(job.store.scratch / "work" / spec.key, ignore_errors=True)
+    else:
+        shard = _make_shard(job, spec, write)
     job.parts.append(shard)
     return shard
 
 
 def _make_shard(job: Job, spec: StageSpec, write: Callable[[Path], dict[str, float]]) -> Artifact:
-    with job.store.lock(spec.key) as work:
+    with job.store.lock(spec.key, lease=False) as work:  # the part, or the stage, has one
         shard = find(spec, job.store)
         if not shard:
             out = work / "out"
@@ -308,7 +317,9 @@ def throttled(progress: Progress, seconds: float) -> Progress:
     return report
 
 
-def main(spec_path: str, store_url: str, scratch: str | None = None) -> int:
+def main(
+    spec_path: str, store_url: str, scratch: str | None = None, cache_bytes: str | None = None
+) -> int:
     """Run a stage program as a process of its own."""
     if sys.platform == "linux":  # die with the parent: PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -320,7 +331,8 @@ def main(spec_path: str, store_url: str, scratch: str | None = None) -> int:
     try:
         spec = StageSpec.model_validate_json(Path(spec_path).read_text())
         report = throttled(lambda *done: _say(progress=done), 0.5)
-        artifact = run_stage(spec, Store(store_url, scratch), report)
+        store = Store(store_url, scratch, int(cache_bytes) if cache_bytes else None)
+        artifact = run_stage(spec, store, report)
     except DataError as error:
         _say(bad_input=str(error))
         return BAD_INPUT

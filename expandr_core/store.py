@@ -68,6 +68,7 @@ class Store:
         self.filesystem, self.root = open_filesystem(url)
         self.is_local = isinstance(self.filesystem, LocalFileSystem)
         self.url = self.root if self.is_local else url.rstrip("/")
+        self.cache_bytes = cache_bytes
         default = Path(self.root, ".scratch") if self.is_local else Path("~/.cache/expandr")
         self.scratch = Path(scratch or default).expanduser().absolute()
         self.scratch.mkdir(parents=True, exist_ok=True)
@@ -79,7 +80,7 @@ class Store:
             raise DataError(f"{url}: no such bucket; create it, or correct the store's URL")
         from expandr_core.leases import Leases
 
-        self._leases = Leases(self.filesystem, self._at("locks"))
+        self._leases = Leases(self.filesystem, self._at("locks"), self.scratch)
         self.cache = ReadCache(self.scratch / "cache", cache_bytes)
 
     def _at(self, *parts: str) -> str:
@@ -282,15 +283,19 @@ class Store:
             self.filesystem.rm(folder, recursive=True)
 
     @contextlib.contextmanager
-    def lock(self, key: str) -> Iterator[Path]:
+    def lock(self, key: str, lease: bool = True) -> Iterator[Path]:
         """Hold the key, among all machines; yield the local folder for its unfinished work.
 
         The operating system frees the lock when its holder dies, and on S3 a lease runs out, so a
         kill never blocks anyone.
+
+        Args:
+            key: what to hold.
+            lease: without one, only processes with this scratch folder are kept out.
         """
         with contextlib.ExitStack() as held:
             held.enter_context(flock(self.scratch / "locks" / key))
-            if not self.is_local:
+            if lease and not self.is_local:
                 held.enter_context(self._leases.hold(key))
             work = self.scratch / "work" / key
             work.mkdir(parents=True, exist_ok=True)

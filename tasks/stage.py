@@ -54,10 +54,12 @@ def make_artifact(title: str, spec: StageSpec, store_url: str, placement: Placem
         place = placement.of(spec.stage)
         if place != "here":
             cut = run_on_pool(title, spec, store, place, placement.runs_at_once)
-            found = find(spec, store)
-            if not (found or cut):
+            if cut:  # its shards are there; they are only put together
+                return run_stage(spec, store, lambda done, total, unit: None)
+            found = store.lookup(spec.key)
+            if not found:
                 raise RuntimeError(f"{spec.key} was made on pool {place} and is not in {store.url}")
-            return found or run_stage(spec, store, lambda done, total, unit: None)
+            return found
         with progress(title) as report:
             if needs_child(spec):
                 return run_in_child(spec, store, report)

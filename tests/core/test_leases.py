@@ -88,6 +88,16 @@ def test_another_machine_waits_as_long_as_the_holder_lives_and_follows_when_it_i
     assert names(client) == []
 
 
+def test_on_the_machine_of_a_killed_holder_nobody_waits(client, tmp_path, monkeypatch):
+    monkeypatch.setattr(leases, "STALE", 600)
+    with holder(tmp_path) as process:
+        process.send_signal(signal.SIGKILL)
+    assert names(client) == [LEASE["Key"]]
+    with machine(tmp_path, "holder").lock(KEY):
+        pass
+    assert names(client) == []
+
+
 def test_of_many_machines_one_holds_the_lease_at_a_time(client, tmp_path):
     inside, most = 0, 0
 

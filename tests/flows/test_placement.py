@@ -107,10 +107,11 @@ def expanded(store: Store, placement: Placement, samples: int = 4) -> Artifact:
 
 
 def stage_runs(key: str) -> list[FlowRun]:
-    """Read the runs of the flow `stage` for an artifact, oldest first."""
+    """Read the runs of the flow `stage` for an artifact, by part and number."""
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(sort=FlowRunSort.START_TIME_ASC, limit=200)
-    return [run for run in runs if key in (run.idempotency_key or "")]
+    runs = [run for run in runs if key in (run.idempotency_key or "")]
+    return sorted(runs, key=lambda run: run.idempotency_key or "")
 
 
 def test_shards_made_on_two_workers_are_those_made_here(workers, llm_folder, tmp_path):
