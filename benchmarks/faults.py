@@ -3,7 +3,8 @@
     python -m benchmarks.faults [--faults 20] [--preset tiny] [--seed 0] [--folder F] [--port 4300]
 
 Starts a cluster of infra/local in a folder of its own and runs the loop once undisturbed. Then one run
-after the other, each in an empty store; at a random moment of each, one fault:
+after the other, each in a store that has the artifacts of the steps before a random one; soon after its
+start, within the time of a few steps, one fault:
 
     worker    kill -9 of a worker with the flows it runs     supervisord starts another one
     parent    kill -9 of the joint loop's own process        one Retry
@@ -40,6 +41,7 @@ from infra.local.cluster import Cluster
 from infra.local.lifecycle import api, down, supervisor, up
 
 PATIENCE = 1200  # seconds for a run with one fault
+WHOLE = "s3://expandr/whole"
 NOT_OVER = {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}
 
 
@@ -62,6 +64,25 @@ def ask(cluster: Cluster, method: str, path: str, content: Any = None) -> Any:
         with contextlib.suppress(httpx.HTTPError):
             return api(cluster, method, path, content)
         time.sleep(1)
+
+
+def half_done(whole: str, store: str) -> str:
+    """Copy the artifacts of the steps before a random one; return the title of that one."""
+    import s3fs
+
+    from tasks.stage import open_store
+
+    opened = open_store(whole)
+    steps = opened.records()[-1]["steps"]
+    number = random.randrange(len(steps))
+    keys = {artifact["key"] for _, artifact in steps[:number]}
+    keys |= {part["key"] for key in set(keys) for part in opened.manifest(key)["parts"]}
+    files = s3fs.S3FileSystem(use_listings_cache=False)
+    for key in sorted(keys):
+        source, target = f"{whole}/artifacts/{key}", f"{store}/artifacts/{key}"
+        for path in files.find(source):
+            files.copy(path, f"{target}/{path.partition(key)[2].lstrip('/')}")
+    return steps[number][0]
 
 
 def start(cluster: Cluster, preset: str, store: str) -> str:
@@ -220,13 +241,14 @@ def disturbed(
     cluster: Cluster, preset: str, kind: str, delay: float, reference: dict[str, str], store: str
 ) -> Outcome:
     """Run the loop with one fault."""
+    first = half_done(WHOLE, store)
     started = time.monotonic()
     run = start(cluster, preset, store)
     for state in follow(cluster, run):
         if state == "Running":
             break
     time.sleep(delay)
-    stage = at_work(cluster)
+    stage = f"{at_work(cluster)} (from {first!r})"
     before, when = manifests(store), datetime.now(UTC)
     FAULTS[kind](cluster, run)
     state, retries = finish(cluster, run)
@@ -256,9 +278,9 @@ def main() -> int:
     deploy("s3://expandr/store", "process", "UTC", timedelta(seconds=120), "", True, False)
     print(f"cluster in {folder}; the loop once undisturbed", flush=True)
     begun = time.monotonic()
-    state, retries = finish(cluster, start(cluster, arguments.preset, "s3://expandr/whole"))
+    state, retries = finish(cluster, start(cluster, arguments.preset, WHOLE))
     duration = time.monotonic() - begun
-    reference = digests("s3://expandr/whole")
+    reference = digests(WHOLE)
     print(f"{state} in {duration:.0f} s, {retries} retries, {len(reference)} artifacts", flush=True)
     good = state == "Completed"
 
@@ -268,7 +290,7 @@ def main() -> int:
     print(f"{'':>3} {'fault':<9}{'after':>7}  {'state':<10}{'seconds':>8}{'retries':>8}"
           f"{'redone':>7}{'equal':>6}{'over after':>11}  what was at work")  # fmt: skip
     for number, kind in enumerate(kinds, 1):
-        delay = random.uniform(0.02, 0.95) * duration
+        delay = random.uniform(2, max(10, duration / 5))
         store = f"s3://expandr/fault-{arguments.seed}-{number}"
         out = disturbed(cluster, arguments.preset, kind, delay, reference, store)
         ok = out.state == "Completed" and out.equal and not out.redone and out.longest <= 600
