@@ -9,10 +9,10 @@ PIP_INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.t
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test lint clean cluster cluster-demo cluster-down
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: install  ## Run the joint loop on the built-in world (ARGS="--seed 1" and more: expandr demo --help)
 	$(BIN)/expandr demo $(ARGS)
@@ -20,6 +20,16 @@ demo: install  ## Run the joint loop on the built-in world (ARGS="--seed 1" and 
 test: install  ## Run all tests (ARGS="tests/core -x" for some of them)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 \
 		$(BIN)/python -m pytest $(ARGS)
+
+cluster: install  ## Start a cluster on this machine in ./cluster, and deploy to it (infra/README.md)
+	$(BIN)/python -m infra.local up
+	eval "$$($(BIN)/python -m infra.local env)" && $(BIN)/expandr deploy
+
+cluster-down: install  ## Stop it when nothing works any more (ARGS="--now": at once; runs go on later)
+	$(BIN)/python -m infra.local down $(ARGS)
+
+cluster-demo: install  ## Start a cluster and the demo through its web UI; compare with `make demo`
+	$(BIN)/python -m infra.local.demo $(ARGS)
 
 lint: install  ## Check style, format and types
 	$(BIN)/ruff check

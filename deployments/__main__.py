@@ -4,4 +4,5 @@ import sys
 
 from flows.cli import app
 
-app(["deploy", *sys.argv[1:]])
+if __name__ == "__main__":
+    app(["deploy", *sys.argv[1:]])

@@ -15,7 +15,7 @@ from expandr_core.options import Options
 ROOT = Path(__file__).parents[1]
 SOURCES = {
     path: ast.parse(path.read_text())
-    for package in ("expandr_core", "tasks", "flows")
+    for package in ("expandr_core", "tasks", "flows", "deployments")
     for path in sorted((ROOT / package).rglob("*.py"))
 }
 MODULES = [
@@ -48,6 +48,17 @@ def test_the_core_imports_neither_prefect_nor_torch_by_itself():
     everything = ", ".join(f"expandr_core.stages.{name}" for name in STAGES)
     statement = f"import expandr_core, expandr_core.stage, expandr_core.store, {everything}"
     assert not imported_by(statement) & HEAVY
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_says_what_it_is_and_can_be_placed(stage):
+    from tasks.placement import Placement
+
+    module = importlib.import_module(f"expandr_core.stages.{stage}")
+    assert module.VERSION >= 1
+    assert module.ISOLATION in ("always", "on-gpu", "never")
+    assert Placement().of(stage) == "here"
+    assert Placement(**{module.ROLE: "cpu"}).of(stage) == "cpu"
 
 
 @pytest.mark.parametrize("module", MODULES)

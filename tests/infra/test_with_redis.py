@@ -1,0 +1,116 @@
+"""A program that ends when its connections to Redis have been interrupted, on a real Redis."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from outside import INFRA, program
+from redis import Redis
+from redis.exceptions import ConnectionError
+
+SLEEP = "echo $$ > pid; exec sleep 60"
+
+
+class Server:
+    """A Redis with a port of its own."""
+
+    def __init__(self, folder: Path):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.folder = folder
+        self.client = Redis(port=self.port)
+
+    def start(self) -> None:
+        command = [program("redis-server"), "--port", str(self.port), "--bind", "127.0.0.1"]
+        self.process = subprocess.Popen(command, cwd=self.folder, stdout=subprocess.DEVNULL)
+        wait_until(self.answers)
+
+    def answers(self) -> bool:
+        try:
+            return bool(self.client.ping())
+        except ConnectionError:
+            return False
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def wait_until(is_true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def redis(tmp_path) -> Iterator[Server]:
+    server = Server(tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def run(redis, tmp_path) -> Iterator[Callable[[str], subprocess.Popen]]:
+    started = []
+
+    def start(script: str) -> subprocess.Popen:
+        command = [sys.executable, INFRA / "with_redis.py", "sh", "-c", script]
+        address = f"redis://127.0.0.1:{redis.port}/0"
+        environment = {**os.environ, "PREFECT_REDIS_MESSAGING_URL": address}
+        started.append(subprocess.Popen(command, cwd=tmp_path, env=environment))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.kill()
+
+
+def command_runs(folder: Path) -> bool:
+    try:
+        os.kill(int((folder / "pid").read_text()), 0)
+    except (ProcessLookupError, FileNotFoundError, ValueError):
+        return False
+    return True
+
+
+def test_it_ends_with_its_command_after_redis_was_killed_but_not_before_redis_is_back(
+    redis, run, tmp_path
+):
+    running = run(SLEEP)
+    wait_until(lambda: command_runs(tmp_path))
+    redis.kill()
+    with pytest.raises(subprocess.TimeoutExpired):
+        running.wait(4)
+    assert command_runs(tmp_path)
+    redis.start()
+    assert running.wait(30) == 1
+    assert not command_runs(tmp_path)
+
+
+def test_it_ends_after_an_interruption_that_redis_itself_survived(redis, run, tmp_path):
+    running = run(SLEEP)
+    wait_until(lambda: command_runs(tmp_path))
+    time.sleep(2)
+    assert running.poll() is None
+    redis.client.client_kill_filter(_type="normal", skipme=True)
+    assert running.wait(30) == 1
+    assert not command_runs(tmp_path)
+
+
+def test_the_end_of_the_command_is_its_own(run):
+    assert run("exit 3").wait(30) == 3
+
+
+def test_a_stop_reaches_the_command(run, tmp_path):
+    running = run("trap 'exit 5' TERM; echo $$ > pid; while :; do sleep 0.1; done")
+    wait_until(lambda: command_runs(tmp_path))
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(30) == 5
