@@ -1,6 +1,7 @@
 """A whole cluster on this machine: access, conditional writes, restarts, the demo, and secrets."""
 
 import base64
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,11 +13,12 @@ from pathlib import Path
 import boto3
 import httpx
 import prefect.settings
+import psutil
 import pytest
 from botocore.exceptions import ClientError
 
 from infra.local import lifecycle, programs
-from infra.local.cluster import Cluster
+from infra.local.cluster import Cluster, find_program
 
 ROOT = Path(__file__).parents[2]
 WITH_SECRETS = ("secrets.env", "swift/proxy-server.conf", "swift/swift.conf")
@@ -110,6 +112,51 @@ def test_the_loop_started_in_the_browser_equals_the_local_one(cluster, tmp_path)
     assert pictures == {"form.png", "run.png", "report.png"}
 
 
+def processes_of(runs: set[str]) -> list[psutil.Process]:
+    """Find the processes that work for flow runs."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("PREFECT__FLOW_RUN_ID") in runs:
+                found.append(process)
+    return found
+
+
+def test_cancelling_the_loop_ends_every_process_within_ten_seconds(cluster, s3):
+    store = "s3://expandr/cancelled"
+    deployment = lifecycle.api(cluster, "GET", "/deployments/name/joint-loop/manual")
+    options = {"llm": {"tiny": {"steps": 100_000, "checkpoint_steps": 5}}}
+    parameters = {**deployment["parameters"], "preset": "tiny", "options": options, "store": store}
+    path = f"/deployments/{deployment['id']}/create_flow_run"
+    run = lifecycle.api(cluster, "POST", path, {"parameters": parameters})["id"]
+    query = {"flow_runs": {"parent_flow_run_id": {"any_": [run]}}}
+    deadline = time.monotonic() + 180
+    stages: list[dict] = []
+    while not any(stage["state_type"] == "RUNNING" for stage in stages):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+        stages = lifecycle.api(cluster, "POST", "/flow_runs/filter", query)
+    time.sleep(10)  # into the training
+    runs = {run, *(stage["id"] for stage in stages)}
+    assert len(processes_of(runs)) >= 2
+
+    state = {"state": {"type": "CANCELLING"}}
+    lifecycle.api(cluster, "POST", f"/flow_runs/{run}/set_state", state)
+    cancelled = time.monotonic()
+    while processes_of(runs):
+        assert time.monotonic() < cancelled + 10
+        time.sleep(0.2)
+    deadline = time.monotonic() + 60
+    for each in runs:
+        while (found := lifecycle.api(cluster, "GET", f"/flow_runs/{each}"))[
+            "state_type"
+        ] != "CANCELLED":
+            assert time.monotonic() < deadline, found["state"]
+            time.sleep(0.5)
+    listed = s3.list_objects_v2(Bucket="expandr", Prefix="cancelled/artifacts/tiny_llm-")
+    assert not listed.get("Contents")
+
+
 def test_no_secret_is_in_a_log_the_data_or_an_argument(cluster):
     user = cluster.client_environment()["PREFECT_API_AUTH_STRING"].encode()
     secrets = [secret.encode() for secret in cluster.secrets.values()]
@@ -121,6 +168,16 @@ def test_no_secret_is_in_a_log_the_data_or_an_argument(cluster):
         if path.is_file() and path not in allowed:
             content = path.read_bytes()
             assert not any(secret in content for secret in secrets), path
+    database = cluster.secrets["EXPANDR_DATABASE_SECRET"]
+    command = [find_program("pg_dump"), "-h", "127.0.0.1", "-U", "prefect", "postgres", "-p"]
+    dump = subprocess.run(
+        [*command, str(cluster.ports["postgres"])],
+        env=os.environ | {"PGPASSWORD": database},
+        capture_output=True,
+        check=True,
+    ).stdout
+    assert b"COPY public.flow_run" in dump
+    assert not any(secret in dump for secret in secrets)
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             arguments = path.read_bytes()
