@@ -1,7 +1,9 @@
 """One local cluster for all tests of this folder."""
 
+import os
 import shutil
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -49,3 +51,11 @@ def cluster(installed) -> Iterator[Cluster]:
             yield cluster
         finally:
             lifecycle.down(cluster, print, now=True, patience=0)
+
+
+@pytest.fixture(scope="session")
+def deployed(cluster) -> Cluster:
+    """The cluster, with everything that `expandr deploy` creates."""
+    command = [find_program("expandr"), "deploy"]
+    subprocess.run(command, env=os.environ | cluster.client_environment(), check=True)
+    return cluster

@@ -122,7 +122,8 @@ def processes_of(runs: set[str]) -> list[psutil.Process]:
     return found
 
 
-def test_cancelling_the_loop_ends_every_process_within_ten_seconds(cluster, s3):
+def test_cancelling_the_loop_ends_every_process_within_ten_seconds(deployed, s3):
+    cluster = deployed
     store = "s3://expandr/cancelled"
     deployment = lifecycle.api(cluster, "GET", "/deployments/name/joint-loop/manual")
     options = {"llm": {"tiny": {"steps": 100_000, "checkpoint_steps": 5}}}
