@@ -19,7 +19,7 @@ demo: install  ## Run the joint loop on the built-in world (ARGS="--seed 1" and 
 
 test: install  ## Run all tests (ARGS="tests/core -x" for some of them)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 \
-		$(BIN)/python -m pytest $(ARGS)
+		$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 cluster: install  ## Start a cluster on this machine in ./cluster, and deploy to it (infra/README.md)
 	$(BIN)/python -m infra.local up

@@ -36,7 +36,7 @@ def apply_pool(
     Raises:
         DataError: if it is there with another type, which cannot be changed.
     """
-    template = job_template(kind)
+    template = job_template(kind, name)
     try:
         pool = client.read_work_pool(name)
     except ObjectNotFound:
@@ -58,8 +58,8 @@ def apply_pool(
     return Change("pool", name, *result_of(["job template"] if differs and reset else [], kept))
 
 
-def job_template(kind: PoolType) -> dict[str, Any]:
-    """Return the base job template of a type of pool.
+def job_template(kind: PoolType, pool: str) -> dict[str, Any]:
+    """Return the base job template of a pool; the containers of pools for GPUs have one each.
 
     Raises:
         DataError: if its file is missing.
@@ -69,7 +69,12 @@ def job_template(kind: PoolType) -> dict[str, Any]:
     path = TEMPLATES / f"{kind}.json"
     if not path.is_file():
         raise DataError(f"{path} is missing; deploy pools of type {kind} from a clone")
-    return json.loads(path.read_text())
+    template = json.loads(path.read_text())
+    if pool.startswith("gpu-"):
+        defaults = json.loads((TEMPLATES / "gpu.json").read_text())[kind]
+        for name, value in defaults.items():
+            template["variables"]["properties"][name]["default"] = value
+    return template
 
 
 def drain(

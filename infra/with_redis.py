@@ -1,9 +1,9 @@
 """Run a command for as long as its connections to Redis last: `python with_redis.py COMMAND...`
 
-Prefect's background services reconnect, but what they were about to run when a connection broke stays queued
-and is never run again: measured on 3.8.8, after a restart of Redis and after `CLIENT KILL` alike, dead and late
-runs were no longer noticed. A new process schedules everything anew. So this program ends the command, and then
-itself, when Redis answers again; systemd, Docker and Kubernetes start anew what has ended.
+Prefect's background services reconnect, but what they were about to run when a connection broke stays
+queued and is never run again: measured on 3.8.8, after a restart of Redis and after `CLIENT KILL` alike,
+dead and late runs were no longer noticed. A new process schedules everything anew. So this program ends
+the command, and then itself, when Redis answers again; systemd, Docker and Kubernetes start both anew.
 
 The address of Redis is PREFECT_REDIS_MESSAGING_URL.
 """
@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def connection(redis: Redis) -> tuple[str, int] | None:
-    """Return which process of Redis we are connected to, and by which connection; None while it is away."""
+    """Return which process of Redis answers, on which connection of its own; None while none does."""
     try:
         return redis.info("server")["run_id"], redis.client_id()
     except (ConnectionError, TimeoutError):

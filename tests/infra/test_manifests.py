@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tomllib
 from importlib.resources import files
 from pathlib import Path
 
@@ -36,6 +37,16 @@ def test_a_service_of_compose_waits_only_for_what_can_come(name):
 
 def test_the_dockerfile_passes_hadolint():
     run("hadolint", INFRA / "docker" / "Dockerfile")
+
+
+def test_what_an_image_installs_and_starts_is_let_into_its_build():
+    project = tomllib.loads((INFRA.parent / "pyproject.toml").read_text())
+    needed = [name.replace(".", "/") for name in project["tool"]["setuptools"]["packages"]]
+    needed += [word for word in COMPOSE["services"]["services"]["command"] if "/" in word]
+    ignored = (INFRA.parent / ".dockerignore").read_text().splitlines()
+    let_in = [line[1:] for line in ignored if line.startswith("!") and line != "!infra"]
+    for path in needed:
+        assert any(f"{path}/".startswith(f"{each}/") for each in let_in), path
 
 
 def objects(text: str) -> list[dict]:

@@ -37,6 +37,13 @@ def test_the_settings_of_redis_exist():
     assert "url" in redis.model_fields and "url" in queue.model_fields
 
 
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.name)
+def test_redis_has_an_address_for_each_of_its_uses(path: Path):
+    text = path.read_text()
+    given = {name for name in OF_PREFECT_REDIS if re.search(rf"\b{name}(=|:|, value:)", text)}
+    assert given in (set(), OF_PREFECT_REDIS)  # without one, the queue looks for a Redis of its own
+
+
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
 def test_no_secret_has_a_default(path: Path):
     text = path.read_text()
