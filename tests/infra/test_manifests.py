@@ -108,7 +108,7 @@ def test_systemd_knows_every_word_of_the_units(tmp_path):
     units = shutil.copytree(INFRA / "systemd", tmp_path / "units")
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name in ("prefect", "expandr"):
+    for name in ("prefect", "expandr", "python"):
         (programs / name).write_text("#!/bin/sh\n")
         (programs / name).chmod(0o755)
     for unit in units.glob("*.service"):
