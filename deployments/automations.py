@@ -25,7 +25,7 @@ PREFIX = "expandr: "  # how the names of our automations begin; the others belon
 NOTIFICATION = PREFIX + "a failure is reported"
 NOTIFICATION_BLOCK = "expandr-failures"
 STUCK_AFTER = {  # a container may have to wait for its image, or for a machine
-    "process": timedelta(minutes=5),
+    "process": timedelta(minutes=2),
     "docker": timedelta(minutes=30),
     "kubernetes": timedelta(minutes=30),
 }
