@@ -1,11 +1,14 @@
-"""Run a command for as long as its connections to Redis last: `python with_redis.py COMMAND...`
+"""Run Prefect's background services for as long as their connections to Redis last.
 
-Prefect's background services reconnect, but what they were about to run when a connection broke stays
-queued and is never run again: measured on 3.8.8, after a restart of Redis and after `CLIENT KILL` alike,
-dead and late runs were no longer noticed. A new process schedules everything anew. So this program ends
-the command, and then itself, when Redis answers again; systemd, Docker and Kubernetes start both anew.
+    python with_redis.py prefect server services start
 
-The address of Redis is PREFECT_REDIS_MESSAGING_URL.
+They reconnect, but lose work from then on: measured on 3.8.8, after a restart of Redis and after
+`CLIENT KILL` alike, what they fetch stays claimed and does not run, so that nobody notices dead and late
+runs. So this program ends the services, and then itself, when Redis answers again; systemd, Docker and
+Kubernetes start both anew. What their forerunners had claimed, which would otherwise stay claimed for
+more than five minutes, is free for the new ones at once; hence only one such program may run.
+
+The addresses are PREFECT_REDIS_MESSAGING_URL and PREFECT_SERVER_DOCKET_URL.
 """
 
 import contextlib
@@ -13,16 +16,21 @@ import os
 import signal
 import subprocess
 import sys
+from typing import Any
 
+from docket import Docket
 from redis import Redis
-from redis.exceptions import ConnectionError, TimeoutError
+from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 
 POLL_SECONDS = 1
 STOP_SECONDS = 10
+DOCKET = "prefect"  # so do Prefect's services call their queue
+AN_HOUR = 3_600_000  # in milliseconds
 
 
 def main() -> int:
     """Return the command's exit status, or 1 if it was ended because of Redis."""
+    free_what_is_claimed(Docket(name=DOCKET, url=os.environ["PREFECT_SERVER_DOCKET_URL"]))
     address = os.environ["PREFECT_REDIS_MESSAGING_URL"]
     redis = Redis.from_url(address, single_connection_client=True, socket_timeout=30)
     ours = connection(redis)
@@ -48,6 +56,17 @@ def connection(redis: Redis) -> tuple[str, int] | None:
         return redis.info("server")["run_id"], redis.client_id()
     except (ConnectionError, TimeoutError):
         return None
+
+
+def free_what_is_claimed(docket: Docket) -> None:
+    """Let what dead workers have claimed look so old that a new one takes it when it starts."""
+    with Redis.from_url(docket.url) as redis, contextlib.suppress(ResponseError):  # no queue yet
+        stream, group = docket.stream_key, docket.worker_group_name
+        claimed = redis.xpending_range(stream, group, "-", "+", 1000)
+        messages: list[Any] = [each["message_id"] for each in claimed]
+        if messages:
+            redis.xclaim(stream, group, "nobody", 0, messages, idle=AN_HOUR, justid=True)
+        redis.delete(docket.redelivery_sweep_key)
 
 
 if __name__ == "__main__":

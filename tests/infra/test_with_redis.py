@@ -15,6 +15,23 @@ from redis import Redis
 from redis.exceptions import ConnectionError
 
 SLEEP = "echo $$ > pid; exec sleep 60"
+WORKER = """
+import asyncio, os, pathlib, signal, sys
+from docket import Docket, Worker
+
+async def work():
+    if sys.argv[2] == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    pathlib.Path("done").touch()
+
+async def main():
+    async with Docket(name="prefect", url=sys.argv[1]) as docket, Worker(docket) as worker:
+        docket.register(work)
+        await docket.add(work, key="work")()
+        await worker.run_until_finished()
+
+asyncio.run(main())
+"""
 
 
 class Server:
@@ -25,6 +42,9 @@ class Server:
             self.port = free.getsockname()[1]
         self.folder = folder
         self.client = Redis(port=self.port)
+
+    def address(self, database: int) -> str:
+        return f"redis://127.0.0.1:{self.port}/{database}"
 
     def start(self) -> None:
         command = [program("redis-server"), "--port", str(self.port), "--bind", "127.0.0.1"]
@@ -63,9 +83,11 @@ def run(redis, tmp_path) -> Iterator[Callable[[str], subprocess.Popen]]:
 
     def start(script: str) -> subprocess.Popen:
         command = [sys.executable, INFRA / "with_redis.py", "sh", "-c", script]
-        address = f"redis://127.0.0.1:{redis.port}/0"
-        environment = {**os.environ, "PREFECT_REDIS_MESSAGING_URL": address}
-        started.append(subprocess.Popen(command, cwd=tmp_path, env=environment))
+        addresses = {
+            "PREFECT_REDIS_MESSAGING_URL": redis.address(0),
+            "PREFECT_SERVER_DOCKET_URL": redis.address(1),
+        }
+        started.append(subprocess.Popen(command, cwd=tmp_path, env=os.environ | addresses))
         return started[-1]
 
     yield start
@@ -114,3 +136,12 @@ def test_a_stop_reaches_the_command(run, tmp_path):
     wait_until(lambda: command_runs(tmp_path))
     running.send_signal(signal.SIGTERM)
     assert running.wait(30) == 5
+
+
+def test_what_a_dead_worker_had_claimed_is_done_at_once(redis, run, tmp_path):
+    (tmp_path / "worker.py").write_text(WORKER)
+    worker = [sys.executable, "worker.py", redis.address(1)]
+    dead = subprocess.run([*worker, "die"], cwd=tmp_path, check=False)
+    assert dead.returncode == -signal.SIGKILL
+    assert run(f"exec {' '.join(worker)} live").wait(60) == 0
+    assert (tmp_path / "done").exists()
