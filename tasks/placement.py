@@ -7,6 +7,7 @@ begun twice, and no late report about the dead one can touch it.
 """
 
 import time
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, TerminationSignal
 from prefect.runtime import flow_run as this_flow_run
+from prefect.states import Crashed
 from pydantic import Field
 
 from expandr_core.artifacts import StageSpec
@@ -30,6 +32,8 @@ Place = Literal["here", "cpu", "gpu-infer", "gpu-train"]
 BAD_INPUT = "BadInput"  # name of a failed state that no retry can mend
 ATTEMPTS = 4
 POLL_SECONDS = 1.0
+STUCK_AFTER = {"process": timedelta(minutes=3)}  # from being taken by a worker to beginning
+STUCK_IN_CONTAINER_AFTER = timedelta(minutes=35)  # it may wait for its image, or for a machine
 
 
 class PoolError(RuntimeError):
@@ -114,6 +118,9 @@ class _PoolRun:
         words += [spec.runtime["fresh_since"]] if "fresh_since" in spec.runtime else []
         self.key = "/".join(words)
         self.number = self.attempts = 0
+        self.stuck_after = STUCK_AFTER.get(
+            client.read_work_pool(pool).type, STUCK_IN_CONTAINER_AFTER
+        )
         self.id = self._attach_or_begin()
 
     def _attach_or_begin(self) -> UUID:
@@ -159,6 +166,7 @@ class _PoolRun:
         """
         run = self.client.read_flow_run(self.id)
         if run.state is None or not run.state.is_final():
+            self._crash_if_stuck(run)
             return False
         if run.state.is_completed():
             return True
@@ -177,6 +185,16 @@ class _PoolRun:
         )  # fmt: skip
         self.id = self._attach_or_begin()
         return False
+
+    def _crash_if_stuck(self, run: FlowRun) -> None:
+        """Give up a run that a worker took and never began, because it died in between.
+
+        An automation does this too (see deployments/); it misses what happens while Redis is away.
+        """
+        taken = run.state and run.state.is_pending() and run.state.timestamp
+        if taken and datetime.now(UTC) - taken > self.stuck_after:
+            message = f"not begun within {self.stuck_after}; its worker is dead"
+            self.client.set_flow_run_state(run.id, Crashed(message=message), force=True)
 
     def _is_own(self, run: FlowRun) -> bool:
         """Tell whether this flow run began the run, and not another one that shares it."""
