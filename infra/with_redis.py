@@ -5,9 +5,9 @@
 They reconnect, but what they had claimed, or claim around then, does not run until their queue takes it
 for abandoned, after five to seven minutes: so long nobody notices dead and late runs (measured on 3.8.8,
 after a restart of Redis and after `CLIENT KILL` alike). New services wait as long for what the old ones
-had claimed. So this program ends the services, and then itself, when Redis answers again; systemd, Docker
-and Kubernetes start both anew; and before it starts services, it frees all that is claimed. Hence only one
-such program may run.
+had claimed. So this program ends the services, and then itself, when Redis answers again; systemd,
+Docker and Kubernetes start both anew; and before it starts services, it frees all that is claimed. Hence
+only one such program may run.
 
 The addresses are PREFECT_REDIS_MESSAGING_URL and PREFECT_SERVER_DOCKET_URL.
 """
