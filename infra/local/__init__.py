@@ -7,7 +7,6 @@ nginx, and workers, each with a home and a scratch folder of its own; supervisor
     programs.py      what runs, with which command and environment, and its configuration files
     lifecycle.py     up, down with drain, status
     conditional.py   conditional writes for Swift's S3 interface
-    after_redis.py   restarts Prefect's services after Redis
     demo.py          the joint loop, started through the UI (browser.py) and compared with a local run
     *.template       nginx.conf, redis.conf, and Swift's configuration
 """

@@ -97,7 +97,10 @@ def services(cluster: Cluster) -> dict[str, Program]:
         "s3": _swift(cluster, "swift.proxy.server", "proxy"),
         "api": Program(_python(*api, str(ports["api"])), server_environment(cluster, "api")),
         "services": Program(
-            _python("prefect", "server", "services", "start"),
+            [
+                *(sys.executable, f"{REPOSITORY}/infra/with_redis.py"),
+                *_python("prefect", "server", "services", "start"),
+            ],
             server_environment(cluster, "services"),
         ),
         "nginx": Program(
@@ -249,11 +252,5 @@ def _write_supervisor(cluster: Cluster) -> None:
         if program.user:
             section["user"] = program.user
         config[f"program:{name}"] = section
-    config["eventlistener:after-redis"] = {
-        "command": shlex.join(["/usr/bin/env", *forget, *_python("infra.local.after_redis")]),
-        "environment": f'PYTHONPATH="{REPOSITORY}"',
-        "events": "PROCESS_STATE_RUNNING",
-        "stderr_logfile": f"{cluster.folder}/logs/after-redis.log",
-    }
     with (cluster.folder / "supervisord.conf").open("w") as file:
         config.write(file)

@@ -91,7 +91,7 @@ def test_a_killed_service_comes_back(cluster, s3, name):
     assert was_written(s3, Key=f"after-{name}", Body=b"")
 
 
-def test_services_are_restarted_after_redis(cluster):
+def test_services_start_anew_after_redis(cluster):
     control = lifecycle.supervisor(cluster)
     before = control.getProcessInfo("services")["pid"]
     os.kill(control.getProcessInfo("redis")["pid"], signal.SIGKILL)
