@@ -43,7 +43,11 @@ def write_collection(folder: Path) -> None:
         for n, name in enumerate(names)
     ]  # fmt: skip
     queries = [
-        {"_id": f"q{n:03}", "text": f"where does the {passage['title']} live"}
+        {
+            "_id": f"q{n:03}",
+            "text": f"where does the {passage['title']} live",
+            "metadata": {"entity": passage["title"]},
+        }
         for n, passage in enumerate(passages)
     ]
     (folder / "qrels").mkdir(parents=True)
