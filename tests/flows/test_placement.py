@@ -131,7 +131,7 @@ def test_shards_made_on_two_workers_are_those_made_here(workers, llm_folder, tmp
     shutil.rmtree(store.root + f"/artifacts/{store.keys('expand_shard')[0]}")
     assert expanded(store, PLACED) == placed  # in new runs: the old ones are over
     assert [run.idempotency_key.rpartition("/")[2] for run in stage_runs(placed.key)] == list(
-        "0011"
+        "0101"
     )
 
 
