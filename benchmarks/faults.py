@@ -68,8 +68,7 @@ def ask(cluster: Cluster, method: str, path: str, content: Any = None) -> Any:
 
 def half_done(whole: str, store: str) -> str:
     """Copy the artifacts of the steps before a random one; return the title of that one."""
-    import s3fs
-
+    from expandr_core.filesystems import open_filesystem
     from tasks.stage import open_store
 
     opened = open_store(whole)
@@ -77,7 +76,7 @@ def half_done(whole: str, store: str) -> str:
     number = random.randrange(len(steps))
     keys = {artifact["key"] for _, artifact in steps[:number]}
     keys |= {part["key"] for key in set(keys) for part in opened.manifest(key)["parts"]}
-    files = s3fs.S3FileSystem(use_listings_cache=False)
+    files, _ = open_filesystem(whole)
     for key in sorted(keys):
         source, target = f"{whole}/artifacts/{key}", f"{store}/artifacts/{key}"
         for path in files.find(source):
@@ -95,9 +94,10 @@ def start(cluster: Cluster, preset: str, store: str) -> str:
 
 def manifests(store: str) -> dict[str, str]:
     """Return the ETag of each manifest, by key: it changes if an artifact is written again."""
-    import s3fs
+    from expandr_core.filesystems import open_filesystem
 
-    files: Any = s3fs.S3FileSystem(use_listings_cache=False).find(f"{store}/artifacts", detail=True)
+    filesystem, path = open_filesystem(f"{store}/artifacts")
+    files: Any = filesystem.find(path, detail=True)
     return {
         path.split("/")[-2]: info["ETag"]
         for path, info in files.items()
@@ -263,6 +263,7 @@ def main() -> int:
     """Run all, and print the table."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--faults", type=int, default=20)
+    parser.add_argument("--only", choices=FAULTS, nargs="*", help="These faults alone.")
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=None)
@@ -285,7 +286,7 @@ def main() -> int:
     good = state == "Completed"
 
     random.seed(arguments.seed)
-    kinds = list(itertools.islice(itertools.cycle(FAULTS), arguments.faults))
+    kinds = list(itertools.islice(itertools.cycle(arguments.only or FAULTS), arguments.faults))
     random.shuffle(kinds)
     print(f"{'':>3} {'fault':<9}{'after':>7}  {'state':<10}{'seconds':>8}{'retries':>8}"
           f"{'redone':>7}{'equal':>6}{'over after':>11}  what was at work")  # fmt: skip

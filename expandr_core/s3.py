@@ -28,7 +28,10 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0  # seconds
 _PART = 1 << 24  # bytes; equal bytes get equal ETags only if they are cut alike
 _PARTS_AT_ONCE = 4  # of one file; with eight files that is half a GiB
 _MOST_PARTS = 10_000
-_BUSY = {"RequestTimeout", "RequestTimeoutException", "SlowDown", "Throttling", "TooManyRequests"}
+_BUSY = {
+    *("RequestTimeout", "RequestTimeoutException", "SlowDown", "Throttling", "TooManyRequests"),
+    "NoSuchBucket",  # what Swift answers while its container servers are away; seen, not guessed
+}
 
 
 class S3(S3FileSystem):
@@ -48,6 +51,17 @@ class S3(S3FileSystem):
 
     async def _call_s3(self, *arguments: Any, **named: Any) -> Any:
         return await _patiently(super()._call_s3, *arguments, **named)
+
+    async def _info(self, path: str, *arguments: Any, **named: Any) -> Any:
+        """Ask by HEAD, and before "not there" is believed by a listing, which names its error."""
+        try:
+            return await super()._info(path, *arguments, **named)
+        except FileNotFoundError:
+            bucket, key, _ = self.split_path(path)
+            found = await self._call_s3("list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1)
+            if not key or any(each["Key"] == key for each in found.get("Contents", [])):
+                return await super()._info(path, *arguments, **named)
+            raise
 
     async def _cat_file(self, *arguments: Any, **named: Any) -> Any:
         named["max_concurrency"] = 1  # more would ask for the size first, and here all is small
@@ -101,6 +115,15 @@ def is_passing(error: BaseException) -> bool:
         | TimeoutError
         | ConnectionError,
     )
+
+
+def is_missing_bucket(error: BaseException | None) -> bool:
+    """Tell whether an error comes from a bucket that does not exist."""
+    while error is not None:
+        if isinstance(error, ClientError) and error.response["Error"].get("Code") == "NoSuchBucket":
+            return True
+        error = error.__cause__
+    return False
 
 
 def was_refused(error: OSError) -> bool:

@@ -27,7 +27,6 @@ from expandr_core.artifacts import Artifact, content_digest
 from expandr_core.errors import DataError
 from expandr_core.filesystems import (
     flock,
-    kind_of,
     naming_a_full_disk,
     open_filesystem,
     partial_file,
@@ -76,8 +75,16 @@ class Store:
             return
         if not url.startswith("s3://"):
             raise DataError(f"{url}: a store is a folder or s3://bucket/prefix")
-        if not kind_of(self.filesystem, self.root.split("/")[0]):
-            raise DataError(f"{url}: no such bucket; create it, or correct the store's URL")
+        from expandr_core.s3 import is_missing_bucket
+
+        try:
+            self.filesystem.info(self.root.split("/")[0])
+        except OSError as error:
+            if not is_missing_bucket(error):
+                raise
+            raise DataError(
+                f"{url}: no such bucket; create it, or correct the store's URL"
+            ) from error
         from expandr_core.leases import Leases
 
         self._leases = Leases(self.filesystem, self._at("locks"), self.scratch)

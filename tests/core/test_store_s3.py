@@ -84,9 +84,22 @@ def test_what_arrives_damaged_is_refused(remote, s3):
         remote.local(made)
 
 
-def test_a_missing_bucket_is_the_input_s_fault(s3, tmp_path):
+def test_a_missing_bucket_is_the_input_s_fault(s3, tmp_path, monkeypatch):
+    monkeypatch.setattr("expandr_core.s3.PATIENCE", 0.5)
     with pytest.raises(DataError, match="no such bucket"):
         Store("s3://nobody-has-this/prefix", tmp_path)
+
+
+def test_a_bucket_that_is_gone_is_never_a_missing_artifact(remote, s3, monkeypatch):
+    made = put(remote, KEY, {"a": "1"})
+    for each in s3.client.list_objects_v2(Bucket="bucket")["Contents"]:
+        s3.client.delete_object(Bucket="bucket", Key=each["Key"])
+    s3.client.delete_bucket(Bucket="bucket")
+    monkeypatch.setattr("expandr_core.s3.PATIENCE", 0.5)
+    for ask in (remote.lookup, remote.manifest, remote.keys):
+        with pytest.raises(OSError, match="NoSuchBucket|does not exist") as error:
+            ask(made.key)
+        assert not isinstance(error.value, FileNotFoundError)
 
 
 def test_an_unreachable_server_is_an_error_and_never_a_missing_artifact(
