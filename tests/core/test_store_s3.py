@@ -97,7 +97,7 @@ def test_a_bucket_that_is_gone_is_never_a_missing_artifact(remote, s3, monkeypat
     s3.client.delete_bucket(Bucket="bucket")
     monkeypatch.setattr("expandr_core.s3.PATIENCE", 0.5)
     for ask in (remote.lookup, remote.manifest, remote.keys):
-        with pytest.raises(OSError, match="NoSuchBucket|does not exist") as error:
+        with pytest.raises(OSError, match=r"NoSuchBucket|does not exist") as error:
             ask(made.key)
         assert not isinstance(error.value, FileNotFoundError)
 
