@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from expandr_core.errors import DataError
-from expandr_core.store import kind_of, open_filesystem
+from expandr_core.filesystems import kind_of, open_filesystem
 
 Row = TypeVar("Row")
 _BLOCK = 1 << 20

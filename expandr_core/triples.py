@@ -21,8 +21,8 @@ from expandr_core.datasets import (
 )
 from expandr_core.errors import DataError
 from expandr_core.examples import Example
+from expandr_core.filesystems import kind_of, open_filesystem
 from expandr_core.split import Part, normalise
-from expandr_core.store import kind_of, open_filesystem
 
 
 class Triple(NamedTuple):
