@@ -99,8 +99,16 @@ class _Uses:
     guard: threading.Lock = field(default_factory=threading.Lock)
 
 
-@functools.cache
+_first_use = threading.Lock()
+
+
 def _uses_of(folder: Path) -> _Uses:
+    with _first_use:  # of two opened at once one would be lost, and its locks with it
+        return _open_uses(folder)
+
+
+@functools.cache
+def _open_uses(folder: Path) -> _Uses:
     path = folder / "in-use"
     path.touch()
     return _Uses(path.open("r+b"))
