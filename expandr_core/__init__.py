@@ -5,7 +5,7 @@ Nothing here imports Prefect or reads an environment variable. In the order of t
     options, artifacts, store      every option; what is kept, under which key, and how it is verified
     manifests, filesystems, s3, leases, read_cache, run_records, garbage
                                    parts of the store; what an outage, a second worker, a full disk do
-    stage, child                   run a stage program, in this process or in one of its own
+    stage, child, provenance       run a stage program, in this process or in one of its own
     demo_*, bpe, corpus_sample     the built-in world, and tiny models made from any collection's text
     datasets, collection, triples  read raw files; bad rows are named by file and line
     split, examples                who learns from which query

@@ -20,41 +20,28 @@ It prints one JSON event a line on standard output (log lines, progress, the art
 ends with status 65 where the input is at fault, so that nobody retries what cannot succeed.
 """
 
-import contextlib
 import ctypes
 import importlib
-import importlib.metadata
 import json
 import logging
-import os
-import platform
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from expandr_core.artifacts import Artifact, StageSpec
 from expandr_core.errors import DataError
 from expandr_core.options import Options, identity
+from expandr_core.provenance import provenance
 from expandr_core.store import Store
 
 log = logging.getLogger(__name__)
 BAD_INPUT = 65  # EX_DATAERR of sysexits.h
-LIBRARIES = (
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "sentence-transformers",
-    "faiss-cpu",
-    "pyarrow",
-)
 Progress = Callable[[int, int, str], None]
 
 
@@ -160,7 +147,7 @@ def run_stage(spec: StageSpec, store: Store, progress: Progress) -> Artifact:
         started = time.monotonic()
         module_of(spec.stage).run(job)
         seconds = time.monotonic() - started
-        artifact = store.commit(spec.key, job.out, job.parts, _provenance(job, seconds))
+        artifact = store.commit(spec.key, job.out, job.parts, provenance(spec, job.counts, seconds))
         shutil.rmtree(work, ignore_errors=True)
         return artifact
 
@@ -249,48 +236,11 @@ def _make_shard(job: Job, spec: StageSpec, write: Callable[[Path], dict[str, flo
             part = Job(spec, job.options, {}, out, out, job.store, job.progress)
             _make_folders(part)
             started = time.monotonic()
-            part.counts = write(part.out)
-            provenance = _provenance(part, time.monotonic() - started)
-            shard = job.store.commit(spec.key, part.out, [], provenance)
+            counts = write(part.out)
+            story = provenance(spec, counts, time.monotonic() - started)
+            shard = job.store.commit(spec.key, part.out, [], story)
         shutil.rmtree(work, ignore_errors=True)
         return shard
-
-
-def _provenance(job: Job, seconds: float) -> dict[str, Any]:
-    """Tell how an artifact came to be."""
-    versions = {}
-    for library in LIBRARIES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[library] = importlib.metadata.version(library)
-    spec = job.spec
-    return {
-        "stage": spec.stage,
-        "version": spec.version,
-        "seed": spec.seed,
-        "options": spec.runtime["options"],
-        "runtime": {name: value for name, value in spec.runtime.items() if name != "options"},
-        "inputs": {role: artifact.model_dump() for role, artifact in spec.inputs.items()},
-        "sources": spec.sources,
-        "counts": job.counts,
-        "commit": code_commit(),
-        "libraries": versions,
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
-        "seconds": round(seconds, 2),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def code_commit() -> str:
-    """Return the commit of this source tree; empty if it is not a git checkout."""
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        return subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-    return ""
 
 
 class _JSONLines(logging.Handler):

@@ -8,7 +8,6 @@ the passage_id of each row. `search.open_index` reads them together.
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -16,13 +15,11 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from expandr_core.collection import Passage
+from expandr_core.encoder import Encoder, encoder_of
 from expandr_core.errors import DataError
 from expandr_core.options import Options, Positive, runtime
 from expandr_core.query_shards import rows_digest
 from expandr_core.stage import Job, run_shard
-
-if TYPE_CHECKING:
-    from expandr_core.encoder import Encoder
 
 VERSION = 2
 ROLE = "embed"
@@ -49,19 +46,8 @@ def shards(job: Job) -> int:
 
 def run(job: Job) -> None:
     """Encode each stretch of the corpus that is not there yet."""
-    count, options = shards(job), job.options
-
-    @cache
-    def encoder() -> "Encoder":
-        from expandr_core.encoder import Encoder
-
-        return Encoder(
-            job.inputs["retriever"],
-            job.spec.runtime.get("device", "auto"),
-            options.normalize,
-            options.max_tokens,
-            options.batch_size,
-        )
+    count = shards(job)
+    encoder = cache(lambda: encoder_of(job))  # loaded if a shard is missing
 
     for number, rows in enumerate(_stretches(job.inputs["corpus"])):
         if job.takes(number):
@@ -81,7 +67,7 @@ def _stretches(path: Path) -> Iterator[pa.Table]:
         yield pa.Table.from_batches([batch])
 
 
-def _write_shard(rows: pa.Table, out: Path, encoder: "Encoder") -> dict[str, float]:
+def _write_shard(rows: pa.Table, out: Path, encoder: Encoder) -> dict[str, float]:
     """Encode passages, sorted by length, and write them in their own order."""
     passages = [Passage(**row).content for row in rows.to_pylist()]
     vectors = np.empty((len(passages), encoder.dimensions), np.float32)

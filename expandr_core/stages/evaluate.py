@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from expandr_core.encoder import Encoder, Vectors, fuse, unit
+from expandr_core.encoder import Encoder, Vectors, encoder_of, fuse, unit
 from expandr_core.errors import DataError
 from expandr_core.evaluation import measure
 from expandr_core.options import Options, Positive, runtime
@@ -50,13 +50,7 @@ def run(job: Job) -> None:
         raise DataError(
             f"mode {options.mode!r} {'uses no' if options.mode == 'query' else 'needs'} expansions"
         )
-    encoder = Encoder(
-        job.inputs["retriever"],
-        job.spec.runtime.get("device", "auto"),
-        options.normalize,
-        options.max_tokens,
-        options.batch_size,
-    )
+    encoder = encoder_of(job)
     index = open_index(job.shards("embeddings"))
     if index.dimensions != encoder.dimensions:
         raise DataError(

@@ -50,14 +50,11 @@ class OPTIONS(Options):
 
 def run(job: Job) -> None:
     """Write `negatives.parquet`, block of queries by block."""
-    from expandr_core.encoder import Encoder
+    from expandr_core.encoder import encoder_of
     from expandr_core.search import nearest, open_index
 
     options: OPTIONS = job.options
-    device = job.spec.runtime.get("device", "auto")
-    encoder = Encoder(
-        job.inputs["retriever"], device, options.normalize, options.max_tokens, options.batch_size
-    )
+    encoder = encoder_of(job)
     index = open_index(job.shards("embeddings"))
     if index.dimensions != encoder.dimensions:
         raise DataError(

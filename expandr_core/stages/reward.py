@@ -10,20 +10,18 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expandr_core.artifacts import Artifact
+from expandr_core.encoder import Encoder, encoder_of
 from expandr_core.errors import DataError
 from expandr_core.options import Options, Positive, runtime
 from expandr_core.query_shards import one_row_a_query, rows_digest
 from expandr_core.rewards import ranks
 from expandr_core.stage import Job, run_shard
-
-if TYPE_CHECKING:
-    from expandr_core.encoder import Encoder
 
 log = logging.getLogger(__name__)
 VERSION = 2
@@ -73,19 +71,8 @@ def shards(job: Job) -> int:
 
 def run(job: Job) -> None:
     """Reward each shard of the candidates that is not there yet."""
-    options, total = job.options, shards(job)
-
-    @cache
-    def encoder() -> "Encoder":
-        from expandr_core.encoder import Encoder
-
-        return Encoder(
-            job.inputs["retriever"],
-            job.spec.runtime.get("device", "auto"),
-            options.normalize,
-            options.max_tokens,
-            options.batch_size,
-        )
+    total = shards(job)
+    encoder = cache(lambda: encoder_of(job))  # loaded if a shard is missing
 
     counts: Counter[str] = Counter()
     similarity = 0.0
@@ -106,7 +93,7 @@ def run(job: Job) -> None:
 
 
 def _run_shard(
-    job: Job, candidates: Artifact, answers: Artifact, encoder: Callable[[], "Encoder"]
+    job: Job, candidates: Artifact, answers: Artifact, encoder: Callable[[], Encoder]
 ) -> Artifact:
     """Make one shard's artifact from that of its candidates, its answers and its examples."""
     written, answered = (
@@ -132,7 +119,7 @@ def _run_shard(
 
 
 def _reward_shard(
-    candidates: pa.Table, answers: pa.Table, examples: pa.Table, encoder: "Encoder"
+    candidates: pa.Table, answers: pa.Table, examples: pa.Table, encoder: Encoder
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
     """Reward the queries of one shard; return the rows, and what was dropped and why."""
     counts: Counter[str] = Counter()
