@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from expandr_core.artifacts import Artifact, StageSpec
 from expandr_core.generator import Completion, Request
-from expandr_core.options import Prompt, SamplingOptions
+from expandr_core.options import EncodingOptions, Prompt, SamplingOptions
 from expandr_core.stage import Job, make_spec
 from expandr_core.stages import encode, evaluate, expand, reward
 from expandr_core.store import Store
@@ -149,7 +149,7 @@ def make_inputs(store: Store, queries: int) -> None:
     SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=32)]).save(str(job.out))
     retriever = commit(store, spec, job)
 
-    options = encode.OPTIONS(normalize=True, max_tokens=64)
+    options = encode.OPTIONS(encoding=EncodingOptions(max_tokens=64))
     inputs = {"corpus": data.at("corpus.parquet"), "retriever": retriever}
     spec = make_spec("encode", options, inputs, device="cpu")
     job = job_for(store, spec, options)
@@ -181,7 +181,7 @@ def run_reward(store: Store) -> None:
     """Reward the candidates."""
     candidates, answers = expansions(store)
     [data], [retriever] = find(store, "data"), find(store, "retriever")
-    options = reward.OPTIONS(normalize=True, max_tokens=64)
+    options = reward.OPTIONS(encoding=EncodingOptions(max_tokens=64))
     examples = data.at("queries.parquet")
     inputs = {"candidates": candidates, "answers": answers, "examples": examples}
     spec = make_spec("reward", options, {**inputs, "retriever": retriever}, device="cpu")
@@ -194,7 +194,9 @@ def run_evaluate(store: Store) -> None:
     """Evaluate the answers as expansions of the queries."""
     _, answers = expansions(store)
     [data], [retriever] = find(store, "data"), find(store, "retriever")
-    options = evaluate.OPTIONS(mode="fused", depth=100, normalize=True, max_tokens=64)
+    options = evaluate.OPTIONS(
+        encoding=EncodingOptions(max_tokens=64), expansion_weight=0.5, depth=100
+    )
     inputs = {"retriever": retriever, "embeddings": find(store, "encode")[0], "expansions": answers}
     inputs |= {"queries": data.at("queries.parquet"), "qrels": data.at("qrels.parquet")}
     spec = make_spec("evaluate", options, inputs, device="cpu")

@@ -23,7 +23,7 @@ from beir.retrieval.search.dense import DenseRetrievalExactSearch
 from expandr_core.artifacts import Artifact
 from expandr_core.metrics import METRICS, TITLES, mean_metrics, score_queries
 from expandr_core.models import model_source
-from expandr_core.options import DataOptions
+from expandr_core.options import DataOptions, EncodingOptions
 from expandr_core.search import RUN
 from expandr_core.stage import make_spec, run_stage, throttled
 from expandr_core.stages import encode, evaluate, evaluate_bm25, import_model, prepare
@@ -48,11 +48,13 @@ def ours(collection: str, model: str, store: Store) -> tuple[dict[str, float], d
     retriever = make("import_model", importing, {}, sources)
     corpus = {"corpus": data.at("corpus.parquet")}
     judged = {"queries": data.at("test_queries.parquet"), "qrels": data.at("test_qrels.parquet")}
-    encoding = encode.OPTIONS(normalize=True, max_tokens=TOKENS)
+    encoding = encode.OPTIONS(encoding=EncodingOptions(max_tokens=TOKENS))
     embeddings = make("encode", encoding, corpus | {"retriever": retriever})
     dense = make(
         "evaluate",
-        evaluate.OPTIONS(mode="query", depth=DEPTH, normalize=True, max_tokens=TOKENS),
+        evaluate.OPTIONS(
+            encoding=EncodingOptions(max_tokens=TOKENS), expansion_weight=0, depth=DEPTH
+        ),
         judged | {"retriever": retriever, "embeddings": embeddings},
     )
     bm25 = make("evaluate_bm25", evaluate_bm25.OPTIONS(depth=DEPTH), corpus | judged)

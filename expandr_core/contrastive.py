@@ -10,29 +10,8 @@ import torch.nn.functional as F
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
+from expandr_core.fusion import Fusion
 from expandr_core.hard_negatives import PASSAGES
-
-
-def fuse(queries: Tensor, expansions: Tensor, has_expansion: Tensor, normalize: bool) -> Tensor:
-    """Average the vectors of queries and expansions, as `encoder.fuse`, but from raw vectors.
-
-    Args:
-        queries: (batch, dimensions), of any length.
-        expansions: (batch, dimensions), of any length.
-        has_expansion: (batch,) of bool; where False, the query stands alone.
-        normalize: scale the two vectors, and their mean, to length 1.
-
-    Returns:
-        (batch, dimensions)
-
-    >>> fuse(torch.tensor([[2., 0.]]), torch.tensor([[0., 4.]]), torch.tensor([True]), False)
-    tensor([[1., 2.]])
-    """
-    if normalize:
-        queries, expansions = F.normalize(queries, dim=1), F.normalize(expansions, dim=1)
-    mean = (queries + expansions) * 0.5
-    mean = F.normalize(mean, dim=1) if normalize else mean
-    return torch.where(has_expansion[:, None], mean, queries)
 
 
 def pair_numbers(query_ids: Tensor, passage_ids: Tensor) -> Tensor:
@@ -98,7 +77,7 @@ class ContrastiveLoss(nn.Module):
         positive_pairs: Tensor,
         *,
         expanded: bool,
-        normalize: bool,
+        fusion: Fusion,
         contrastive_temperature: float,
     ):
         """Keep the model where the trainer looks for it.
@@ -107,13 +86,13 @@ class ContrastiveLoss(nn.Module):
             model: the retriever.
             positive_pairs: (pairs,) sorted `pair_numbers` of all known positives.
             expanded: the third text of a row is the expansion.
-            normalize: scale vectors to length 1.
+            fusion: of a query with its expansion.
             contrastive_temperature: the similarities are divided by it.
         """
         super().__init__()
         self.model = model
         self.expanded = expanded
-        self.normalize = normalize
+        self.fusion = fusion
         self.contrastive_temperature = contrastive_temperature
         self.positive_pairs: Tensor
         self.register_buffer("positive_pairs", positive_pairs, persistent=False)
@@ -130,11 +109,10 @@ class ContrastiveLoss(nn.Module):
         with torch.autocast(labels.device.type, enabled=False):  # bf16 is too coarse for softmax
             queries, positives, *rest = [each.float() for each in vectors]
             if self.expanded:
-                queries = fuse(queries, rest.pop(0), labels[:, 1] > 0, self.normalize)
-            elif self.normalize:
-                queries = F.normalize(queries, dim=1)
-            passages = torch.cat([positives, *rest])
-            if self.normalize:
-                passages = F.normalize(passages, dim=1)
+                there = labels[:, 1] > 0
+                queries = self.fusion.fuse(queries, rest.pop(0)[there], there.long())
+            else:
+                queries = self.fusion.scaled(queries)
+            passages = self.fusion.scaled(torch.cat([positives, *rest]))
             masked = false_negatives(labels[:, 0], labels[:, 2:].T.reshape(-1), self.positive_pairs)
             return contrastive_loss(queries, passages, masked, self.contrastive_temperature)

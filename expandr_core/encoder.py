@@ -1,11 +1,10 @@
-"""Texts to vectors, and the vector of an expanded query: the same in reward, mining and search.
+"""Texts to vectors: the same model, prompts, lengths and similarity in every stage.
 
-The paper's code trains on raw inner products and evaluates normalised vectors (and averages these
-without scaling the mean back to length 1). Here one choice, `normalize`, holds everywhere; whoever
-trains loads the model with `load_retriever` and fuses by the same rule.
+What a model was trained with stands in its own sentence-transformers configuration, and is taken from
+there; whoever trains loads the model with `load_retriever` too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expandr_core.errors import DataError
+from expandr_core.options import EncodingOptions
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -33,39 +33,13 @@ def unit(vectors: Vectors) -> Vectors:
     return vectors / np.where(lengths > 0, lengths, 1).astype(np.float32)
 
 
-def fuse(
-    queries: Vectors, expansions: Vectors, has_expansion: NDArray[np.bool_], normalize: bool
-) -> Vectors:
-    """Average the vectors of queries and their expansions: the search vectors of expanded queries.
-
-    Args:
-        queries: (queries, dimensions), of length 1 if `normalize`.
-        expansions: (queries, dimensions), of length 1 if `normalize`; rows without an expansion
-            are not read.
-        has_expansion: (queries,); where False, the result is the query's own vector.
-        normalize: scale the mean to length 1, so that its inner products are cosines.
-
-    Returns:
-        (queries, dimensions)
-
-    >>> queries = np.array([[1, 0], [1, 0]], dtype=np.float32)
-    >>> expansions = np.array([[0, 1], [0, 1]], dtype=np.float32)
-    >>> fuse(queries, expansions, np.array([True, False]), normalize=False).tolist()
-    [[0.5, 0.5], [1.0, 0.0]]
-    >>> fuse(queries, expansions, np.array([True, False]), normalize=True).round(2).tolist()
-    [[0.7099999785423279, 0.7099999785423279], [1.0, 0.0]]
-    """
-    mean = (queries + expansions) * np.float32(0.5)
-    return np.where(has_expansion[:, None], unit(mean) if normalize else mean, queries)
-
-
-def load_retriever(folder: Path, device: str, max_tokens: int) -> "SentenceTransformer":
+def load_retriever(folder: Path, device: str, encoding: EncodingOptions) -> "SentenceTransformer":
     """Load a sentence-transformers model from its folder, in float32, never from a hub.
 
     Args:
         folder: as `SentenceTransformer.save` wrote it, with safetensors weights.
         device: "cpu", "cuda", or "auto" for a GPU where there is one.
-        max_tokens: longer texts are cut here, or at the model's own limit if that is smaller.
+        encoding: longer texts are cut at its `max_tokens`, or at the model's own smaller limit.
 
     Raises:
         DataError: if the folder is no such model, or is one that we could not use faithfully.
@@ -97,11 +71,29 @@ def load_retriever(folder: Path, device: str, max_tokens: int) -> "SentenceTrans
     first: Any = model[0]
     if isinstance(first, StaticEmbedding):  # its limit, if any, is the tokenizer's
         truncation = first.tokenizer.truncation
-        own = truncation["max_length"] if truncation else max_tokens
-        first.tokenizer.enable_truncation(min(own, max_tokens))
+        own = truncation["max_length"] if truncation else encoding.max_tokens
+        first.tokenizer.enable_truncation(min(own, encoding.max_tokens))
     else:
-        model.max_seq_length = min(model.max_seq_length or max_tokens, max_tokens)
+        own = model.max_seq_length or encoding.max_tokens
+        model.max_seq_length = min(own, encoding.max_tokens)
     return model.float().eval()
+
+
+def normalizes(model: "SentenceTransformer", encoding: EncodingOptions) -> bool:
+    """Tell whether vectors are scaled to length 1, which makes inner products cosines.
+
+    Raises:
+        DataError: if the model compares vectors in a way that exact search does not know.
+    """
+    similarity = encoding.similarity
+    if similarity == "model":
+        similarity = model.similarity_fn_name
+    if similarity not in ("cosine", "dot"):
+        raise DataError(
+            f"the retriever compares vectors by {similarity!r}; set retriever.encoding.similarity "
+            "to 'cosine' or 'dot'"
+        )
+    return similarity == "cosine"
 
 
 class Encoder:
@@ -109,48 +101,84 @@ class Encoder:
 
     Attributes:
         model: the sentence-transformers model.
+        normalize: vectors have length 1.
         dimensions: size of the vectors.
     """
 
-    def __init__(
-        self, folder: Path, device: str, normalize: bool, max_tokens: int, batch_size: int
-    ):
+    def __init__(self, folder: Path, device: str, encoding: EncodingOptions):
         """Load the model; see `load_retriever`.
 
         Args:
             folder: the model's folder.
             device: "cpu", "cuda" or "auto".
-            normalize: scale vectors to length 1.
-            max_tokens: longer texts are cut.
-            batch_size: texts per forward pass, on a CPU at most `SMALL_BATCH`.
+            encoding: how texts become vectors; on a CPU, batches are at most `SMALL_BATCH`.
         """
-        self.model = load_retriever(folder, device, max_tokens)
-        self.normalize = normalize
+        self.model = load_retriever(folder, device, encoding)
+        self.normalize = normalizes(self.model, encoding)
         on_cpu = self.model.device.type == "cpu"
-        self.batch_size = min(batch_size, SMALL_BATCH) if on_cpu else batch_size
+        self.batch_size = min(encoding.batch_size, SMALL_BATCH) if on_cpu else encoding.batch_size
+        self.precision = encoding.precision
         self.dimensions = int(self.model.get_embedding_dimension() or 0)
 
-    def encode(self, texts: Sequence[str]) -> Vectors:
-        """Encode texts, sorted by length inside, so that little is padded.
+    def encode_queries(self, texts: Sequence[str]) -> Vectors:
+        """Encode queries, with the model's own prompt for queries.
 
         Returns:
             (texts, dimensions), in the order of the texts; of length 1 if `normalize`.
         """
+        return self._encode(self.model.encode_query, texts)
+
+    def encode_passages(self, texts: Sequence[str]) -> Vectors:
+        """Encode passages, expansions or answers, with the model's own prompt for passages.
+
+        Returns:
+            (texts, dimensions), in the order of the texts; of length 1 if `normalize`.
+        """
+        return self._encode(self.model.encode_document, texts)
+
+    def _encode(self, encode: Callable[..., Any], texts: Sequence[str]) -> Vectors:
+        """Encode texts, sorted by length inside, so that little is padded."""
+        import torch
+
         if not len(texts):
             return np.zeros((0, self.dimensions), dtype=np.float32)
-        vectors = self.model.encode(
-            list(texts), batch_size=self.batch_size, show_progress_bar=False
-        ).astype(np.float32, copy=False)
+        coarse = self.precision == "bfloat16"
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=coarse):
+            vectors = encode(list(texts), batch_size=self.batch_size, show_progress_bar=False)
+        vectors = vectors.astype(np.float32, copy=False)
         return unit(vectors) if self.normalize else vectors
 
 
 def encoder_of(job: "Job") -> Encoder:
     """Load the encoder of a stage: its input `retriever`, as the stage's options say."""
-    options = job.options
-    return Encoder(
-        job.inputs["retriever"],
-        job.spec.runtime.get("device", "auto"),
-        options.normalize,
-        options.max_tokens,
-        options.batch_size,
-    )
+    device = job.spec.runtime.get("device", "auto")
+    return Encoder(job.inputs["retriever"], device, job.options.encoding)
+
+
+def encode_expanded(
+    encoder: Encoder, queries: list[str], expansions: list[list[str]], expansion_weight: float
+) -> Vectors:
+    """Encode expanded queries: what is searched with.
+
+    Args:
+        encoder: the retriever's.
+        queries: (queries,)
+        expansions: each query's expansions; where there is none, the query stands alone.
+        expansion_weight: see `Fusion`. Texts that do not matter are not encoded.
+
+    Returns:
+        (queries, dimensions)
+    """
+    import torch
+
+    from expandr_core.fusion import Fusion
+
+    if expansion_weight == 0:
+        return encoder.encode_queries(queries)
+    needed = [place for place, texts in enumerate(expansions) if not texts or expansion_weight < 1]
+    alone = np.zeros((len(queries), encoder.dimensions), dtype=np.float32)
+    alone[needed] = encoder.encode_queries([queries[place] for place in needed])
+    written = encoder.encode_passages([text for texts in expansions for text in texts])
+    counts = torch.tensor([len(texts) for texts in expansions])
+    fusion = Fusion(encoder.normalize, expansion_weight)
+    return fusion.fuse(torch.from_numpy(alone), torch.from_numpy(written), counts).numpy()

@@ -157,6 +157,22 @@ class TinyRetrieverOptions(Options):
     )
 
 
+class EncodingOptions(Options):
+    """How texts become vectors, and how these are compared: in training, reward and search alike."""
+
+    similarity: Literal["model", "cosine", "dot"] = Field(
+        default="model",
+        description="What the model's own configuration says, the cosine, or the raw inner product.",
+    )
+    max_tokens: int = Field(
+        default=512, ge=8, description="Longer texts are cut (also by the model's own limit)."
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="bfloat16 is quicker; vectors differ in the third digit."
+    )
+    batch_size: Positive = runtime(128, description="Texts encoded at once.")
+
+
 class RetrieverOptions(Options):
     """The dense retriever, and how its vectors are compared everywhere."""
 
@@ -168,16 +184,16 @@ class RetrieverOptions(Options):
     tiny: TinyRetrieverOptions = Field(
         default=TinyRetrieverOptions(), title="The tiny retriever, if 'tiny'"
     )
-    normalize: bool = Field(
-        default=True,
-        description="Scale vectors to length 1 before they are averaged and compared (cosine); "
-        "otherwise raw inner products. One choice for training, reward and evaluation.",
+    encoding: EncodingOptions = Field(default=EncodingOptions(), title="Texts to vectors")
+    expansion_weight: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Share of the expansions in an expanded query's vector (paper: 0.5); several "
+        "expansions are averaged first.",
     )
     contrastive_temperature: float = Field(
         default=0.02, gt=0, description="Similarities are divided by it in the training loss."
-    )
-    max_tokens: int = Field(
-        default=512, ge=8, description="Longer texts are cut (also by the model's own limit)."
     )
 
 
@@ -322,7 +338,6 @@ class EvaluateOptions(Options):
         default=0.05, gt=0, lt=1, description="After Holm's correction."
     )
     greedy: bool = Field(default=True, description="Also report expansions decoded greedily.")
-    batch_size: Positive = runtime(128, description="Texts encoded at once.")
     block_size: Positive = runtime(100_000, description="Passages scored at once.")
 
 

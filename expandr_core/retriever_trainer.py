@@ -20,6 +20,8 @@ from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback
 
 from expandr_core.contrastive import ContrastiveLoss
+from expandr_core.encoder import normalizes
+from expandr_core.fusion import Fusion
 from expandr_core.stage import Job
 from expandr_core.training import ProgressCallback
 from expandr_core.training_rows import TrainingRows
@@ -93,7 +95,7 @@ def make_trainer(
             model,
             torch.from_numpy(rows.pools.positive_pairs),
             expanded=rows.expansions is not None,
-            normalize=options.normalize,
+            fusion=Fusion(normalizes(model, options.encoding), options.expansion_weight),
             contrastive_temperature=options.contrastive_temperature,
         ),
         data_collator=RowCollator(preprocess_fn=model.preprocess, rows=rows),

@@ -4,9 +4,8 @@ from prefect import flow
 
 from expandr_core.artifacts import Artifact
 from expandr_core.options import JointLoopOptions
-from expandr_core.stages.evaluate import Mode
 from tasks.data import Evaluation
-from tasks.evaluate import Scoreboard, publish
+from tasks.evaluate import Mode, Scoreboard, publish
 from tasks.placement import Placement
 from tasks.stage import Workspace
 

@@ -24,9 +24,8 @@ def search_corpus(
     Raises:
         DataError: if there is no such run, or the question is empty.
     """
-    from expandr_core.encoder import Encoder
+    from expandr_core.encoder import Encoder, encode_expanded
     from expandr_core.search import open_index, search
-    from expandr_core.stages.evaluate import search_vectors
 
     if not question.strip():
         raise DataError("the question is empty")
@@ -44,14 +43,10 @@ def search_corpus(
     encoder = Encoder(
         store.local(run.models["retriever"]),
         run.options.device,
-        retriever.normalize,
-        retriever.max_tokens,
-        batch_size=8,
+        retriever.encoding,
     )
-    block = pa.table({"query_id": ["question"], "query": [question]}).append_column(
-        "expansions", pa.array([[expansion] if expansion else []], pa.list_(pa.string()))
-    )
-    vectors = search_vectors(encoder, block, "fused" if expansion else "query")
+    expansions = [expansion] if expansion else []
+    vectors = encode_expanded(encoder, [question], [expansions], retriever.expansion_weight)
     encoded = _encoded(store, run)
     index = open_index(store.local(part) for part in store.parts(encoded))
     block_size = run.options.evaluate.block_size
@@ -77,7 +72,7 @@ def _encoded(store: Store, run: Summary) -> Artifact:
     retriever = run.options.retriever
     spec = make_spec(
         "encode",
-        encode_stage.OPTIONS(normalize=retriever.normalize, max_tokens=retriever.max_tokens),
+        encode_stage.OPTIONS(encoding=retriever.encoding),
         {"corpus": run.models["corpus"], "retriever": run.models["retriever"]},
         seed=run.options.seed,
         device=run.options.device,

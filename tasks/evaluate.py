@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from prefect.artifacts import create_markdown_artifact
 
@@ -14,6 +14,8 @@ from expandr_core.stages import evaluate_bm25
 from tasks.data import Evaluation
 from tasks.retriever import encode_corpus
 from tasks.stage import Workspace
+
+Mode = Literal["query", "expansion", "fused"]
 
 
 @dataclass
@@ -41,19 +43,18 @@ class Scoreboard:
         title: str,
         retriever: Artifact,
         expansions: Artifact | None = None,
-        mode: evaluate_stage.Mode = "fused",
+        mode: Mode = "fused",
     ) -> Artifact:
         """Measure a retriever with the mean of query and expansion, or with one of them alone."""
+        weights = {"fused": self.retriever_options.expansion_weight, "expansion": 1.0, "query": 0.0}
         mode = mode if expansions else "query"
         vectors = encode_corpus(
             self.work, self.evaluation.corpus, retriever, self.retriever_options, title
         )
         options = evaluate_stage.OPTIONS(
-            mode=mode,
+            encoding=self.retriever_options.encoding,
+            expansion_weight=weights[mode],
             depth=self.options.depth,
-            normalize=self.retriever_options.normalize,
-            max_tokens=self.retriever_options.max_tokens,
-            batch_size=self.options.batch_size,
             block_size=self.options.block_size,
         )
         inputs = {"retriever": retriever, "embeddings": vectors, "expansions": expansions}

@@ -19,7 +19,7 @@ def reward(
     return work.make(
         f"reward the candidates{when}",
         "reward",
-        stage.OPTIONS(normalize=options.normalize, max_tokens=options.max_tokens),
+        stage.OPTIONS(encoding=options.encoding),
         {
             "candidates": candidates,
             "answers": answers,

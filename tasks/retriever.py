@@ -15,7 +15,7 @@ def encode_corpus(
     return work.make(
         f"encode the corpus, {which}",
         "encode",
-        encode_stage.OPTIONS(normalize=options.normalize, max_tokens=options.max_tokens),
+        encode_stage.OPTIONS(encoding=options.encoding),
         {"corpus": corpus, "retriever": retriever},
     )
 
@@ -52,8 +52,8 @@ def train_retriever(
             mine_stage.OPTIONS(
                 mining_depth=training.mining_depth,
                 expansions_per_query=training.expansions_per_query,
-                normalize=retriever.normalize,
-                max_tokens=retriever.max_tokens,
+                encoding=retriever.encoding,
+                expansion_weight=retriever.expansion_weight,
             ),
             {
                 "examples": examples,
@@ -65,9 +65,9 @@ def train_retriever(
         )
     resolved = train_stage.OPTIONS(
         **training.model_dump(exclude={"mining_depth"}),
-        normalize=retriever.normalize,
+        encoding=retriever.encoding,
+        expansion_weight=retriever.expansion_weight,
         contrastive_temperature=retriever.contrastive_temperature,
-        max_tokens=retriever.max_tokens,
     )
     return work.make(
         title,

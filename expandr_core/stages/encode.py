@@ -17,11 +17,11 @@ from pydantic import Field
 from expandr_core.collection import Passage
 from expandr_core.encoder import Encoder, encoder_of
 from expandr_core.errors import DataError
-from expandr_core.options import Options, Positive, runtime
+from expandr_core.options import EncodingOptions, Options
 from expandr_core.query_shards import rows_digest
 from expandr_core.stage import Job, run_shard
 
-VERSION = 2
+VERSION = 3
 ROLE = "embed"
 ISOLATION = "on-gpu"
 PASSAGES_PER_SHARD = 8192
@@ -31,9 +31,7 @@ _ENCODED_AT_ONCE = 512
 class OPTIONS(Options):
     """How passages are encoded."""
 
-    normalize: bool = Field(description="Scale vectors to length 1.")
-    max_tokens: Positive = Field(description="Longer passages are cut.")
-    batch_size: Positive = runtime(128, description="Passages encoded at once.")
+    encoding: EncodingOptions = Field(description="How texts become vectors.")
 
 
 def shards(job: Job) -> int:
@@ -74,7 +72,7 @@ def _write_shard(rows: pa.Table, out: Path, encoder: Encoder) -> dict[str, float
     by_length = np.argsort([-len(text) for text in passages], kind="stable")
     for start in range(0, len(passages), _ENCODED_AT_ONCE):
         block = by_length[start : start + _ENCODED_AT_ONCE]
-        vectors[block] = encoder.encode([passages[row] for row in block])
+        vectors[block] = encoder.encode_passages([passages[row] for row in block])
     if not np.isfinite(vectors).all():
         raise DataError(
             "the retriever's vectors are not finite numbers; it may have diverged in "

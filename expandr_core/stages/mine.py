@@ -8,7 +8,7 @@ Left out are the query's positives, passages with the very text of a positive, e
 as in search, the passage that has the query's id.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,13 +18,10 @@ import pyarrow.parquet as pq
 from expandr_core.errors import DataError
 from expandr_core.hard_negatives import PASSAGES, Numbers
 from expandr_core.joined import file_in, join_expansions, places_of, read_columns
-from expandr_core.options import Options, Positive, runtime
+from expandr_core.options import EncodingOptions, Options, Positive, runtime
 from expandr_core.stage import Job
 
-if TYPE_CHECKING:
-    from expandr_core.encoder import Encoder, Vectors
-
-VERSION = 1
+VERSION = 2
 ROLE = "embed"
 ISOLATION = "on-gpu"
 QUERIES_AT_ONCE = 1024
@@ -42,15 +39,14 @@ class OPTIONS(Options):
 
     mining_depth: Positive
     expansions_per_query: Positive
-    normalize: bool
-    max_tokens: int
-    batch_size: Positive = runtime(128)
+    encoding: EncodingOptions
+    expansion_weight: float
     block_size: Positive = runtime(100_000)
 
 
 def run(job: Job) -> None:
     """Write `negatives.parquet`, block of queries by block."""
-    from expandr_core.encoder import encoder_of
+    from expandr_core.encoder import encode_expanded, encoder_of
     from expandr_core.search import nearest, open_index
 
     options: OPTIONS = job.options
@@ -77,7 +73,10 @@ def run(job: Job) -> None:
         for start in range(0, len(query_ids), QUERIES_AT_ONCE):
             block = slice(start, start + QUERIES_AT_ONCE)
             texts = [sample[block].to_pylist() for sample in samples]
-            vectors = encode_expanded(encoder, queries[block].to_pylist(), texts)
+            asked = queries[block].to_pylist()
+            written = [[text for text in of_one if text] for of_one in zip(*texts, strict=True)]
+            written = written if samples else [[] for _ in asked]
+            vectors = encode_expanded(encoder, asked, written, options.expansion_weight)
             _, places = nearest(vectors, index, options.mining_depth, options.block_size)
             numbers = np.arange(start, start + len(places))[:, None]
             kept = ~np.isin(numbers * PASSAGES + contents[places], wrong)
@@ -143,27 +142,3 @@ def forbidden(
     pairs = [owners * PASSAGES + positives, (owners * PASSAGES + contents[by_id])[known]]
     empty = places_of(pa.array([""], pa.large_string()), encoded.dictionary)[0]
     return np.where(contents == empty, -1, contents), np.unique(np.concatenate(pairs))
-
-
-def encode_expanded(encoder: "Encoder", queries: list[str], samples: list[list[str]]) -> "Vectors":
-    """Encode queries, each fused with its expansions one by one, and averaged over these.
-
-    Args:
-        encoder: the retriever's.
-        queries: (queries,)
-        samples: for each sample the expansions (queries,); none to encode the queries alone.
-
-    Returns:
-        (queries, dimensions)
-    """
-    from expandr_core.encoder import fuse, unit
-
-    alone = encoder.encode(queries)
-    if not samples:
-        return alone
-    fused = []
-    for texts in samples:
-        there = np.array([text != "" for text in texts])
-        fused.append(fuse(alone, encoder.encode(texts), there, encoder.normalize))
-    mean = np.stack(fused).sum(axis=0) / np.float32(len(fused))
-    return unit(mean) if encoder.normalize else mean

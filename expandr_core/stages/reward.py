@@ -18,13 +18,13 @@ import pyarrow.parquet as pq
 from expandr_core.artifacts import Artifact
 from expandr_core.encoder import Encoder, encoder_of
 from expandr_core.errors import DataError
-from expandr_core.options import Options, Positive, runtime
+from expandr_core.options import EncodingOptions, Options
 from expandr_core.query_shards import one_row_a_query, rows_digest
 from expandr_core.rewards import ranks
 from expandr_core.stage import Job, run_shard
 
 log = logging.getLogger(__name__)
-VERSION = 2
+VERSION = 3
 ROLE = "embed"
 ISOLATION = "on-gpu"
 SCHEMA = pa.schema(
@@ -47,9 +47,7 @@ SCHEMA = pa.schema(
 class OPTIONS(Options):
     """How texts become vectors; the same as in retrieval."""
 
-    normalize: bool
-    max_tokens: int
-    batch_size: Positive = runtime(128)
+    encoding: EncodingOptions
 
 
 def shards(job: Job) -> int:
@@ -145,7 +143,7 @@ def _reward_shard(
     texts = [row["text"] for rows in kept.values() for row in rows]
     texts += [example_of[query_id]["positive"] for query_id in kept]
     texts += [answer_of[query_id] for query_id in kept]
-    vectors = encoder.encode(texts)
+    vectors = encoder.encode_passages(texts)
     positives = dict(zip(kept, vectors[-2 * len(kept) :], strict=False))
     answers_by_query = dict(zip(kept, vectors[len(vectors) - len(kept) :], strict=True))
     rewarded: list[dict[str, Any]] = []

@@ -14,14 +14,14 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expandr_core.options import Options, runtime
+from expandr_core.options import EncodingOptions, Options, runtime
 from expandr_core.seeding import derive_seed
 from expandr_core.stage import Job
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-VERSION = 1
+VERSION = 2
 ROLE = "train"
 ISOLATION = "always"
 log = logging.getLogger(__name__)
@@ -36,9 +36,9 @@ class OPTIONS(Options):
     warmup_share: float
     hard_negatives: int
     expansions_per_query: int
-    normalize: bool
+    encoding: EncodingOptions
+    expansion_weight: float
     contrastive_temperature: float
-    max_tokens: int
     checkpoint_steps: int = runtime(200)
 
 
@@ -65,7 +65,7 @@ def run(job: Job) -> None:
     if options.hard_negatives and not rows.pools.size.any():
         log.warning("no example has a hard negative: only the passages of other queries are left")
     device = job.spec.runtime.get("device", "auto")
-    model = load_retriever(job.inputs["retriever"], device, options.max_tokens)
+    model = load_retriever(job.inputs["retriever"], device, options.encoding)
     trainer = make_trainer(job, model, rows, derive_seed("train_retriever", job.seed))
     trainer.train(resume_from_checkpoint=last_checkpoint(job.checkpoints))
     _write_log(job, trainer.state.log_history)

@@ -155,12 +155,12 @@ def _word_tokenizer(special: dict[str, int]) -> Any:
 
 def mean_reciprocal_rank(folder: Path, things: list[tuple[int, int]], expanded: bool) -> float:
     """Search all passages for the things' queries with a retriever."""
-    from expandr_core.encoder import Encoder, fuse
+    from expandr_core.encoder import Encoder, encode_expanded
+    from expandr_core.options import EncodingOptions
 
-    encoder = Encoder(folder, "cpu", normalize=True, max_tokens=32, batch_size=64)
-    queries = encoder.encode([query(thing) for thing in things])
-    expansions = encoder.encode([f"tech{thing[0]}" for thing in things])
-    vectors = fuse(queries, expansions, np.full(len(things), expanded), normalize=True)
-    scores = vectors @ encoder.encode([passage(thing) for thing in THINGS]).T
+    encoder = Encoder(folder, "cpu", EncodingOptions(max_tokens=32))
+    expansions = [[f"tech{thing[0]}"] if expanded else [] for thing in things]
+    vectors = encode_expanded(encoder, [query(thing) for thing in things], expansions, 0.5)
+    scores = vectors @ encoder.encode_passages([passage(thing) for thing in THINGS]).T
     own = scores[np.arange(len(things)), [THINGS.index(thing) for thing in things]]
     return float((1 / (scores >= own[:, None]).sum(axis=1)).mean())

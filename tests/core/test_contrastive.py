@@ -17,9 +17,10 @@ from expandr_core.contrastive import (
     ContrastiveLoss,
     contrastive_loss,
     false_negatives,
-    fuse,
     pair_numbers,
 )
+from expandr_core.fusion import Fusion
+from expandr_core.options import EncodingOptions
 
 # exp(similarity) of two queries (rows) and four passages; the positives are on the diagonal
 WORKED = [
@@ -104,30 +105,10 @@ def test_known_positives_and_empty_places_are_masked_and_nothing_else():
     assert false_negatives(query_ids, passage_ids, pairs).int().tolist() == expected
 
 
-@given(
-    arrays(np.float32, (3, 4), elements=numbers),
-    arrays(np.float32, (3, 4), elements=numbers),
-    arrays(np.bool_, 3),
-    st.booleans(),
-)
-def test_training_fuses_as_the_encoder_does(queries, expansions, has_expansion, normalize):
-    raw = [torch.from_numpy(each) for each in (queries, expansions)]
-    fused = fuse(*raw, torch.from_numpy(has_expansion), normalize)
-    if normalize:
-        queries, expansions = encoder.unit(queries), encoder.unit(expansions)
-        # where the two nearly cancel, what is left of them is rounding error
-        has_expansion = has_expansion & (np.abs(queries + expansions).max(axis=1) > 1e-3)
-        fused = fused[torch.from_numpy(has_expansion)]
-        queries, expansions = queries[has_expansion], expansions[has_expansion]
-        has_expansion = has_expansion[has_expansion]
-    expected = encoder.fuse(queries, expansions, has_expansion, normalize)
-    np.testing.assert_allclose(fused.numpy(), expected, atol=1e-6)
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder: Path = world.save_static(tmp_path_factory.mktemp("static") / "model")
-    return encoder.load_retriever(folder, "cpu", 32)
+    return encoder.load_retriever(folder, "cpu", EncodingOptions(max_tokens=32))
 
 
 def batch_loss(
@@ -135,7 +116,7 @@ def batch_loss(
 ) -> float:
     """Loss of a batch of texts, as the trainer computes it."""
     pairs = torch.unique(torch.tensor([(row[0] << 31) + row[2] for row in labels]))
-    settings = {"expanded": True, "normalize": True, "contrastive_temperature": 0.1}
+    settings = {"expanded": True, "fusion": Fusion(True), "contrastive_temperature": 0.1}
     loss = ContrastiveLoss(model, pairs, **(settings | options))
     features = [model.preprocess(texts) for texts in columns]
     with torch.no_grad():
@@ -154,19 +135,23 @@ LABELS = [[0, 1, 10, 12], [1, 1, 11, 13]]
 def test_the_loss_is_that_of_the_encoders_own_vectors(tmp_path):
     folder = world.save_static(tmp_path / "model")
     for normalize, temperature in ((True, 0.1), (False, 3.0)):
-        own = encoder.Encoder(folder, "cpu", normalize, max_tokens=32, batch_size=8)
-        queries, positives, expansions, negatives = (own.encode(texts) for texts in COLUMNS)
-        fused = encoder.fuse(queries, expansions, np.array([True, True]), normalize)
+        encoding = EncodingOptions(similarity="cosine" if normalize else "dot", max_tokens=32)
+        own = encoder.Encoder(folder, "cpu", encoding)
+        queries, _, expansions, _ = COLUMNS
+        fused = encoder.encode_expanded(own, queries, [[text] for text in expansions], 0.5)
+        positives, negatives = (own.encode_passages(COLUMNS[place]) for place in (1, 3))
         passages = torch.from_numpy(np.concatenate([positives, negatives]))
         expected = contrastive_loss(torch.from_numpy(fused), passages, NOTHING_MASKED, temperature)
-        options = {"normalize": normalize, "contrastive_temperature": temperature}
+        options = {"fusion": Fusion(normalize), "contrastive_temperature": temperature}
         found = batch_loss(own.model, COLUMNS, LABELS, **options)
         assert found == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_normalisation_and_temperature_change_the_loss(model):
     losses = [
-        batch_loss(model, COLUMNS, LABELS, normalize=normalize, contrastive_temperature=temperature)
+        batch_loss(
+            model, COLUMNS, LABELS, fusion=Fusion(normalize), contrastive_temperature=temperature
+        )
         for normalize in (True, False)
         for temperature in (0.1, 1.0)
     ]

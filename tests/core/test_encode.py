@@ -8,6 +8,7 @@ from evaluation_world import WORDS, make, of_shards, put, save_static_retriever,
 from expandr_core.encoder import Encoder
 from expandr_core.errors import DataError
 from expandr_core.models import model_files
+from expandr_core.options import EncodingOptions
 from expandr_core.stage import count_shards, make_spec, run_part, run_stage
 from expandr_core.stages import encode
 from expandr_core.store import Store
@@ -29,7 +30,7 @@ def retriever(store, tmp_path):
 
 def encoded(store, retriever, rows: list[tuple], **options):
     corpus = put(store, f"corpus-{len(rows)}", {"corpus.parquet": table(CORPUS, rows)})
-    chosen = encode.OPTIONS(**{"normalize": True, "max_tokens": 64} | options)
+    chosen = encode.OPTIONS(encoding=EncodingOptions(**{"max_tokens": 64} | options))
     inputs = {"retriever": retriever, "corpus": corpus.at("corpus.parquet")}
     return make(store, "encode", chosen, inputs)[0]
 
@@ -49,8 +50,8 @@ def test_vectors_are_those_of_title_and_text_in_the_corpus_s_order(store, retrie
     ]
     artifact = encoded(store, retriever, rows)
     assert len(store.parts(artifact)) == 3
-    encoder = Encoder(store.local(retriever), "cpu", True, 64, 2)
-    expected = encoder.encode([f"{title} {text}".strip() for _, title, text in rows])
+    encoder = Encoder(store.local(retriever), "cpu", EncodingOptions(max_tokens=64))
+    expected = encoder.encode_passages([f"{title} {text}".strip() for _, title, text in rows])
     vectors = vectors_of(store, artifact)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(vectors, expected, atol=1e-6)
@@ -59,7 +60,7 @@ def test_vectors_are_those_of_title_and_text_in_the_corpus_s_order(store, retrie
 
 
 def test_vectors_are_left_as_they_are_unless_normalised(store, retriever):
-    artifact = encoded(store, retriever, [("a", "", "red"), ("b", "", "")], normalize=False)
+    artifact = encoded(store, retriever, [("a", "", "red"), ("b", "", "")], similarity="dot")
     lengths = np.linalg.norm(vectors_of(store, artifact), axis=1)
     assert lengths[0] > 1.1
     assert lengths[1] == 0
@@ -81,7 +82,9 @@ def test_several_processes_share_the_shards_and_a_last_one_finds_them(
     rows = [(f"p{n}", "", WORDS[n % len(WORDS)]) for n in range(9)]
     table_of = put(store, "corpus-9", {"corpus.parquet": table(CORPUS, rows)})
     inputs = {"retriever": retriever, "corpus": table_of.at("corpus.parquet")}
-    spec = make_spec("encode", encode.OPTIONS(normalize=True, max_tokens=64), inputs, device="cpu")
+    spec = make_spec(
+        "encode", encode.OPTIONS(encoding=EncodingOptions(max_tokens=64)), inputs, device="cpu"
+    )
     assert count_shards(spec, store) == 5
     for i in range(2):
         run_part(spec, store, lambda *_: None, (i, 2))
@@ -97,7 +100,7 @@ def test_several_processes_share_the_shards_and_a_last_one_finds_them(
 def test_an_empty_corpus_is_refused(store, retriever):
     empty = pa.schema([(name, pa.string()) for name in CORPUS]).empty_table()
     corpus = put(store, "corpus-0", {"corpus.parquet": empty})
-    options = encode.OPTIONS(normalize=True, max_tokens=64)
+    options = encode.OPTIONS(encoding=EncodingOptions(max_tokens=64))
     inputs = {"retriever": retriever, "corpus": corpus.at("corpus.parquet")}
     with pytest.raises(DataError, match="the corpus has no passages"):
         make(store, "encode", options, inputs)

@@ -5,12 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from evaluation_world import WORDS, save_static_retriever
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
-from expandr_core.encoder import Encoder, fuse, unit
+from expandr_core.encoder import Encoder, encode_expanded
 from expandr_core.errors import DataError
+from expandr_core.options import EncodingOptions
 
 
 @pytest.fixture(scope="module")
@@ -19,43 +17,45 @@ def retriever(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_vectors_come_in_the_order_of_the_texts(retriever):
-    encoder = Encoder(retriever, "cpu", normalize=True, max_tokens=64, batch_size=2)
+    encoder = Encoder(retriever, "cpu", EncodingOptions(max_tokens=64))
     texts = ["red", "red blue bird song", "stone river", "bird"]
-    alone = np.concatenate([encoder.encode([text]) for text in texts])
-    np.testing.assert_allclose(encoder.encode(texts), alone, atol=1e-6)
+    alone = np.concatenate([encoder.encode_passages([text]) for text in texts])
+    np.testing.assert_allclose(encoder.encode_passages(texts), alone, atol=1e-6)
 
 
 def test_normalised_vectors_have_length_one_and_unknown_words_give_zeros(retriever):
-    encoder = Encoder(retriever, "cpu", normalize=True, max_tokens=64, batch_size=2)
-    vectors = encoder.encode(["red blue", "unheard", ""])
-    assert not encoder.encode([""]).any()
+    encoder = Encoder(retriever, "cpu", EncodingOptions(max_tokens=64))
+    vectors = encoder.encode_passages(["red blue", "unheard", ""])
+    assert not encoder.encode_passages([""]).any()
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), [1, 0, 0], atol=1e-6)
     assert vectors.dtype == np.float32
     assert vectors.shape == (3, encoder.dimensions)
 
 
 def test_unnormalised_vectors_are_those_of_the_model(retriever):
-    encoder = Encoder(retriever, "cpu", normalize=False, max_tokens=64, batch_size=2)
-    red, blue, both = encoder.encode(["red", "blue", "red blue"])
+    encoder = Encoder(retriever, "cpu", EncodingOptions(similarity="dot", max_tokens=64))
+    red, blue, both = encoder.encode_passages(["red", "blue", "red blue"])
     np.testing.assert_allclose(both, (red + blue) / 2, atol=1e-6)
 
 
 def test_longer_texts_are_cut_at_the_smaller_limit(retriever, tmp_path):
-    cut = Encoder(retriever, "cpu", normalize=True, max_tokens=2, batch_size=2)
-    assert np.array_equal(cut.encode(["red blue bird"]), cut.encode(["red blue"]))
+    eight = "red blue bird song stone river red blue"
+    nine = f"{eight} bird"
+    cut = Encoder(retriever, "cpu", EncodingOptions(max_tokens=8))
+    assert np.array_equal(cut.encode_passages([nine]), cut.encode_passages([eight]))
     cut.model.save(str(tmp_path))
-    again = Encoder(tmp_path, "cpu", normalize=True, max_tokens=64, batch_size=2)
-    assert np.array_equal(again.encode(["red blue bird"]), again.encode(["red blue"]))
+    again = Encoder(tmp_path, "cpu", EncodingOptions(max_tokens=64))
+    assert np.array_equal(again.encode_passages([nine]), again.encode_passages([eight]))
 
 
 def test_no_texts_give_no_vectors(retriever):
-    encoder = Encoder(retriever, "cpu", normalize=True, max_tokens=8, batch_size=2)
-    assert encoder.encode([]).shape == (0, encoder.dimensions)
+    encoder = Encoder(retriever, "cpu", EncodingOptions(max_tokens=8))
+    assert encoder.encode_passages([]).shape == (0, encoder.dimensions)
 
 
 def test_a_folder_that_is_no_retriever_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"not a sentence-transformers model"):
-        Encoder(tmp_path, "cpu", normalize=True, max_tokens=8, batch_size=2)
+        Encoder(tmp_path, "cpu", EncodingOptions(max_tokens=8))
 
 
 def test_a_retriever_with_a_default_prompt_is_refused(retriever, tmp_path):
@@ -65,26 +65,54 @@ def test_a_retriever_with_a_default_prompt_is_refused(retriever, tmp_path):
     model.default_prompt_name = "query"
     model.save(str(tmp_path))
     with pytest.raises(DataError, match="prepends its prompt 'query'"):
-        Encoder(tmp_path, "cpu", normalize=True, max_tokens=8, batch_size=2)
+        Encoder(tmp_path, "cpu", EncodingOptions(max_tokens=8))
 
 
-VECTORS = arrays(np.int8, (4, 3), elements=st.integers(-9, 9)).map(np.float32)
+def test_queries_and_passages_get_the_prompts_of_the_model(retriever, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    prompts = {"query": "red ", "document": "blue "}
+    SentenceTransformer(str(retriever), device="cpu", prompts=prompts).save(str(tmp_path))
+    plain, prompted = (
+        Encoder(folder, "cpu", EncodingOptions()) for folder in (retriever, tmp_path)
+    )
+    expected = plain.encode_passages(["red bird", "blue bird"])
+    np.testing.assert_array_equal(prompted.encode_queries(["bird"]), expected[:1])
+    np.testing.assert_array_equal(prompted.encode_passages(["bird"]), expected[1:])
 
 
-@given(VECTORS, VECTORS, arrays(np.bool_, 4))
-def test_fused_vectors_point_halfway_between_unit_vectors(queries, expansions, has_expansion):
-    queries, expansions = unit(queries), unit(expansions)
-    fused = fuse(queries, expansions, has_expansion, normalize=True)
-    assert np.array_equal(fused[~has_expansion], queries[~has_expansion])
-    to_query = (fused * queries).sum(1)[has_expansion]
-    to_expansion = (fused * expansions).sum(1)[has_expansion]
-    far_from_opposite = np.linalg.norm(queries + expansions, axis=1) > 0.1
-    both = (queries.any(1) & expansions.any(1) & far_from_opposite)[has_expansion]
-    np.testing.assert_allclose(to_query[both], to_expansion[both], atol=1e-3)
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_the_models_own_similarity_holds_unless_another_is_chosen(retriever, tmp_path, similarity):
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(retriever), device="cpu", similarity_fn_name=similarity)
+    model.save(str(tmp_path))
+    assert Encoder(tmp_path, "cpu", EncodingOptions()).normalize == (similarity == "cosine")
+    assert not Encoder(tmp_path, "cpu", EncodingOptions(similarity="dot")).normalize
 
 
-@given(VECTORS)
-def test_an_expansion_equal_to_its_query_changes_nothing(queries):
-    queries = unit(queries)
-    fused = fuse(queries, queries, np.ones(4, dtype=bool), normalize=True)
-    np.testing.assert_allclose(fused, queries, atol=1e-6)
+def test_a_similarity_that_search_does_not_know_is_refused(retriever, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(retriever), device="cpu", similarity_fn_name="euclidean")
+    model.save(str(tmp_path))
+    with pytest.raises(DataError, match="compares vectors by 'euclidean'"):
+        Encoder(tmp_path, "cpu", EncodingOptions())
+
+
+def test_bfloat16_changes_the_third_digit_at_most(retriever):
+    texts = ["red blue", "stone river bird"]
+    coarse = Encoder(retriever, "cpu", EncodingOptions(precision="bfloat16"))
+    exact = Encoder(retriever, "cpu", EncodingOptions())
+    vectors = coarse.encode_passages(texts)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors, exact.encode_passages(texts), atol=0.01)
+
+
+@pytest.mark.parametrize("weight", [0, 0.3, 1])
+def test_an_expanded_query_is_the_weighted_mean_of_query_and_expansions(retriever, weight):
+    encoder = Encoder(retriever, "cpu", EncodingOptions(similarity="dot"))
+    found = encode_expanded(encoder, ["red", "bird"], [["blue", "song"], []], weight)
+    red, bird, blue, song = encoder.encode_passages(["red", "bird", "blue", "song"])
+    expected = [(1 - weight) * red + weight * (blue + song) / 2, bird]
+    np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -19,6 +19,7 @@ from expandr_core import evaluation
 from expandr_core.encoder import Encoder, unit
 from expandr_core.errors import DataError
 from expandr_core.metrics import METRICS
+from expandr_core.options import EncodingOptions
 from expandr_core.stages import encode, evaluate, evaluate_bm25
 from expandr_core.store import Store
 
@@ -34,6 +35,9 @@ def phrases(count: int, seed: int) -> list[str]:
         words = random.choice(WORDS, random.integers(2, 5), replace=False)
         found.setdefault(frozenset(words), " ".join(words))
     return list(found.values())
+
+
+ENCODING = EncodingOptions(max_tokens=64)
 
 
 class World:
@@ -61,8 +65,8 @@ class World:
         self.data = put(self.store, "data-1", tables)
         model = save_static_retriever(folder / "retriever", WORDS)
         self.retriever = self.store.commit("retriever-1", model, [], {"counts": {}})
-        self.encoder = Encoder(self.store.local(self.retriever), "cpu", True, 64, 8)
-        options = encode.OPTIONS(normalize=True, max_tokens=64)
+        self.encoder = Encoder(self.store.local(self.retriever), "cpu", ENCODING)
+        options = encode.OPTIONS(encoding=ENCODING)
         inputs = {"retriever": self.retriever, "corpus": self.data.at("corpus.parquet")}
         self.embeddings, _ = make(self.store, "encode", options, inputs)
 
@@ -70,16 +74,16 @@ class World:
         data = {name: self.data.at(f"{name}.parquet") for name in ("queries", "qrels")}
         return data | more
 
-    def evaluate(self, mode: str, block_size: int = 7, **more):
+    def evaluate(self, expansion_weight: float, block_size: int = 7, **more):
         options = evaluate.OPTIONS(
-            mode=mode, depth=10, normalize=True, max_tokens=64, block_size=block_size
+            encoding=ENCODING, expansion_weight=expansion_weight, depth=10, block_size=block_size
         )
         inputs = self.inputs(retriever=self.retriever, embeddings=self.embeddings, **more)
         return make(self.store, "evaluate", options, inputs)
 
     def plain(self, vectors: np.ndarray) -> dict[str, list[str]]:
         """Return the ten nearest passages of each query."""
-        scores = vectors @ self.encoder.encode(list(self.passages.values())).T
+        scores = vectors @ self.encoder.encode_passages(list(self.passages.values())).T
         order = np.argsort(-scores, axis=1)[:, :10]
         return {
             query_id: [PASSAGE_IDS[place] for place in row]
@@ -125,8 +129,8 @@ def expansions(samples: int) -> list[tuple[str, int, str]]:
 
 
 def test_query_only_equals_a_plain_computation(world):
-    artifact, folder = world.evaluate("query")
-    expected = world.plain(world.encoder.encode(list(world.queries.values())))
+    artifact, folder = world.evaluate(0)
+    expected = world.plain(world.encoder.encode_queries(list(world.queries.values())))
     assert found(folder) == expected
 
     relevant = {(query_id, passage_id) for query_id, passage_id, grade in world.qrels if grade}
@@ -152,16 +156,18 @@ def test_query_only_equals_a_plain_computation(world):
 
 
 @pytest.mark.parametrize("samples", [1, 2])
-@pytest.mark.parametrize("mode", ["expansion", "fused"])
-def test_expansions_are_joined_by_id_and_averaged_as_vectors(world, mode, samples):
+@pytest.mark.parametrize("weight", [1, 0.5, 0.25])
+def test_expansions_are_joined_by_id_and_averaged_as_vectors(world, weight, samples):
     rows = expansions(samples)
     shuffled = [rows[place] for place in np.random.default_rng(0).permutation(len(rows))]
-    artifact = put_expansions(world.store, f"expand-{mode}-{samples}", shards_of(shuffled, 5)[::-1])
-    _, folder = world.evaluate(mode, expansions=artifact)
-    vectors = world.encoder.encode([text for _, _, text in rows]).reshape(17, samples, -1)
+    artifact = put_expansions(
+        world.store, f"expand-{weight}-{samples}", shards_of(shuffled, 5)[::-1]
+    )
+    _, folder = world.evaluate(weight, expansions=artifact)
+    vectors = world.encoder.encode_passages([text for _, _, text in rows]).reshape(17, samples, -1)
     vectors = unit(vectors.mean(axis=1))
-    if mode == "fused":
-        vectors = unit(vectors + world.encoder.encode(list(world.queries.values())))
+    queries = world.encoder.encode_queries(list(world.queries.values()))
+    vectors = unit(weight * vectors + (1 - weight) * queries)
     assert found(folder) == world.plain(vectors)
 
 
@@ -169,8 +175,8 @@ def test_the_order_of_queries_shards_and_blocks_does_not_change_the_metrics(worl
     rows = expansions(1)
     one = put_expansions(world.store, "expand-one", [rows])
     many = put_expansions(world.store, "expand-many", shards_of(rows, 7))
-    _, first = world.evaluate("fused", expansions=one)
-    _, second = world.evaluate("fused", expansions=many, block_size=1000)
+    _, first = world.evaluate(0.5, expansions=one)
+    _, second = world.evaluate(0.5, expansions=many, block_size=1000)
     assert columns(first / "per_query.parquet") == columns(second / "per_query.parquet")
     assert found(first) == found(second)
 
@@ -179,11 +185,11 @@ def test_without_any_written_expansion_the_query_is_searched_alone_and_counted(w
     rows = [(query_id, n, "") for query_id in QUERY_IDS for n in range(2)]
     rows[0] = (QUERY_IDS[0], 0, WORDS[0])
     artifact = put_expansions(world.store, "expand-empty", shards_of(rows, 3))
-    for mode in ("expansion", "fused"):
-        evaluated, folder = world.evaluate(mode, expansions=artifact)
-        vectors = world.encoder.encode(list(world.queries.values()))
-        word = world.encoder.encode([WORDS[0]])[0]
-        vectors[0] = word if mode == "expansion" else unit((vectors[:1] + word) / 2)[0]
+    for weight in (1, 0.5):
+        evaluated, folder = world.evaluate(weight, expansions=artifact)
+        vectors = world.encoder.encode_queries(list(world.queries.values()))
+        word = world.encoder.encode_passages([WORDS[0]])[0]
+        vectors[0] = word if weight == 1 else unit((vectors[:1] + word) / 2)[0]
         assert found(folder) == world.plain(vectors)
         assert evaluated.counts["empty_expansions"] == 33
         assert evaluated.counts["queries_without_expansion"] == 16
@@ -193,7 +199,7 @@ def test_a_query_without_a_row_among_the_expansions_is_an_error_that_names_it(wo
     rows = [row for row in expansions(1) if row[0] != "q03"]
     artifact = put_expansions(world.store, "expand-missing", shards_of(rows, 3))
     with pytest.raises(DataError, match=r"1 of 17 queries have no expansion, such as 'q03'"):
-        world.evaluate("fused", expansions=artifact)
+        world.evaluate(0.5, expansions=artifact)
 
 
 def test_expansions_of_other_queries_are_not_used(world):
@@ -201,29 +207,29 @@ def test_expansions_of_other_queries_are_not_used(world):
     other = [("q98", 0, "red"), ("q99", 0, "blue")]
     more = put_expansions(world.store, "expand-more", [[*rows[:5], *other], rows[5:], other])
     exact = put_expansions(world.store, "expand-exact", [rows])
-    _, folder = world.evaluate("fused", expansions=more)
-    assert found(folder) == found(world.evaluate("fused", expansions=exact)[1])
+    _, folder = world.evaluate(0.5, expansions=more)
+    assert found(folder) == found(world.evaluate(0.5, expansions=exact)[1])
 
 
 def test_a_query_in_two_shards_is_refused(world):
     rows = expansions(1)
     artifact = put_expansions(world.store, "expand-twice", [rows, rows[:6]])
     with pytest.raises(DataError, match="17 queries were searched 23 times"):
-        world.evaluate("fused", expansions=artifact)
+        world.evaluate(0.5, expansions=artifact)
 
 
-def test_the_mode_and_the_inputs_must_fit(world):
-    with pytest.raises(DataError, match="mode 'fused' needs expansions"):
-        world.evaluate("fused")
+def test_the_weight_and_the_inputs_must_fit(world):
+    with pytest.raises(DataError, match=r"expansion_weight 0\.5 needs expansions"):
+        world.evaluate(0.5)
     artifact = put_expansions(world.store, "expand-unused", [expansions(1)])
-    with pytest.raises(DataError, match="mode 'query' uses no expansions"):
-        world.evaluate("query", expansions=artifact)
+    with pytest.raises(DataError, match=r"expansion_weight 0\.0 uses no expansions"):
+        world.evaluate(0, expansions=artifact)
 
 
 def test_vectors_of_a_retriever_of_another_size_are_refused(world, tmp_path):
     folder = save_static_retriever(tmp_path / "other", WORDS, dimensions=4)
     other = world.store.commit("retriever-other", folder, [], {"counts": {}})
-    options = evaluate.OPTIONS(mode="query", normalize=True, max_tokens=64)
+    options = evaluate.OPTIONS(encoding=ENCODING, expansion_weight=0)
     inputs = world.inputs(retriever=other, embeddings=world.embeddings)
     with pytest.raises(DataError, match="encoded with 8 dimensions, the retriever has 4"):
         make(world.store, "evaluate", options, inputs)
@@ -233,7 +239,7 @@ def test_no_relevant_passage_at_all_is_refused(world):
     qrels = table(["query_id", "passage_id", "relevance"], [("q00", "p00", 0)])
     artifact = put(world.store, "qrels-none", {"qrels.parquet": qrels})
     with pytest.raises(DataError, match="no query has a relevant passage"):
-        world.evaluate("query", qrels=artifact.at("qrels.parquet"))
+        world.evaluate(0, qrels=artifact.at("qrels.parquet"))
 
 
 def test_bm25_searches_with_the_query_s_and_the_expansions_words(world):

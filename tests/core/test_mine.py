@@ -12,10 +12,12 @@ import retriever_world as world
 from expandr_core.artifacts import Artifact
 from expandr_core.encoder import Encoder
 from expandr_core.errors import DataError
+from expandr_core.options import EncodingOptions
 from expandr_core.stage import make_spec, run_stage
 from expandr_core.stages import encode, mine
 from expandr_core.store import Store
 
+ENCODING = EncodingOptions(max_tokens=32)
 CORPUS = pa.schema([(name, pa.string()) for name in ("passage_id", "title", "text")])
 PASSAGES = [
     *(
@@ -39,16 +41,17 @@ def inputs(store: Store, tmp_path: Path) -> dict[str, Artifact]:
     world.write_rows(folder / "corpus.parquet", PASSAGES, CORPUS)
     corpus = world.put(store, "prepare-corpus", folder).at("corpus.parquet")
     retriever = world.put(store, "import-static", world.save_static(tmp_path / "model"))
-    options = encode.OPTIONS(normalize=True, max_tokens=32)
+    options = encode.OPTIONS(encoding=ENCODING)
     spec = make_spec("encode", options, {"retriever": retriever, "corpus": corpus}, device="cpu")
     embeddings = run_stage(spec, store, lambda *_: None)
     return {"retriever": retriever, "corpus": corpus, "embeddings": embeddings}
 
 
 def mined(store: Store, inputs: dict[str, Artifact], examples: list[Any], **options: Any) -> dict:
-    settings = {"mining_depth": 5, "expansions_per_query": 1, "normalize": True, "max_tokens": 32}
+    settings = {"mining_depth": 5, "expansions_per_query": 1, "expansion_weight": 0.5}
+    chosen = mine.OPTIONS(encoding=ENCODING, **(settings | options))
     inputs = inputs | {"examples": world.put_examples(store, "prepare-examples", examples)}
-    spec = make_spec("mine", mine.OPTIONS(**(settings | options)), inputs, device="cpu")
+    spec = make_spec("mine", chosen, inputs, device="cpu")
     artifact = run_stage(spec, store, lambda *_: None)
     table = pq.read_table(store.local(artifact) / "negatives.parquet")
     assert table.schema == mine.SCHEMA
@@ -59,13 +62,13 @@ def mined(store: Store, inputs: dict[str, Artifact], examples: list[Any], **opti
 def test_the_nearest_passages_but_the_positives_are_mined_with_their_texts(store, inputs):
     things = [(1, 2), (0, 5)]
     found = mined(store, inputs, [world.example(thing) for thing in things])
-    encoder = Encoder(store.local(inputs["retriever"]), "cpu", True, 32, 8)
+    encoder = Encoder(store.local(inputs["retriever"]), "cpu", ENCODING)
     rows = sorted(PASSAGES, key=lambda row: row["passage_id"], reverse=True)  # decides ties
     texts = {row["passage_id"]: f"{row['title']} {row['text']}".strip() for row in rows}
-    passages = encoder.encode(list(texts.values()))
+    passages = encoder.encode_passages(list(texts.values()))
     for thing in things:
         query_id, positive_id = world.example(thing)["query_id"], world.passage_id(thing)
-        scores = passages @ encoder.encode([world.query(thing)])[0]
+        scores = passages @ encoder.encode_queries([world.query(thing)])[0]
         nearest = [list(texts)[place] for place in np.argsort(-scores, kind="stable")[:5]]
         expected = [passage_id for passage_id in nearest if passage_id != positive_id]
         assert found[query_id]["negative_ids"] == expected
@@ -101,15 +104,6 @@ def test_expansions_move_the_query_to_what_they_tell(store, inputs):
     ranks = [rows["q12"]["negative_ids"].index("p67") + 1 for rows in (plain, found)]
     assert ranks[0] > 10 > ranks[1]
     assert found["q45"] == plain["q45"]
-
-
-def test_several_expansions_are_averaged(store, inputs):
-    encoder = Encoder(store.local(inputs["retriever"]), "cpu", True, 32, 8)
-    samples = [["tech6"], ["tech1 tech2"]]
-    vector = mine.encode_expanded(encoder, ["lay1"], samples)
-    alone = [mine.encode_expanded(encoder, ["lay1"], [texts]) for texts in samples]
-    mean = alone[0] + alone[1]
-    np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=1e-6)
 
 
 def test_embeddings_of_another_corpus_are_refused(store, inputs, tmp_path):

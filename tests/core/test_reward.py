@@ -10,11 +10,12 @@ from evaluation_world import make, of_shards, put
 
 from expandr_core.artifacts import Artifact
 from expandr_core.errors import DataError
-from expandr_core.options import PreferenceOptions
+from expandr_core.options import EncodingOptions, PreferenceOptions
 from expandr_core.stages import expand, reward
 from expandr_core.store import Store
 
 # word -> (similarity to the positive, similarity to the answer), as inner products
+DOT = EncodingOptions(similarity="dot", max_tokens=16)
 VECTORS = {
     "positive": (1, 0),
     "answer": (0, 1),
@@ -85,7 +86,7 @@ def rewarded(
     candidates: list[list[tuple[str, int, str]]],
     answers: list[list[tuple[str, int, str]]],
     queries: list[str],
-    normalize: bool = False,
+    encoding: EncodingOptions = DOT,
 ):
     """Run the stage on shards of (query_id, sample, text) rows."""
     name = str(len(store.keys()))
@@ -106,7 +107,7 @@ def rewarded(
         "answers": expansions(store, f"answers-{name}", answers),
         "examples": put(store, f"examples-{name}", {"e.parquet": examples}).at("e.parquet"),
     }
-    return make(store, "reward", reward.OPTIONS(normalize=normalize, max_tokens=16), inputs)[0]
+    return make(store, "reward", reward.OPTIONS(encoding=encoding), inputs)[0]
 
 
 @pytest.fixture
@@ -147,7 +148,7 @@ def test_four_candidates_by_hand(store, retriever_folder):
 
 def test_similarities_are_cosines_if_vectors_are_normalised(store, retriever_folder):
     candidates, answers = [candidate_rows({"q": FOUR})], [[("q", 0, "answer")]]
-    made = rewarded(store, retriever_folder, candidates, answers, ["q"], normalize=True)
+    made = rewarded(store, retriever_folder, candidates, answers, ["q"], encoding=EncodingOptions())
     rows = of_shards(store, made, "rewards.parquet")
     assert rows["similarity_to_positive"] == pytest.approx(
         [0.9 / 0.82**0.5, 0.5 / 0.89**0.5, 0.5**0.5, 0.1 / 0.37**0.5], rel=1e-6

@@ -11,7 +11,7 @@ import pytest
 from expandr_core.artifacts import Artifact
 from expandr_core.encoder import Encoder
 from expandr_core.errors import DataError
-from expandr_core.options import TinyRetrieverOptions
+from expandr_core.options import EncodingOptions, TinyRetrieverOptions
 from expandr_core.stage import make_spec, run_stage
 from expandr_core.stages.tiny_retriever import crop, crop_pairs
 from expandr_core.store import Store
@@ -65,15 +65,15 @@ def test_the_passages_of_a_batch_are_different():
 
 def test_halves_of_a_passage_find_each_other(tmp_path: Path):
     _, folder = run_retriever(tmp_path, PASSAGES)
-    encoder = Encoder(folder, "cpu", normalize=True, max_tokens=64, batch_size=8)
-    things, places = encoder.encode(THINGS), encoder.encode(PLACES)  # (passages, dimensions)
+    encoder = Encoder(folder, "cpu", EncodingOptions(max_tokens=64))
+    things, places = map(encoder.encode_passages, (THINGS, PLACES))  # (passages, dimensions)
     assert (things @ places.T).argmax(axis=1).tolist() == list(range(6))
 
 
 def test_case_does_not_matter(tmp_path: Path):
     _, folder = run_retriever(tmp_path, PASSAGES)
-    encoder = Encoder(folder, "cpu", normalize=True, max_tokens=64, batch_size=8)
-    lower, upper = encoder.encode(["dewcap", "DewCap"])
+    encoder = Encoder(folder, "cpu", EncodingOptions(max_tokens=64))
+    lower, upper = encoder.encode_passages(["dewcap", "DewCap"])
     assert np.array_equal(lower, upper)
 
 

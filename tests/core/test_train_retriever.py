@@ -22,6 +22,7 @@ from expandr_core.artifacts import Artifact
 from expandr_core.child import run_in_child
 from expandr_core.errors import DataError
 from expandr_core.hard_negatives import draw
+from expandr_core.options import EncodingOptions
 from expandr_core.stage import Job, make_spec, run_stage
 from expandr_core.stages import mine, train_retriever
 from expandr_core.store import Store, sha256_of
@@ -35,6 +36,7 @@ EXAMPLES = [
 EXPANSIONS = [
     (f"q{i}{j}", sample, f"tech{(i, j)[sample]}") for i, j in world.TRAINED for sample in (0, 1)
 ]
+DOT = EncodingOptions(similarity="dot", max_tokens=32)
 SETTINGS = {
     "learning_rate": 0.03,
     "epochs": 12,
@@ -42,9 +44,9 @@ SETTINGS = {
     "warmup_share": 0.1,
     "hard_negatives": 2,
     "expansions_per_query": 1,
-    "normalize": True,
+    "encoding": EncodingOptions(max_tokens=32),
+    "expansion_weight": 0.5,
     "contrastive_temperature": 0.05,
-    "max_tokens": 32,
 }
 
 
@@ -118,7 +120,7 @@ def test_the_control_without_expansions_takes_as_many_steps(store):
     assert counts[0]["steps"] == counts[1]["steps"] == np.ceil(len(EXAMPLES) * 4 / 8)
 
 
-@pytest.mark.parametrize("option", [{"normalize": False}, {"contrastive_temperature": 0.5}])
+@pytest.mark.parametrize("option", [{"encoding": DOT}, {"contrastive_temperature": 0.5}])
 def test_normalisation_and_temperature_change_the_model(store, option):
     inputs = make_inputs(store)
     usual = trained(store, inputs, epochs=1)
@@ -141,12 +143,12 @@ def test_fewer_rows_than_a_batch_and_no_hard_negatives_can_be_trained_on(store, 
 
 def test_a_loss_that_is_not_a_number_stops_the_stage(store):
     with pytest.raises(RuntimeError, match=r"lower training.learning_rate"):
-        trained(store, make_inputs(store), normalize=False, learning_rate=1e30)
+        trained(store, make_inputs(store), encoding=DOT, learning_rate=1e30)
 
 
 def test_the_model_keeps_its_own_length_limit(store):
     inputs = make_inputs(store)
-    artifact = trained(store, inputs, epochs=1, max_tokens=8)
+    artifact = trained(store, inputs, epochs=1, encoding=EncodingOptions(max_tokens=8))
     assert artifact.files["tokenizer.json"] == inputs["retriever"].files["tokenizer.json"]
 
 
