@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -16,11 +17,22 @@ HEADLINES = ("bm25", "query", "untrained", "aligned-1", "control")
 
 
 def find_run(store: Store, name: str) -> Summary | None:
-    """Find a run by the beginning of its name, or the latest; None if there is none."""
+    """Find a run by the beginning of its name, or the latest; None if there is none.
+
+    Raises:
+        DataError: if a version with other options recorded it.
+    """
     records = [record for record in store.records() if name in ("latest", "")] or [
         record for record in store.records() if record["name"].startswith(name)
     ]
-    return Summary(**records[-1]) if records else None
+    try:
+        return Summary(**records[-1]) if records else None
+    except ValidationError as error:
+        field = ".".join(map(str, error.errors()[0]["loc"]))
+        raise DataError(
+            f"run {records[-1]['name']} was recorded by a version with other options ({field}); use "
+            "that version, or run it again: artifacts that did not change are found"
+        ) from error
 
 
 def print_summary(out: Console, run: Summary) -> None:

@@ -21,6 +21,7 @@ from expandr_core.options import JointLoopOptions, Options, PreferenceOptions
 from expandr_core.stages import dpo, merge
 from expandr_core.store import MANIFEST, Store
 from flows.run import Summary
+from flows.show import find_run
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 ROOT = Path(__file__).parents[2]
@@ -337,3 +338,11 @@ def test_a_stage_that_was_killed_is_tried_again(first, store):
     killer.join()
     assert made == expected
     assert tries == 2
+
+
+def test_a_run_of_a_version_with_other_options_is_named_not_misread(first, store):
+    record = Store(str(store)).records()[-1]
+    record["options"]["retriever"]["normalize"] = True
+    Store(str(store)).write_record(record["name"], record)
+    with pytest.raises(DataError, match=r"version with other options \(options\.retriever\.normal"):
+        find_run(Store(str(store)), "latest")
