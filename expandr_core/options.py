@@ -239,7 +239,8 @@ class ExpandOptions(Options):
         default=SamplingOptions(), title="The answer of the self-reward"
     )
     expansion: SamplingOptions = Field(
-        default=SamplingOptions(), title="Expansions for retriever training and for evaluation"
+        default=SamplingOptions(),
+        title="Expansions for retriever training and for evaluation (which averages their vectors)",
     )
     max_prompt_tokens: Positive = Field(
         default=1024,

@@ -46,11 +46,13 @@ def write_expansions(
     llm: Artifact,
     options: ExpandOptions,
     title: str,
-    samples: int = 1,
+    each: int | None = None,
 ) -> Artifact:
-    """Write expansions for training the retriever or for evaluation."""
-    repeated = samples * len(options.expansion.sampling_temperatures)
-    sampling = options.expansion.model_copy(update={"samples": repeated})
+    """Write expansions: as many as the options say (evaluation), or `each` at every temperature."""
+    sampling = options.expansion
+    if each:
+        samples = each * len(sampling.sampling_temperatures)
+        sampling = sampling.model_copy(update={"samples": samples})
     return _write(work, title, (queries, llm), options, sampling, options.prompt)
 
 
