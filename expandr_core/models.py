@@ -15,6 +15,8 @@ from expandr_core.store import sha256_of
 _WEIGHTS = ".safetensors"
 _SUFFIXES = {_WEIGHTS, ".json", ".txt", ".model", ".jinja"}
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+CONVERT = "python -m expandr_core.convert_weights"
+ANCHORDR = "expandr_core.anchordr.AnchorDR"  # the one module of ours that a folder may name
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -64,7 +66,7 @@ def model_files(folder: Path) -> list[str]:
     where an index lists the weights, only those it lists.
     """
     found = []
-    for part in _folders(folder):
+    for part in module_folders(folder):
         files = [path for path in part.iterdir() if path.suffix in _SUFFIXES and path.is_file()]
         index = part / "model.safetensors.index.json"
         listed = set(_read_json(index).get("weight_map", {}).values()) if index in files else None
@@ -76,7 +78,7 @@ def model_files(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def _folders(folder: Path) -> list[Path]:
+def module_folders(folder: Path) -> list[Path]:
     """Return the model's folder and those of its sentence-transformers modules."""
     names = {""}
     if (folder / "modules.json").is_file():
@@ -113,11 +115,13 @@ def check_folder(folder: Path) -> None:
             f"{folder}: no config.json, so not a model; name the folder that save_pretrained wrote"
         )
     remedy = "code that comes with a model is not run; use a model that the library itself knows"
-    if modules.is_file():
-        for module in _read_json(modules):
-            if not str(module.get("type", "")).startswith("sentence_transformers."):
-                raise DataError(f"{modules}: module type {module.get('type')!r}; {remedy}")
-    for part in _folders(folder):
+    types = (
+        [str(module.get("type", "")) for module in _read_json(modules)] if modules.is_file() else []
+    )
+    for name in types:
+        if not name.startswith("sentence_transformers.") and types != [ANCHORDR]:
+            raise DataError(f"{modules}: module type {name!r}; {remedy}")
+    for part in module_folders(folder):
         config = part / "config.json"
         if config.is_file() and "auto_map" in _read_json(config):
             raise DataError(f"{config}: auto_map names code of its own; {remedy}")
@@ -127,12 +131,12 @@ def check_folder(folder: Path) -> None:
 def _check_weights(folder: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
-    for part in _folders(folder):
+    for part in module_folders(folder):
         pickles = sorted(path.name for path in part.iterdir() if path.suffix in _PICKLES)
         if pickles and not list(part.glob(f"*{_WEIGHTS}")):
             raise DataError(
                 f"{part}: the weights are pickle only ({pickles[0]}), which can run any code; "
-                "use a revision with model.safetensors, or save the model anew with save_pretrained"
+                f"convert them with `{CONVERT} {folder}`, or use a revision with model.safetensors"
             )
         index = part / "model.safetensors.index.json"
         if index.is_file():
@@ -143,7 +147,11 @@ def _check_weights(folder: Path) -> None:
                     )
     weights = [folder / name for name in model_files(folder) if name.endswith(_WEIGHTS)]
     if not weights:
-        raise DataError(f"{folder}: no weights; a model.safetensors is needed")
+        raise DataError(
+            f"{folder}: no weights; a model.safetensors is needed. From the hub, weights as pickle "
+            "(pytorch_model.bin) are not taken: get these with `hf download NAME --local-dir FOLDER`, "
+            f"convert them with `{CONVERT} FOLDER`, and name the folder"
+        )
     for path in weights:
         try:
             with safe_open(path, "np"):
@@ -175,7 +183,7 @@ def check_llm(folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
         raise DataError(
-            f"{folder}: the tokenizer does not load ({_first_line(error)}); "
+            f"{folder}: the tokenizer does not load ({first_line(error)}); "
             "add the model's own tokenizer.json and tokenizer_config.json"
         ) from error
     try:
@@ -186,7 +194,7 @@ def check_llm(folder: Path) -> None:
             ),
         )
     except Exception as error:
-        raise DataError(f"{folder}: the model does not load ({_first_line(error)})") from error
+        raise DataError(f"{folder}: the model does not load ({first_line(error)})") from error
     for fault in ("missing_keys", "mismatched_keys"):
         if loaded[fault]:
             raise DataError(
@@ -221,7 +229,7 @@ def _check_tokenizer(folder: Path, tokenizer: Any, model: Any) -> None:
         raise
     except Exception as error:
         raise DataError(
-            f"{folder}: the chat template fails for a single user turn ({_first_line(error)}); "
+            f"{folder}: the chat template fails for a single user turn ({first_line(error)}); "
             "correct chat_template.jinja"
         ) from error
     if max(ids) >= rows:
@@ -235,16 +243,20 @@ def check_retriever(folder: Path) -> None:
         DataError: with what is wrong and what to do.
     """
     import numpy
-    from sentence_transformers import SentenceTransformer
+
+    from expandr_core.encoder import refuse_default_prompt
+    from expandr_core.sentence_models import load_sentence_model
 
     try:
-        model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-        vectors = model.encode(["Wings lift."], show_progress_bar=False)
+        model = load_sentence_model(folder, "cpu")
+        vectors = model.encode(["Wings lift."], show_progress_bar=False, convert_to_tensor=True)
     except Exception as error:
         raise DataError(
-            f"{folder}: does not work as a sentence-transformers model ({_first_line(error)}); "
+            f"{folder}: does not work as a sentence-transformers model ({first_line(error)}); "
             "name a folder written by SentenceTransformer.save in retriever.model"
         ) from error
+    refuse_default_prompt(folder, model)
+    vectors = vectors.float().numpy()
     if vectors.ndim != 2 or not numpy.isfinite(vectors).all() or not vectors.any():
         raise DataError(
             f"{folder}: a sentence is encoded as {vectors.shape} {vectors.ravel()[:3]}..., not "
@@ -252,5 +264,6 @@ def check_retriever(folder: Path) -> None:
         )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or else its name."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
