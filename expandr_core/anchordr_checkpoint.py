@@ -27,14 +27,19 @@ _FIXED = {
 }
 
 
-def is_t5(folder: Path) -> bool:
-    """Tell whether a folder's config.json calls its model a T5."""
+def is_published_anchordr(folder: Path) -> bool:
+    """Tell whether a folder has to be read as AnchorDR, or is refused as such.
+
+    That is a T5 by its config.json, with AnchorDR's weights or without modules.json: a T5 of
+    transformers is known only as a sentence-transformers model.
+    """
     path = folder / "config.json"
-    return path.is_file() and json.loads(path.read_bytes()).get("model_type") == "t5"
+    if not path.is_file() or json.loads(path.read_bytes()).get("model_type") != "t5":
+        return False
+    return not (folder / "modules.json").is_file() or _has_own_weights(folder)
 
 
-def has_anchordr_weights(folder: Path) -> bool:
-    """Tell whether the weights of what is called a T5 are AnchorDR's, or what is left of them."""
+def _has_own_weights(folder: Path) -> bool:
     from safetensors import safe_open
 
     for path in _weight_files(folder):
@@ -55,15 +60,15 @@ def read_published(folder: Path) -> "AnchorDR":
     from expandr_core.anchordr import AnchorDR
     from expandr_core.anchordr_tokenizer import AnchorDRTokenizer
 
-    config = _sizes(folder)
-    weights = {}
-    for path in _weight_files(folder):
-        weights |= load_file(path)
-    if _OWN not in weights:
+    if not _has_own_weights(folder):
         raise DataError(
             f"{folder}: a T5 of transformers ({_OWN} is missing), not AnchorDR; for another T5 name "
             "a sentence-transformers model, with its modules.json"
         )
+    config = _sizes(folder)
+    weights = {}
+    for path in _weight_files(folder):
+        weights |= load_file(path)
     if not any(name.startswith("decoder.") for name in weights):
         raise DataError(
             f"{folder}: AnchorDR without its decoder, whose output is the text's vector; "

@@ -45,9 +45,10 @@ def load_retriever(folder: Path, device: str, encoding: EncodingOptions) -> "Sen
         DataError: if the folder is no such model, or is one that we could not use faithfully.
     """
     import torch
-    from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
     from transformers.utils.logging import disable_progress_bar
+
+    from expandr_core.sentence_models import load_sentence_model
 
     disable_progress_bar()  # it would write over the terminal for every model loaded
     if not (folder / "modules.json").exists() or not any(folder.rglob("*.safetensors")):
@@ -58,16 +59,10 @@ def load_retriever(folder: Path, device: str, encoding: EncodingOptions) -> "Sen
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        model = SentenceTransformer(
-            str(folder), device=device, local_files_only=True, trust_remote_code=False
-        )
+        model = load_sentence_model(folder, device)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise DataError(f"{folder}: the retriever cannot be loaded: {error}") from error
-    if model.default_prompt_name is not None:
-        raise DataError(
-            f"{folder}: the retriever prepends its prompt {model.default_prompt_name!r} to texts, "
-            "which training would not; remove default_prompt_name from its configuration"
-        )
+    refuse_default_prompt(folder, model)
     first: Any = model[0]
     if isinstance(first, StaticEmbedding):  # its limit, if any, is the tokenizer's
         truncation = first.tokenizer.truncation
@@ -77,6 +72,19 @@ def load_retriever(folder: Path, device: str, encoding: EncodingOptions) -> "Sen
         own = model.max_seq_length or encoding.max_tokens
         model.max_seq_length = min(own, encoding.max_tokens)
     return model.float().eval()
+
+
+def refuse_default_prompt(folder: Path, model: "SentenceTransformer") -> None:
+    """Refuse a model that prepends a prompt to every text.
+
+    Raises:
+        DataError: if it does.
+    """
+    if model.default_prompt_name is not None:
+        raise DataError(
+            f"{folder}: the retriever prepends its prompt {model.default_prompt_name!r} to texts, "
+            "which training would not; remove default_prompt_name from its configuration"
+        )
 
 
 def normalizes(model: "SentenceTransformer", encoding: EncodingOptions) -> bool:

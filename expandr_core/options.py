@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Positive = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda"]
 Prompt = Literal["q2d", "q2a", "q2q", "q2e", "q2c"]
+ConventionName = Literal["model", "contriever", "bge", "e5", "gte", "minilm", "last-token"]
 
 
 def _keep_order(schema: dict[str, Any]) -> None:
@@ -178,8 +179,9 @@ class RetrieverOptions(Options):
 
     model: str = Field(
         default="tiny",
-        description="Folder or hub name of a sentence-transformers model, or 'tiny' to build one "
-        "from the collection's text (paper: AnchorDR).",
+        description="Folder or hub name of AnchorDR (the paper's: yiqingx/AnchorDR), of a "
+        "sentence-transformers model, or of an encoder with a convention; or 'tiny' to build one "
+        "from the collection's text.",
     )
     tiny: TinyRetrieverOptions = Field(
         default=TinyRetrieverOptions(), title="The tiny retriever, if 'tiny'"
@@ -194,6 +196,11 @@ class RetrieverOptions(Options):
     )
     contrastive_temperature: float = Field(
         default=0.02, gt=0, description="Similarities are divided by it in the training loss."
+    )
+    convention: ConventionName = Field(
+        default="model",
+        description="Pooling, prompts, similarity and longest text of a model whose folder does not "
+        "say them (expandr_core/conventions.py has the values); 'model': it does.",
     )
 
 

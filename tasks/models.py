@@ -14,14 +14,21 @@ def import_models(work: Workspace, options: JointLoopOptions) -> dict[str, Artif
     Returns:
         By role, "llm" and "retriever"; what is to be built is absent.
     """
-    named = {"retriever": options.retriever.model, "llm": options.llm.model}
-    imported = {}
-    for kind, model in named.items():
-        if model != "tiny":
-            folder, sources = models.model_source(model)
-            resolved = ImportOptions(kind=kind, folder=str(folder))  # pyright: ignore[reportArgumentType]
-            title = f"import the {'LLM' if kind == 'llm' else kind}"
-            imported[kind] = work.make(title, "import_model", resolved, sources=sources)
+    retriever, imported = options.retriever, {}
+    if retriever.model != "tiny":
+        folder, sources = models.model_source(retriever.model)
+        resolved = ImportOptions(
+            kind="retriever",
+            folder=str(folder),
+            convention=retriever.convention,
+            similarity=retriever.encoding.similarity,
+        )
+        title = "import the retriever"
+        imported["retriever"] = work.make(title, "import_model", resolved, sources=sources)
+    if options.llm.model != "tiny":
+        folder, sources = models.model_source(options.llm.model)
+        resolved = ImportOptions(kind="llm", folder=str(folder))
+        imported["llm"] = work.make("import the LLM", "import_model", resolved, sources=sources)
     return imported
 
 

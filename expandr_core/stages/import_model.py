@@ -1,6 +1,7 @@
 """Import: check a model from elsewhere and copy it into the store, keyed by its content.
 
-The specification's `sources` are the digests that `models.model_source` returns with the folder.
+A retriever's copy says by itself how it is used (see `sentence_models`), whatever it was before. The
+specification's `sources` are the digests that `models.model_source` returns with the folder.
 """
 
 import shutil
@@ -11,20 +12,24 @@ from pydantic import Field
 
 from expandr_core import models
 from expandr_core.errors import DataError
-from expandr_core.options import Options, runtime
+from expandr_core.options import ConventionName, Options, runtime
 from expandr_core.stage import Job
 from expandr_core.store import sha256_of
 
-VERSION = 1
+VERSION = 2
 ROLE = "data"
 ISOLATION = "always"
 
 
 class ImportOptions(Options):
-    """A model from elsewhere."""
+    """A model from elsewhere; the last two matter for a retriever."""
 
     kind: Literal["llm", "retriever"] = Field(description="What the model is for.")
     folder: str = runtime("", description="Local folder of the model.")
+    convention: ConventionName = Field(default="model", description="See `RetrieverOptions`.")
+    similarity: Literal["model", "cosine", "dot"] = Field(
+        default="model", description="See `EncodingOptions`."
+    )
 
 
 OPTIONS = ImportOptions
@@ -37,23 +42,42 @@ def run(job: Job) -> None:
     models.check_folder(folder)
     if options.kind == "llm":
         models.check_llm(folder)
+        _copy(job, folder)
+    else:
+        _import_retriever(job, options, folder)
+    files = [path for path in job.out.rglob("*") if path.is_file()]
+    job.counts["files"] = len(files)
+    job.counts["bytes"] = sum(path.stat().st_size for path in files)
+
+
+def _copy(job: Job, folder: Path) -> None:
     names = models.model_files(folder)
     for done, name in enumerate(names, 1):
         target = job.out / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / name, target)
-        if sha256_of(target) != job.spec.sources.get(name):
-            raise DataError(f"{folder / name} was changed during the run; start the run again")
+        _check_digest(job, folder / name, target, name)
         job.progress(done, len(names), "files")
-    if options.kind == "retriever":
-        _check_copy(folder, job.out)
-    job.counts["files"] = len(names)
-    job.counts["bytes"] = sum((job.out / name).stat().st_size for name in names)
 
 
-def _check_copy(folder: Path, copy: Path) -> None:
-    """Check the copy, as it holds only files that may be loaded; speak of the original."""
+def _check_digest(job: Job, original: Path, copy: Path, name: str) -> None:
+    if sha256_of(copy) != job.spec.sources.get(name):
+        raise DataError(f"{original} was changed during the run; start the run again")
+
+
+def _import_retriever(job: Job, options: ImportOptions, folder: Path) -> None:
+    """Write a complete sentence-transformers model, and check it; speak of the original."""
+    from expandr_core.anchordr_checkpoint import is_published_anchordr
+    from expandr_core.sentence_models import complete, save_anchordr
+
     try:
-        models.check_retriever(copy)
+        if is_published_anchordr(folder):
+            save_anchordr(folder, job.out, options.convention)
+            for name in models.model_files(folder):
+                _check_digest(job, folder / name, folder / name, name)
+        else:
+            _copy(job, folder)
+            complete(job.out, options.convention, options.similarity)
+        models.check_retriever(job.out)
     except DataError as error:
-        raise DataError(str(error).replace(str(copy), str(folder))) from error
+        raise DataError(str(error).replace(str(job.out), str(folder))) from error

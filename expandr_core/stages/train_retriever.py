@@ -97,8 +97,8 @@ def _write_log(job: Job, history: list[dict[str, Any]]) -> None:
 
 def _save(model: "SentenceTransformer", start: Path, folder: Path) -> None:
     """Save the trained weights with everything else as in the start model, its limits included."""
-    from sentence_transformers import SentenceTransformer
+    from expandr_core.sentence_models import load_sentence_model
 
-    trained = SentenceTransformer(str(start), device="cpu", local_files_only=True).float()
+    trained = load_sentence_model(start, "cpu").float()
     trained.load_state_dict(model.state_dict())
     trained.save(str(folder), create_model_card=False)

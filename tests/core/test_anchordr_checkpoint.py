@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import T5Config, T5Model
 
 from expandr_core.anchordr import AnchorDR
-from expandr_core.anchordr_checkpoint import has_anchordr_weights, is_t5, read_published
+from expandr_core.anchordr_checkpoint import is_published_anchordr, read_published
 from expandr_core.errors import DataError
 
 
@@ -49,8 +49,7 @@ def edit_weights(folder: Path, edit: Callable[[dict[str, Tensor]], None]) -> Non
 
 
 def test_the_published_layout_is_read_whole(model, published):
-    assert is_t5(published)
-    assert has_anchordr_weights(published)
+    assert is_published_anchordr(published)
     again = read_published(published)
     assert torch.equal(embed(again), embed(model))
     assert again.max_seq_length == 512
@@ -130,7 +129,8 @@ def test_a_t5_of_transformers_is_refused(tmp_path, pieces):
     config = T5Config(vocab_size=144, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
     T5Model(config).save_pretrained(tmp_path)
     (tmp_path / "sp.model").write_bytes(pieces.read_bytes())
-    assert is_t5(tmp_path)
-    assert not has_anchordr_weights(tmp_path)
     with pytest.raises(DataError, match="a T5 of transformers"):
         read_published(tmp_path)
+    assert is_published_anchordr(tmp_path)
+    (tmp_path / "modules.json").write_text("[]")
+    assert not is_published_anchordr(tmp_path)  # then it is sentence-transformers' own T5
