@@ -17,7 +17,7 @@ SENTENCES = [
     "what is the capital of france ?",
     "the wing lifts the plane , and the tail steers it .",
     "don't panic -- it's ( only ) a test of lift and drag .",
-    "paris is the capital , and tech0 tech1 tech2 lay0 lay1 lay2 are words .",
+    "paris is the capital , and lay0 lay1 lay2 tech3 tech4 tech5 tech6 tech7 are words .",
 ]
 CONFIG = AnchorDRConfig(
     vocab_size=144, d_model=16, d_ff=32, num_heads=2, num_layers=2, num_decoder_layers=2
