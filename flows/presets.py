@@ -8,7 +8,7 @@ import yaml
 from expandr_core.errors import DataError
 from expandr_core.options import JointLoopOptions, Options
 
-Preset = Literal["none", "tiny", "demo", "scifact", "paper"]
+Preset = Literal["none", "tiny", "demo", "scifact", "paper", "cosine-0.02"]
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 

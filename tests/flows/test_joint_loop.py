@@ -157,6 +157,32 @@ def test_another_seed_runs_everything_again(first, store):
     assert not keys & {artifact.key for _, artifact in other.summary.steps}
 
 
+def test_anchordr_goes_through_the_loop(first, store, tmp_path):
+    """What the LLM writes before the first reward is found; all that a retriever is in is made."""
+    from anchordr_world import make_anchordr, save_published, train_pieces
+    from safetensors.torch import load_file
+
+    model = make_anchordr(train_pieces(tmp_path / "pieces"))
+    retriever = tiny_loop.OPTIONS.retriever.model_copy(
+        update={
+            "model": str(save_published(tmp_path / "anchordr", model)),
+            "contrastive_temperature": 1.0,
+        }
+    )
+    training = tiny_loop.OPTIONS.training.model_copy(update={"epochs": 1})
+    update = {"retriever": retriever, "training": training}
+    run = finished(store, tiny_loop.OPTIONS.model_copy(update=update))
+    assert "import the retriever" in run.made
+    assert not {"train the tiny LLM", "write candidates, round 1"} & run.made
+    titles = ("import the retriever", "train the retriever, round 1")
+    folders = [Store(str(store)).local(run.artifact(title)) for title in titles]
+    start, trained = (load_file(folder / "model.safetensors") for folder in folders)
+    assert start.keys() == trained.keys() == model.state_dict().keys()
+    last = "decoder.block.1.layer.2.DenseReluDense.wo.weight"
+    assert start[last].equal(model.state_dict()[last])
+    assert not start[last].equal(trained[last])
+
+
 # Damage
 
 

@@ -57,3 +57,11 @@ def test_what_does_not_fit_together_is_refused():
     options = JointLoopOptions(expand=ExpandOptions(candidates=candidates))
     with pytest.raises(ValidationError, match=r"samples \(4\) must be a multiple"):
         resolve("tiny", options)
+
+
+def test_the_papers_retrievers_are_compared_as_they_are_trained():
+    paper, cosine = (resolve(preset, DEFAULTS).retriever for preset in ("paper", "cosine-0.02"))
+    assert (paper.model, paper.convention) == ("yiqingx/AnchorDR", "model")
+    assert (paper.encoding.similarity, paper.contrastive_temperature) == ("dot", 1.0)
+    assert (cosine.model, cosine.convention) == ("facebook/contriever", "contriever")
+    assert (cosine.encoding.similarity, cosine.contrastive_temperature) == ("cosine", 0.02)
