@@ -60,11 +60,14 @@ def _check_model(folder: Path) -> Any:
             "no convention; name a sentence-transformers model, with its modules.json"
         )
     modules = {name for name, _ in model.named_modules() if name}
+    prefix = f"{model.base_model_prefix}."  # which a file of a model with a head has
     faults = {
         "missing": [name for name in loaded["missing_keys"] if not name.startswith("pooler.")],
         "of another shape": [str(name) for name in loaded["mismatched_keys"]],
         "unexpected": [
-            name for name in loaded["unexpected_keys"] if name.rpartition(".")[0] in modules
+            name
+            for name in loaded["unexpected_keys"]
+            if name.removeprefix(prefix).rpartition(".")[0] in modules
         ],
     }
     for fault, names in faults.items():

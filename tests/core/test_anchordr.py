@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import BartConfig, BartModel
 
 from expandr_core.anchordr import AnchorDR
-from expandr_core.anchordr_layers import relative_bucket
+from expandr_core.anchordr_layers import AnchorDRConfig, relative_bucket
+from expandr_core.anchordr_tokenizer import AnchorDRTokenizer
 from expandr_core.errors import DataError
 
 
@@ -62,6 +63,15 @@ def test_the_grid_of_buckets_is_that_of_the_formula():
     assert torch.equal(grid + grid.T, torch.full_like(grid, 30))
     starts = [n for n in range(1, 1024) if grid[0, n] != grid[0, n - 1]]
     assert starts[7:] == [8, 9, 12, 18, 27, 39, 58, 86]
+
+
+# The published size
+
+
+def test_the_published_sizes_give_the_published_number_of_parameters(pieces):
+    with torch.device("meta"):
+        published = AnchorDR(AnchorDRConfig(), AnchorDRTokenizer(pieces))
+    assert sum(weight.numel() for weight in published.parameters()) == 225_618_432
 
 
 # Parity with BART

@@ -23,6 +23,17 @@ from expandr_core.stages.import_model import ImportOptions
 from expandr_core.store import Store
 
 ENCODING = EncodingOptions(max_tokens=32)
+EXAMPLES = [world.example(thing) for thing in world.TRAINED]
+TRAINING: dict[str, Any] = {
+    "epochs": 12,
+    "batch_size": 7,
+    "warmup_share": 0.1,
+    "hard_negatives": 0,
+    "expansions_per_query": 1,
+    "encoding": ENCODING,
+    "expansion_weight": 0.5,
+    "contrastive_temperature": 1.0,
+}
 NAMES = {world.passage_id(thing): world.passage(thing) for thing in world.THINGS}
 
 
@@ -92,19 +103,9 @@ def test_it_is_imported_searched_with_trained_and_searched_with_again(
     assert not encoder.normalize
     np.testing.assert_array_equal(vectors, encoder.encode_passages(list(NAMES.values())))
 
-    options = train_retriever.OPTIONS(
-        learning_rate=rate,
-        epochs=12,
-        batch_size=7,
-        warmup_share=0.1,
-        hard_negatives=0,
-        expansions_per_query=1,
-        encoding=ENCODING,
-        expansion_weight=0.5,
-        contrastive_temperature=1.0,
-    )
-    examples = world.put_examples(store, "prepare-1", [world.example(t) for t in world.TRAINED])
+    examples = world.put_examples(store, "prepare-1", EXAMPLES)
     inputs = {"retriever": start, "examples": examples, "expansions": expansions}
+    options = train_retriever.OPTIONS(learning_rate=rate, **TRAINING)
     trained, folder = make(store, "train_retriever", options, inputs)
     losses = pq.read_table(folder / "training_log.parquet").column("loss").to_pylist()
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
@@ -116,3 +117,29 @@ def test_it_is_imported_searched_with_trained_and_searched_with_again(
     assert old.keys() == new.keys()
     kept = {name for name in old if np.array_equal(old[name].numpy(), new[name].numpy())}
     assert {name for name in kept if "layer" in name and not without_effect(name)} == set()
+
+
+def test_training_anchordr_goes_on_after_an_interruption_to_the_same_bytes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    saved = save_published(tmp_path / "a", make_anchordr(train_pieces(tmp_path / "pieces")))
+
+    def stop_at_8(done: int, total: int, unit: str) -> None:
+        if (done, unit) == (8, "steps"):
+            raise KeyboardInterrupt
+
+    settings: dict[str, Any] = TRAINING | {"epochs": 4, "checkpoint_steps": 3}
+    options = train_retriever.OPTIONS(learning_rate=0.003, **settings)
+    made = []
+    for name in ("straight", "interrupted"):
+        store = Store(str(tmp_path / name))
+        inputs = {"retriever": import_retriever(store, saved)}
+        inputs["examples"] = world.put_examples(store, "prepare-1", EXAMPLES)
+        spec = make_spec("train_retriever", options, inputs, device="cpu")
+        if name == "interrupted":
+            with pytest.raises(KeyboardInterrupt):
+                run_stage(spec, store, stop_at_8)
+            caplog.set_level("INFO")
+        made.append(run_stage(spec, store, lambda *_: None))
+    assert "going on from checkpoint-6" in caplog.text
+    assert made[0].files == made[1].files

@@ -195,6 +195,9 @@ def bert(bert_folder: Path, tmp_path: Path) -> Path:
     return folder
 
 
+DENSE = "encoder.layer.1.output.dense"
+
+
 def hidden_states(folder: Path, texts: list[str]) -> list[torch.Tensor]:
     """Return (tokens, dimensions) for each text alone."""
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
@@ -270,6 +273,9 @@ def test_a_head_that_is_left_over_and_a_pooler_that_is_missing_do_not_matter(ber
     weights["bert.embeddings.position_ids"] = torch.arange(32)[None]  # as older versions wrote
     save_file(weights, bert / "model.safetensors", {"format": "pt"})
     imported(bert, convention="contriever")
+    weights[f"bert.{DENSE}.scale"] = torch.ones(1)
+    save_file(weights, bert / "model.safetensors", {"format": "pt"})
+    refused(bert, "1 weights are unexpected", DENSE, convention="contriever")
 
 
 def edit_weights(edit: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
@@ -279,9 +285,6 @@ def edit_weights(edit: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Pa
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
     return damage
-
-
-DENSE = "encoder.layer.1.output.dense"
 
 
 @pytest.mark.parametrize(
