@@ -2,7 +2,9 @@
 
 Scores are Lucene's (BM25 without the factor k1 + 1), on title and text as one field. Tokens are runs
 of two or more letters or digits, in lower case, without Lucene's English stop words, as stems of the
-English Snowball stemmer.
+English Snowball stemmer. All of these, and k1 = 1.5 and b = 0.75, are what bm25s does by default; with
+them the independently measured baselines of six real collections are met within 0.3 points
+(tests/core/test_real_collections.py). Anserini's k1 = 0.9 and b = 0.4 lose up to 3 points there.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

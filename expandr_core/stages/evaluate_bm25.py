@@ -16,7 +16,7 @@ from expandr_core.evaluation import measure
 from expandr_core.options import Options, Positive
 from expandr_core.stage import Job
 
-VERSION = 1
+VERSION = 2
 ROLE = "measure"
 ISOLATION = "never"
 
@@ -25,8 +25,8 @@ class OPTIONS(Options):
     """How BM25 weighs terms."""
 
     depth: Positive = Field(default=1000, description="Passages kept per query.")
-    k1: float = Field(default=0.9, ge=0, description="How slowly repetitions of a term saturate.")
-    b: float = Field(default=0.4, ge=0, le=1, description="How much long passages are held back.")
+    k1: float = Field(default=1.5, ge=0, description="How slowly repetitions of a term saturate.")
+    b: float = Field(default=0.75, ge=0, le=1, description="How much long passages are held back.")
 
 
 def run(job: Job) -> None:

@@ -1,12 +1,15 @@
 """BM25: a score by hand, terms, hits, ties."""
 
+import inspect
 import math
 
+import bm25s
 import pyarrow as pa
 import pytest
 
 from expandr_core.bm25 import BM25
 from expandr_core.errors import DataError
+from expandr_core.stages import evaluate_bm25
 
 
 def index_of(passages: dict[str, str], k1: float = 0.9, b: float = 0.4) -> BM25:
@@ -57,6 +60,12 @@ def test_runs_of_several_queries_follow_their_order():
     index = index_of({"a": "red", "b": "blue"})
     run = index.search(pa.array(["x", "y", "z"]), ["blue", "nothing", "red"], 5).to_pydict()
     assert (run["query_id"], run["passage_id"], run["rank"]) == (["x", "z"], ["b", "a"], [1, 1])
+
+
+def test_the_stage_weighs_terms_as_bm25s_does_by_default():
+    usual = inspect.signature(bm25s.BM25).parameters
+    options = evaluate_bm25.OPTIONS()
+    assert (options.k1, options.b) == (usual["k1"].default, usual["b"].default)
 
 
 def test_a_corpus_without_words_is_refused():

@@ -61,6 +61,43 @@ def test_no_positives_at_all_give_an_empty_table():
     assert len(score_queries(qrels, run_of({"q": {"a": 1.0}}))) == 0
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_each_query_s_metrics_are_exactly_pytrec_eval_s(seed):
+    import pytrec_eval
+
+    random = np.random.default_rng(seed)
+    passages = [f"p{place}" for place in range(300)]
+    qrels, run = {}, {}
+    for number in range(40):
+        query_id = f"q{number:02}"
+        judged = random.choice(passages, random.integers(2, 30), replace=False)
+        qrels[query_id] = {str(p): int(random.integers(0, 4)) for p in judged}
+        hits = random.choice(passages, random.integers(1, 250), replace=False)
+        scores = random.permutation(len(hits)).astype(np.float32) / 7  # all different
+        run[query_id] = {str(p): float(score) for p, score in zip(hits, scores, strict=True)}
+    qrels["q00"] = dict.fromkeys(qrels["q00"], 0)  # no positive
+    rows = [(q, p, grade) for q, grades in qrels.items() for p, grade in grades.items()]
+    scored = {row.pop("query_id"): row for row in _score(rows, run)}
+
+    first_ten = {q: dict(sorted(h.items(), key=lambda hit: -hit[1])[:10]) for q, h in run.items()}
+    evaluate = pytrec_eval.RelevanceEvaluator
+    measured = evaluate(qrels, {"ndcg_cut.10", "map", "recall.100"}).evaluate(run)
+    reciprocal = evaluate(qrels, {"recip_rank"}).evaluate(first_ten)
+    assert sorted(scored) == [q for q, grades in qrels.items() if any(grades.values())]
+    for query_id, ours in scored.items():
+        theirs = measured[query_id]
+        assert ours == {
+            "ndcg_at_10": theirs["ndcg_cut_10"],
+            "map": theirs["map"],
+            "recall_at_100": theirs["recall_100"],
+            "mrr_at_10": reciprocal[query_id]["recip_rank"],
+        }
+
+
+def _score(qrels: list[tuple], run: dict[str, dict[str, float]]) -> list[dict]:
+    return score_queries(table(QRELS, qrels), run_of(run)).to_pylist()
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_means_equal_beir_s_evaluation(seed):
     from beir.retrieval.evaluation import EvaluateRetrieval
