@@ -1,0 +1,184 @@
+"""The datasets that are known by name: BEIR's 15, and NanoBEIR's 13 small samples of them.
+
+Whether a dataset is in-domain is said of the paper's training mix (the public part of E5's data), which
+holds queries of MS MARCO, NQ, HotpotQA and FEVER. Climate-FEVER searches FEVER's corpus, but with
+queries and judgements of its own: it counts as out-of-domain, and reports say so beside the mean.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from expandr_core.errors import DataError
+
+Benchmark = Literal["BEIR", "NanoBEIR", "other"]
+Domain = Literal["in-domain", "out-of-domain", "other"]
+ARCHIVES = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets"
+NANO_HUB = "hub:sentence-transformers/NanoBEIR-en"
+FORUMS = (
+    *("android", "english", "gaming", "gis", "mathematica", "physics"),
+    *("programmers", "stats", "tex", "unix", "webmasters", "wordpress"),
+)
+IN_DOMAIN = {"msmarco", "nq", "hotpotqa", "fever"}
+SHARED_CORPUS = {"climate-fever": "fever"}  # out-of-domain queries, in-domain passages
+
+# The MD5 of each archive, as BEIR's README publishes it.
+_MD5 = {
+    "msmarco": "444067daf65d982533ea17ebd59501e4",
+    "trec-covid": "ce62140cb23feb9becf6270d0d1fe6d1",
+    "nfcorpus": "a89dba18a62ef92f7d323ec890a0d38d",
+    "nq": "d4d3d2e48787a744b6f6e691ff534307",
+    "hotpotqa": "f412724f78b0d91183a0e86805e16114",
+    "fiqa": "17918ed23cd04fb15047f73e6c3bd9d9",
+    "arguana": "8ad3e3c2a5867cdced806d6503f29b99",
+    "webis-touche2020": "46f650ba5a527fc69e0a6521c5a23563",
+    "cqadupstack": "4e41456d7df8ee7760a7f866133bda78",
+    "quora": "18fb154900ba42a600f84b839c173167",
+    "dbpedia-entity": "c2a39eb420a3164af735795df012ac2c",
+    "scidocs": "38121350fc3a4d2f48850f6aff52e4a9",
+    "fever": "5a818580227bfb4b35bb6fa46d9b6c03",
+    "climate-fever": "8b66f0a9126c521bae2bde127b4dc99d",
+    "scifact": "5f7d1de60b170fc8027bb7898e2efca1",
+}
+# NanoBEIR keeps the same names as splits of one dataset on the hub; it has 13 of the 15.
+_NANO_SPLITS = {
+    "msmarco": "NanoMSMARCO",
+    "nfcorpus": "NanoNFCorpus",
+    "nq": "NanoNQ",
+    "hotpotqa": "NanoHotpotQA",
+    "fiqa": "NanoFiQA2018",
+    "arguana": "NanoArguAna",
+    "webis-touche2020": "NanoTouche2020",
+    "quora": "NanoQuoraRetrieval",
+    "dbpedia-entity": "NanoDBPedia",
+    "scidocs": "NanoSCIDOCS",
+    "fever": "NanoFEVER",
+    "climate-fever": "NanoClimateFEVER",
+    "scifact": "NanoSciFact",
+}
+
+
+class Dataset(NamedTuple):
+    """A dataset to measure on.
+
+    Attributes:
+        name: as reports show it.
+        benchmark: whose mean it belongs to.
+        domain: whether the paper's training mix has queries of it; "other" if it is not known.
+        split: whose queries are scored; of NanoBEIR the split on the hub.
+        location: an archive's URL, a folder, an s3:// URL, or "hub:" and a dataset on the hub.
+        md5: what an archive must have.
+        forums: parts that are datasets themselves; their unweighted mean is the dataset's result.
+    """
+
+    name: str
+    benchmark: Benchmark
+    domain: Domain
+    split: str
+    location: str
+    md5: str = ""
+    forums: tuple[str, ...] = ()
+
+
+def _domain(name: str) -> Domain:
+    return "in-domain" if name in IN_DOMAIN else "out-of-domain"
+
+
+BEIR = {
+    name: Dataset(
+        name=name,
+        benchmark="BEIR",
+        domain=_domain(name),
+        split="dev" if name == "msmarco" else "test",
+        location=f"{ARCHIVES}/{name}.zip",
+        md5=md5,
+        forums=FORUMS if name == "cqadupstack" else (),
+    )
+    for name, md5 in _MD5.items()
+}
+NANO_BEIR = {
+    f"nano-{name}": Dataset(f"nano-{name}", "NanoBEIR", _domain(name), split, NANO_HUB)
+    for name, split in _NANO_SPLITS.items()
+}
+BENCHMARKS: dict[Benchmark, dict[str, Dataset]] = {"BEIR": BEIR, "NanoBEIR": NANO_BEIR}
+_GROUPS = {"beir": BEIR, "nano-beir": NANO_BEIR}
+
+
+def find_datasets(references: Sequence[str]) -> list[Dataset]:
+    """Look datasets up, in the order given, each once.
+
+    Args:
+        references: a known name; "beir" or "nano-beir" for all of them; a folder or s3:// URL in BEIR
+            layout; or NAME=LOCATION to read a known dataset (or both groups, from below one folder
+            or URL) from elsewhere, or to name an unknown one.
+
+    Raises:
+        DataError: for an unknown name, or one name for two places.
+
+    >>> [dataset.name for dataset in find_datasets(["scifact", "data/letters/", "cases=data/law"])]
+    ['scifact', 'letters', 'cases']
+    >>> [len(find_datasets([group])) for group in ("beir", "nano-beir")]
+    [15, 13]
+    >>> find_datasets(["beir=/data/beir"])[0].location
+    '/data/beir/msmarco'
+    """
+    found: dict[str, Dataset] = {}
+    for reference in references:
+        for dataset in _datasets_of(reference.strip()):
+            other = found.setdefault(dataset.name, dataset)
+            if other != dataset:
+                raise DataError(
+                    f"two datasets are called {dataset.name!r}, in {other.location} and in "
+                    f"{dataset.location}; name one of them otherwise: NAME=LOCATION"
+                )
+    if not found:
+        raise DataError("no dataset; name some, such as scifact, nano-beir, or a folder")
+    return list(found.values())
+
+
+def _datasets_of(reference: str) -> list[Dataset]:
+    name, equals, location = reference.partition("=")
+    if not equals:
+        if reference in _GROUPS:
+            return list(_GROUPS[reference].values())
+        if not _is_location(reference):
+            return [_known(reference)]
+        name, location = reference.rstrip("/").rpartition("/")[2], reference
+    location = location.rstrip("/")
+    if not name or not location:
+        raise DataError(f"dataset {reference!r}: write NAME, LOCATION or NAME=LOCATION")
+    if name in _GROUPS:
+        return [_elsewhere(each, location, group=True) for each in _GROUPS[name].values()]
+    if name in BEIR or name in NANO_BEIR:
+        return [_elsewhere(_known(name), location, group=False)]
+    if is_archive(location):
+        raise DataError(
+            f"{location}: only BEIR's own archives can be checked after a download; get it, unpack it, "
+            "and name the folder"
+        )
+    return [Dataset(name, "other", "other", "test", location)]
+
+
+def _is_location(reference: str) -> bool:
+    return "/" in reference or reference in (".", "..")
+
+
+def is_archive(location: str) -> bool:
+    """Tell whether a location is a URL to download an archive from."""
+    return location.startswith(("http://", "https://"))
+
+
+def _known(name: str) -> Dataset:
+    known = BEIR | NANO_BEIR
+    if name not in known:
+        raise DataError(
+            f"{name!r} is no known dataset; the names are {', '.join(known)}, the groups beir and "
+            "nano-beir; write a folder with a slash: ./FOLDER"
+        )
+    return known[name]
+
+
+def _elsewhere(dataset: Dataset, location: str, group: bool) -> Dataset:
+    """Read a known dataset from another place; NanoBEIR's lie together, BEIR's in folders of theirs."""
+    if group and dataset.benchmark == "BEIR":
+        location += f"/{dataset.name}" + (".zip" if is_archive(location) else "")
+    return dataset._replace(location=location, md5=dataset.md5 if is_archive(location) else "")
