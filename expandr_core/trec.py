@@ -1,0 +1,50 @@
+"""Run files in TREC's format, which trec_eval, pytrec_eval, ir_measures and ranx read.
+
+A line is a hit: `query_id Q0 passage_id rank score tag`, separated by spaces.
+"""
+
+import re
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from expandr_core.errors import DataError
+from expandr_core.filesystems import partial_file
+
+_ROWS_AT_ONCE = 8192
+
+
+def write_trec(run: Path, target: Path, tag: str) -> int:
+    """Write a run.parquet as a TREC run file; return the number of hits.
+
+    Scores are written with as many digits as tell them apart, so that sorting by score, and equal ones
+    by falling passage id as trec_eval does, gives the ranks again.
+
+    Args:
+        run: what the stages evaluate and evaluate_bm25 write.
+        target: where to write; replaced if it is there.
+        tag: the system's name, without white space.
+
+    Raises:
+        DataError: if an id or the tag has white space or is empty, which the format cannot hold.
+    """
+    _require_word(tag, "the tag")
+    hits = 0
+    with partial_file(target) as partial, partial.open("w", encoding="utf-8") as file:
+        for batch in pq.ParquetFile(run).iter_batches(_ROWS_AT_ONCE):
+            columns = (batch[name].to_pylist() for name in ("query_id", "passage_id", "rank"))
+            scores = (str(score) for score in batch["score"].to_numpy())
+            for query_id, passage_id, rank, score in zip(*columns, scores, strict=True):
+                _require_word(query_id, "the query id")
+                _require_word(passage_id, "the passage id")
+                file.write(f"{query_id} Q0 {passage_id} {rank} {score} {tag}\n")
+            hits += len(batch)
+    return hits
+
+
+def _require_word(text: str, what: str) -> None:
+    if not text or re.search(r"\s", text):
+        raise DataError(
+            f"{what} {text!r} is empty or has white space, which a TREC run file cannot hold; "
+            "give the collection other ids"
+        )

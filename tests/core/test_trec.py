@@ -1,0 +1,65 @@
+"""TREC run files: the lines, what trec_eval makes of them, and what they cannot hold."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from evaluation_world import table
+
+from expandr_core.errors import DataError
+from expandr_core.metrics import score_queries
+from expandr_core.search import RUN
+from expandr_core.trec import write_trec
+
+
+def save(path: Path, rows: list[tuple]) -> Path:
+    pq.write_table(table(RUN.names, rows).cast(RUN), path)
+    return path
+
+
+def test_a_line_is_a_hit(tmp_path):
+    run = save(tmp_path / "run.parquet", [("q1", "d2", 0.5, 1), ("q1", "d1", -0.25, 2)])
+    assert write_trec(run, tmp_path / "run.trec", "joint-1") == 2
+    lines = (tmp_path / "run.trec").read_text().splitlines()
+    assert lines == ["q1 Q0 d2 1 0.5 joint-1", "q1 Q0 d1 2 -0.25 joint-1"]
+
+
+def test_pytrec_eval_reads_the_same_scores_order_and_metrics(tmp_path):
+    import pytrec_eval
+
+    random = np.random.default_rng(0)
+    scores = np.sort(random.random(50).astype(np.float32))[::-1]
+    scores[20:25] = scores[20]  # equal: by falling id
+    ids = sorted((f"p{n:02}" for n in range(50)), reverse=True)
+    hits = zip(ids, scores.tolist(), range(1, 51), strict=True)
+    run = save(tmp_path / "run.parquet", [("q", *hit) for hit in hits])
+    write_trec(run, tmp_path / "run.trec", "tag")
+    with (tmp_path / "run.trec").open() as file:
+        read = pytrec_eval.parse_run(file)
+    assert {passage: np.float32(score) for passage, score in read["q"].items()} == dict(
+        zip(ids, scores, strict=True)
+    )
+    assert sorted(read["q"], key=lambda each: (read["q"][each], each), reverse=True) == ids
+    grades = {passage: int(random.integers(0, 3)) for passage in ids}
+    measured = pytrec_eval.RelevanceEvaluator({"q": grades}, {"ndcg_cut.10", "map"}).evaluate(read)
+    qrels = table(["query_id", "passage_id", "relevance"], [("q", *row) for row in grades.items()])
+    [ours] = score_queries(qrels, pq.read_table(run)).to_pylist()
+    theirs = measured["q"]
+    assert (ours["ndcg_at_10"], ours["map"]) == (theirs["ndcg_cut_10"], theirs["map"])
+
+
+@pytest.mark.parametrize(
+    ("row", "tag", "what"),
+    [
+        (("q 1", "d1", 1.0, 1), "tag", "the query id 'q 1'"),
+        (("q1", "d\t1", 1.0, 1), "tag", "the passage id"),
+        (("q1", "", 1.0, 1), "tag", "the passage id ''"),
+        (("q1", "d1", 1.0, 1), "my tag", "the tag 'my tag'"),
+    ],
+)
+def test_white_space_in_names_is_refused_and_leaves_no_file(tmp_path, row, tag, what):
+    run = save(tmp_path / "run.parquet", [row])
+    with pytest.raises(DataError, match=what):
+        write_trec(run, tmp_path / "run.trec", tag)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.parquet"]
