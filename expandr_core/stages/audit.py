@@ -1,0 +1,140 @@
+"""Audit: how much of a gain from expansions may be leakage (see `expandr_core.leakage`).
+
+Inputs: `queries`, `qrels`, `corpus`; `before`, the evaluation without expansions; `expansions-N` and
+`after-N`, the expansions of each sample and the evaluation with them; and, if it is known what the
+models were trained on, `training-N`, files of training examples. Writes
+
+audit.json        shares of queries and expansions, and the gain in nDCG@10 with and without them
+audit.parquet     query_id, query_in_training, passage_in_training, copied (the greatest share of an
+                  expansion that is copied), before, after (means over the samples)
+
+A query is marked as copying if one of its expansions reaches `copied_share`.
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import Field
+
+from expandr_core.collection import Passage
+from expandr_core.leakage import RUN_OF_WORDS, copied_share, relevant_passages, seen_in_training
+from expandr_core.options import Options
+from expandr_core.stage import Job
+
+VERSION = 1
+ROLE = "measure"
+ISOLATION = "never"
+METRIC = "ndcg_at_10"
+MARKS = ("query_in_training", "passage_in_training", "copying")
+
+
+class OPTIONS(Options):
+    """When an expansion counts as a copy."""
+
+    copied_share: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="Share of its words in runs of eight or more that a relevant passage has too.",
+    )
+
+
+def run(job: Job) -> None:
+    """Mark the queries, and compare the gain with and without those that are marked."""
+    queries = _by_id(pq.read_table(job.inputs["queries"]), "query")
+    before = _by_id(pq.read_table(job.inputs["before"] / "per_query.parquet"), METRIC)
+    measured = [
+        _by_id(pq.read_table(job.inputs[role] / "per_query.parquet"), METRIC)
+        for role in _numbered(job, "after")
+    ]
+    ids = sorted(before)
+    relevant = relevant_passages(pq.read_table(job.inputs["qrels"]), job.inputs["corpus"])
+    shares = _copied_shares(job, relevant, set(ids))
+    training = [job.inputs[role] for role in _numbered(job, "training")]
+    scored = {query_id: queries[query_id] for query_id in ids}
+    leaked, reused = seen_in_training(training, scored, relevant)
+    copied = np.array([max(shares.get(query_id, [0.0])) for query_id in ids])
+    rows = {
+        "query_id": ids,
+        "query_in_training": np.array([query_id in leaked for query_id in ids], bool),
+        "passage_in_training": np.array([query_id in reused for query_id in ids], bool),
+        "copied": copied,
+        "before": np.array([before[query_id] for query_id in ids]),
+        "after": np.array([np.mean([each[query_id] for each in measured]) for query_id in ids]),
+    }
+    pq.write_table(pa.table(rows), job.out / "audit.parquet", compression="zstd")
+    all_shares = [share for query_id in ids for share in shares.get(query_id, [])]
+    report = _report(job, rows, np.array(all_shares), audited=bool(training))
+    (job.out / "audit.json").write_text(json.dumps(report, indent=1))
+    job.counts |= {"queries": len(ids), "expansions": len(all_shares)}
+    job.counts |= {mark: sum(rows[mark]) for mark in MARKS[:2]}
+    job.counts["copying"] = report["expansions"]["copying"]
+
+
+def _numbered(job: Job, role: str) -> list[str]:
+    """Return the inputs of a kind, in order; only they are fetched."""
+    found = [name for name in job.spec.inputs if name.startswith(f"{role}-")]
+    return sorted(found, key=lambda name: int(name.removeprefix(f"{role}-")))
+
+
+def _by_id(table: pa.Table, column: str) -> dict[str, Any]:
+    return dict(zip(table["query_id"].to_pylist(), table[column].to_pylist(), strict=True))
+
+
+def _copied_shares(
+    job: Job, relevant: dict[str, list[Passage]], wanted: set[str]
+) -> dict[str, list[float]]:
+    """Return what each expansion of a query copies from the query's relevant passages."""
+    shares: dict[str, list[float]] = {}
+    roles = _numbered(job, "expansions")
+    for done, role in enumerate(roles):
+        for folder in job.shards(role):
+            table = pq.read_table(folder / "expansions.parquet", columns=["query_id", "text"])
+            for row in table.to_pylist():
+                if row["query_id"] in wanted:
+                    passages = [each.content for each in relevant.get(row["query_id"], [])]
+                    share = copied_share(row["text"], passages)
+                    shares.setdefault(row["query_id"], []).append(share)
+        job.progress(done + 1, len(roles), "samples")
+    return shares
+
+
+def _report(
+    job: Job, rows: dict[str, Any], shares: NDArray[np.float64], audited: bool
+) -> dict[str, Any]:
+    """Sum up the table; what is said of training is null if the training data is not known."""
+    threshold = job.options.copied_share
+    marks = {**rows, "copying": rows["copied"] >= threshold}
+    gains = rows["after"] - rows["before"]
+    known = MARKS if audited else MARKS[2:]
+    anyhow = np.any([marks[mark] for mark in known], axis=0)
+
+    def part(marked: NDArray[np.bool_]) -> dict[str, Any]:
+        return {
+            "queries": int(marked.sum()),
+            "share": float(marked.mean()),
+            "gain_of_these": _mean(gains[marked]),
+            "gain_without": _mean(gains[~marked]),
+        }
+
+    return {
+        "rule": f"copying: at least {threshold:g} of an expansion's words lie in runs of "
+        f"{RUN_OF_WORDS} or more that a relevant passage has too",
+        "queries": len(gains),
+        "gain": _mean(gains),
+        "expansions": {
+            "number": len(shares),
+            "with_a_run": int((shares > 0).sum()),
+            "copying": int((shares >= threshold).sum()),
+        },
+        **{mark: part(marks[mark]) if mark in known else None for mark in MARKS},
+        "any": part(anyhow),
+    }
+
+
+def _mean(values: NDArray[np.float64]) -> float | None:
+    return float(values.mean()) if len(values) else None
