@@ -14,6 +14,15 @@ from numpy.typing import NDArray
 from expandr_core.errors import DataError
 
 Test = Literal["t", "randomisation"]
+TEST_NAMES: dict[Test, str] = {"t": "paired t-test", "randomisation": "paired randomisation test"}
+DIFFERENCES = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("before_score", pa.float64()),
+        ("after_score", pa.float64()),
+        ("difference", pa.float64()),
+    ]
+)
 _RESAMPLES = 9999
 
 
@@ -53,10 +62,9 @@ def compare_queries(
     Raises:
         DataError: if the two are not about the same queries in the same clusters.
     """
-    before, after = before.sort_by("query_id"), after.sort_by("query_id")
-    _require_same_queries(before, after)
-    change = after[metric].to_numpy() - before[metric].to_numpy()
-    _, cluster_of = np.unique(before["cluster"].to_numpy(), return_inverse=True)
+    change = query_differences(before, after, metric)["difference"].to_numpy()
+    clusters = before.sort_by("query_id")["cluster"].to_numpy()
+    _, cluster_of = np.unique(clusters, return_inverse=True)
     by_cluster = np.bincount(cluster_of, weights=change) / np.bincount(cluster_of)
     return Difference(
         difference=float(by_cluster.mean()),
@@ -66,6 +74,26 @@ def compare_queries(
         wins=int((change > 0).sum()),
         losses=int((change < 0).sum()),
     )
+
+
+def query_differences(before: pa.Table, after: pa.Table, metric: str) -> pa.Table:
+    """Return each query's value in two systems, and how it changed, sorted by query_id.
+
+    Args:
+        before: query_id, cluster and the metric, one row a query.
+        after: the same for the other system.
+        metric: the column to compare.
+
+    Returns:
+        See DIFFERENCES; a positive difference is a win of the second system.
+
+    Raises:
+        DataError: if the two are not about the same queries in the same clusters.
+    """
+    before, after = before.sort_by("query_id"), after.sort_by("query_id")
+    _require_same_queries(before, after)
+    scores = [table[metric].to_numpy() for table in (before, after)]
+    return pa.table([before["query_id"], *scores, scores[1] - scores[0]], schema=DIFFERENCES)
 
 
 def _require_same_queries(before: pa.Table, after: pa.Table) -> None:

@@ -2,9 +2,10 @@
 
 Inputs: one evaluation (from the stages evaluate or evaluate_bm25) per system, by its role. Writes
 
-report.json       systems with metrics; steps with difference, p-values, clusters, wins and losses
-report.md         the same as two tables to read
-systems.parquet   the systems' metrics, one row each
+report.json            systems with metrics; steps with difference, p-values, clusters, wins and losses
+report.md              the same as two tables to read
+systems.parquet        the systems' metrics, one row each
+differences.parquet    of each step: before, after, query_id, both scores, and their difference
 
 Steps are tested on nDCG@10, two-sided; the p-values of all steps are corrected together (Holm).
 """
@@ -18,17 +19,26 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from expandr_core.errors import DataError
+from expandr_core.markdown import format_p, markdown_table
 from expandr_core.metrics import METRICS, TITLES
 from expandr_core.options import Options
 from expandr_core.seeding import derive_seed
-from expandr_core.significance import Difference, Test, compare_queries, holm
+from expandr_core.significance import (
+    DIFFERENCES,
+    TEST_NAMES,
+    Difference,
+    Test,
+    compare_queries,
+    holm,
+    query_differences,
+)
 from expandr_core.stage import Job
 
-VERSION = 1
+VERSION = 2
 ROLE = "measure"
 ISOLATION = "never"
 METRIC = "ndcg_at_10"
-_TESTS = {"t": "paired t-test", "randomisation": "paired randomisation test"}
+CHANGES = pa.schema([("before", pa.string()), ("after", pa.string()), *DIFFERENCES])
 
 
 class System(Options):
@@ -94,6 +104,9 @@ def run(job: Job) -> None:
     columns = ["role", "title", "split", "queries", *METRICS]
     rows = [{name: system[name] for name in columns} for system in systems]
     pq.write_table(pa.Table.from_pylist(rows), job.out / "systems.parquet", compression="zstd")
+    differences = [CHANGES.empty_table(), *(_differences(job, step) for step in steps)]
+    changes = pa.concat_tables(differences)
+    pq.write_table(changes, job.out / "differences.parquet", compression="zstd")
     job.counts |= {
         "systems": len(systems),
         "steps": len(steps),
@@ -160,6 +173,17 @@ def gain(before: Path, after: Path, test: Test, seed: int) -> Difference:
     )
 
 
+def _differences(job: Job, step: Step) -> pa.Table:
+    """Return the queries of a step with both scores, under the names of the two systems."""
+    before, after = (
+        pq.read_table(_folder(job, role) / "per_query.parquet")
+        for role in (step.before, step.after)
+    )
+    rows = query_differences(before, after, METRIC)
+    names = [pa.repeat(role, len(rows)) for role in (step.before, step.after)]
+    return pa.table([*names, *rows.columns], schema=CHANGES)
+
+
 def as_record(step: Step) -> dict[str, Any]:
     """Return a step as it stands in report.json: flat."""
     record = step._asdict()
@@ -185,8 +209,8 @@ def render(report: dict[str, Any]) -> str:
             step["question"],
             f"{titles[step['before']]} → {titles[step['after']]}",
             f"{step['difference']:+.3f}",
-            _p(step["p"]),
-            _p(step["corrected_p"]) + (" *" if step["significant"] else ""),
+            format_p(step["p"]),
+            format_p(step["corrected_p"]) + (" *" if step["significant"] else ""),
             f"{step['wins']} / {step['losses']}",
             str(step["clusters"]),
         ]
@@ -198,38 +222,13 @@ def render(report: dict[str, Any]) -> str:
         [
             "# Report",
             "",
-            *_table(header, systems, left=2),
+            *markdown_table(header, systems, left=2),
             "",
-            f"Steps: difference in {TITLES[report['metric']]}, {_TESTS[report['test']]}, two-sided, "
+            f"Steps: difference in {TITLES[report['metric']]}, {TEST_NAMES[report['test']]}, two-sided, "
             f"Holm's correction over all steps; * p < {level:g}. Queries of one cluster are averaged "
             "and count as one observation; wins and losses count queries.",
             "",
-            *_table(columns, steps, left=2),
+            *markdown_table(columns, steps, left=2),
             "",
         ]
     )
-
-
-def _p(value: float) -> str:
-    """Format a p-value.
-
-    >>> _p(0.25), _p(0.0004), _p(3e-12)
-    ('0.250', '4.0e-04', '3.0e-12')
-    """
-    return f"{value:.3f}" if value >= 0.001 else f"{value:.1e}"
-
-
-def _table(header: list[str], rows: list[list[str]], left: int) -> list[str]:
-    """Render a Markdown table, aligned in the source too; the first columns to the left."""
-    rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
-    widths = [max(3, *map(len, column)) for column in zip(header, *rows, strict=True)]
-
-    def line(cells: list[str]) -> str:
-        padded = [
-            cell.ljust(width) if place < left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return f"| {' | '.join(padded)} |"
-
-    rule = ["-" * w if place < left else "-" * (w - 1) + ":" for place, w in enumerate(widths)]
-    return [line(header), line(rule), *map(line, rows)]

@@ -109,4 +109,15 @@ def test_the_stage_is_made_anew_when_a_question_changes(store):
     first, _ = make(store, "compare", options(["a", "b"], [("a", "b")]), inputs)
     second, _ = make(store, "compare", options(["a", "b"], [("b", "a")]), inputs)
     assert first.key != second.key
-    assert compare.VERSION == 1
+    assert compare.VERSION == 2
+
+
+def test_each_query_s_difference_is_kept_for_every_step(store):
+    inputs = {"a": evaluation(store, "a", [0.1, 0.5]), "b": evaluation(store, "b", [0.4, 0.25])}
+    _, folder = make(store, "compare", options(["a", "b"], [("a", "b"), ("b", "a")]), inputs)
+    rows = columns(folder / "differences.parquet")
+    assert rows["before"] == ["a", "a", "b", "b"]
+    assert rows["after"] == ["b", "b", "a", "a"]
+    assert rows["query_id"] == ["q0", "q1", "q0", "q1"]
+    assert rows["before_score"] == [0.1, 0.5, 0.4, 0.25]
+    assert rows["difference"] == pytest.approx([0.3, -0.25, -0.3, 0.25])
