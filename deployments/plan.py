@@ -9,6 +9,7 @@ from prefect import Flow
 from expandr_core.errors import DataError
 from flows.dpo import dpo
 from flows.evaluate import evaluate
+from flows.evaluate_suite import evaluate_suite
 from flows.expand import expand
 from flows.joint_loop import joint_loop
 from flows.preferences import preferences
@@ -96,6 +97,13 @@ def plan(store: str, timezone: str) -> list[Deployment]:
             loop,
             schedules=(weekly,),
             limit=1,
+        ),
+        Deployment(
+            evaluate_suite,
+            "manual",
+            "cpu",
+            "Measure models on BEIR, NanoBEIR or other datasets, and rank them on a leaderboard.",
+            {"placement": SPREAD.model_dump(), "store": store},
         ),
         *(_alone(flow, pool, store) for flow, pool in STAGES),
         *(

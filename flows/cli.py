@@ -105,6 +105,89 @@ def search(
         search_corpus(out, store, run_name, question, passages, expand)
 
 
+@app.command()
+def evaluate(
+    config: Annotated[Path, typer.Argument(help="YAML file, as for `expandr run`.")],
+    datasets: Annotated[
+        str,
+        typer.Option(
+            help="Separated by commas: scifact and its like, nano-scifact and its like, beir or "
+            "nano-beir for all of them, folders or s3:// URLs in BEIR layout, NAME=LOCATION."
+        ),
+    ],
+    runs: Annotated[
+        list[str] | None,
+        typer.Option("--run", help="Measure the best models of this run, or latest; repeatable."),
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            help="llm=KEY or retriever=KEY instead of CONFIG's; training=KEY to audit for leakage.",
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=0, help="Seeds of sampled expansions.")] = 3,
+    store: StoreOption = "store",
+    seed: SeedOption = None,
+    changes: SetOption = None,
+) -> None:
+    """Measure an LLM and a retriever on datasets, and rank: alone, expanded, and BM25 beside them.
+
+    Run it again with another dataset or run: what was measured is found in the store.
+    """
+    options = load_options(config, seed, changes or [])
+    from flows.evaluate_suite import evaluate_suite
+    from flows.model_pairs import MeasuredModels
+    from flows.show import print_leaderboard
+
+    named: dict[str, list[str]] = {"llm": [""], "retriever": [""], "training": []}
+    for name, _, value in (text.partition("=") for text in inputs or []):
+        if name not in named:
+            fail(f"--input {name}: only {', '.join(named)} can be given")
+        named[name].append(value)
+    models = MeasuredModels(
+        runs=tuple(runs or ()),
+        llm=named["llm"][-1],
+        retriever=named["retriever"][-1],
+        training=tuple(named["training"]),
+    )
+    with complaints():
+        summary = evaluate_suite(
+            tuple(datasets.split(",")),
+            options=options,
+            models=models,
+            samples=samples,
+            store=absolute(store),
+        )
+    print_leaderboard(out, summary.store, summary.leaderboard)
+
+
+@app.command()
+def export_run(
+    key: Annotated[str, typer.Argument(help="Beginning of the key of an evaluation.")],
+    target: Annotated[Path, typer.Argument(help="File to write.")] = Path("run.trec"),
+    tag: Annotated[str, typer.Option(help="The system's name in the file.")] = "expandr",
+    store: StoreOption = "store",
+) -> None:
+    """Write the run of an evaluation in TREC's format, for trec_eval, ir_measures or ranx.
+
+    `expandr show LEADERBOARD` lists the keys of what was measured.
+    """
+    from expandr_core.store import Store
+    from expandr_core.trec import write_trec
+
+    with complaints():
+        opened = Store(store)
+        found = [each for each in opened.keys(key) if each.startswith("evaluate")]
+        artifact = opened.lookup(found[0]) if len(found) == 1 else None
+        if artifact is None:
+            raise DataError(
+                f"{key!r} is the beginning of the keys of {len(found)} whole evaluations in {store}"
+            )
+        hits = write_trec(opened.local(artifact) / "run.parquet", target, tag)
+    out.print(f"{hits:,} hits in {target}", highlight=False)
+
+
 Stage = Literal["prepare", "expand", "preferences", "dpo", "retriever", "evaluate"]
 
 

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
+from expandr_core.artifacts import Artifact
 from expandr_core.errors import DataError
 from expandr_core.store import DamagedArtifact, Store
 from flows.run import Summary
@@ -22,9 +23,9 @@ def find_run(store: Store, name: str) -> Summary | None:
     Raises:
         DataError: if a version with other options recorded it.
     """
-    records = [record for record in store.records() if name in ("latest", "")] or [
-        record for record in store.records() if record["name"].startswith(name)
-    ]
+    loops = [record for record in store.records() if "kind" not in record]  # others are suites
+    latest = name in ("latest", "")
+    records = [record for record in loops if latest or record["name"].startswith(name)]
     try:
         return Summary(**records[-1]) if records else None
     except ValidationError as error:
@@ -83,6 +84,20 @@ def headline_table(report: dict[str, Any]) -> Table:
             row += [versus, f"{step['corrected_p']:.2g}{star}"]
         table.add_row(*row)
     return table
+
+
+def print_leaderboard(out: Console, url: str, leaderboard: Artifact) -> None:
+    """Print the means and the results on each dataset, and where to look next."""
+    folder = Store(url).local(leaderboard)
+    text = (folder / "leaderboard.md").read_text()
+    results = text.partition("\n## Tests")[0].removeprefix("# Leaderboard\n")
+    out.print(results, markup=False, highlight=False, soft_wrap=True)
+    out.print(f"The rest, and CSV and JSON: {folder}", highlight=False, soft_wrap=True)
+    store_option = "" if url.endswith("/store") else f" --store {url}"
+    out.print(
+        f"How each number came to be: expandr show {leaderboard.key}{store_option}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
 
 
 def show_any(out: Console, url: str, what: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from prefect.artifacts import create_markdown_artifact
 
 from expandr_core.artifacts import Artifact
-from expandr_core.options import EvaluateOptions, Options, RetrieverOptions
+from expandr_core.options import EncodingOptions, EvaluateOptions, RetrieverOptions
 from expandr_core.stages import compare as compare_stage
 from expandr_core.stages import evaluate as evaluate_stage
 from expandr_core.stages import evaluate_bm25
@@ -16,6 +16,54 @@ from tasks.retriever import encode_corpus
 from tasks.stage import Workspace
 
 Mode = Literal["query", "expansion", "fused"]
+
+
+def measure_retriever(
+    work: Workspace,
+    title: str,
+    evaluation: Evaluation,
+    search_with: tuple[Artifact, Artifact, Artifact | None],
+    expansion_weight: float,
+    encoding: EncodingOptions,
+    options: EvaluateOptions,
+) -> Artifact:
+    """Measure a retriever on queries and judgements.
+
+    Args:
+        work: where artifacts are kept.
+        title: names the step.
+        evaluation: queries, judgements and corpus.
+        search_with: the retriever, the corpus encoded by it, and the queries' expansions or None.
+        expansion_weight: share of the expansions in the search vector; 0 without any.
+        encoding: how texts become vectors.
+        options: how deep the search goes.
+    """
+    retriever, vectors, expansions = search_with
+    resolved = evaluate_stage.OPTIONS(
+        encoding=encoding,
+        expansion_weight=expansion_weight,
+        depth=options.depth,
+        block_size=options.block_size,
+    )
+    inputs = {"retriever": retriever, "embeddings": vectors, "expansions": expansions}
+    return work.make(title, "evaluate", resolved, inputs | _judged(evaluation))
+
+
+def measure_bm25(
+    work: Workspace,
+    title: str,
+    evaluation: Evaluation,
+    options: EvaluateOptions,
+    expansions: Artifact | None = None,
+) -> Artifact:
+    """Measure BM25, with the words of the expansions if there are any."""
+    inputs = {"corpus": evaluation.corpus, "expansions": expansions}
+    resolved = evaluate_bm25.OPTIONS(depth=options.depth)
+    return work.make(title, "evaluate_bm25", resolved, inputs | _judged(evaluation))
+
+
+def _judged(evaluation: Evaluation) -> dict[str, Artifact | None]:
+    return {"queries": evaluation.queries, "qrels": evaluation.qrels}
 
 
 @dataclass
@@ -47,38 +95,31 @@ class Scoreboard:
     ) -> Artifact:
         """Measure a retriever with the mean of query and expansion, or with one of them alone."""
         weights = {"fused": self.retriever_options.expansion_weight, "expansion": 1.0, "query": 0.0}
-        mode = mode if expansions else "query"
         vectors = encode_corpus(
             self.work, self.evaluation.corpus, retriever, self.retriever_options, title
         )
-        options = evaluate_stage.OPTIONS(
-            encoding=self.retriever_options.encoding,
-            expansion_weight=weights[mode],
-            depth=self.options.depth,
-            block_size=self.options.block_size,
+        self.titles[role] = title
+        self.measured[role] = measure_retriever(
+            self.work,
+            self._step(title),
+            self.evaluation,
+            (retriever, vectors, expansions),
+            weights[mode if expansions else "query"],
+            self.retriever_options.encoding,
+            self.options,
         )
-        inputs = {"retriever": retriever, "embeddings": vectors, "expansions": expansions}
-        return self._add(role, title, "evaluate", options, inputs)
+        return self.measured[role]
 
     def bm25(self, role: str, title: str, expansions: Artifact | None = None) -> Artifact:
         """Measure BM25, the reference from outside."""
-        options = evaluate_bm25.OPTIONS(depth=self.options.depth)
-        inputs = {"corpus": self.evaluation.corpus, "expansions": expansions}
-        return self._add(role, title, "evaluate_bm25", options, inputs)
-
-    def _add(
-        self,
-        role: str,
-        title: str,
-        stage: str,
-        options: Options,
-        inputs: dict[str, Artifact | None],
-    ) -> Artifact:
-        inputs |= {"queries": self.evaluation.queries, "qrels": self.evaluation.qrels}
-        name = f"evaluate on {self.split}: {title}"
-        self.measured[role] = self.work.make(name, stage, options, inputs)
         self.titles[role] = title
+        self.measured[role] = measure_bm25(
+            self.work, self._step(title), self.evaluation, self.options, expansions
+        )
         return self.measured[role]
+
+    def _step(self, title: str) -> str:
+        return f"evaluate on {self.split}: {title}"
 
     def step(self, before: str, after: str, question: str) -> None:
         """Ask whether one system is better than another, as one of the report's tests."""

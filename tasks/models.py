@@ -1,5 +1,7 @@
 """Get the models that the loop starts from: imported, or built from the collection's text."""
 
+from collections.abc import Set
+
 from expandr_core import models
 from expandr_core.artifacts import Artifact
 from expandr_core.options import JointLoopOptions
@@ -7,15 +9,19 @@ from expandr_core.stages.import_model import ImportOptions
 from tasks.data import Data, training_texts
 from tasks.stage import Workspace
 
+ROLES = frozenset({"llm", "retriever"})
 
-def import_models(work: Workspace, options: JointLoopOptions) -> dict[str, Artifact]:
+
+def import_models(
+    work: Workspace, options: JointLoopOptions, roles: Set[str] = ROLES
+) -> dict[str, Artifact]:
     """Check and import the models that are named; the first step, so that it costs nothing to fail.
 
     Returns:
-        By role, "llm" and "retriever"; what is to be built is absent.
+        By role, "llm" and "retriever"; what is to be built, or not asked for, is absent.
     """
     retriever, imported = options.retriever, {}
-    if retriever.model != "tiny":
+    if "retriever" in roles and retriever.model != "tiny":
         folder, sources = models.model_source(retriever.model)
         resolved = ImportOptions(
             kind="retriever",
@@ -25,7 +31,7 @@ def import_models(work: Workspace, options: JointLoopOptions) -> dict[str, Artif
         )
         title = "import the retriever"
         imported["retriever"] = work.make(title, "import_model", resolved, sources=sources)
-    if options.llm.model != "tiny":
+    if "llm" in roles and options.llm.model != "tiny":
         folder, sources = models.model_source(options.llm.model)
         resolved = ImportOptions(kind="llm", folder=str(folder))
         imported["llm"] = work.make("import the LLM", "import_model", resolved, sources=sources)

@@ -1,4 +1,4 @@
-"""A Llama of random weights, and its tokenizer: milliseconds a text, and everything a real one has."""
+"""A Llama and a retriever of random weights: milliseconds a text, and all that real ones have."""
 
 from pathlib import Path
 
@@ -65,4 +65,22 @@ def save_llm(folder: Path, seed: int = 0) -> Path:
         initializer_range=0.2,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def save_static_retriever(folder: Path, words: list[str], dimensions: int = 8) -> Path:
+    """Save a retriever that averages fixed random vectors of whole words."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocabulary = {word: index for index, word in enumerate(["[UNK]", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    weights = torch.randn(len(vocabulary), dimensions, generator=torch.Generator().manual_seed(0))
+    weights[0] = 0
+    SentenceTransformer(
+        modules=[StaticEmbedding(tokenizer, embedding_weights=weights)], device="cpu"
+    ).save(str(folder))
     return folder

@@ -1,0 +1,110 @@
+"""Measure models on many datasets: BEIR, NanoBEIR, or your own.
+
+dataset --> corpus --encode------------------------> vectors -------+
+        \\-> judged queries --> alone -------------------------------+
+                           --> expanded greedily, and by k seeds ---+--> evaluate --+
+                           --> BM25 --------------------------------+               |
+training data --> audit of leakage -------------------------------------------------+--> leaderboard
+"""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from prefect import flow
+from prefect.runtime import flow_run
+from pydantic import BaseModel, Field
+
+from expandr_core.artifacts import Artifact
+from expandr_core.beir_datasets import find_datasets
+from expandr_core.options import JointLoopOptions
+from flows.model_pairs import MeasuredModels, find_pairs
+from flows.presets import Preset, resolve
+from flows.run import begun
+from tasks.datasets import get_dataset
+from tasks.placement import Placement
+from tasks.stage import Workspace
+from tasks.suite import Suite, publish_leaderboard
+
+DEFAULTS, MODELS, HERE = JointLoopOptions(), MeasuredModels(), Placement()
+Samples = Annotated[int, Field(ge=0)]
+
+
+class SuiteSummary(BaseModel):
+    """What a run of the suite leaves behind.
+
+    Attributes:
+        name: of the run in the store.
+        leaderboard: the artifact with the leaderboard's files.
+        steps: title and artifact of each step, in order.
+    """
+
+    name: str
+    flow_run_id: str
+    store: str
+    started: datetime
+    finished: datetime
+    leaderboard: Artifact
+    steps: list[tuple[str, Artifact]]
+
+
+@flow(name="evaluate-suite")
+def evaluate_suite(
+    datasets: tuple[str, ...],
+    preset: Preset = "none",
+    options: JointLoopOptions = DEFAULTS,
+    models: MeasuredModels = MODELS,
+    samples: Samples = 3,
+    placement: Placement = HERE,
+    fresh: bool = False,
+    store: str = "store",
+) -> SuiteSummary:
+    """Measure models on datasets, with statistics, an audit of leakage, and a leaderboard.
+
+    Args:
+        datasets: Names such as scifact or nano-scifact; beir or nano-beir for all of them; folders or
+            s3:// URLs in BEIR layout; NAME=LOCATION to say where one lies.
+        preset: A configuration to start from; "none" is the paper's, as far as its code tells.
+        options: The options of every stage; models, expand, evaluate and seed matter here. What
+            differs from its default changes the preset.
+        models: Which models are measured, if not those that the options name.
+        samples: Seeds of sampled expansions, besides the greedy one.
+        placement: Where each kind of stage runs.
+        fresh: Make every artifact again, even if the store has it.
+        store: Folder or s3:// URL that keeps every artifact.
+    """
+    started = datetime.now(UTC)
+    options = resolve(preset, options)
+    wanted = find_datasets(datasets)
+    work = Workspace(
+        store=store,
+        seed=options.seed,
+        device=options.device,
+        placement=placement,
+        fresh_since=begun() if fresh else None,
+    )
+    pairs = find_pairs(work, options, models)
+    found = [get_dataset(work, dataset, options.data) for dataset in wanted]
+
+    suite = Suite(work, pairs, options.evaluate, samples)
+    for dataset in found:
+        suite.measure(dataset)
+    leaderboard = suite.leaderboard()
+
+    publish_leaderboard(work, leaderboard)
+    return record_suite(work, leaderboard, started)
+
+
+def record_suite(work: Workspace, leaderboard: Artifact, started: datetime) -> SuiteSummary:
+    """Write the record of this run into the store, which keeps what it made from `expandr gc`."""
+    summary = SuiteSummary(
+        name=f"{started:%Y%m%dT%H%M%S}-{flow_run.name}",
+        flow_run_id=str(flow_run.id),
+        store=work.store,
+        started=started,
+        finished=datetime.now(UTC),
+        leaderboard=leaderboard,
+        steps=work.made,
+    )
+    record = {"kind": "evaluate-suite", **summary.model_dump(mode="json")}
+    work.open().write_record(summary.name, record)
+    return summary

@@ -1,0 +1,108 @@
+"""Which language models and retrievers a suite measures together."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from expandr_core.artifacts import Artifact
+from expandr_core.errors import DataError
+from expandr_core.options import JointLoopOptions, Options
+from flows.run import Summary
+from flows.show import find_run
+from tasks.models import import_models
+from tasks.stage import Workspace
+from tasks.suite import ModelPair
+
+EXAMPLES = ("preference.parquet", "retriever.parquet")
+
+
+class MeasuredModels(Options):
+    """Models that runs or keys name; without any, those of the options."""
+
+    runs: tuple[str, ...] = Field(
+        default=(),
+        description="Runs of the joint loop whose best models are measured: names, their beginnings, "
+        "or latest.",
+    )
+    llm: str = Field(
+        default="", description="Key of a language model; empty for the one in the options."
+    )
+    retriever: str = Field(
+        default="", description="Key of a retriever; empty for the one in the options."
+    )
+    training: tuple[str, ...] = Field(
+        default=(),
+        description="Keys of prepared training data to audit for leakage, such as prepare-1f3a; that "
+        "of the runs is known.",
+    )
+
+
+def find_pairs(
+    work: Workspace, options: JointLoopOptions, wanted: MeasuredModels
+) -> list[ModelPair]:
+    """Find or import the models: those that are named, then the best of each run.
+
+    Raises:
+        DataError: if there is no such run, or nothing to measure.
+    """
+    training = tuple(file for key in wanted.training for file in _examples(work.find(key)))
+    pairs = _named_models(work, options, wanted, training)
+    for name in wanted.runs:
+        run = find_run(work.open(), name)
+        if run is None:
+            raise DataError(f"no run {name!r} in {work.store}; `expandr show` prints the latest")
+        pairs.append(_best_models(run, training))
+    return pairs
+
+
+def _named_models(
+    work: Workspace,
+    options: JointLoopOptions,
+    wanted: MeasuredModels,
+    training: tuple[Artifact, ...],
+) -> list[ModelPair]:
+    """Return the pair that options or keys name; none if runs are measured and one is missing."""
+    names = {
+        "llm": wanted.llm or options.llm.model,
+        "retriever": wanted.retriever or options.retriever.model,
+    }
+    unnamed = [role for role, name in names.items() if name == "tiny"]
+    if unnamed and wanted.runs:
+        return []
+    if unnamed:
+        raise DataError(
+            f"{unnamed[0]}.model is 'tiny', which is built from a collection's text; name a model, give "
+            "the key of one, or name a run whose models are measured"
+        )
+    found = {role: work.find(key) for role in names if (key := getattr(wanted, role))}
+    found |= import_models(work, options, set(names) - set(found))
+    title = " and ".join(Path(name).name for name in names.values())
+    return [
+        ModelPair(
+            title, found["llm"], found["retriever"], options.retriever, options.expand, training
+        )
+    ]
+
+
+def _best_models(run: Summary, training: tuple[Artifact, ...]) -> ModelPair:
+    prepared = [artifact for _, artifact in run.steps if artifact.stage == "prepare"]
+    known = [file for artifact in prepared for file in _examples(artifact)]
+    files = {file.digest: file for file in [*known, *training]}
+    return ModelPair(
+        f"{run.name}, round {run.best_round}",
+        run.models["llm"],
+        run.models["retriever"],
+        run.options.retriever,
+        run.options.expand,
+        tuple(files.values()),
+    )
+
+
+def _examples(artifact: Artifact) -> list[Artifact]:
+    """Return the files with training examples."""
+    if artifact.path:
+        return [artifact]
+    files = [artifact.at(name) for name in EXAMPLES if name in artifact.files]
+    if not files:
+        raise DataError(f"{artifact.key} holds no training examples; name a prepare artifact")
+    return files

@@ -1,0 +1,40 @@
+"""Get the datasets that are measured on."""
+
+from dataclasses import dataclass
+
+from expandr_core.beir_datasets import Dataset, is_archive
+from expandr_core.nano_beir import local_copy
+from expandr_core.options import DataOptions
+from expandr_core.stages import dataset as stage
+from tasks.data import Evaluation
+from tasks.stage import Workspace
+
+
+@dataclass(frozen=True)
+class MeasuredOn:
+    """A dataset, and what is searched in it: its forums by name, or itself under the name ""."""
+
+    dataset: Dataset
+    parts: dict[str, Evaluation]
+
+
+def get_dataset(work: Workspace, dataset: Dataset, options: DataOptions) -> MeasuredOn:
+    """Download or read a dataset; only its judged queries are kept."""
+    location = local_copy(dataset.location, dataset.split)
+    layout = "archive" if is_archive(location) else "folder"
+    resolved = stage.OPTIONS(
+        location=location,
+        layout="nano" if dataset.benchmark == "NanoBEIR" else layout,
+        split=dataset.split,
+        name=dataset.name if layout == "archive" else "",
+        md5=dataset.md5,
+        forums=dataset.forums,
+        bad_rows=options.bad_rows,
+    )
+    title = f"get the dataset {dataset.name}"
+    made = work.make(title, "dataset", resolved, sources=stage.source_digests(resolved))
+    parts = {}
+    for part in dataset.forums or [""]:
+        files = [f"{part}/{name}.parquet".lstrip("/") for name in ("queries", "qrels", "corpus")]
+        parts[part] = Evaluation(*(made.at(file) for file in files))
+    return MeasuredOn(dataset, parts)

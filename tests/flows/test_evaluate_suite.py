@@ -1,0 +1,276 @@
+"""The suite under Prefect: every system on every dataset, nothing made twice, one more dataset."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pytest
+from prefect.client.orchestration import get_client
+from test_joint_loop import task_runs
+from tiny_models import save_static_retriever
+from typer.testing import CliRunner
+
+from expandr_core.errors import DataError
+from expandr_core.options import (
+    DataOptions,
+    EncodingOptions,
+    EvaluateOptions,
+    ExpandOptions,
+    JointLoopOptions,
+    LLMOptions,
+    RetrieverOptions,
+    SamplingOptions,
+)
+from expandr_core.store import Store
+from flows.cli import app
+from flows.evaluate_suite import SuiteSummary, evaluate_suite
+from flows.model_pairs import MeasuredModels
+from flows.prepare import prepare
+from flows.show import find_run
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+WORDS = [
+    *("red", "blue", "green", "bird", "fish", "tree", "song", "river", "stone", "wing"),
+    *("sings", "swims", "grows"),
+]
+
+
+def write_dataset(folder: Path, first: int, queries: int = 6) -> Path:
+    """A dataset in BEIR layout: passages of three words, queries of two of them."""
+    (folder / "qrels").mkdir(parents=True)
+    passages = [
+        " ".join(WORDS[(first + n * step) % len(WORDS)] for step in (1, 2, 5)) for n in range(12)
+    ]
+    corpus = [{"_id": f"d{n}", "title": "", "text": text} for n, text in enumerate(passages)]
+    asked = [
+        {"_id": f"q{n}", "text": " ".join(passages[n].split()[:2])} for n in range(queries + 3)
+    ]
+    for name, rows in {"corpus": corpus, "queries": asked}.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = ["query-id\tcorpus-id\tscore", *(f"q{n}\td{n}\t1" for n in range(queries))]
+    (folder / "qrels" / "test.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+class World(NamedTuple):
+    """Two datasets, the options that name two models, and a store."""
+
+    folder: Path
+    options: JointLoopOptions
+    store: str
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, llm_folder) -> World:
+    folder = tmp_path_factory.mktemp("suite")
+    write_dataset(folder / "letters", 0)
+    write_dataset(folder / "sf", 3)
+    retriever = save_static_retriever(folder / "static", [*WORDS, "Wings"])  # checked with it
+    sampling = SamplingOptions(max_new_tokens=6, top_p=1.0)
+    options = JointLoopOptions(
+        llm=LLMOptions(model=str(llm_folder)),
+        retriever=RetrieverOptions(
+            model=str(retriever), encoding=EncodingOptions(similarity="cosine")
+        ),
+        expand=ExpandOptions(expansion=sampling, max_prompt_tokens=100),
+        evaluate=EvaluateOptions(depth=100),
+        device="cpu",
+    )
+    return World(folder, options, str(folder / "store"))
+
+
+def made_by(summary: SuiteSummary) -> set[str]:
+    """Return the titles of the steps that were not found in the store."""
+    runs = task_runs(summary.flow_run_id, len(summary.steps))
+    return {run.name for run in runs if run.state_name != "Cached"}
+
+
+def run(world: World, *datasets: str, **changes: Any) -> SuiteSummary:
+    values = {"options": world.options, "samples": 2, "store": world.store, **changes}
+    return evaluate_suite(datasets, **values)
+
+
+@pytest.fixture(scope="module")
+def first(world, prefect_server) -> SuiteSummary:
+    return run(world, f"scifact={world.folder}/sf")
+
+
+@pytest.fixture(scope="module")
+def both(world, first) -> SuiteSummary:
+    return run(world, f"scifact={world.folder}/sf", str(world.folder / "letters"))
+
+
+def board(summary: SuiteSummary) -> Path:
+    return Store(summary.store).local(summary.leaderboard)
+
+
+STEPS = [
+    "get the dataset {}",
+    "evaluate on {}: BM25",
+    "encode the corpus, {}, model and static",
+    "evaluate on {}: model and static, query only",
+    "expand the queries of {} greedily, model and static",
+    "expand the queries of {}, seed 0, model and static",
+    "expand the queries of {}, seed 1, model and static",
+    "evaluate on {}: model and static, greedy",
+    "evaluate on {}: model and static, sampled 0",
+    "evaluate on {}: model and static, sampled 1",
+    "audit on {}: model and static, greedy",
+    "audit on {}: model and static, sampled",
+]
+
+
+def test_every_system_is_measured_on_the_judged_queries(first):
+    expected = {step.format("scifact") for step in STEPS}
+    assert made_by(first) == {
+        *expected, "import the LLM", "import the retriever", "rank the systems"
+    }  # fmt: skip
+    expanded = dict(first.steps)["expand the queries of scifact, seed 1, model and static"]
+    assert expanded.counts["texts"] == 6  # of nine queries, the judged ones
+    rows = pd.read_csv(board(first) / "leaderboard.csv")
+    assert list(rows["system"]) == [
+        *("BM25", "query only", "+ expansion, greedy", "+ expansion, sampled")
+    ]
+    assert set(rows["queries"]) == {6}
+    assert list(rows["samples"]) == [1, 1, 1, 2]
+    assert rows["ndcg_at_10_deviation"].notna().tolist() == [False, False, False, True]
+    assert rows["corrected_p"].notna().tolist() == [False, False, True, True]
+
+
+def test_the_seeds_write_different_texts(first):
+    steps = dict(first.steps)
+    digests = {
+        steps[f"expand the queries of scifact, seed {seed}, model and static"].digest
+        for seed in (0, 1)
+    }
+    assert len(digests) == 2
+
+
+def test_a_second_run_finds_everything(first, world):
+    again = run(world, f"scifact={world.folder}/sf")
+    assert made_by(again) == set()
+    assert again.leaderboard.digest == first.leaderboard.digest
+
+
+def test_one_more_dataset_computes_only_itself(both):
+    expected = {step.format("letters") for step in STEPS}
+    assert made_by(both) == {*expected, "rank the systems"}
+    rows = pd.read_csv(board(both) / "leaderboard.csv")
+    assert list(rows["dataset"]) == ["scifact"] * 4 + ["letters"] * 4
+
+
+def test_a_dataset_of_beir_is_known_by_name_wherever_it_lies(both):
+    text = (board(both) / "leaderboard.md").read_text()
+    assert "BEIR, out-of-domain (1 of 11)" in text
+    assert "BEIR, mean of 1 of 15" in text
+    assert "other datasets, mean of 1" in text
+    assert "**Missing** of BEIR: msmarco," in text
+    assert "BEIR, mean of all 15" not in text
+    assert "| letters | + expansion, greedy" in text.partition("## Leakage")[2]
+
+
+def test_the_leaderboard_is_shown_in_prefect(both):
+    with get_client(sync_client=True) as client:
+        deadline = time.monotonic() + 30
+        while True:
+            found = client.read_artifacts()
+            shown = [each for each in found if each.key == "leaderboard"]
+            if shown or time.monotonic() > deadline:
+                break
+            time.sleep(0.2)
+    assert any("## Means over datasets" in str(each.data) for each in shown)
+
+
+def test_the_record_keeps_the_artifacts_and_is_no_run_of_the_loop(both):
+    store = Store(both.store)
+    record = next(each for each in store.records() if each["name"] == both.name)
+    assert record["kind"] == "evaluate-suite"
+    assert record["leaderboard"]["key"] == both.leaderboard.key
+    assert find_run(store, "latest") is None
+
+
+def test_models_can_be_keys_and_training_data_is_audited(both, world, tmp_path):
+    steps = dict(both.steps)
+    folder = write_dataset(tmp_path / "law", 0, queries=8)
+    (folder / "qrels" / "test.tsv").rename(folder / "qrels" / "train.tsv")
+    data = DataOptions(collection=str(folder), dev_share=0.3, preference_share=0.3)
+    [(_, prepared)] = prepare(JointLoopOptions(data=data), store=world.store)
+    models = MeasuredModels(
+        llm=steps["import the LLM"].key,
+        retriever=steps["import the retriever"].key,
+        training=(prepared.key,),
+    )
+    options = world.options.model_copy(
+        update={"llm": LLMOptions(), "evaluate": EvaluateOptions(depth=100, greedy=False)}
+    )
+    found = run(world, f"{world.folder}/letters", options=options, models=models, samples=1)
+    report = json.loads((board(found) / "leaderboard.json").read_text())
+    [audit] = report["leakage"]
+    kept = int(prepared.counts["preference/examples"] + prepared.counts["retriever/examples"])
+    assert kept > 0
+    assert audit["query_in_training"]["queries"] == audit["passage_in_training"]["queries"] > 0
+    assert audit["any"]["queries"] <= min(kept, 6)
+
+
+def test_the_best_models_of_a_run_are_measured_with_its_options(both, world):
+    steps = dict(both.steps)
+    store = Store(world.store)
+    record = {
+        "name": "20260101T000000-old-run",
+        "flow_run_id": "",
+        "store": world.store,
+        "started": both.started.isoformat(),
+        "finished": both.finished.isoformat(),
+        "options": world.options.model_dump(mode="json"),
+        "report": steps["rank the systems"].model_dump(),
+        "best_round": 1,
+        "models": {
+            "llm": steps["import the LLM"].model_dump(),
+            "retriever": steps["import the retriever"].model_dump(),
+        },
+        "steps": [],
+    }
+    store.write_record(record["name"], record)
+    models = MeasuredModels(runs=("2026",))
+    found = run(world, f"scifact={world.folder}/sf", models=models, samples=1)
+    rows = pd.read_csv(board(found) / "leaderboard.csv").set_index("system")
+    named, of_run = (
+        rows.loc[f"{title}: + expansion, sampled"]
+        for title in ("model and static", "20260101T000000-old-run, round 1")
+    )
+    assert named["ndcg_at_10"] == of_run["ndcg_at_10"]
+    report = json.loads((board(found) / "leaderboard.json").read_text())
+    pairs = [(step["before"], step["after"]) for step in report["steps"]]
+    assert ("sampled", "sampled-2") in pairs and ("query-2", "sampled-2") in pairs
+    with pytest.raises(DataError, match="no run 'nobody'"):
+        run(world, f"scifact={world.folder}/sf", models=MeasuredModels(runs=("nobody",)))
+
+
+def test_tiny_models_belong_to_a_run(world):
+    with pytest.raises(DataError, match=r"llm.model is 'tiny', which is built from a collection"):
+        run(world, "scifact", options=JointLoopOptions())
+
+
+def test_a_wrong_name_costs_nothing(world):
+    with pytest.raises(DataError, match="'scifakt' is no known dataset"):
+        run(world, "scifakt")
+
+
+def test_a_run_is_exported_for_trec_eval(both, tmp_path):
+    import pytrec_eval
+
+    evaluated = dict(both.steps)["evaluate on letters: model and static, query only"]
+    target = tmp_path / "letters.trec"
+    command = ["export-run", evaluated.key, str(target), "--tag", "static", "--store", both.store]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    with target.open() as file:
+        hits = pytrec_eval.parse_run(file)
+    qrels = {f"q{n}": {f"d{n}": 1} for n in range(6)}
+    measured = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10"}).evaluate(hits)
+    mean = sum(each["ndcg_cut_10"] for each in measured.values()) / 6
+    assert mean == pytest.approx(evaluated.counts["ndcg_at_10"])
+    refused = CliRunner().invoke(app, ["export-run", "evaluate", "--store", both.store])
+    assert refused.exit_code == 2
