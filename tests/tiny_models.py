@@ -1,4 +1,4 @@
-"""A Llama and a retriever of random weights: milliseconds a text, and all that real ones have."""
+"""A Llama of random weights, and its tokenizer: milliseconds a text, and everything a real one has."""
 
 from pathlib import Path
 
@@ -68,19 +68,15 @@ def save_llm(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def save_static_retriever(folder: Path, words: list[str], dimensions: int = 8) -> Path:
-    """Save a retriever that averages fixed random vectors of whole words."""
+def save_retriever(folder: Path, dimensions: int = 16) -> Path:
+    """Save a retriever that averages a random vector of each of those tokens; any text has some."""
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-    from tokenizers import Tokenizer, models, pre_tokenizers
 
-    vocabulary = {word: index for index, word in enumerate(["[UNK]", *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    weights = torch.randn(len(vocabulary), dimensions, generator=torch.Generator().manual_seed(0))
-    weights[0] = 0
-    SentenceTransformer(
-        modules=[StaticEmbedding(tokenizer, embedding_weights=weights)], device="cpu"
-    ).save(str(folder))
+    tokenizer = make_tokenizer().backend_tokenizer
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(tokenizer.get_vocab_size(), dimensions, generator=generator)
+    embedding = StaticEmbedding(tokenizer, embedding_weights=weights)
+    SentenceTransformer(modules=[embedding], device="cpu").save(str(folder))
     return folder

@@ -6,7 +6,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tiny_models import save_static_retriever as save_static_retriever
 
 from expandr_core.artifacts import Artifact
 from expandr_core.options import Options
@@ -14,6 +13,24 @@ from expandr_core.stage import make_spec, run_stage
 from expandr_core.store import Store
 
 WORDS = ["red", "blue", "bird", "song", "river", "stone"]
+
+
+def save_static_retriever(folder: Path, words: list[str], dimensions: int = 8) -> Path:
+    """Save a retriever that averages fixed random vectors of whole words."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocabulary = {word: index for index, word in enumerate(["[UNK]", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    weights = torch.randn(len(vocabulary), dimensions, generator=torch.Generator().manual_seed(0))
+    weights[0] = 0
+    SentenceTransformer(
+        modules=[StaticEmbedding(tokenizer, embedding_weights=weights)], device="cpu"
+    ).save(str(folder))
+    return folder
 
 
 def put(

