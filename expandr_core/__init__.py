@@ -17,6 +17,10 @@ Nothing here imports Prefect or reads an environment variable. In the order of t
     contrastive, training_rows, hard_negatives, retriever_trainer
                                    the retriever's loss, rows and trainer; training: its checkpoints
     search, bm25                   exact top-k in blocks; the reference from outside
-    evaluation, metrics, significance
-                                   nDCG, MAP, Recall and MRR block by block; paired tests
+    evaluation, metrics, significance, trec
+                                   nDCG, MAP, Recall and MRR block by block; paired tests; run files
+    beir_datasets, archives, nano_beir
+                                   datasets for measuring, by name, and where they come from
+    leakage, leaderboard, leaderboard_text, markdown
+                                   what training knew of a query; systems on datasets, ranked
 """

@@ -275,3 +275,17 @@ def test_a_run_is_exported_for_trec_eval(both, tmp_path):
     assert mean == pytest.approx(evaluated.counts["ndcg_at_10"])
     refused = CliRunner().invoke(app, ["export-run", "evaluate", "--store", both.store])
     assert refused.exit_code == 2
+
+
+def test_the_command_prints_the_leaderboard(both, world, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps(world.options.model_dump(mode="json", exclude_defaults=True)))
+    datasets = f"scifact={world.folder}/sf,{world.folder}/letters"
+    command = ["evaluate", str(config), "--datasets", datasets, "--samples", "2"]
+    result = CliRunner().invoke(app, [*command, "--store", world.store])
+    assert result.exit_code == 0, result.output
+    assert "BEIR, out-of-domain (1 of 11)" in result.output
+    assert both.leaderboard.key in result.output  # the same numbers are the same artifact
+    refused = CliRunner().invoke(app, [*command, "--input", "lm=x", "--store", world.store])
+    assert refused.exit_code == 2
+    assert "--input lm: only llm, retriever, training can be given" in refused.output
