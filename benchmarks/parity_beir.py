@@ -21,11 +21,12 @@ from beir.retrieval.models import SentenceBERT
 from beir.retrieval.search.dense import DenseRetrievalExactSearch
 
 from expandr_core.artifacts import Artifact
+from expandr_core.events import throttled
 from expandr_core.metrics import METRICS, TITLES, mean_metrics, score_queries
 from expandr_core.models import model_source
 from expandr_core.options import DataOptions, EncodingOptions
 from expandr_core.search import RUN
-from expandr_core.stage import make_spec, run_stage, throttled
+from expandr_core.stage import make_spec, run_stage
 from expandr_core.stages import encode, evaluate, evaluate_bm25, import_model, prepare
 from expandr_core.store import Store
 

@@ -15,7 +15,8 @@ import psutil
 
 from expandr_core.artifacts import Artifact, StageSpec
 from expandr_core.errors import DataError
-from expandr_core.stage import BAD_INPUT, Progress, module_of
+from expandr_core.events import Progress
+from expandr_core.stage import BAD_INPUT, module_of
 from expandr_core.store import Store
 
 

@@ -20,12 +20,10 @@ It prints one JSON event a line on standard output (log lines, progress, the art
 ends with status 65 where the input is at fault, so that nobody retries what cannot succeed.
 """
 
-import ctypes
 import importlib
 import json
 import logging
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -36,13 +34,13 @@ from typing import Any
 
 from expandr_core.artifacts import Artifact, StageSpec
 from expandr_core.errors import DataError
+from expandr_core.events import Progress, die_with_parent, report_events, say
 from expandr_core.options import Options, identity
 from expandr_core.provenance import provenance
 from expandr_core.store import Store
 
 log = logging.getLogger(__name__)
 BAD_INPUT = 65  # EX_DATAERR of sysexits.h
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass
@@ -243,50 +241,20 @@ def _make_shard(job: Job, spec: StageSpec, write: Callable[[Path], dict[str, flo
         return shard
 
 
-class _JSONLines(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        _say(log=record.getMessage(), level=record.levelno, logger=record.name)
-
-
-def _say(**event: Any) -> None:
-    sys.__stdout__.write(json.dumps(event) + "\n")  # pyright: ignore[reportOptionalMemberAccess]
-    sys.__stdout__.flush()  # pyright: ignore[reportOptionalMemberAccess]
-
-
-def throttled(progress: Progress, seconds: float) -> Progress:
-    """Pass on the first and last report, and between them one per interval."""
-    last = -seconds
-
-    def report(done: int, total: int, unit: str) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if done >= total or now - last >= seconds:
-            last = now
-            progress(done, total, unit)
-
-    return report
-
-
 def main(
     spec_path: str, store_url: str, scratch: str | None = None, cache_bytes: str | None = None
 ) -> int:
     """Run a stage program as a process of its own."""
-    if sys.platform == "linux":  # die with the parent: PR_SET_PDEATHSIG
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    core = logging.getLogger("expandr_core")
-    core.setLevel(logging.INFO)
-    core.addHandler(_JSONLines())
-    core.propagate = False
-    sys.stdout = sys.stderr  # libraries that print must not disturb the events
+    die_with_parent()
+    report = report_events()
     try:
         spec = StageSpec.model_validate_json(Path(spec_path).read_text())
-        report = throttled(lambda *done: _say(progress=done), 0.5)
         store = Store(store_url, scratch, int(cache_bytes) if cache_bytes else None)
         artifact = run_stage(spec, store, report)
     except DataError as error:
-        _say(bad_input=str(error))
+        say(bad_input=str(error))
         return BAD_INPUT
-    _say(artifact=artifact.model_dump())
+    say(artifact=artifact.model_dump())
     return 0
 
 
