@@ -5,13 +5,16 @@ its code, temperature and normalisation are real, and passages known to be relev
 not pushed away from it just because another row of the batch brought them along.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
-from sentence_transformers import SentenceTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from expandr_core.fusion import Fusion
 from expandr_core.hard_negatives import PASSAGES
+
+QUERIES_AT_ONCE = 512  # bounds the memory of the similarities of a large batch
 
 
 def pair_numbers(query_ids: Tensor, passage_ids: Tensor) -> Tensor:
@@ -19,7 +22,9 @@ def pair_numbers(query_ids: Tensor, passage_ids: Tensor) -> Tensor:
     return torch.where(passage_ids < 0, -1, query_ids * PASSAGES + passage_ids)
 
 
-def false_negatives(query_ids: Tensor, passage_ids: Tensor, positive_pairs: Tensor) -> Tensor:
+def false_negatives(
+    query_ids: Tensor, passage_ids: Tensor, own: Tensor, positive_pairs: Tensor
+) -> Tensor:
     """Tell which passages of a batch must not count as negatives of which queries.
 
     These are a query's other known positives (its own positive once more, in another row; the
@@ -27,92 +32,89 @@ def false_negatives(query_ids: Tensor, passage_ids: Tensor, positive_pairs: Tens
     places left empty where a query has too few hard negatives.
 
     Args:
-        query_ids: (batch,) numbers of the queries.
-        passage_ids: (columns,) numbers of the passages, below 0 for an empty place; column i is the
-            positive of row i.
+        query_ids: (queries,) numbers of the queries.
+        passage_ids: (columns,) numbers of the passages, below 0 for an empty place.
+        own: (queries,) column of each query's own positive.
         positive_pairs: (pairs,) sorted `pair_numbers` of all known positives.
 
     Returns:
-        (batch, columns) of bool, False for each row's own positive.
+        (queries, columns) of bool, False for each query's own positive.
 
     >>> pairs = pair_numbers(torch.tensor([0, 0, 1]), torch.tensor([5, 6, 7]))
-    >>> false_negatives(torch.tensor([0, 1]), torch.tensor([5, 7, 6, -1]), pairs).int()
+    >>> passage_ids, own = torch.tensor([5, 7, 6, -1]), torch.tensor([0, 1])
+    >>> false_negatives(torch.tensor([0, 1]), passage_ids, own, pairs).int()
     tensor([[0, 0, 1, 1],
             [0, 0, 0, 1]], dtype=torch.int32)
     """
     pairs = pair_numbers(query_ids[:, None], passage_ids[None, :])
     places = torch.searchsorted(positive_pairs, pairs).clamp(max=len(positive_pairs) - 1)
     masked = (positive_pairs[places] == pairs) | (pairs < 0)
-    return masked.fill_diagonal_(False)
+    return masked.scatter(1, own[:, None], False)
 
 
 def contrastive_loss(
-    queries: Tensor, passages: Tensor, masked: Tensor, contrastive_temperature: float
+    queries: Tensor, passages: Tensor, masked: Tensor, own: Tensor, contrastive_temperature: float
 ) -> Tensor:
     """Mean cross-entropy of picking each query's positive among the passages of the batch.
 
     Args:
-        queries: (batch, dimensions), fused with their expansions.
-        passages: (columns, dimensions); column i is the positive of row i, the rest are hard
-            negatives.
-        masked: (batch, columns) of bool; these are left out.
+        queries: (queries, dimensions), fused with their expansions.
+        passages: (columns, dimensions), positives and hard negatives.
+        masked: (queries, columns) of bool; these are left out.
+        own: (queries,) column of each query's own positive.
         contrastive_temperature: the similarities are divided by it.
 
     Equal similarities cost ln n for n passages:
 
-    >>> contrastive_loss(torch.ones(2, 3), torch.ones(4, 3), torch.zeros(2, 4).bool(), 0.02).exp()
+    >>> nothing, own = torch.zeros(2, 4).bool(), torch.tensor([0, 1])
+    >>> contrastive_loss(torch.ones(2, 3), torch.ones(4, 3), nothing, own, 0.02).exp()
     tensor(4.)
     """
-    similarities = queries @ passages.T / contrastive_temperature  # (batch, columns)
-    similarities = similarities.masked_fill(masked, -torch.inf)
-    return F.cross_entropy(similarities, torch.arange(len(queries), device=queries.device))
+    similarities = queries @ passages.T / contrastive_temperature  # (queries, columns)
+    return F.cross_entropy(similarities.masked_fill(masked, -torch.inf), own)
 
 
-class ContrastiveLoss(nn.Module):
-    """`contrastive_loss` of a batch, in the form that sentence-transformers' trainer calls."""
+@dataclass(frozen=True)
+class ContrastiveLoss:
+    """`contrastive_loss` of a whole batch, from the vectors of its texts as the model gave them.
 
-    def __init__(
-        self,
-        model: SentenceTransformer,
-        positive_pairs: Tensor,
-        *,
-        expanded: bool,
-        fusion: Fusion,
-        contrastive_temperature: float,
-    ):
-        """Keep the model where the trainer looks for it.
+    Attributes:
+        positive_pairs: (pairs,) sorted `pair_numbers` of all known positives.
+        fusion: of a query with its expansion.
+        contrastive_temperature: the similarities are divided by it.
+    """
 
-        Args:
-            model: the retriever.
-            positive_pairs: (pairs,) sorted `pair_numbers` of all known positives.
-            expanded: the third text of a row is the expansion.
-            fusion: of a query with its expansion.
-            contrastive_temperature: the similarities are divided by it.
-        """
-        super().__init__()
-        self.model = model
-        self.expanded = expanded
-        self.fusion = fusion
-        self.contrastive_temperature = contrastive_temperature
-        self.positive_pairs: Tensor
-        self.register_buffer("positive_pairs", positive_pairs, persistent=False)
+    positive_pairs: Tensor
+    fusion: Fusion
+    contrastive_temperature: float
 
-    def forward(self, features: list[dict[str, Tensor]], labels: Tensor) -> Tensor:
-        """Return the loss.
+    def with_gradient(self, vectors: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss of a batch and its gradient with respect to the vectors.
 
         Args:
-            features: tokens of query, positive, (expansion,) hard negatives; each of the batch.
-            labels: (batch, 3 + hard negatives): the query's number, 1 if it has an expansion, and
-                the numbers of positive and hard negatives, below 0 for an empty place.
+            vectors: (rows, texts of a row, dimensions) in float32; any numbers, such as 0, where
+                there is no text.
+            labels: (rows, texts of a row) as `training_rows.Row` has them.
+
+        Returns:
+            The loss, a number, and the gradient, of the vectors' shape.
         """
-        vectors = [self.model(tokens)["sentence_embedding"] for tokens in features]
-        with torch.autocast(labels.device.type, enabled=False):  # bf16 is too coarse for softmax
-            queries, positives, *rest = [each.float() for each in vectors]
-            if self.expanded:
-                there = labels[:, 1] > 0
-                queries = self.fusion.fuse(queries, rest.pop(0)[there], there.long())
-            else:
-                queries = self.fusion.scaled(queries)
-            passages = self.fusion.scaled(torch.cat([positives, *rest]))
-            masked = false_negatives(labels[:, 0], labels[:, 2:].T.reshape(-1), self.positive_pairs)
-            return contrastive_loss(queries, passages, masked, self.contrastive_temperature)
+        vectors = vectors.detach().requires_grad_()
+        parts = []
+        for rows in torch.arange(len(vectors), device=vectors.device).split(QUERIES_AT_ONCE):
+            part = self._of_rows(vectors, labels, rows) * (len(rows) / len(vectors))
+            part.backward()
+            parts.append(part.detach())
+        assert vectors.grad is not None
+        return torch.stack(parts).sum(), vectors.grad
+
+    def _of_rows(self, vectors: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
+        """Return the mean loss of some rows, whose negatives are the passages of all rows."""
+        there = labels[rows, 1] >= 0
+        expansions = vectors[rows, 1][there]
+        queries = self.fusion.fuse(vectors[rows, 0], expansions, there.long())
+        # all positives first, so that the column of a row's positive is the row's number
+        passages = self.fusion.scaled(vectors[:, 2:].transpose(0, 1).flatten(0, 1))
+        passage_ids = labels[:, 2:].T.flatten()
+        masked = false_negatives(labels[rows, 0], passage_ids, rows, self.positive_pairs)
+        return contrastive_loss(queries, passages, masked, rows, self.contrastive_temperature)

@@ -1,105 +1,234 @@
-"""sentence-transformers' trainer, set up so that a kill changes nothing and nothing is printed.
+"""Train a retriever on batches that any number of processes share, so that a kill changes nothing.
 
-All passes over the examples are one "epoch" of the trainer, whose order is fixed beforehand. So a
-resumed training skips exactly what it has seen.
+Every process takes an equal share of each batch's rows, embeds it, and sees the vectors of all others:
+each computes the loss of the whole batch, and its gradient with respect to its own vectors. So neither
+the loss nor the weights depend on how many processes there are, nor on how many texts are embedded at
+once; they differ by rounding, and by the draws of dropout.
+
+The order of the rows, dropout and the learning rate follow from the seed and the number of the step. A
+checkpoint is one file that appears at once; it has the weights, the optimizer's state, what was
+measured, and the best weights so far.
 """
 
+import logging
 import math
-from dataclasses import dataclass
-from typing import Any, cast
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from datasets import Dataset
-from sentence_transformers import (
-    SentenceTransformer,
-    SentenceTransformerTrainer,
-    SentenceTransformerTrainingArguments,
-)
-from sentence_transformers.base.sampler import DefaultBatchSampler
-from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
-from torch.utils.data import SequentialSampler
-from transformers import PrinterCallback
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+from transformers import get_linear_schedule_with_warmup
 
 from expandr_core.contrastive import ContrastiveLoss
-from expandr_core.encoder import normalizes
-from expandr_core.fusion import Fusion
-from expandr_core.stage import Job
-from expandr_core.training import ProgressCallback
-from expandr_core.training_rows import TrainingRows
+from expandr_core.dev_metric import DevSet, dev_set, measure
+from expandr_core.events import Progress
+from expandr_core.filesystems import partial_file
+from expandr_core.mini_batches import MiniBatchEncoder, TextBatch
+from expandr_core.options import ContrastiveTrainingOptions
+from expandr_core.ranks import gather, rank, shares, sum_gradients
+from expandr_core.seeding import derive_seed
+from expandr_core.training_rows import TrainingRows, batches_of
+
+log = logging.getLogger(__name__)
+MAX_GRADIENT_NORM = 1.0  # as the trainers of transformers have it
+CHECKPOINTS = 2  # so many are kept: the older one if the newer is damaged
+Weights = dict[str, Tensor]
+
+
+class Prepared(NamedTuple):
+    """This process's share of a batch.
+
+    Attributes:
+        texts: tokenised.
+        labels: (rows of the share, texts of a row)
+        share: which rows of the batch these are.
+        rows: how many rows the batch has in all processes.
+    """
+
+    texts: TextBatch
+    labels: Tensor
+    share: slice
+    rows: int
 
 
 @dataclass
-class RowCollator(SentenceTransformerDataCollator):
-    """Put the rows of a batch together from their numbers, then tokenise them."""
+class History:
+    """What was measured so far, and the best weights.
 
-    rows: TrainingRows | None = None
-
-    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return the tokens of each column, and the labels."""
-        assert self.rows is not None
-        return super().__call__([self.rows.row(feature["row"]) for feature in features])
-
-
-def batches_in_order(dataset: Dataset, **arguments: Any) -> DefaultBatchSampler:
-    """Cut the dataset into batches as it stands."""
-    return DefaultBatchSampler(cast(Any, SequentialSampler(cast(Any, dataset))), **arguments)
-
-
-class CardlessTrainer(SentenceTransformerTrainer):
-    """A trainer that writes no model card."""
-
-    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
-        """Do nothing: a model card has dates and samples of the data."""
-
-
-def make_trainer(
-    job: Job, model: SentenceTransformer, rows: TrainingRows, seed: int
-) -> CardlessTrainer:
-    """Build the trainer of a retriever.
-
-    Args:
-        job: `options` as in `stages/train_retriever.py`; `checkpoints` is where these go.
-        model: what to train, on its device.
-        rows: what to train on.
-        seed: of dropout.
+    Attributes:
+        losses: of the steps.
+        dev: nDCG@10 of the dev queries by step; 0 is before training.
+        best_step: after which the best weights were seen.
+        best: these weights, on the CPU; None if nothing is measured, or by another process.
     """
-    import torch
 
-    options = job.options
-    on_gpu = model.device.type == "cuda"
-    steps = math.ceil(rows.examples * rows.passes / options.batch_size)
-    arguments = SentenceTransformerTrainingArguments(
-        output_dir=str(job.checkpoints),
-        num_train_epochs=1,
-        per_device_train_batch_size=options.batch_size,
-        batch_sampler=batches_in_order,
-        learning_rate=options.learning_rate,
-        warmup_steps=math.ceil(options.warmup_share * steps),
-        optim="adamw_torch",
-        bf16=on_gpu,
-        use_cpu=not on_gpu,
-        seed=seed % 2**32,
-        save_steps=options.checkpoint_steps,
-        save_total_limit=2,
-        logging_steps=1,  # a mean over several steps would not survive a kill between them
-        logging_nan_inf_filter=False,
-        report_to="none",
-        disable_tqdm=True,
-    )
-    assert arguments.device is not None  # sets the next
-    arguments._n_gpu = 1  # several would silently multiply the batch
-    trainer = CardlessTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_dict({"row": rows.order()}),
-        loss=ContrastiveLoss(
-            model,
-            torch.from_numpy(rows.pools.positive_pairs),
-            expanded=rows.expansions is not None,
-            fusion=Fusion(normalizes(model, options.encoding), options.expansion_weight),
-            contrastive_temperature=options.contrastive_temperature,
-        ),
-        data_collator=RowCollator(preprocess_fn=model.preprocess, rows=rows),
-        callbacks=[ProgressCallback(job)],
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+    losses: list[float] = field(default_factory=list)
+    dev: dict[int, float] = field(default_factory=dict)
+    best_step: int | None = None
+    best: Weights | None = None
+
+
+class RetrieverTrainer:
+    """One training of one model."""
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        rows: TrainingRows,
+        loss: ContrastiveLoss,
+        options: ContrastiveTrainingOptions,
+        seed: int,
+        checkpoints: Path,
+    ):
+        """Prepare a training; nothing is read or written yet.
+
+        Args:
+            model: what to train, on its device.
+            rows: what to train on.
+            loss: of a batch; its tensors are on the model's device.
+            options: the training's.
+            seed: of dropout.
+            checkpoints: folder for these.
+        """
+        self.model, self.rows, self.options = model, rows, options
+        self.loss, self.seed, self.checkpoints = loss, seed, checkpoints
+        self.encoder = MiniBatchEncoder(model, options.precision, options.mini_batch_size)
+        self.dev: DevSet | None = dev_set(rows) if len(rows.dev) else None
+        order = rows.order()
+        sources = rows.sources()[order % rows.examples] if options.batches == "by_source" else None
+        self.batches = batches_of(order, options.batch_size, sources)
+        self.parameters = [each for each in model.parameters() if each.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=options.learning_rate, weight_decay=0.0
+        )
+        warmup = math.ceil(options.warmup_share * len(self.batches))
+        self.schedule = get_linear_schedule_with_warmup(self.optimizer, warmup, len(self.batches))
+        self.history = History()
+
+    def train(self, report: Progress, checkpoint: Path | None) -> History:
+        """Take all steps that are left, and leave the model with the last weights.
+
+        Args:
+            report: called after each step.
+            checkpoint: to go on from, see `newest_checkpoint`.
+
+        Raises:
+            RuntimeError: if the loss is not a number at some step, or the memory does not suffice.
+        """
+        if checkpoint:
+            self._load(checkpoint)
+        done, steps = len(self.history.losses), len(self.batches)
+        report(done, steps, "steps")
+        self.model.train()
+        if not done:
+            self._measure(0)
+        with ThreadPoolExecutor(1) as pool:
+            prepared = self._prepare(done) if done < steps else None
+            for step in range(done + 1, steps + 1):
+                assert prepared is not None
+                after = pool.submit(self._prepare, step) if step < steps else None
+                self._take(prepared, step)
+                prepared = after.result() if after else None
+                self._measure(step)
+                if step % self.options.checkpoint_steps == 0 or step == steps:
+                    self._save(step)
+                report(step, steps, "steps")
+        return self.history
+
+    def _prepare(self, number: int) -> Prepared:
+        """Put together and tokenise this process's share of a batch."""
+        batch = self.batches[number]
+        share = shares(len(batch))[rank()]
+        rows = [self.rows.row(int(row)) for row in batch[share]]
+        width = self.rows.width
+        texts = self.encoder.tokenise([row.texts for row in rows], width)
+        labels = torch.tensor([row.label for row in rows], dtype=torch.long).reshape(-1, width)
+        return Prepared(texts, labels, share, len(batch))
+
+    def _take(self, batch: Prepared, step: int) -> None:
+        """Take one step of the optimizer."""
+        try:
+            loss = self._gradients(batch, derive_seed(self.seed, step, rank()))
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError(
+                f"the memory of {self.model.device} does not suffice at step {step}; lower "
+                f"training.mini_batch_size ({self.options.mini_batch_size})"
+            ) from error
+        if not math.isfinite(loss):
+            raise RuntimeError(f"the loss is {loss} at step {step}; lower training.learning_rate")
+        self.history.losses.append(loss)
+        nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+
+    def _gradients(self, batch: Prepared, seed: int) -> float:
+        """Compute the gradients of a batch's loss, summed over all processes; return the loss."""
+        embedded = self.encoder.embed(batch.texts, seed)
+        own = self.encoder.arrange(embedded, batch.texts.places)
+        vectors = gather(own, batch.rows)
+        labels = gather(batch.labels.to(own.device), batch.rows)
+        loss, gradient = self.loss.with_gradient(vectors, labels)
+        self.encoder.backward(batch.texts, embedded, gradient[batch.share], seed)
+        sum_gradients(self.parameters)
+        return loss.item()
+
+    def _measure(self, step: int) -> None:
+        """Measure on the dev queries if it is time to, and remember the best weights."""
+        due = step % self.options.evaluation_steps == 0 or step == len(self.batches)
+        if self.dev is None or not due:
+            return
+        score = measure(self.encoder, self.dev, self.loss.fusion)
+        if rank():
+            return
+        log.info("dev nDCG@10 after %d steps: %.4f", step, score)
+        best_step = self.history.best_step
+        if step and (best_step is None or score > self.history.dev[best_step]):
+            self.history.best_step = step
+            self.history.best = {
+                name: weight.detach().to("cpu", copy=True)
+                for name, weight in self.model.state_dict().items()
+            }
+        self.history.dev[step] = score
+
+    def _save(self, step: int) -> None:
+        """Write a checkpoint; it replaces the oldest."""
+        if rank():
+            return
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "history": vars(self.history),
+        }
+        with partial_file(self.checkpoints / f"checkpoint-{step}.pt") as partial:
+            torch.save(state, partial)
+        for path in _newest_first(self.checkpoints)[CHECKPOINTS:]:
+            path.unlink()
+
+    def _load(self, checkpoint: Path) -> None:
+        state: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.history = History(**state["history"])
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest whole checkpoint in a folder, or None; a damaged one is deleted."""
+    for path in _newest_first(folder):
+        if zipfile.is_zipfile(path):
+            log.info("going on from %s", path.stem)
+            return path
+        log.warning("%s is damaged and deleted", path.name)
+        path.unlink()
+    return None
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    paths = folder.glob("checkpoint-*.pt")
+    return sorted(paths, key=lambda path: int(path.stem.rpartition("-")[2]), reverse=True)

@@ -64,7 +64,7 @@ def train_retriever(
             },
         )
     resolved = train_stage.OPTIONS(
-        **training.model_dump(exclude={"mining_depth"}),
+        **training.model_dump(exclude={"mining_depth", "mining_margin"}),
         encoding=retriever.encoding,
         expansion_weight=retriever.expansion_weight,
         contrastive_temperature=retriever.contrastive_temperature,

@@ -98,8 +98,8 @@ def save_static(folder: Path, dimensions: int = 16) -> Path:
     return folder
 
 
-def save_bert(folder: Path) -> Path:
-    """Save a retriever of random weights: BERT of two layers, with dropout, mean pooling."""
+def save_bert(folder: Path, dropout: float = 0.1) -> Path:
+    """Save a retriever of random weights: BERT of two layers, mean pooling."""
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
@@ -119,6 +119,8 @@ def save_bert(folder: Path) -> Path:
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=32,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
     )
     bert = folder.with_name(folder.name + "-bert")
     BertModel(config).save_pretrained(bert)
