@@ -93,20 +93,18 @@ def joined(device: str) -> Iterator[tuple[str, Progress]]:
         sys.exit("the process that started this one is gone")
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
-    try:
-        report = (lambda done, total, unit: None) if rank() else report_events()
-        processes, gpus = dist.get_world_size(), torch.cuda.device_count()
-        if not on_gpu:
-            torch.set_num_threads(max(1, torch.get_num_threads() // processes))
-        elif processes > gpus:
-            raise DataError(
-                f"training.processes is {processes}, and this machine has {gpus} GPUs; lower it"
-            )
-        else:
-            torch.cuda.set_device(rank())
-        yield f"cuda:{rank()}" if on_gpu else "cpu", report
-    finally:
-        dist.destroy_process_group()
+    report = (lambda done, total, unit: None) if rank() else report_events()
+    processes, gpus = dist.get_world_size(), torch.cuda.device_count()
+    if not on_gpu:
+        torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+    elif processes > gpus:
+        raise DataError(
+            f"training.processes is {processes}, and this machine has {gpus} GPUs; lower it"
+        )
+    else:
+        torch.cuda.set_device(rank())
+    yield f"cuda:{rank()}" if on_gpu else "cpu", report
+    dist.destroy_process_group()  # not after an error, which is told before the others notice
 
 
 def rank() -> int:

@@ -12,21 +12,20 @@ measured, and the best weights so far.
 
 import logging
 import math
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
+from expandr_core.checkpoints import read_checkpoint, write_checkpoint
 from expandr_core.contrastive import ContrastiveLoss
 from expandr_core.dev_metric import DevSet, dev_set, measure
 from expandr_core.events import Progress
-from expandr_core.filesystems import partial_file
 from expandr_core.mini_batches import MiniBatchEncoder, TextBatch
 from expandr_core.options import ContrastiveTrainingOptions
 from expandr_core.ranks import gather, rank, shares, sum_gradients
@@ -35,7 +34,6 @@ from expandr_core.training_rows import TrainingRows, batches_of
 
 log = logging.getLogger(__name__)
 MAX_GRADIENT_NORM = 1.0  # as the trainers of transformers have it
-CHECKPOINTS = 2  # so many are kept: the older one if the newer is damaged
 Weights = dict[str, Tensor]
 
 
@@ -114,7 +112,7 @@ class RetrieverTrainer:
 
         Args:
             report: called after each step.
-            checkpoint: to go on from, see `newest_checkpoint`.
+            checkpoint: to go on from, see `checkpoints.newest_checkpoint`.
 
         Raises:
             RuntimeError: if the loss is not a number at some step, or the memory does not suffice.
@@ -127,10 +125,10 @@ class RetrieverTrainer:
         if not done:
             self._measure(0)
         with ThreadPoolExecutor(1) as pool:
-            prepared = self._prepare(done) if done < steps else None
+            prepared = self.prepare(done) if done < steps else None
             for step in range(done + 1, steps + 1):
                 assert prepared is not None
-                after = pool.submit(self._prepare, step) if step < steps else None
+                after = pool.submit(self.prepare, step) if step < steps else None
                 self._take(prepared, step)
                 prepared = after.result() if after else None
                 self._measure(step)
@@ -139,7 +137,7 @@ class RetrieverTrainer:
                 report(step, steps, "steps")
         return self.history
 
-    def _prepare(self, number: int) -> Prepared:
+    def prepare(self, number: int) -> Prepared:
         """Put together and tokenise this process's share of a batch."""
         batch = self.batches[number]
         share = shares(len(batch))[rank()]
@@ -152,7 +150,7 @@ class RetrieverTrainer:
     def _take(self, batch: Prepared, step: int) -> None:
         """Take one step of the optimizer."""
         try:
-            loss = self._gradients(batch, derive_seed(self.seed, step, rank()))
+            loss = self.gradients(batch, derive_seed(self.seed, step, rank()))
         except torch.OutOfMemoryError as error:
             raise RuntimeError(
                 f"the memory of {self.model.device} does not suffice at step {step}; lower "
@@ -166,7 +164,7 @@ class RetrieverTrainer:
         self.schedule.step()
         self.optimizer.zero_grad()
 
-    def _gradients(self, batch: Prepared, seed: int) -> float:
+    def gradients(self, batch: Prepared, seed: int) -> float:
         """Compute the gradients of a batch's loss, summed over all processes; return the loss."""
         embedded = self.encoder.embed(batch.texts, seed)
         own = self.encoder.arrange(embedded, batch.texts.places)
@@ -196,7 +194,7 @@ class RetrieverTrainer:
         self.history.dev[step] = score
 
     def _save(self, step: int) -> None:
-        """Write a checkpoint; it replaces the oldest."""
+        """Write a checkpoint."""
         if rank():
             return
         state = {
@@ -205,30 +203,11 @@ class RetrieverTrainer:
             "schedule": self.schedule.state_dict(),
             "history": vars(self.history),
         }
-        with partial_file(self.checkpoints / f"checkpoint-{step}.pt") as partial:
-            torch.save(state, partial)
-        for path in _newest_first(self.checkpoints)[CHECKPOINTS:]:
-            path.unlink()
+        write_checkpoint(self.checkpoints, step, state)
 
     def _load(self, checkpoint: Path) -> None:
-        state: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        state = read_checkpoint(checkpoint)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.history = History(**state["history"])
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint in a folder, or None; a damaged one is deleted."""
-    for path in _newest_first(folder):
-        if zipfile.is_zipfile(path):
-            log.info("going on from %s", path.stem)
-            return path
-        log.warning("%s is damaged and deleted", path.name)
-        path.unlink()
-    return None
-
-
-def _newest_first(folder: Path) -> list[Path]:
-    paths = folder.glob("checkpoint-*.pt")
-    return sorted(paths, key=lambda path: int(path.stem.rpartition("-")[2]), reverse=True)

@@ -67,9 +67,9 @@ class Task:
 
 def run(job: Job) -> None:
     """Train, or go on from the last checkpoint, and write the model."""
+    from expandr_core.checkpoints import newest_checkpoint
     from expandr_core.joined import file_in
     from expandr_core.ranks import launch
-    from expandr_core.retriever_trainer import newest_checkpoint
 
     options: OPTIONS = job.options
     mined = job.inputs.get("negatives")

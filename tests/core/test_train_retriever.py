@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from expandr_core.artifacts import Artifact
+from expandr_core.checkpoints import newest_checkpoint
 from expandr_core.child import run_in_child
 from expandr_core.errors import DataError
 from expandr_core.hard_negatives import draw
 from expandr_core.options import EncodingOptions
-from expandr_core.retriever_trainer import newest_checkpoint
 from expandr_core.stage import Job, make_spec, run_stage
 from expandr_core.stages import mine, train_retriever
 from expandr_core.store import Store, sha256_of
