@@ -14,17 +14,18 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import retriever_world as world
-from hypothesis import given
-from hypothesis import strategies as st
 
 from expandr_core.artifacts import Artifact
 from expandr_core.checkpoints import newest_checkpoint
 from expandr_core.child import run_in_child
+from expandr_core.dev_metric import dev_set, measure
+from expandr_core.encoder import load_retriever
 from expandr_core.errors import DataError
-from expandr_core.hard_negatives import draw
+from expandr_core.fusion import Fusion
+from expandr_core.mini_batches import MiniBatchEncoder
 from expandr_core.options import EncodingOptions
 from expandr_core.stage import Job, make_spec, run_stage
-from expandr_core.stages import mine, train_retriever
+from expandr_core.stages import train_retriever
 from expandr_core.store import Store, sha256_of
 from expandr_core.training_rows import TrainingRows
 
@@ -151,109 +152,56 @@ def test_the_model_keeps_its_own_length_limit(store):
     assert artifact.files["tokenizer.json"] == inputs["retriever"].files["tokenizer.json"]
 
 
-# Its rows
-
-
-def rows_of(store: Store, **changes: Any) -> TrainingRows:
-    path = world.write_rows(
-        store.scratch / "retriever.parquet", changes.pop("examples", EXAMPLES), world.EXAMPLES
-    )
-    shards = [
-        store.local(part)
-        for part in store.parts(
-            world.put_expansions(store, "expand-rows", changes.pop("texts", EXPANSIONS))
+def test_the_best_step_on_the_dev_part_is_kept(store):
+    """With a learning rate that soon ruins the model, the best step is not the last."""
+    inputs = make_inputs(store)
+    options = {"dev_share": 0.4, "evaluation_steps": 2, "learning_rate": 5.0}
+    artifact = trained(store, inputs, **options)
+    log = pq.read_table(store.local(artifact) / "training_log.parquet").to_pandas()
+    measured = log.dropna(subset="dev_ndcg_at_10")
+    assert measured["step"].tolist() == [*range(2, len(log), 2), len(log)]
+    best = measured["dev_ndcg_at_10"].idxmax()
+    assert artifact.counts["best step"] == log["step"][best] < len(log)
+    assert artifact.counts["dev nDCG@10/best step"] == round(log["dev_ndcg_at_10"][best], 4)
+    saved = load_retriever(store.local(artifact), "cpu", EncodingOptions(max_tokens=32))
+    dev = dev_set(
+        TrainingRows(
+            store.local(inputs["examples"]),
+            mined=None,
+            expansions=[store.local(part) for part in store.parts(inputs["expansions"])],
+            expansions_per_query=1,
+            epochs=12,
+            hard_negatives=2,
+            dev_share=0.4,
+            seed=0,
         )
-    ]
-    arguments: dict[str, Any] = {"mined": None, "expansions": shards, "expansions_per_query": 2}
-    arguments |= {"epochs": 2, "hard_negatives": 2, "dev_share": 0.0, "seed": 0}
-    return TrainingRows(path, **(arguments | changes))
+    )
+    found = measure(MiniBatchEncoder(saved, "float32", 256), dev, Fusion(True, 0.5))
+    assert found == pytest.approx(log["dev_ndcg_at_10"][best], abs=1e-6)
 
 
-def test_every_pass_shows_every_example_once_in_an_order_of_its_own(store):
-    rows = rows_of(store)
-    order = rows.order().reshape(rows.passes, rows.examples)
-    assert rows.passes == 4
-    for number, numbers in enumerate(order):
-        assert sorted(numbers) == list(range(number * len(EXAMPLES), (number + 1) * len(EXAMPLES)))
-    assert len({tuple(numbers % rows.examples) for numbers in order}) == rows.passes
+def test_bfloat16_trains_nearly_as_float32_and_is_another_artifact(store):
+    inputs = make_inputs(store, world.save_bert)
+    options = {"learning_rate": 0.005, "epochs": 4}
+    exact, coarse = (
+        trained(store, inputs, precision=precision, **options)
+        for precision in ("float32", "bfloat16")
+    )
+    assert exact.key != coarse.key
+    name = "loss/last tenth of the steps"
+    assert coarse.counts[name] == pytest.approx(exact.counts[name], rel=0.1)
+    assert coarse.files["model.safetensors"] != exact.files["model.safetensors"]
 
 
-def test_expansions_take_turns_and_belong_to_their_query(store):
-    rows = rows_of(store, texts=EXPANSIONS[::-1])
-    for number in range(rows.passes * rows.examples):
-        turn, place = divmod(number, rows.examples)
-        thing = world.TRAINED[place]
-        query, expansion, positive, *_ = rows.row(number).texts
-        assert query == world.query(thing)
-        assert positive == world.passage(thing)
-        assert expansion == f"tech{thing[turn % 2]}"
-
-
-def test_hard_negatives_change_from_pass_to_pass_and_are_never_repeated_in_a_row(store):
-    rows = rows_of(store)
-    for place, example in enumerate(EXAMPLES):
-        drawn = [set(rows.row(turn * rows.examples + place).texts[3:]) for turn in range(4)]
-        assert drawn[0] | drawn[1] == set(example["negatives"])
-        assert all(len(each) == 2 for each in drawn)
-
-
-@given(st.integers(0, 9), st.integers(0, 5), st.integers(0, 30))
-def test_a_draw_has_no_repetition_and_uses_the_whole_pool(size, wanted, turn):
-    drawn = draw(size, wanted, turn, lambda cycle: cycle)
-    assert len(drawn) == len(set(drawn)) == min(size, wanted)
-    assert set(drawn) <= set(range(size))
-
-
-def test_a_place_without_a_hard_negative_stays_empty(store):
-    example = world.example((0, 2), [(0, 1), (0, 1), (0, 2)])  # one twice, and the positive
-    row = (rows := rows_of(store, examples=[example, EXAMPLES[1]])).row(0)
-    assert row.texts[3:] == [world.passage((0, 1)), None]
-    assert row.label[-1] == -1
-    counts = rows.counts()
-    assert counts["dropped/hard negatives that are positives or repeated"] == 2
-    assert counts["hard negative places left empty"] == rows.passes
-
-
-def test_a_positive_of_the_query_in_another_row_is_not_its_hard_negative(store):
-    second = world.example((0, 2)) | {"positive_id": "p99", "positive": "tech9 tech9"}
-    first = world.example((0, 2)) | {"negative_ids": ["p99"], "negatives": ["tech9 tech9"]}
-    rows = rows_of(store, examples=[first, second])
-    assert not rows.pools.size.any()
-
-
-def test_given_negatives_win_over_mined_ones(store):
-    mined = [
-        {"query_id": f"q{i}{j}", "negative_ids": ["p67"], "negatives": ["tech6 tech7"]}
-        for i, j in reversed(world.TRAINED)
-    ]
-    path = world.write_rows(store.scratch / "negatives.parquet", mined, mine.SCHEMA)
-    first = EXAMPLES[0] | {"negative_ids": [], "negatives": []}
-    rows = rows_of(store, examples=[first, *EXAMPLES[1:]], mined=path)
-    assert rows.row(0).texts[3] == "tech6 tech7"
-    assert rows.row(1).texts[3] in EXAMPLES[1]["negatives"]
-    missing = world.write_rows(path, mined[:-1], mine.SCHEMA)
-    with pytest.raises(DataError, match=f"query '{first['query_id']}' has no hard negatives"):
-        rows_of(store, examples=[first, *EXAMPLES[1:]], mined=missing)
-
-
-def test_the_same_id_has_the_same_number_everywhere(store):
-    rows = rows_of(store)
-    numbers: dict[str, set[int]] = {}
-    for number in range(rows.passes * rows.examples):
-        texts, label = rows.row(number)
-        for place in (0, 2, 3, 4):  # query, positive, hard negatives
-            numbers.setdefault(texts[place] or "", set()).add(label[place])
-    assert all(len(own) == 1 for own in numbers.values())
-    passages = [min(own) for text, own in numbers.items() if text.startswith("tech")]
-    assert len(set(passages)) == len(passages)
-
-
-def test_an_empty_expansion_is_marked_and_counted(store):
-    texts = [(query_id, sample, "") for query_id, sample, _ in EXPANSIONS]
-    rows = rows_of(store, texts=texts)
-    row = rows.row(0)
-    assert (row.texts[1], row.label[1]) == (None, -1)
-    assert rows.counts()["rows with an empty expansion"] == rows.passes * rows.examples
+def test_batches_come_from_one_source_if_asked(store):
+    mixed = [row | {"source": "ab"[place % 2]} for place, row in enumerate(EXAMPLES)]
+    inputs = make_inputs(store)
+    inputs["examples"] = world.put_examples(store, "prepare-sources", mixed)
+    keys = {
+        trained(store, inputs, epochs=1, batches=how).files["model.safetensors"]
+        for how in ("mixed", "by_source")
+    }
+    assert len(keys) == 2
 
 
 def test_a_query_without_its_expansion_is_named(store):
@@ -261,13 +209,6 @@ def test_a_query_without_its_expansion_is_named(store):
     inputs["expansions"] = world.put_expansions(store, "expand-less", EXPANSIONS[2:])
     with pytest.raises(DataError, match=f"query '{EXPANSIONS[0][0]}' has no expansion numbered 0"):
         trained(store, inputs)
-
-
-def test_too_few_or_repeated_expansions_are_refused(store):
-    with pytest.raises(DataError, match="no expansion numbered 2"):
-        rows_of(store, expansions_per_query=3)
-    with pytest.raises(DataError, match="two expansions numbered 1"):
-        rows_of(store, texts=[*EXPANSIONS, EXPANSIONS[1]])
 
 
 # The same bytes, whatever happens
