@@ -51,6 +51,7 @@ def train_retriever(
             "mine",
             mine_stage.OPTIONS(
                 mining_depth=training.mining_depth,
+                mining_margin=training.mining_margin,
                 expansions_per_query=training.expansions_per_query,
                 encoding=retriever.encoding,
                 expansion_weight=retriever.expansion_weight,

@@ -5,7 +5,9 @@ wrote it, by the same retriever), `corpus` (a corpus.parquet), and `expansions` 
 Writes negatives.parquet, a row a query, sorted by query_id, the nearest negative first.
 
 Left out are the query's positives, passages with the very text of a positive, empty passages, and,
-as in search, the passage that has the query's id.
+as in search, the passage that has the query's id. With a margin, passages that are about as similar to
+the query as its positive are left out too, since such are often relevant and only not judged
+(NV-Retriever: Moreira et al., 2024, "TopK-PercPos"; `relative_margin` of sentence-transformers).
 """
 
 from typing import Any
@@ -15,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from expandr_core.encoder import Vectors
 from expandr_core.errors import DataError
 from expandr_core.hard_negatives import PASSAGES, Numbers
 from expandr_core.joined import file_in, join_expansions, places_of, read_columns
@@ -41,6 +44,7 @@ class OPTIONS(Options):
     expansions_per_query: Positive
     encoding: EncodingOptions
     expansion_weight: float
+    mining_margin: float = 0.0
     block_size: Positive = runtime(100_000)
 
 
@@ -67,8 +71,11 @@ def run(job: Job) -> None:
         samples = join_expansions(shards, query_ids, options.expansions_per_query)
     passages = read_passages(file_in(job.inputs["corpus"], "corpus.parquet"), index.passage_ids)
     contents, wrong = forbidden(examples, query_ids, index.passage_ids, passages)
+    owners = places_of(examples["query_id"], query_ids)
     itself = places_of(query_ids, index.passage_ids)
     counts = {"queries": len(query_ids), "negatives": 0, "queries without a negative": 0}
+    if options.mining_margin:
+        counts["dropped/negatives as similar as a positive"] = 0
     with pq.ParquetWriter(job.out / "negatives.parquet", SCHEMA, compression="zstd") as writer:
         for start in range(0, len(query_ids), QUERIES_AT_ONCE):
             block = slice(start, start + QUERIES_AT_ONCE)
@@ -77,11 +84,20 @@ def run(job: Job) -> None:
             written = [[text for text in of_one if text] for of_one in zip(*texts, strict=True)]
             written = written if samples else [[] for _ in asked]
             vectors = encode_expanded(encoder, asked, written, options.expansion_weight)
-            _, places = nearest(vectors, index, options.mining_depth, options.block_size)
+            scores, places = nearest(vectors, index, options.mining_depth, options.block_size)
             numbers = np.arange(start, start + len(places))[:, None]
             kept = ~np.isin(numbers * PASSAGES + contents[places], wrong)
             kept &= places != itself[block][:, None]
             kept &= contents[places] >= 0
+            if options.mining_margin:
+                lines = np.flatnonzero((owners >= start) & (owners < start + len(places)))
+                positives = encoder.encode_passages(
+                    examples["positive"].take(pa.array(lines)).to_pylist()
+                )
+                least = least_similarity(vectors, positives, owners[lines] - start)
+                close = scores > margin_below(least, options.mining_margin)[:, None]
+                counts["dropped/negatives as similar as a positive"] += int((kept & close).sum())
+                kept &= ~close
             found = [
                 column.take(pa.array(places[kept])) for column in (index.passage_ids, passages)
             ]
@@ -90,6 +106,33 @@ def run(job: Job) -> None:
             counts["queries without a negative"] += int((~kept.any(axis=1)).sum())
             job.progress(start + len(places), len(query_ids), "queries")
     job.counts |= counts
+
+
+def least_similarity(queries: Vectors, positives: Vectors, owners: Numbers) -> Vectors:
+    """Return how similar each query is to the least similar of its positives.
+
+    Args:
+        queries: (queries, dimensions)
+        positives: (positives, dimensions)
+        owners: (positives,) the query that each one is of; every query has one.
+
+    >>> queries = np.eye(2, dtype=np.float32)
+    >>> positives = np.array([[0.5, 9], [0.25, 9], [9, 1]], dtype=np.float32)
+    >>> least_similarity(queries, positives, np.array([0, 0, 1])).tolist()
+    [0.25, 1.0]
+    """
+    least = np.full(len(queries), np.inf, dtype=np.float32)
+    np.minimum.at(least, owners, (queries[owners] * positives).sum(axis=1))
+    return least
+
+
+def margin_below(similarities: Vectors, margin: float) -> Vectors:
+    """Lower similarities by a share of their size, also negative ones.
+
+    >>> margin_below(np.array([1, -1], dtype=np.float32), 0.25).tolist()
+    [0.75, -1.25]
+    """
+    return similarities - np.float32(margin) * np.abs(similarities)
 
 
 def rows(query_ids: Any, sizes: Numbers, columns: list[Any]) -> pa.Table:

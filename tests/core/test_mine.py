@@ -89,6 +89,28 @@ def test_the_passage_with_the_querys_id_is_not_mined(store, inputs):
     assert "q23" in found["q12"]["negative_ids"]
 
 
+def test_a_margin_leaves_out_what_is_as_similar_as_the_least_similar_positive(store, inputs):
+    second = world.example((1, 2)) | {"positive_id": "p15", "positive": "tech1 tech5"}
+    examples = [world.example((1, 2)), second, world.example((3, 4))]
+    everything = mined(store, inputs, examples, mining_depth=40)
+    found = mined(store, inputs, examples, mining_depth=40, mining_margin=0.25)
+    encoder = Encoder(store.local(inputs["retriever"]), "cpu", ENCODING)
+    for query_id, thing, positives in (
+        ("q12", (1, 2), ["tech1 tech2", "tech1 tech5"]),
+        ("q34", (3, 4), ["tech3 tech4"]),
+    ):
+        query = encoder.encode_queries([world.query(thing)])[0]
+        least = float(min(encoder.encode_passages(positives) @ query))
+        limit = least - 0.25 * abs(least)
+        row = everything[query_id]
+        scores = encoder.encode_passages(row["negatives"]) @ query
+        expected = [
+            each for each, score in zip(row["negative_ids"], scores, strict=True) if score <= limit
+        ]
+        assert 0 < len(expected) < len(row["negative_ids"])
+        assert found[query_id]["negative_ids"] == expected
+
+
 def test_a_query_may_be_left_without_negatives(store, inputs):
     example = world.example((1, 2)) | {"query": "tech1 tech2"}
     found = mined(store, inputs, [example], mining_depth=1)
