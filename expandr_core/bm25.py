@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from expandr_core.errors import DataError
-from expandr_core.search import RUN, best, tie_order
+from expandr_core.search import RUN, tie_order
 
 
 class BM25:
@@ -82,3 +83,20 @@ class BM25:
             ]
             runs.append(pa.table(columns, schema=RUN))
         return pa.concat_tables(runs)
+
+
+def best(scores: NDArray[np.float32], order: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+    """Return the places of the k largest scores, best first, equal ones by `order`.
+
+    >>> scores = np.array([0.5, 0.9, 0.5, 0.5], dtype=np.float32)
+    >>> best(scores, np.array([3, 2, 1, 0]), 2).tolist()
+    [1, 3]
+    """
+    k = min(k, len(scores))
+    if k == 0:
+        return np.empty(0, dtype=np.int64)
+    last = np.partition(scores, len(scores) - k)[len(scores) - k]
+    above, equal = np.flatnonzero(scores > last), np.flatnonzero(scores == last)
+    equal = equal[np.argsort(order[equal])][: k - len(above)]
+    places = np.concatenate([above, equal])
+    return places[np.lexsort((order[places], -scores[places]))]

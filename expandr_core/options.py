@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Positive = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda"]
 Prompt = Literal["q2d", "q2a", "q2q", "q2e", "q2c"]
+VectorType = Literal["float16", "float32"]
 ConventionName = Literal["model", "contriever", "bge", "e5", "gte", "minilm", "last-token"]
 
 
@@ -196,6 +197,16 @@ class RetrieverOptions(Options):
     )
     contrastive_temperature: float = Field(
         default=0.02, gt=0, description="Similarities are divided by it in the training loss."
+    )
+    vector_type: VectorType = Field(
+        default="float16",
+        description="How the vectors of the corpus are kept: float16 takes half the space, and "
+        "changes similarities in the fourth digit.",
+    )
+    search_memory_gb: float = runtime(
+        2.0,
+        gt=0,
+        description="Memory that exact search may take; a larger corpus is read block by block.",
     )
     convention: ConventionName = Field(
         default="model",
@@ -387,7 +398,6 @@ class EvaluateOptions(Options):
         default=0.05, gt=0, lt=1, description="After Holm's correction."
     )
     greedy: bool = Field(default=True, description="Also report expansions decoded greedily.")
-    block_size: Positive = runtime(100_000, description="Passages scored at once.")
 
 
 class LoopOptions(Options):

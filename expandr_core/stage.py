@@ -20,6 +20,7 @@ It prints one JSON event a line on standard output (log lines, progress, the art
 ends with status 65 where the input is at fault, so that nobody retries what cannot succeed.
 """
 
+import contextlib
 import importlib
 import json
 import logging
@@ -86,6 +87,16 @@ class Job:
         for part in self.store.parts(self.spec.inputs[role]):
             yield self.store.local(part)
             self.store.release(part)
+
+    @contextlib.contextmanager
+    def all_shards(self, role: str) -> Iterator[list[Path]]:
+        """Hold the local folders of all shards of a sharded input, to read them more than once."""
+        with contextlib.ExitStack() as held:
+            folders = []
+            for part in self.store.parts(self.spec.inputs[role]):
+                folders.append(self.store.local(part))
+                held.callback(self.store.release, part)
+            yield folders
 
 
 class _Inputs(Mapping[str, Path]):

@@ -49,8 +49,8 @@ def search_corpus(
     vectors = encode_expanded(encoder, [question], [expansions], retriever.expansion_weight)
     encoded = _encoded(store, run)
     index = open_index(store.local(part) for part in store.parts(encoded))
-    block_size = run.options.evaluate.block_size
-    found = search(pa.array(["question"]), vectors, index, passages, block_size)
+    memory_gb = retriever.search_memory_gb
+    found = search(pa.array(["question"]), vectors, index, passages, memory_gb)
     _print(out, store, run, found)
 
 
@@ -72,7 +72,7 @@ def _encoded(store: Store, run: Summary) -> Artifact:
     retriever = run.options.retriever
     spec = make_spec(
         "encode",
-        encode_stage.OPTIONS(encoding=retriever.encoding),
+        encode_stage.OPTIONS(encoding=retriever.encoding, vector_type=retriever.vector_type),
         {"corpus": run.models["corpus"], "retriever": run.models["retriever"]},
         seed=run.options.seed,
         device=run.options.device,

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from prefect.artifacts import create_markdown_artifact
 
 from expandr_core.artifacts import Artifact
-from expandr_core.options import EncodingOptions, EvaluateOptions, RetrieverOptions
+from expandr_core.options import EvaluateOptions, RetrieverOptions
 from expandr_core.stages import compare as compare_stage
 from expandr_core.stages import evaluate as evaluate_stage
 from expandr_core.stages import evaluate_bm25
@@ -24,7 +24,7 @@ def measure_retriever(
     evaluation: Evaluation,
     search_with: tuple[Artifact, Artifact, Artifact | None],
     expansion_weight: float,
-    encoding: EncodingOptions,
+    retriever_options: RetrieverOptions,
     options: EvaluateOptions,
 ) -> Artifact:
     """Measure a retriever on queries and judgements.
@@ -35,15 +35,15 @@ def measure_retriever(
         evaluation: queries, judgements and corpus.
         search_with: the retriever, the corpus encoded by it, and the queries' expansions or None.
         expansion_weight: share of the expansions in the search vector; 0 without any.
-        encoding: how texts become vectors.
+        retriever_options: how texts become vectors, and the memory of the search.
         options: how deep the search goes.
     """
     retriever, vectors, expansions = search_with
     resolved = evaluate_stage.OPTIONS(
-        encoding=encoding,
+        encoding=retriever_options.encoding,
         expansion_weight=expansion_weight,
         depth=options.depth,
-        block_size=options.block_size,
+        search_memory_gb=retriever_options.search_memory_gb,
     )
     inputs = {"retriever": retriever, "embeddings": vectors, "expansions": expansions}
     return work.make(title, "evaluate", resolved, inputs | _judged(evaluation))
@@ -105,7 +105,7 @@ class Scoreboard:
             self.evaluation,
             (retriever, vectors, expansions),
             weights[mode if expansions else "query"],
-            self.retriever_options.encoding,
+            self.retriever_options,
             self.options,
         )
         return self.measured[role]

@@ -15,7 +15,7 @@ def encode_corpus(
     return work.make(
         f"encode the corpus, {which}",
         "encode",
-        encode_stage.OPTIONS(encoding=options.encoding),
+        encode_stage.OPTIONS(encoding=options.encoding, vector_type=options.vector_type),
         {"corpus": corpus, "retriever": retriever},
     )
 
@@ -55,6 +55,7 @@ def train_retriever(
                 expansions_per_query=training.expansions_per_query,
                 encoding=retriever.encoding,
                 expansion_weight=retriever.expansion_weight,
+                search_memory_gb=retriever.search_memory_gb,
             ),
             {
                 "examples": examples,

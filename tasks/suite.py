@@ -90,7 +90,7 @@ class Suite:
                 evaluation,
                 (pair.retriever, vectors, expansions),
                 options.expansion_weight if expansions else 0.0,
-                options.encoding,
+                options,
                 self.options,
             )
 

@@ -21,10 +21,10 @@ from expandr_core.encoder import Encoder, Vectors, encode_expanded, encoder_of
 from expandr_core.errors import DataError
 from expandr_core.evaluation import measure
 from expandr_core.options import EncodingOptions, Options, Positive, runtime
-from expandr_core.search import open_index, search
+from expandr_core.search import Index, open_index, search
 from expandr_core.stage import Job
 
-VERSION = 2
+VERSION = 3
 ROLE = "measure"
 ISOLATION = "on-gpu"
 _ENCODED_AT_ONCE = 256
@@ -38,7 +38,7 @@ class OPTIONS(Options):
         ge=0, le=1, description="Share of the expansions in the search vector; 0 without any."
     )
     depth: Positive = Field(default=1000, description="Passages kept per query.")
-    block_size: Positive = runtime(100_000, description="Passages scored at once.")
+    search_memory_gb: float = runtime(2.0, gt=0, description="Memory that exact search may take.")
 
 
 def run(job: Job) -> None:
@@ -51,7 +51,12 @@ def run(job: Job) -> None:
             "set it to 0"
         )
     encoder = encoder_of(job)
-    index = open_index(job.shards("embeddings"))
+    with job.all_shards("embeddings") as folders:
+        _search_all(job, encoder, open_index(folders))
+
+
+def _search_all(job: Job, encoder: Encoder, index: Index) -> None:
+    options: OPTIONS = job.options
     if index.dimensions != encoder.dimensions:
         raise DataError(
             f"the corpus was encoded with {index.dimensions} dimensions, the retriever has "
@@ -62,10 +67,10 @@ def run(job: Job) -> None:
         vectors = np.empty((len(block), encoder.dimensions), dtype=np.float32)
         for start in range(0, len(block), _ENCODED_AT_ONCE):
             part = block.slice(start, _ENCODED_AT_ONCE)
-            vectors[start : start + len(part)] = _vectors(encoder, part, weight)
+            vectors[start : start + len(part)] = _vectors(encoder, part, options.expansion_weight)
             report(start + len(part))
         query_ids = block["query_id"].combine_chunks()
-        return search(query_ids, vectors, index, options.depth, options.block_size)
+        return search(query_ids, vectors, index, options.depth, options.search_memory_gb)
 
     measure(job, search_block)
 

@@ -10,7 +10,7 @@ the query as its positive are left out too, since such are often relevant and on
 (NV-Retriever: Moreira et al., 2024, "TopK-PercPos"; `relative_margin` of sentence-transformers).
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,11 @@ from expandr_core.joined import file_in, join_expansions, places_of, read_column
 from expandr_core.options import EncodingOptions, Options, Positive, runtime
 from expandr_core.stage import Job
 
-VERSION = 2
+if TYPE_CHECKING:
+    from expandr_core.encoder import Encoder
+    from expandr_core.search import Index
+
+VERSION = 3
 ROLE = "embed"
 ISOLATION = "on-gpu"
 QUERIES_AT_ONCE = 1024
@@ -45,17 +49,24 @@ class OPTIONS(Options):
     encoding: EncodingOptions
     expansion_weight: float
     mining_margin: float = 0.0
-    block_size: Positive = runtime(100_000)
+    search_memory_gb: float = runtime(2.0, gt=0)
 
 
 def run(job: Job) -> None:
     """Write `negatives.parquet`, block of queries by block."""
-    from expandr_core.encoder import encode_expanded, encoder_of
-    from expandr_core.search import nearest, open_index
+    from expandr_core.encoder import encoder_of
+    from expandr_core.search import open_index
+
+    encoder = encoder_of(job)
+    with job.all_shards("embeddings") as folders:
+        _mine(job, encoder, open_index(folders))
+
+
+def _mine(job: Job, encoder: "Encoder", index: "Index") -> None:
+    from expandr_core.encoder import encode_expanded
+    from expandr_core.search import nearest
 
     options: OPTIONS = job.options
-    encoder = encoder_of(job)
-    index = open_index(job.shards("embeddings"))
     if index.dimensions != encoder.dimensions:
         raise DataError(
             f"the embeddings have {index.dimensions} dimensions, the retriever "
@@ -84,7 +95,7 @@ def run(job: Job) -> None:
             written = [[text for text in of_one if text] for of_one in zip(*texts, strict=True)]
             written = written if samples else [[] for _ in asked]
             vectors = encode_expanded(encoder, asked, written, options.expansion_weight)
-            scores, places = nearest(vectors, index, options.mining_depth, options.block_size)
+            scores, places = nearest(vectors, index, options.mining_depth, options.search_memory_gb)
             numbers = np.arange(start, start + len(places))[:, None]
             kept = ~np.isin(numbers * PASSAGES + contents[places], wrong)
             kept &= places != itself[block][:, None]

@@ -66,7 +66,7 @@ class World:
         model = save_static_retriever(folder / "retriever", WORDS)
         self.retriever = self.store.commit("retriever-1", model, [], {"counts": {}})
         self.encoder = Encoder(self.store.local(self.retriever), "cpu", ENCODING)
-        options = encode.OPTIONS(encoding=ENCODING)
+        options = encode.OPTIONS(encoding=ENCODING, vector_type="float32")
         inputs = {"retriever": self.retriever, "corpus": self.data.at("corpus.parquet")}
         self.embeddings, _ = make(self.store, "encode", options, inputs)
 
@@ -74,9 +74,13 @@ class World:
         data = {name: self.data.at(f"{name}.parquet") for name in ("queries", "qrels")}
         return data | more
 
-    def evaluate(self, expansion_weight: float, block_size: int = 7, **more):
+    def evaluate(self, expansion_weight: float, search_memory_gb: float = 450e-9, **more):
+        """Evaluate; by default with memory for seven passages at once."""
         options = evaluate.OPTIONS(
-            encoding=ENCODING, expansion_weight=expansion_weight, depth=10, block_size=block_size
+            encoding=ENCODING,
+            expansion_weight=expansion_weight,
+            depth=10,
+            search_memory_gb=search_memory_gb,
         )
         inputs = self.inputs(retriever=self.retriever, embeddings=self.embeddings, **more)
         return make(self.store, "evaluate", options, inputs)
@@ -176,7 +180,7 @@ def test_the_order_of_queries_shards_and_blocks_does_not_change_the_metrics(worl
     one = put_expansions(world.store, "expand-one", [rows])
     many = put_expansions(world.store, "expand-many", shards_of(rows, 7))
     _, first = world.evaluate(0.5, expansions=one)
-    _, second = world.evaluate(0.5, expansions=many, block_size=1000)
+    _, second = world.evaluate(0.5, expansions=many, search_memory_gb=1)
     assert columns(first / "per_query.parquet") == columns(second / "per_query.parquet")
     assert found(first) == found(second)
 
