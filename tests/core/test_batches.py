@@ -1,0 +1,103 @@
+"""Many texts at once: the vectors are sentence-transformers' own, and little is padded."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from retriever_world import save_bert
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+from tiny_models import save_llm
+
+from expandr_core.batches import OneDNNLinear, encode
+
+PROMPTS = {"query": "lay0 ", "passage": "tech1 tech2 "}
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> SentenceTransformer:
+    folder = save_bert(tmp_path_factory.mktemp("bert") / "model")
+    return SentenceTransformer(str(folder), device="cpu", prompts=PROMPTS).eval()
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> SentenceTransformer:
+    """A Llama, padded on the left, whose last token's vector is the text's."""
+    transformer = Transformer(str(save_llm(tmp_path_factory.mktemp("llm"))))
+    transformer.tokenizer.padding_side = "left"
+    pooling = Pooling(transformer.get_embedding_dimension(), "lasttoken")
+    modules = [transformer, pooling]
+    return SentenceTransformer(modules=modules, device="cpu", prompts=PROMPTS).eval()
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    random = np.random.default_rng(0)
+    words = [f"lay{n}" for n in range(6)] + [f"tech{n}" for n in range(6)]
+    return [" ".join(random.choice(words, random.integers(0, 24))) for _ in range(700)]
+
+
+@pytest.mark.parametrize("name", ["bert", "decoder"])
+def test_vectors_are_those_of_sentence_transformers(name, texts, request):
+    model = request.getfixturevalue(name)
+    queries = encode([model], texts, "query", 32, "float32")
+    np.testing.assert_allclose(queries, model.encode_query(texts), atol=1e-5)
+    passages = encode([model], texts, "document", 32, "float32")
+    np.testing.assert_allclose(passages, model.encode_document(texts), atol=1e-5)
+    assert np.abs(queries - passages).max() > 0.01  # their prompts differ
+
+
+def test_several_models_share_the_texts(bert, texts):
+    alone = encode([bert], texts, "query", 32, "float32")
+    shared = encode([bert, copy.deepcopy(bert)], texts, "query", 32, "float32")
+    np.testing.assert_allclose(shared, alone, atol=1e-6)
+
+
+def test_a_batch_fits_the_cache_and_has_texts_of_one_length(bert, texts):
+    shapes, tokens = [], []
+
+    def note(module: torch.nn.Module, inputs: tuple) -> None:
+        shapes.append(inputs[0]["input_ids"].shape)
+        tokens.append(int(inputs[0]["attention_mask"].sum()))
+
+    hook = bert[0].register_forward_pre_hook(note)
+    encode([bert], texts, "document", 256, "float32")
+    assert sum(rows for rows, _ in shapes) == 700
+    assert max(rows * columns for rows, columns in shapes) <= 2048
+    shapes.clear()
+    tokens.clear()
+    encode([bert], texts, "document", 16, "float32")
+    hook.remove()
+    assert max(rows for rows, _ in shapes) == 16
+    assert sum(rows * columns for rows, columns in shapes) < 1.05 * sum(tokens)
+
+
+def test_bfloat16_changes_the_third_digit_at_most(bert, texts):
+    coarse = encode([bert], texts, "document", 32, "bfloat16")
+    exact = encode([bert], texts, "document", 32, "float32")
+    coarse, exact = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (coarse, exact))
+    assert coarse.dtype == np.float32
+    assert 0 < np.abs(coarse - exact).max() < 0.02
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
+@pytest.mark.parametrize("shape", [(7,), (5, 7), (2, 3, 7), (0, 7)])
+def test_onednn_computes_what_torch_does(shape):
+    random = torch.Generator().manual_seed(0)
+    inputs, weight, bias = (torch.randn(size, generator=random) for size in (shape, (4, 7), (4,)))
+    linear = torch.nn.functional.linear
+    expected = [
+        linear(inputs, weight, bias),
+        linear(inputs, weight),
+        linear(inputs.double(), weight.double()),
+    ]
+    with torch.inference_mode(), OneDNNLinear():
+        found = [
+            linear(inputs, weight, bias),
+            linear(input=inputs, weight=weight),
+            linear(inputs.double(), weight.double()),
+        ]
+    for ours, torchs in zip(found, expected, strict=True):
+        assert ours.dtype == torchs.dtype
+        torch.testing.assert_close(ours, torchs, atol=1e-6, rtol=1e-6)
