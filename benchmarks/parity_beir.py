@@ -49,7 +49,7 @@ def ours(collection: str, model: str, store: Store) -> tuple[dict[str, float], d
     retriever = make("import_model", importing, {}, sources)
     corpus = {"corpus": data.at("corpus.parquet")}
     judged = {"queries": data.at("test_queries.parquet"), "qrels": data.at("test_qrels.parquet")}
-    encoding = encode.OPTIONS(encoding=EncodingOptions(max_tokens=TOKENS))
+    encoding = encode.OPTIONS(encoding=EncodingOptions(max_tokens=TOKENS), vector_type="float32")
     embeddings = make("encode", encoding, corpus | {"retriever": retriever})
     dense = make(
         "evaluate",

@@ -12,7 +12,8 @@ Nothing here imports Prefect or reads an environment variable. In the order of t
     models                         what a model folder must have
     prompts, generator             the five prompts as token ids; texts sampled from a causal LM
     query_shards                   shards that stay the same when other rows change
-    encoder                        texts to vectors, and the vector of an expanded query
+    encoder, bulk_encoding         texts to vectors, many at once, and the vector of an expanded query
+    known_vectors                  vectors that the store has already, found by content
     rewards                        reciprocal ranks among the candidates, ties, the pair
     contrastive, training_rows, hard_negatives, retriever_trainer
                                    the retriever's loss, rows and trainer; training: its checkpoints

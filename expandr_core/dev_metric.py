@@ -15,11 +15,11 @@ from expandr_core.fusion import Fusion
 from expandr_core.metrics import mean_metrics, score_queries
 from expandr_core.mini_batches import Kind, MiniBatchEncoder
 from expandr_core.ranks import gather, rank, shares
-from expandr_core.search import Index, search, tie_order
+from expandr_core.search import index_in_memory, search
 from expandr_core.training_rows import TrainingRows
 
 DEPTH = 10
-PASSAGES_AT_ONCE = 100_000
+MEMORY_GB = 0.5  # of the search
 
 
 class DevSet(NamedTuple):
@@ -96,7 +96,7 @@ def measure(encoder: MiniBatchEncoder, dev: DevSet, fusion: Fusion) -> float:
     passages = fusion.scaled(embedded(dev.passages, "document"))
     if rank():
         return float("nan")
-    index = Index(dev.passage_ids, [passages.numpy()], tie_order(dev.passage_ids))
+    index = index_in_memory(dev.passage_ids, passages.numpy())
     vectors = fusion.fuse(queries, expansions, dev.counts).numpy()
-    run = search(dev.query_ids, vectors, index, DEPTH, PASSAGES_AT_ONCE)
+    run = search(dev.query_ids, vectors, index, DEPTH, MEMORY_GB)
     return mean_metrics(score_queries(dev.qrels, run))["ndcg_at_10"]

@@ -19,7 +19,7 @@ from expandr_core.options import EncodingOptions
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from expandr_core.batches import Task
+    from expandr_core.bulk_encoding import Kind
     from expandr_core.stage import Job
 
 Vectors = NDArray[np.float32]
@@ -153,12 +153,12 @@ class Encoder:
         copies = [copy.deepcopy(self.model).to(f"cuda:{gpu}") for gpu in range(1, gpus)]
         return [self.model, *copies]
 
-    def _encode(self, texts: Sequence[str], task: "Task") -> Vectors:
-        from expandr_core.batches import TOKENISED_AT_ONCE, encode
+    def _encode(self, texts: Sequence[str], kind: "Kind") -> Vectors:
+        from expandr_core.bulk_encoding import TOKENISED_AT_ONCE, encode
 
         models = self._replicas if len(texts) > TOKENISED_AT_ONCE else [self.model]
         batch_size, precision = self._encoding.batch_size, self._encoding.precision
-        vectors = encode(models, texts, task, batch_size, precision)
+        vectors = encode(models, texts, kind, batch_size, precision)
         return unit(vectors) if self.normalize else vectors
 
 

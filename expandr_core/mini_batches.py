@@ -11,7 +11,7 @@ mini-batch, so that little is padded.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -19,15 +19,10 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from sentence_transformers.util import batch_to_device
 from torch import Tensor
 
-from expandr_core.encoder import SMALL_BATCH
+from expandr_core.bulk_encoding import Kind, Precision, prompt_of
 from expandr_core.seeding import derive_seed
 
-Precision = Literal["float32", "bfloat16"]
-Kind = Literal["query", "document"]  # as in encode_query and encode_document
-PROMPTS: dict[Kind, tuple[str, ...]] = {
-    "query": ("query",),
-    "document": ("document", "passage", "corpus"),
-}
+SMALL_BATCH = 16  # on a CPU, what stays in its cache: 1.4 times as fast as 128 with MiniLM
 LARGE_BATCH = 64  # on a GPU, enough to keep it busy; larger ones are padded more
 
 
@@ -99,8 +94,7 @@ class MiniBatchEncoder:
 
     def cut(self, texts: Sequence[str], kind: Kind) -> list[MiniBatch]:
         """Cut texts into mini-batches and tokenise them, with the model's own prompt for the kind."""
-        names = [name for name in PROMPTS[kind] if name in self.model.prompts]
-        prompt = self.model.prompts[names[0]] if names else None
+        prompt = prompt_of(self.model, kind)
         parts = [
             texts[start : start + self.texts_at_once]
             for start in range(0, len(texts), self.texts_at_once)

@@ -8,7 +8,7 @@ trec_eval does, by descending passage id, so that a metric computed from scores 
 The paper's code leaves ties, and the padding of faiss for short blocks, to chance.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,13 +40,14 @@ class Index(NamedTuple):
 
     Attributes:
         passage_ids: (passages,)
-        files: of its vectors, in order; each (passages of the shard, dimensions) as `numpy.save` wrote.
+        shards: its vectors in order, or files that `numpy.save` wrote of them; each (passages of the
+            shard, dimensions)
         dimensions: the size of a vector.
         tie_order: (passages,), see `tie_order`.
     """
 
     passage_ids: pa.Array
-    files: list[Path]
+    shards: Sequence[Path | Vectors]
     dimensions: int
     tie_order: Places
 
@@ -58,8 +59,8 @@ class Index(NamedTuple):
         """
         block = np.empty((min(size, len(self.passage_ids)), self.dimensions), np.float32)
         filled = 0
-        for file in self.files:
-            shard = np.load(file, mmap_mode="r")  # one at a time: its pages count as memory
+        for each in self.shards:  # files one at a time: their pages count as memory
+            shard = np.load(each, mmap_mode="r") if isinstance(each, Path) else each
             start = 0
             while start < len(shard):
                 piece = shard[start : start + len(block) - filled]
@@ -83,6 +84,11 @@ def open_index(folders: Iterable[Path]) -> Index:
     passage_ids = pa.chunked_array([chunk for each in ids for chunk in each.chunks])
     joined = passage_ids.combine_chunks()
     return Index(joined, files, shape[1], tie_order(joined))
+
+
+def index_in_memory(passage_ids: pa.Array, vectors: Vectors) -> Index:
+    """Make an index of vectors, (passages, dimensions)."""
+    return Index(passage_ids, [vectors], vectors.shape[1], tie_order(passage_ids))
 
 
 def tie_order(passage_ids: pa.Array) -> Places:

@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from tiny_models import save_llm
 
-from expandr_core.batches import OneDNNLinear, encode
+from expandr_core.bulk_encoding import OneDNNLinear, encode
 
 PROMPTS = {"query": "lay0 ", "passage": "tech1 tech2 "}
 

@@ -21,10 +21,13 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-Task = Literal["query", "document"]
+Kind = Literal["query", "document"]  # as in encode_query and encode_document
 Precision = Literal["float32", "bfloat16"]
 Features = dict[str, Any]
-PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
+PROMPTS: dict[Kind, tuple[str, ...]] = {
+    "query": ("query",),
+    "document": ("document", "passage", "corpus"),
+}
 TOKENISED_AT_ONCE = 512
 _CPU_TOKENS = 2048  # in a batch: what MiniLM makes of them stays in a cache
 
@@ -44,15 +47,15 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
 
 
-def prompt_of(model: SentenceTransformer, task: Task) -> str | None:
-    """Return the model's own prompt for a task, which its `encode_query` or `_document` prepends."""
-    return next((model.prompts[name] for name in PROMPTS[task] if name in model.prompts), None)
+def prompt_of(model: SentenceTransformer, kind: Kind) -> str | None:
+    """Return the model's own prompt, as its `encode_query` and `encode_document` prepend it."""
+    return next((model.prompts[name] for name in PROMPTS[kind] if name in model.prompts), None)
 
 
 def encode(
     models: Sequence[SentenceTransformer],
     texts: Sequence[str],
-    task: Task,
+    kind: Kind,
     batch_size: int,
     precision: Precision,
 ) -> NDArray[np.float32]:
@@ -61,7 +64,7 @@ def encode(
     Args:
         models: equal ones in float32, on different devices, which share the work.
         texts: (texts,)
-        task: which of the model's prompts and routes.
+        kind: which of the model's prompts and routes.
         batch_size: texts per forward pass, at most.
         precision: of the arithmetic; bfloat16 as torch's autocast does it.
 
@@ -77,7 +80,7 @@ def encode(
     def encode_share(place: int) -> None:
         for rows in blocks[place :: len(models)]:
             block = [texts[row] for row in rows]
-            vectors[rows] = _forward(models[place], block, task, batch_size, precision).numpy()
+            vectors[rows] = _forward(models[place], block, kind, batch_size, precision).numpy()
 
     if len(models) == 1:
         encode_share(0)
@@ -89,16 +92,16 @@ def encode(
 
 @torch.inference_mode()
 def _forward(
-    model: SentenceTransformer, texts: list[str], task: Task, batch_size: int, precision: Precision
+    model: SentenceTransformer, texts: list[str], kind: Kind, batch_size: int, precision: Precision
 ) -> Tensor:
     """Encode texts that are tokenised together; (texts, dimensions), float32, on the CPU."""
-    features = model.preprocess(texts, prompt=prompt_of(model, task), task=task)
+    features = model.preprocess(texts, prompt=prompt_of(model, kind), task=kind)
     device = model.device
     tokens = _CPU_TOKENS if device.type == "cpu" else None
     found = torch.empty(len(texts), int(model.get_embedding_dimension() or 0))
     with _arithmetic(device.type, precision):
         for rows, batch in _batches(features, len(texts), batch_size, tokens):
-            encoded = model(batch_to_device(batch, device), task=task)
+            encoded = model(batch_to_device(batch, device), task=kind)
             found[rows] = encoded["sentence_embedding"].float().cpu()
     return found
 
