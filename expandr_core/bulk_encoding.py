@@ -1,11 +1,16 @@
-"""Run a sentence-transformers model over many texts: what its own `encode` does, in less time.
+"""Encode many texts with a sentence-transformers model: what its own `encode` does, in less time.
 
-Modules, prompts and results are the library's; what differs is the order of the work. Texts are
-tokenised many at once and batched by their number of tokens (the library: by characters), and on a CPU
-a batch is as small as its cache likes. There float32 products go to oneDNN: the MKL that torch would
-ask runs at half its speed on processors that are not Intel's.
+Modules, prompts and results are the library's; what differs is the order of the work.
+
+- Texts are tokenised many at once and batched by their number of tokens (the library: of characters).
+- Each GPU that the process sees encodes with a copy of the model.
+- On a CPU each thread works on batches of its own, small enough for its cache. Threads that share a
+  batch wait for each other after every layer, and for long where other programs want the cores too.
+- Products of float32 go to oneDNN there: the MKL that torch would ask runs at half its speed on
+  processors that are not Intel's.
 """
 
+import copy
 import platform
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,8 +33,94 @@ PROMPTS: dict[Kind, tuple[str, ...]] = {
     "query": ("query",),
     "document": ("document", "passage", "corpus"),
 }
-TOKENISED_AT_ONCE = 512
+CPU_TEXTS = 128  # tokenised at once, and the share of a thread
 _CPU_TOKENS = 2048  # in a batch: what MiniLM makes of them stays in a cache
+_CPU_WORKERS = 8  # Python's lock would let no more of them work
+
+
+class BulkEncoder:
+    """A model that encodes many texts.
+
+    Attributes:
+        model: in float32, on its device.
+    """
+
+    def __init__(self, model: SentenceTransformer, batch_size: int, precision: Precision):
+        """Wrap a model.
+
+        Args:
+            model: in float32, on its device.
+            batch_size: texts per forward pass, at most.
+            precision: of the arithmetic; bfloat16 as torch's autocast does it.
+        """
+        self.model = model
+        self._batch_size = batch_size
+        self._precision: Precision = precision
+        self._copies: list[SentenceTransformer] = []
+
+    def encode(self, texts: Sequence[str], kind: Kind) -> NDArray[np.float32]:
+        """Encode texts, with the model's own prompt for their kind.
+
+        Returns:
+            (texts, dimensions), in the order of the texts.
+        """
+        dimensions = int(self.model.get_embedding_dimension() or 0)
+        vectors = np.empty((len(texts), dimensions), dtype=np.float32)
+        on_cpu = self.model.device.type == "cpu"
+        at_once = CPU_TEXTS if on_cpu else 8 * self._batch_size
+        longest_first = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
+        starts = range(0, len(texts), at_once)
+        waiting = iter([longest_first[start : start + at_once] for start in starts])
+
+        def work(model: SentenceTransformer) -> None:
+            for rows in waiting:  # of all workers together
+                block = [texts[row] for row in rows]
+                vectors[rows] = self._forward(model, block, kind).numpy()
+
+        threads = torch.get_num_threads()
+        workers = min(_CPU_WORKERS, threads) if on_cpu else torch.cuda.device_count()
+        models = [self.model, *self._copies_for(min(workers, len(starts)) - 1)]
+        if len(models) == 1:
+            work(self.model)
+            return vectors
+        each = max(1, threads // len(models)) if on_cpu else threads
+        try:
+            with ThreadPoolExecutor(
+                len(models), initializer=torch.set_num_threads, initargs=(each,)
+            ) as pool:
+                list(pool.map(work, models))
+        finally:
+            torch.set_num_threads(threads)
+        return vectors
+
+    def _copies_for(self, workers: int) -> list[SentenceTransformer]:
+        """Return a copy of the model for each further worker; on a CPU they share its weights."""
+        for number in range(len(self._copies), workers):
+            if self.model.device.type == "cuda":
+                twin = copy.deepcopy(self.model).to(f"cuda:{number + 1}")
+            else:
+                weights = [*self.model.parameters(), *self.model.buffers()]
+                twin = copy.deepcopy(self.model, {id(each): each for each in weights})
+            self._copies.append(twin)
+        return self._copies[: max(0, workers)]
+
+    @torch.inference_mode()
+    def _forward(self, model: SentenceTransformer, texts: list[str], kind: Kind) -> Tensor:
+        """Encode texts that are tokenised together; (texts, dimensions), float32, on the CPU."""
+        features = model.preprocess(texts, prompt=prompt_of(model, kind), task=kind)
+        device = model.device
+        tokens = _CPU_TOKENS if device.type == "cpu" else None
+        found = torch.empty(len(texts), int(model.get_embedding_dimension() or 0))
+        with _arithmetic(device.type, self._precision):
+            for rows, batch in _batches(features, len(texts), self._batch_size, tokens):
+                encoded = model(batch_to_device(batch, device), task=kind)
+                found[rows] = encoded["sentence_embedding"].float().cpu()
+        return found
+
+
+def prompt_of(model: SentenceTransformer, kind: Kind) -> str | None:
+    """Return the model's own prompt, as its `encode_query` and `encode_document` prepend it."""
+    return next((model.prompts[name] for name in PROMPTS[kind] if name in model.prompts), None)
 
 
 class OneDNNLinear(TorchFunctionMode):
@@ -45,65 +136,6 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     if input.dtype != torch.float32:
         return F.linear(input, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
-
-
-def prompt_of(model: SentenceTransformer, kind: Kind) -> str | None:
-    """Return the model's own prompt, as its `encode_query` and `encode_document` prepend it."""
-    return next((model.prompts[name] for name in PROMPTS[kind] if name in model.prompts), None)
-
-
-def encode(
-    models: Sequence[SentenceTransformer],
-    texts: Sequence[str],
-    kind: Kind,
-    batch_size: int,
-    precision: Precision,
-) -> NDArray[np.float32]:
-    """Encode texts, the longest first.
-
-    Args:
-        models: equal ones in float32, on different devices, which share the work.
-        texts: (texts,)
-        kind: which of the model's prompts and routes.
-        batch_size: texts per forward pass, at most.
-        precision: of the arithmetic; bfloat16 as torch's autocast does it.
-
-    Returns:
-        (texts, dimensions), in the order of the texts.
-    """
-    dimensions = int(models[0].get_embedding_dimension() or 0)
-    vectors = np.empty((len(texts), dimensions), dtype=np.float32)
-    longest_first = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
-    starts = range(0, len(texts), TOKENISED_AT_ONCE)
-    blocks = [longest_first[start : start + TOKENISED_AT_ONCE] for start in starts]
-
-    def encode_share(place: int) -> None:
-        for rows in blocks[place :: len(models)]:
-            block = [texts[row] for row in rows]
-            vectors[rows] = _forward(models[place], block, kind, batch_size, precision).numpy()
-
-    if len(models) == 1:
-        encode_share(0)
-    else:
-        with ThreadPoolExecutor(len(models)) as pool:
-            list(pool.map(encode_share, range(len(models))))
-    return vectors
-
-
-@torch.inference_mode()
-def _forward(
-    model: SentenceTransformer, texts: list[str], kind: Kind, batch_size: int, precision: Precision
-) -> Tensor:
-    """Encode texts that are tokenised together; (texts, dimensions), float32, on the CPU."""
-    features = model.preprocess(texts, prompt=prompt_of(model, kind), task=kind)
-    device = model.device
-    tokens = _CPU_TOKENS if device.type == "cpu" else None
-    found = torch.empty(len(texts), int(model.get_embedding_dimension() or 0))
-    with _arithmetic(device.type, precision):
-        for rows, batch in _batches(features, len(texts), batch_size, tokens):
-            encoded = model(batch_to_device(batch, device), task=kind)
-            found[rows] = encoded["sentence_embedding"].float().cpu()
-    return found
 
 
 def _arithmetic(device: str, precision: Precision) -> AbstractContextManager:

@@ -4,9 +4,7 @@ What a model was trained with stands in its own sentence-transformers configurat
 there; whoever trains loads the model with `load_retriever` too.
 """
 
-import copy
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,9 +121,11 @@ class Encoder:
             device: "cpu", "cuda" or "auto".
             encoding: how texts become vectors.
         """
+        from expandr_core.bulk_encoding import BulkEncoder
+
         self.model = load_retriever(folder, device, encoding)
         self.normalize = normalizes(self.model, encoding)
-        self._encoding = encoding
+        self._bulk = BulkEncoder(self.model, encoding.batch_size, encoding.precision)
         self.dimensions = int(self.model.get_embedding_dimension() or 0)
 
     def encode_queries(self, texts: Sequence[str]) -> Vectors:
@@ -144,21 +144,8 @@ class Encoder:
         """
         return self._encode(texts, "document")
 
-    @cached_property
-    def _replicas(self) -> "list[SentenceTransformer]":
-        """The model, and a copy of it on each further GPU that this process sees."""
-        import torch
-
-        gpus = torch.cuda.device_count() if self.model.device.type == "cuda" else 1
-        copies = [copy.deepcopy(self.model).to(f"cuda:{gpu}") for gpu in range(1, gpus)]
-        return [self.model, *copies]
-
     def _encode(self, texts: Sequence[str], kind: "Kind") -> Vectors:
-        from expandr_core.bulk_encoding import TOKENISED_AT_ONCE, encode
-
-        models = self._replicas if len(texts) > TOKENISED_AT_ONCE else [self.model]
-        batch_size, precision = self._encoding.batch_size, self._encoding.precision
-        vectors = encode(models, texts, kind, batch_size, precision)
+        vectors = self._bulk.encode(texts, kind)
         return unit(vectors) if self.normalize else vectors
 
 

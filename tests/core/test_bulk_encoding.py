@@ -1,7 +1,5 @@
 """Many texts at once: the vectors are sentence-transformers' own, and little is padded."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from tiny_models import save_llm
 
-from expandr_core.bulk_encoding import OneDNNLinear, encode
+from expandr_core.bulk_encoding import BulkEncoder, OneDNNLinear
 
 PROMPTS = {"query": "lay0 ", "passage": "tech1 tech2 "}
 
@@ -41,17 +39,29 @@ def texts() -> list[str]:
 @pytest.mark.parametrize("name", ["bert", "decoder"])
 def test_vectors_are_those_of_sentence_transformers(name, texts, request):
     model = request.getfixturevalue(name)
-    queries = encode([model], texts, "query", 32, "float32")
+    queries = BulkEncoder(model, 32, "float32").encode(texts, "query")
     np.testing.assert_allclose(queries, model.encode_query(texts), atol=1e-5)
-    passages = encode([model], texts, "document", 32, "float32")
+    passages = BulkEncoder(model, 32, "float32").encode(texts, "document")
     np.testing.assert_allclose(passages, model.encode_document(texts), atol=1e-5)
     assert np.abs(queries - passages).max() > 0.01  # their prompts differ
 
 
-def test_several_models_share_the_texts(bert, texts):
-    alone = encode([bert], texts, "query", 32, "float32")
-    shared = encode([bert, copy.deepcopy(bert)], texts, "query", 32, "float32")
-    np.testing.assert_allclose(shared, alone, atol=1e-6)
+@pytest.mark.parametrize("threads", [2, 5])
+def test_threads_share_the_texts_and_the_weights(bert, texts, threads):
+    alone = BulkEncoder(bert, 32, "float32").encode(texts, "query")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        several = BulkEncoder(bert, 32, "float32")
+        np.testing.assert_allclose(several.encode(texts, "query"), alone, atol=1e-6)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    [*copies] = several._copies
+    assert len(copies) == threads - 1
+    for twin in copies:
+        pairs = zip(twin.parameters(), bert.parameters(), strict=True)
+        assert all(ours is theirs for ours, theirs in pairs)
 
 
 def test_a_batch_fits_the_cache_and_has_texts_of_one_length(bert, texts):
@@ -62,20 +72,20 @@ def test_a_batch_fits_the_cache_and_has_texts_of_one_length(bert, texts):
         tokens.append(int(inputs[0]["attention_mask"].sum()))
 
     hook = bert[0].register_forward_pre_hook(note)
-    encode([bert], texts, "document", 256, "float32")
+    BulkEncoder(bert, 256, "float32").encode(texts, "document")
     assert sum(rows for rows, _ in shapes) == 700
     assert max(rows * columns for rows, columns in shapes) <= 2048
     shapes.clear()
     tokens.clear()
-    encode([bert], texts, "document", 16, "float32")
+    BulkEncoder(bert, 16, "float32").encode(texts, "document")
     hook.remove()
     assert max(rows for rows, _ in shapes) == 16
     assert sum(rows * columns for rows, columns in shapes) < 1.05 * sum(tokens)
 
 
 def test_bfloat16_changes_the_third_digit_at_most(bert, texts):
-    coarse = encode([bert], texts, "document", 32, "bfloat16")
-    exact = encode([bert], texts, "document", 32, "float32")
+    coarse = BulkEncoder(bert, 32, "bfloat16").encode(texts, "document")
+    exact = BulkEncoder(bert, 32, "float32").encode(texts, "document")
     coarse, exact = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (coarse, exact))
     assert coarse.dtype == np.float32
     assert 0 < np.abs(coarse - exact).max() < 0.02
