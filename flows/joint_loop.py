@@ -19,10 +19,10 @@ from flows.systems import measure_on_dev, measure_round, measure_start, open_sco
 from tasks.data import prepare_data
 from tasks.dpo import align
 from tasks.evaluate import publish
-from tasks.expand import write_answers, write_candidates, write_expansions
+from tasks.expand import write_expansions
 from tasks.models import build_llm, build_retriever, import_models
 from tasks.placement import Placement
-from tasks.preferences import choose_pairs, reward
+from tasks.preferences import make_pairs
 from tasks.retriever import train_retriever
 from tasks.stage import Workspace
 
@@ -88,11 +88,9 @@ def joint_loop(
 
 def align_llm(run: Run, current: Models, when: str) -> Artifact:
     """Let the LLM write candidates and answers, reward them, and align it with the pairs."""
-    work, options, queries = run.work, run.options, run.data.preference
-    candidates = write_candidates(work, queries, current.llm, options.expand, when)
-    answers = write_answers(work, queries, current.llm, options.expand, when)
-    rewards = reward(work, candidates, answers, queries, current.retriever, options.retriever, when)
-    pairs = choose_pairs(work, rewards, options.preferences, when)
+    work, options = run.work, run.options
+    models = (current.llm, current.retriever)
+    pairs = make_pairs(work, run.data.preference, *models, options, when)
     return align(work, current.llm, pairs, options.dpo, options.expand, when)
 
 

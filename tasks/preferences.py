@@ -1,9 +1,62 @@
 """Reward the candidates and choose the preference pairs."""
 
 from expandr_core.artifacts import Artifact
-from expandr_core.options import PreferenceOptions, RetrieverOptions
-from expandr_core.stages import reward as stage
+from expandr_core.lazy_pairs import first_step, next_step
+from expandr_core.options import JointLoopOptions, PreferenceOptions, RetrieverOptions
+from expandr_core.query_shards import query_count, shard_count
+from expandr_core.stages import pairs as pairs_stage
+from expandr_core.stages import reward as reward_stage
+from tasks.expand import write_answers, write_candidates
 from tasks.stage import Workspace
+
+
+def make_pairs(
+    work: Workspace,
+    queries: Artifact,
+    llm: Artifact,
+    retriever: Artifact,
+    options: JointLoopOptions,
+    when: str = "",
+) -> Artifact:
+    """Let the LLM write candidates and answers, reward them, and choose pairs.
+
+    With `preferences.lazy` it writes for the first shards of the queries only, and for more of them
+    until enough pairs are accepted. The pairs are the first of those that all shards would bring, and
+    a step finds the shards of the one before.
+    """
+    path, wanted = work.open().local(queries), options.preferences.max_pairs
+    first = shards = shard_count(path, options.expand.queries_per_shard)
+    if options.preferences.lazy:
+        first = first_step(wanted, query_count(path), shards)
+    while first < shards:
+        step = f"{when}, first {first} of {shards} shards"
+        pairs = _make_pairs(work, queries, llm, retriever, options, step, first)
+        accepted = int(pairs.counts["accepted"]) if pairs else 0
+        if pairs and accepted >= wanted:
+            return pairs
+        first = next_step(wanted, accepted, first, shards)
+    pairs = _make_pairs(work, queries, llm, retriever, options, when, 0)
+    assert pairs is not None  # all shards together are not empty
+    return pairs
+
+
+def _make_pairs(
+    work: Workspace,
+    queries: Artifact,
+    llm: Artifact,
+    retriever: Artifact,
+    options: JointLoopOptions,
+    when: str,
+    first_shards: int,
+) -> Artifact | None:
+    """Make the pairs of the first shards, or of all; None if the hash left these shards empty."""
+    candidates = write_candidates(work, queries, llm, options.expand, when, first_shards)
+    if first_shards and not candidates.counts.get("queries"):
+        return None
+    answers = write_answers(work, queries, llm, options.expand, when, first_shards)
+    inputs = (candidates, answers, queries, retriever)
+    rewards = reward(work, *inputs, options=options.retriever, when=when)
+    return choose_pairs(work, rewards, options.preferences, when, more_to_come=first_shards > 0)
 
 
 def reward(
@@ -19,7 +72,7 @@ def reward(
     return work.make(
         f"reward the candidates{when}",
         "reward",
-        stage.OPTIONS(encoding=options.encoding),
+        reward_stage.OPTIONS(encoding=options.encoding),
         {
             "candidates": candidates,
             "answers": answers,
@@ -30,7 +83,12 @@ def reward(
 
 
 def choose_pairs(
-    work: Workspace, rewards: Artifact, options: PreferenceOptions, when: str = ""
+    work: Workspace,
+    rewards: Artifact,
+    options: PreferenceOptions,
+    when: str = "",
+    more_to_come: bool = False,
 ) -> Artifact:
-    """Choose each query's best and worst candidate."""
-    return work.make(f"choose pairs{when}", "pairs", options, {"rewards": rewards})
+    """Choose each query's best and worst candidate; none is an error, unless more can come."""
+    resolved = pairs_stage.OPTIONS(**options.model_dump(), more_to_come=more_to_come)
+    return work.make(f"choose pairs{when}", "pairs", resolved, {"rewards": rewards})

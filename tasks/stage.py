@@ -100,8 +100,17 @@ class Workspace(BaseModel):
         options: Options,
         inputs: Mapping[str, Artifact | None] | None = None,
         sources: dict[str, str] | None = None,
+        first_shards: int = 0,
     ) -> Artifact:
         """Run a stage as a Prefect task of its own, named by its title; absent inputs are left out.
+
+        Args:
+            title: names the step, among all of the run.
+            stage: which stage.
+            options: of its type OPTIONS.
+            inputs: artifacts by role.
+            sources: SHA-256 of external files by name.
+            first_shards: make only so many shards of a sharded stage; 0 for all.
 
         Raises:
             DataError: if the input is at fault; it is not retried.
@@ -113,6 +122,7 @@ class Workspace(BaseModel):
             {role: artifact for role, artifact in (inputs or {}).items() if artifact is not None},
             seed=self.seed,
             sources=sources,
+            first_shards=first_shards,
             device=self.device,
             prefect_flow_run=_flow_run_id(),
             **fresh,
