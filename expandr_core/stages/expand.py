@@ -136,6 +136,7 @@ def _write_shard(
             counts["empty"] += texts.count("")
             counts["duplicate"] += len(texts) - len(set(texts))
             counts["truncated"] += sum(c.finish_reason == "length" for c in completions)
+            counts["tokens"] += sum(c.tokens for c in completions)
             written[index] = [
                 {
                     "query_id": queries[index]["query_id"],

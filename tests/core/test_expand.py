@@ -104,6 +104,7 @@ def test_every_query_has_its_samples_in_order(store, expanded):
     assert {row["finish_reason"] for row in rows} <= {"stop", "length"}
     assert made.counts["texts"] == len(rows) == 64
     assert made.counts["queries"] == 16
+    assert made.counts["tokens"] == sum(row["tokens"] for row in rows)
     assert made.counts["truncated"] == sum(row["finish_reason"] == "length" for row in rows)
     assert len({row["text"] for row in rows}) > 60
 
