@@ -1,9 +1,9 @@
 """Reward the candidates and choose the preference pairs."""
 
 from expandr_core.artifacts import Artifact
-from expandr_core.lazy_pairs import first_step, next_step
+from expandr_core.lazy_pairs import next_step, shards_with
 from expandr_core.options import JointLoopOptions, PreferenceOptions, RetrieverOptions
-from expandr_core.query_shards import query_count, shard_count
+from expandr_core.query_shards import shard_sizes
 from expandr_core.stages import pairs as pairs_stage
 from expandr_core.stages import reward as reward_stage
 from tasks.expand import write_answers, write_candidates
@@ -25,19 +25,16 @@ def make_pairs(
     a step finds the shards of the one before.
     """
     path, wanted = work.open().local(queries), options.preferences.max_pairs
-    first = shards = shard_count(path, options.expand.queries_per_shard)
-    if options.preferences.lazy:
-        first = first_step(wanted, query_count(path), shards)
-    while first < shards:
-        step = f"{when}, first {first} of {shards} shards"
+    sizes = shard_sizes(path, options.expand.queries_per_shard)
+    first = shards_with(wanted, sizes) if options.preferences.lazy else len(sizes)
+    while first < len(sizes):
+        step = f"{when}, first {first} of {len(sizes)} shards"
         pairs = _make_pairs(work, queries, llm, retriever, options, step, first)
-        accepted = int(pairs.counts["accepted"]) if pairs else 0
-        if pairs and accepted >= wanted:
+        accepted = int(pairs.counts["accepted"])
+        if accepted >= wanted:
             return pairs
-        first = next_step(wanted, accepted, first, shards)
-    pairs = _make_pairs(work, queries, llm, retriever, options, when, 0)
-    assert pairs is not None  # all shards together are not empty
-    return pairs
+        first = next_step(wanted, accepted, first, sizes)
+    return _make_pairs(work, queries, llm, retriever, options, when, 0)
 
 
 def _make_pairs(
@@ -48,11 +45,9 @@ def _make_pairs(
     options: JointLoopOptions,
     when: str,
     first_shards: int,
-) -> Artifact | None:
-    """Make the pairs of the first shards, or of all; None if the hash left these shards empty."""
+) -> Artifact:
+    """Make the pairs of the first shards, or of all."""
     candidates = write_candidates(work, queries, llm, options.expand, when, first_shards)
-    if first_shards and not candidates.counts.get("queries"):
-        return None
     answers = write_answers(work, queries, llm, options.expand, when, first_shards)
     inputs = (candidates, answers, queries, retriever)
     rewards = reward(work, *inputs, options=options.retriever, when=when)

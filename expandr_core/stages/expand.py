@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from expandr_core.options import Options, Prompt, SamplingOptions
 from expandr_core.prompts import remove_preamble
-from expandr_core.query_shards import query_count, query_shards, rows_digest, shard_count
+from expandr_core.query_shards import query_shards, rows_digest, shard_count, shard_sizes
 from expandr_core.seeding import derive_seed
 from expandr_core.stage import Job, run_shard
 
@@ -96,12 +96,13 @@ def expand(job: Job, load: "Callable[[], Generator]") -> None:
 
 def _count_left_out(job: Job) -> None:
     """Count the queries of the shards that were not asked for, and the texts that this saves."""
-    queries = query_count(job.inputs["queries"]) - int(job.counts.get("queries", 0))
+    sizes = shard_sizes(job.inputs["queries"], job.options.queries_per_shard)
+    queries = sum(sizes[job.spec.first_shards :])
     texts = queries * job.options.sampling.samples
     job.counts |= {"left_out/queries": queries, "left_out/texts": texts}
     log.info(
         "the first %d of %d shards: %d queries are left out, and %d texts not written",
-        *(job.spec.first_shards, shards(job), queries, texts),
+        *(job.spec.first_shards, len(sizes), queries, texts),
     )
 
 

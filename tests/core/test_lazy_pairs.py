@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from expandr_core.artifacts import Artifact
 from expandr_core.errors import DataError
-from expandr_core.lazy_pairs import first_step, next_step
+from expandr_core.lazy_pairs import next_step, shards_with
 from expandr_core.options import PreferenceOptions
+from expandr_core.query_shards import query_shards, shard_sizes
 from expandr_core.stage import make_spec
 from expandr_core.stages import pairs, reward
 from expandr_core.store import Store
@@ -94,15 +95,23 @@ def test_the_number_of_shards_is_in_the_key_only_if_it_is_limited():
     assert len({key(0), key(1), key(2)}) == 3
 
 
-@given(
-    wanted=st.integers(1, 500),
-    accepted_in_each=st.lists(st.integers(0, 20), min_size=1, max_size=64),
-)
-def test_the_steps_end_with_enough_pairs_or_all_shards(wanted, accepted_in_each):
-    shards = len(accepted_in_each)
-    done = first_step(wanted, 20 * shards, shards)
-    assert 20 * (done - 1) < wanted  # fewer shards could not hold the pairs
-    while done < shards and sum(accepted_in_each[:done]) < wanted:
-        more = next_step(wanted, sum(accepted_in_each[:done]), done, shards)
-        assert done < more <= shards
+@given(st.integers(1, 500), st.data())
+def test_the_steps_end_with_enough_pairs_or_all_shards(wanted, data):
+    sizes = data.draw(st.lists(st.integers(0, 20), min_size=1, max_size=64).filter(any))
+    accepted = [data.draw(st.integers(0, size)) for size in sizes]
+    done = shards_with(wanted, sizes)
+    assert sum(sizes[: done - 1]) < wanted  # fewer shards could not hold the pairs
+    assert sum(sizes[:done]) > 0
+    while done < len(sizes) and sum(accepted[:done]) < wanted:
+        more = next_step(wanted, sum(accepted[:done]), done, sizes)
+        assert done < more <= len(sizes)
         done = more
+
+
+def test_shards_have_the_sizes_that_are_told_before_they_are_cut(tmp_path):
+    path = tmp_path / "queries.parquet"
+    ids = [f"q{number % 90}" for number in range(100)]  # ten of them twice
+    pq.write_table(pa.table({"query_id": ids}), path)
+    sizes = shard_sizes(path, 16)
+    assert (sum(sizes), len(sizes)) == (90, 8)
+    assert [len(rows) for rows in query_shards(path, 16, [])] == [size for size in sizes if size]
