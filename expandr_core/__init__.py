@@ -14,6 +14,7 @@ Nothing here imports Prefect or reads an environment variable. In the order of t
     query_shards                   shards that stay the same when other rows change
     encoder                        texts to vectors, and the vector of an expanded query
     rewards                        reciprocal ranks among the candidates, ties, the pair
+    pair_audit                     what the pairs teach besides, before anything is trained on them
     lazy_pairs                     how many shards to write for, until there are enough pairs
     contrastive, training_rows, hard_negatives, retriever_trainer
                                    the retriever's loss, rows and trainer; training: its checkpoints

@@ -281,6 +281,16 @@ class PreferenceOptions(Options):
         description="Write candidates shard by shard, and stop when max_pairs are accepted, instead "
         "of writing all and keeping a sample. Needs acceptance 'threshold'.",
     )
+    minimum_pairs: Positive = runtime(
+        100, description="With fewer pairs the run stops before DPO, and says why."
+    )
+    length_share: float = runtime(
+        0.9,
+        ge=0.5,
+        le=1,
+        description="If in more than this share of the pairs the chosen text is the longer one (or "
+        "the shorter one), and the reward tells nothing else, the run stops before DPO. 1: never.",
+    )
     dev_share: float = Field(
         default=0.1, ge=0, lt=1, description="Share of the pairs that only measures DPO."
     )

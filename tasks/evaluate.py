@@ -4,8 +4,6 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from prefect.artifacts import create_markdown_artifact
-
 from expandr_core.artifacts import Artifact
 from expandr_core.options import EncodingOptions, EvaluateOptions, RetrieverOptions
 from expandr_core.stages import compare as compare_stage
@@ -159,7 +157,4 @@ def read_report(work: Workspace, report: Artifact) -> dict[str, Any]:
 
 def publish(work: Workspace, report: Artifact) -> None:
     """Show the report as an artifact in Prefect."""
-    markdown = (work.open().local(report) / "report.md").read_text()
-    create_markdown_artifact(
-        markdown, key="joint-loop-report", description=f"{report.key} in {work.store}"
-    )
+    work.publish(report, "report.md", "joint-loop-report")

@@ -1,9 +1,12 @@
-"""Reward the candidates and choose the preference pairs."""
+"""Reward the candidates, choose the preference pairs, and audit these before anything is trained."""
 
 from expandr_core.artifacts import Artifact
+from expandr_core.errors import DataError
 from expandr_core.lazy_pairs import next_step, shards_with
 from expandr_core.options import JointLoopOptions, PreferenceOptions, RetrieverOptions
+from expandr_core.pair_audit import reason_to_stop
 from expandr_core.query_shards import shard_sizes
+from expandr_core.stages import audit_pairs as audit_stage
 from expandr_core.stages import pairs as pairs_stage
 from expandr_core.stages import reward as reward_stage
 from tasks.expand import write_answers, write_candidates
@@ -29,15 +32,18 @@ def make_pairs(
     first = shards_with(wanted, sizes) if options.preferences.lazy else len(sizes)
     while first < len(sizes):
         step = f"{when}, first {first} of {len(sizes)} shards"
-        pairs = _make_pairs(work, queries, llm, retriever, options, step, first)
+        rewards, pairs = _write_pairs(work, queries, llm, retriever, options, step, first)
         accepted = int(pairs.counts["accepted"])
         if accepted >= wanted:
-            return pairs
+            break
         first = next_step(wanted, accepted, first, sizes)
-    return _make_pairs(work, queries, llm, retriever, options, when, 0)
+    else:
+        rewards, pairs = _write_pairs(work, queries, llm, retriever, options, when, 0)
+    audit_pairs(work, rewards, pairs, options.preferences, when)
+    return pairs
 
 
-def _make_pairs(
+def _write_pairs(
     work: Workspace,
     queries: Artifact,
     llm: Artifact,
@@ -45,13 +51,14 @@ def _make_pairs(
     options: JointLoopOptions,
     when: str,
     first_shards: int,
-) -> Artifact:
-    """Make the pairs of the first shards, or of all."""
+) -> tuple[Artifact, Artifact]:
+    """Make the rewards and pairs of the first shards, or of all."""
     candidates = write_candidates(work, queries, llm, options.expand, when, first_shards)
     answers = write_answers(work, queries, llm, options.expand, when, first_shards)
     inputs = (candidates, answers, queries, retriever)
     rewards = reward(work, *inputs, options=options.retriever, when=when)
-    return choose_pairs(work, rewards, options.preferences, when, more_to_come=first_shards > 0)
+    pairs = choose_pairs(work, rewards, options.preferences, when, more_to_come=first_shards > 0)
+    return rewards, pairs
 
 
 def reward(
@@ -87,3 +94,24 @@ def choose_pairs(
     """Choose each query's best and worst candidate; none is an error, unless more can come."""
     resolved = pairs_stage.OPTIONS(**options.model_dump(), more_to_come=more_to_come)
     return work.make(f"choose pairs{when}", "pairs", resolved, {"rewards": rewards})
+
+
+def audit_pairs(
+    work: Workspace,
+    rewards: Artifact,
+    pairs: Artifact,
+    options: PreferenceOptions,
+    when: str = "",
+) -> Artifact:
+    """Show in Prefect what the pairs are like, and stop if nothing should be trained on them.
+
+    Raises:
+        DataError: if the pairs are too few, or teach only length.
+    """
+    inputs = {"pairs": pairs, "rewards": rewards}
+    audit = work.make(f"audit the pairs{when}", "audit_pairs", audit_stage.OPTIONS(), inputs)
+    work.publish(audit, "audit.md", "pairs-audit")
+    reason = reason_to_stop(audit.counts, options.minimum_pairs, options.length_share)
+    if reason:
+        raise DataError(f"{reason} ({pairs.key}; see {audit.key}/audit.md)")
+    return audit

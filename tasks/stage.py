@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from prefect import task
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
@@ -134,6 +135,11 @@ class Workspace(BaseModel):
         artifact = state.result()  # raises what the task raised
         self._made.append((title, artifact))
         return artifact
+
+    def publish(self, artifact: Artifact, path: str, name: str) -> None:
+        """Show a Markdown file of an artifact in Prefect, under a name."""
+        markdown = (self.open().local(artifact) / path).read_text()
+        create_markdown_artifact(markdown, key=name, description=f"{artifact.key} in {self.store}")
 
     def find(self, reference: str) -> Artifact:
         """Find the artifact KEY, or the file KEY/FILE of one; KEY may be the beginning of a key.
