@@ -60,7 +60,15 @@ def joint_loop(
     llm = imported.get("llm") or build_llm(work, data, options)
     retriever = imported.get("retriever") or build_retriever(work, data, options)
     run = Run(work, data, options)
-    base = best = current = Models(0, llm, retriever)
+    best, report = run_rounds(run, Models(0, llm, retriever))
+    publish(work, report)
+    return record_run(run, report, best, started)
+
+
+def run_rounds(run: Run, base: Models) -> tuple[Models, Artifact]:
+    """Run round after round from the models of the start; return the best models and the report."""
+    options, data = run.options, run.data
+    best = current = base
     board, dev = open_scoreboard(run, data.reported), open_scoreboard(run, "dev")
     control = measure_start(run, board, base)
     measure_on_dev(run, dev, base)
@@ -80,10 +88,7 @@ def joint_loop(
         if options.loop.stop_without_gain and not gained:
             get_run_logger().info("that is no significant gain: the loop stops")
             break
-
-    report = board.report()
-    publish(work, report)
-    return record_run(run, report, best, started)
+    return best, board.report()
 
 
 def align_llm(run: Run, current: Models, when: str) -> Artifact:

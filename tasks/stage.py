@@ -8,6 +8,7 @@ Two settings belong to a machine and not to a run, and come from its environment
 local folder for unfinished work and downloads, and EXPANDR_CACHE_GB, which the downloads may take.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from datetime import datetime
@@ -135,6 +136,10 @@ class Workspace(BaseModel):
         artifact = state.result()  # raises what the task raised
         self._made.append((title, artifact))
         return artifact
+
+    def read_json(self, artifact: Artifact, path: str) -> Any:
+        """Read a JSON file of an artifact."""
+        return json.loads((self.open().local(artifact) / path).read_text())
 
     def publish(self, artifact: Artifact, path: str, name: str) -> None:
         """Show a Markdown file of an artifact in Prefect, under a name."""
