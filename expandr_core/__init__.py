@@ -15,6 +15,8 @@ Nothing here imports Prefect or reads an environment variable. In the order of t
     encoder, bulk_encoding         texts to vectors, many at once, and the vector of an expanded query
     known_vectors                  vectors that the store has already, found by content
     rewards                        reciprocal ranks among the candidates, ties, the pair
+    pair_audit                     what the pairs teach besides, before anything is trained on them
+    lazy_pairs                     how many shards to write for, until there are enough pairs
     contrastive, training_rows, hard_negatives, retriever_trainer
                                    the retriever's loss, rows and trainer; training: its checkpoints
     search, bm25                   exact top-k in blocks; the reference from outside

@@ -284,11 +284,36 @@ class PreferenceOptions(Options):
         default=0.0, ge=0, lt=2, description="Smallest difference between the rewards of a pair."
     )
     max_pairs: Positive = Field(
-        default=30_000, description="A seeded sample of so many pairs is kept."
+        default=30_000,
+        description="A seeded sample of so many pairs is kept; if lazy, the first so many.",
+    )
+    lazy: bool = Field(
+        default=False,
+        description="Write candidates shard by shard, and stop when max_pairs are accepted, instead "
+        "of writing all and keeping a sample. Needs acceptance 'threshold'.",
+    )
+    minimum_pairs: Positive = runtime(
+        100, description="With fewer pairs the run stops before DPO, and says why."
+    )
+    length_share: float = runtime(
+        0.9,
+        ge=0.5,
+        le=1,
+        description="If in more than this share of the pairs the chosen text is the longer one (or "
+        "the shorter one), and the reward tells nothing else, the run stops before DPO. 1: never.",
     )
     dev_share: float = Field(
         default=0.1, ge=0, lt=1, description="Share of the pairs that only measures DPO."
     )
+
+    @model_validator(mode="after")
+    def _knows_the_threshold(self) -> "PreferenceOptions":
+        if self.lazy and self.acceptance == "quantile":
+            raise ValueError(
+                "lazy pairs need acceptance 'threshold': a quantile of all queries is known only "
+                "when all have been rewarded; set lazy to false, or acceptance to 'threshold'"
+            )
+        return self
 
 
 class DPOOptions(Options):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -35,6 +36,14 @@ def rows_digest(rows: pa.Table) -> str:
     """Return the SHA-256 of a table's content."""
     content = json.dumps(rows.to_pylist(), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def shard_sizes(path: Path, queries_per_shard: int) -> list[int]:
+    """Return how many queries each shard has: about half of `queries_per_shard` to all of it."""
+    ids = _query_ids(path)
+    shards = _power_of_two(len(ids), queries_per_shard)
+    found = Counter(derive_seed("shard", id_.as_py()) % shards for id_ in ids)
+    return [found[number] for number in range(shards)]
 
 
 def shard_count(path: Path, queries_per_shard: int) -> int:

@@ -80,6 +80,8 @@ class Job:
 
     def takes(self, number: int) -> bool:
         """Tell whether this job makes the shard of that number."""
+        if 0 < self.spec.first_shards <= number:
+            return False
         return self.part is None or number % self.part[1] == self.part[0]
 
     def shards(self, role: str) -> Iterator[Path]:
@@ -125,6 +127,7 @@ def make_spec(
     *,
     seed: int = 0,
     sources: dict[str, str] | None = None,
+    first_shards: int = 0,
     **runtime: Any,
 ) -> StageSpec:
     """Specify a stage from its typed options; `runtime` adds values that are not in the key."""
@@ -136,6 +139,7 @@ def make_spec(
         runtime={"options": options.model_dump(mode="json"), **runtime},
         inputs=inputs or {},
         sources=sources or {},
+        first_shards=first_shards,
     )
 
 
@@ -177,7 +181,8 @@ def count_shards(spec: StageSpec, store: Store) -> int:
     if not hasattr(module, "shards"):
         return 1
     nowhere = store.scratch / "work" / spec.key  # a shard count writes nothing
-    return module.shards(_job(spec, store, lambda done, total, unit: None, nowhere))
+    shards = module.shards(_job(spec, store, lambda done, total, unit: None, nowhere))
+    return min(shards, spec.first_shards or shards)
 
 
 def find(spec: StageSpec, store: Store) -> Artifact | None:

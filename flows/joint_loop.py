@@ -19,10 +19,10 @@ from flows.systems import measure_on_dev, measure_round, measure_start, open_sco
 from tasks.data import prepare_data
 from tasks.dpo import align
 from tasks.evaluate import publish
-from tasks.expand import write_answers, write_candidates, write_expansions
+from tasks.expand import write_expansions
 from tasks.models import build_llm, build_retriever, import_models
 from tasks.placement import Placement
-from tasks.preferences import choose_pairs, reward
+from tasks.preferences import make_pairs
 from tasks.retriever import train_retriever
 from tasks.stage import Workspace
 
@@ -60,7 +60,15 @@ def joint_loop(
     llm = imported.get("llm") or build_llm(work, data, options)
     retriever = imported.get("retriever") or build_retriever(work, data, options)
     run = Run(work, data, options)
-    base = best = current = Models(0, llm, retriever)
+    best, report = run_rounds(run, Models(0, llm, retriever))
+    publish(work, report)
+    return record_run(run, report, best, started)
+
+
+def run_rounds(run: Run, base: Models) -> tuple[Models, Artifact]:
+    """Run round after round from the models of the start; return the best models and the report."""
+    options, data = run.options, run.data
+    best = current = base
     board, dev = open_scoreboard(run, data.reported), open_scoreboard(run, "dev")
     control = measure_start(run, board, base)
     measure_on_dev(run, dev, base)
@@ -80,19 +88,14 @@ def joint_loop(
         if options.loop.stop_without_gain and not gained:
             get_run_logger().info("that is no significant gain: the loop stops")
             break
-
-    report = board.report()
-    publish(work, report)
-    return record_run(run, report, best, started)
+    return best, board.report()
 
 
 def align_llm(run: Run, current: Models, when: str) -> Artifact:
     """Let the LLM write candidates and answers, reward them, and align it with the pairs."""
-    work, options, queries = run.work, run.options, run.data.preference
-    candidates = write_candidates(work, queries, current.llm, options.expand, when)
-    answers = write_answers(work, queries, current.llm, options.expand, when)
-    rewards = reward(work, candidates, answers, queries, current.retriever, options.retriever, when)
-    pairs = choose_pairs(work, rewards, options.preferences, when)
+    work, options = run.work, run.options
+    models = (current.llm, current.retriever)
+    pairs = make_pairs(work, run.data.preference, *models, options, when)
     return align(work, current.llm, pairs, options.dpo, options.expand, when)
 
 

@@ -1,11 +1,11 @@
-"""Preferences alone: reward candidates and choose pairs."""
+"""Preferences alone: reward candidates, choose pairs, and audit them."""
 
 from prefect import flow
 
 from expandr_core.artifacts import Artifact
 from expandr_core.options import JointLoopOptions
 from tasks.placement import Placement
-from tasks.preferences import choose_pairs, reward
+from tasks.preferences import audit_pairs, choose_pairs, reward
 from tasks.stage import Workspace
 
 HERE = Placement()
@@ -21,7 +21,7 @@ def preferences(
     placement: Placement = HERE,
     store: str = "store",
 ) -> list[tuple[str, Artifact]]:
-    """Reward candidates by a retriever and choose preference pairs.
+    """Reward candidates by a retriever, choose preference pairs, and audit them.
 
     Args:
         options: The options of every stage; `preferences`, `retriever` and `seed` matter here.
@@ -35,5 +35,6 @@ def preferences(
     work = Workspace(store=store, seed=options.seed, device=options.device, placement=placement)
     found = [work.find(key) for key in (candidates, answers, examples, retriever)]
     rewards = reward(work, *found, options=options.retriever)
-    choose_pairs(work, rewards, options.preferences)
+    pairs = choose_pairs(work, rewards, options.preferences)
+    audit_pairs(work, rewards, pairs, options.preferences)
     return work.made

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -57,7 +57,7 @@ def _without_traceback(record: logging.LogRecord) -> bool:
     return True
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """End with one line on standard error, and status 2."""
     sys.stdout.flush()
     Console(stderr=True, soft_wrap=True).print(f"error: {message}", markup=False, highlight=False)

@@ -1,10 +1,7 @@
 """Measure systems, compare them, and publish the report."""
 
-import json
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
-
-from prefect.artifacts import create_markdown_artifact
+from typing import Literal
 
 from expandr_core.artifacts import Artifact
 from expandr_core.options import EvaluateOptions, RetrieverOptions
@@ -148,18 +145,11 @@ class Scoreboard:
             measured={role: self.measured[role] for role in (before, after)},
             steps=[(before, after, f"{self.titles[before]} -> {self.titles[after]}")],
         )
-        step = read_report(self.work, pair.report(f"compare on {self.split}: {after}"))["steps"][0]
+        report = pair.report(f"compare on {self.split}: {after}")
+        step = self.work.read_json(report, "report.json")["steps"][0]
         return step["difference"], step["significant"]
-
-
-def read_report(work: Workspace, report: Artifact) -> dict[str, Any]:
-    """Read a report's numbers."""
-    return json.loads((work.open().local(report) / "report.json").read_text())
 
 
 def publish(work: Workspace, report: Artifact) -> None:
     """Show the report as an artifact in Prefect."""
-    markdown = (work.open().local(report) / "report.md").read_text()
-    create_markdown_artifact(
-        markdown, key="joint-loop-report", description=f"{report.key} in {work.store}"
-    )
+    work.publish(report, "report.md", "joint-loop-report")

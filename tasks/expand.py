@@ -13,6 +13,7 @@ def _write(
     options: ExpandOptions,
     sampling: SamplingOptions,
     prompt: Prompt,
+    first_shards: int = 0,
 ) -> Artifact:
     queries, llm = inputs
     resolved = stage.OPTIONS(
@@ -21,23 +22,35 @@ def _write(
         max_prompt_tokens=options.max_prompt_tokens,
         queries_per_shard=options.queries_per_shard,
     )
-    return work.make(title, "expand", resolved, {"queries": queries, "llm": llm})
+    inputs_by_role = {"queries": queries, "llm": llm}
+    return work.make(title, "expand", resolved, inputs_by_role, first_shards=first_shards)
 
 
 def write_candidates(
-    work: Workspace, queries: Artifact, llm: Artifact, options: ExpandOptions, when: str = ""
+    work: Workspace,
+    queries: Artifact,
+    llm: Artifact,
+    options: ExpandOptions,
+    when: str = "",
+    first_shards: int = 0,
 ) -> Artifact:
     """Write the candidates that the reward ranks: many for each query, at several temperatures."""
-    return _write(
-        work, f"write candidates{when}", (queries, llm), options, options.candidates, options.prompt
-    )
+    title, inputs = f"write candidates{when}", (queries, llm)
+    sampling = options.candidates
+    return _write(work, title, inputs, options, sampling, options.prompt, first_shards)
 
 
 def write_answers(
-    work: Workspace, queries: Artifact, llm: Artifact, options: ExpandOptions, when: str = ""
+    work: Workspace,
+    queries: Artifact,
+    llm: Artifact,
+    options: ExpandOptions,
+    when: str = "",
+    first_shards: int = 0,
 ) -> Artifact:
     """Write the answer of the self-reward, from the query and its positive passage."""
-    return _write(work, f"write answers{when}", (queries, llm), options, options.answer, "q2a")
+    title, inputs = f"write answers{when}", (queries, llm)
+    return _write(work, title, inputs, options, options.answer, "q2a", first_shards)
 
 
 def write_expansions(

@@ -8,12 +8,14 @@ Two settings belong to a machine and not to a run, and come from its environment
 local folder for unfinished work and downloads, and EXPANDR_CACHE_GB, which the downloads may take.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from prefect import task
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
@@ -100,8 +102,17 @@ class Workspace(BaseModel):
         options: Options,
         inputs: Mapping[str, Artifact | None] | None = None,
         sources: dict[str, str] | None = None,
+        first_shards: int = 0,
     ) -> Artifact:
         """Run a stage as a Prefect task of its own, named by its title; absent inputs are left out.
+
+        Args:
+            title: names the step, among all of the run.
+            stage: which stage.
+            options: of its type OPTIONS.
+            inputs: artifacts by role.
+            sources: SHA-256 of external files by name.
+            first_shards: make only so many shards of a sharded stage; 0 for all.
 
         Raises:
             DataError: if the input is at fault; it is not retried.
@@ -113,6 +124,7 @@ class Workspace(BaseModel):
             {role: artifact for role, artifact in (inputs or {}).items() if artifact is not None},
             seed=self.seed,
             sources=sources,
+            first_shards=first_shards,
             device=self.device,
             prefect_flow_run=_flow_run_id(),
             **fresh,
@@ -124,6 +136,15 @@ class Workspace(BaseModel):
         artifact = state.result()  # raises what the task raised
         self._made.append((title, artifact))
         return artifact
+
+    def read_json(self, artifact: Artifact, path: str) -> Any:
+        """Read a JSON file of an artifact."""
+        return json.loads((self.open().local(artifact) / path).read_text())
+
+    def publish(self, artifact: Artifact, path: str, name: str) -> None:
+        """Show a Markdown file of an artifact in Prefect, under a name."""
+        markdown = (self.open().local(artifact) / path).read_text()
+        create_markdown_artifact(markdown, key=name, description=f"{artifact.key} in {self.store}")
 
     def find(self, reference: str) -> Artifact:
         """Find the artifact KEY, or the file KEY/FILE of one; KEY may be the beginning of a key.

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from expandr_core.options import Options, Prompt, SamplingOptions
 from expandr_core.prompts import remove_preamble
-from expandr_core.query_shards import query_shards, rows_digest, shard_count
+from expandr_core.query_shards import query_shards, rows_digest, shard_count, shard_sizes
 from expandr_core.seeding import derive_seed
 from expandr_core.stage import Job, run_shard
 
@@ -70,6 +70,8 @@ def expand(job: Job, load: "Callable[[], Generator]") -> None:
     counts: Counter[str] = Counter()
     rows_in = pq.read_metadata(job.inputs["queries"]).num_rows
     total = rows_in * job.options.sampling.samples // (job.part[1] if job.part else 1)
+    if job.spec.first_shards:
+        total = total * job.spec.first_shards // shards(job)
     per_shard, columns = job.options.queries_per_shard, ["query", "positive"]
     for rows in query_shards(job.inputs["queries"], per_shard, columns, job.takes):
         done = int(counts["texts"])
@@ -84,9 +86,23 @@ def expand(job: Job, load: "Callable[[], Generator]") -> None:
         counts.update(shard.counts)
     job.progress(int(counts["texts"]), int(counts["texts"]), "texts")
     job.counts.update(counts)
+    if job.spec.first_shards and not job.part:
+        _count_left_out(job)
     log.info(
         "%d texts for %d queries: %d empty, %d duplicate, %d cut at max_new_tokens",
         *(counts[name] for name in ("texts", "queries", "empty", "duplicate", "truncated")),
+    )
+
+
+def _count_left_out(job: Job) -> None:
+    """Count the queries of the shards that were not asked for, and the texts that this saves."""
+    sizes = shard_sizes(job.inputs["queries"], job.options.queries_per_shard)
+    queries = sum(sizes[job.spec.first_shards :])
+    texts = queries * job.options.sampling.samples
+    job.counts |= {"left_out/queries": queries, "left_out/texts": texts}
+    log.info(
+        "the first %d of %d shards: %d queries are left out, and %d texts not written",
+        *(job.spec.first_shards, len(sizes), queries, texts),
     )
 
 
@@ -121,6 +137,7 @@ def _write_shard(
             counts["empty"] += texts.count("")
             counts["duplicate"] += len(texts) - len(set(texts))
             counts["truncated"] += sum(c.finish_reason == "length" for c in completions)
+            counts["tokens"] += sum(c.tokens for c in completions)
             written[index] = [
                 {
                     "query_id": queries[index]["query_id"],

@@ -2,6 +2,9 @@
 
 The acceptance rule of the reference (the best candidate's summed similarity reaches 0.6) depends on
 the encoder; a quantile of all queries can be used instead. Every dropped query is counted by reason.
+
+Of too many pairs a seeded sample is kept, or, if `lazy`, those of the first shards. A query's shard is
+a hash of its id, so the first shards are a random subset too, the same one for every seed.
 """
 
 import logging
@@ -27,7 +30,6 @@ VERSION = 1
 ROUNDING = 1e-6  # similarities are float32: 0.35 + 0.25 falls short of 0.6 by 6e-9
 ROLE = "data"
 ISOLATION = "never"
-OPTIONS = PreferenceOptions
 SIDE = (
     ("text", pa.string()),
     ("sample", pa.int32()),
@@ -49,9 +51,15 @@ SCHEMA = pa.schema(
 )
 
 
+class OPTIONS(PreferenceOptions):
+    """Which candidates become pairs, and whether there can be more of them."""
+
+    more_to_come: bool = False  # shards are left to write: having no pair yet is no error
+
+
 def run(job: Job) -> None:
     """Write `pairs.parquet`, sorted by query_id, with `part` train or dev."""
-    options: PreferenceOptions = job.options
+    options: OPTIONS = job.options
     counts: Counter[str] = Counter()
     pairs = [
         _pair(job.seed, rows, counts)
@@ -72,13 +80,15 @@ def run(job: Job) -> None:
             counts["dropped/below_minimum_margin"] += 1
         else:
             kept.append(pair)
-    if not kept:
+    if not kept and not options.more_to_come:
         raise DataError(
             f"no preference pair is left of {len(pairs)} queries (dropped by reason: {dict(counts)}; "
             f"best summed similarity {max(best.values(), default=0):.2f}, threshold {threshold:.2f}); "
             "lower preferences.acceptance_value, or use acceptance 'quantile'"
         )
-    kept.sort(key=lambda pair: derive_seed("pair", job.seed, pair["query_id"]))
+    counts["accepted"] += len(kept)
+    if not options.lazy:
+        kept.sort(key=lambda pair: derive_seed("pair", job.seed, pair["query_id"]))
     counts["dropped/over_max_pairs"] += max(0, len(kept) - options.max_pairs)
     kept = sorted(kept[: options.max_pairs], key=lambda pair: pair["query_id"])
     for pair in kept:
@@ -88,7 +98,10 @@ def run(job: Job) -> None:
     pq.write_table(
         pa.Table.from_pylist(kept, schema=SCHEMA), job.out / "pairs.parquet", compression="zstd"
     )
-    _count(job, kept, counts, threshold)
+    job.counts |= counts | {"acceptance_threshold": threshold}
+    if kept:
+        _measure(job, kept)
+    log.info("%d pairs of %d queries", len(kept), counts["queries"])
 
 
 def _queries(path: Path) -> Iterator[list[dict[str, Any]]]:
@@ -121,18 +134,13 @@ def _pair(seed: int, rows: list[dict[str, Any]], counts: Counter[str]) -> dict[s
     return pair
 
 
-def _count(job: Job, kept: list[dict], counts: Counter[str], threshold: float) -> None:
+def _measure(job: Job, kept: list[dict[str, Any]]) -> None:
     def mean(column: str) -> float:
         return float(np.mean([pair[column] for pair in kept]))
 
-    job.counts.update(counts)
-    job.counts["acceptance_threshold"] = threshold
     job.counts["mean_margin"] = mean("margin")
     for side in ("chosen", "rejected"):
         job.counts[f"mean_{side}_similarity_to_positive"] = mean(f"{side}_similarity_to_positive")
         job.counts[f"mean_{side}_words"] = float(
             np.mean([len(pair[f"{side}_text"].split()) for pair in kept])
         )
-    log.info(
-        "%d pairs of %d queries, mean margin %.2f", len(kept), counts["queries"], mean("margin")
-    )

@@ -16,7 +16,7 @@ from evaluation_world import put
 from expandr_core.artifacts import Artifact, StageSpec
 from expandr_core.errors import DataError
 from expandr_core.options import SamplingOptions
-from expandr_core.stage import make_spec, run_stage
+from expandr_core.stage import count_shards, make_spec, run_stage
 from expandr_core.stages import expand
 from expandr_core.store import MANIFEST, Store
 
@@ -104,6 +104,7 @@ def test_every_query_has_its_samples_in_order(store, expanded):
     assert {row["finish_reason"] for row in rows} <= {"stop", "length"}
     assert made.counts["texts"] == len(rows) == 64
     assert made.counts["queries"] == 16
+    assert made.counts["tokens"] == sum(row["tokens"] for row in rows)
     assert made.counts["truncated"] == sum(row["finish_reason"] == "length" for row in rows)
     assert len({row["text"] for row in rows}) > 60
 
@@ -221,3 +222,19 @@ def test_a_killed_stage_writes_one_shard_again_at_most(llm_folder, tmp_path):
     assert 0 < len(before) < len(stores[0].parts(resumed))
     assert before.items() <= written(stores[0]).items()  # what was there was not written again
     assert not list((stores[0].scratch / "work").glob("expand*"))
+
+
+def test_the_first_shards_alone_are_those_of_the_whole(store, llm_folder, expanded):
+    made, _ = expanded(QUERIES)
+    shards = store.parts(made)
+    queries = store.manifest(made.key)["inputs"]["queries"]
+    spec = specified(store, llm_folder, Artifact(**queries))
+    spec = spec.model_copy(update={"first_shards": 2})
+    assert count_shards(spec, store) == 2
+    times = written(store)
+    limited = run_stage(spec, store, lambda done, total, unit: None)
+    assert store.parts(limited) == shards[:2]
+    assert {key: time_ for key, time_ in written(store).items() if key != limited.key} == times
+    assert limited.counts["queries"] + limited.counts["left_out/queries"] == 16
+    assert limited.counts["texts"] + limited.counts["left_out/texts"] == 64
+    assert limited.counts["left_out/texts"] == sum(part.counts["texts"] for part in shards[2:])

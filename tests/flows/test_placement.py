@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import pairs_world
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -133,6 +134,19 @@ def test_shards_made_on_two_workers_are_those_made_here(workers, llm_folder, tmp
     assert [run.idempotency_key.rpartition("/")[2] for run in stage_runs(placed.key)] == list(
         "0101"
     )
+
+
+def test_lazy_pairs_made_on_two_workers_are_those_made_here(workers, llm_folder, tmp_path):
+    made, lazy = [], pairs_world.options(lazy=True, acceptance_value=-2)
+    for name, placement in (("here", HERE), ("placed", PLACED)):
+        store = pairs_world.filled(tmp_path / name, llm_folder)
+        made.append(pairs_world.pairs_of(store.url, lazy, placement))
+    here, placed = made
+    assert [(title, artifact.digest) for title, artifact in placed] == [
+        (title, artifact.digest) for title, artifact in here
+    ]
+    assert placed[0][0] == "write candidates, first 2 of 8 shards"
+    assert all(len(stage_runs(artifact.key)) == 2 for title, artifact in placed[:2])
 
 
 def test_two_parents_share_a_run_and_a_killed_process_costs_its_unfinished_shards(

@@ -1,0 +1,213 @@
+"""Predict a run's texts, tokens, hours and disk from what its stages have cost before.
+
+A step has volumes, which its time depends on: tokens to write, passages to encode, pairs to learn.
+
+    seconds = start + the sum of volume / throughput
+
+Start and throughputs are fitted to measured steps of earlier runs, or of a calibration. Nothing can be
+told from one size about another, so then all the time is put down to the volumes.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from expandr_core.artifacts import Artifact, StageSpec
+from expandr_core.errors import DataError
+from expandr_core.store import Store
+from expandr_core.volumes import BYTES_GROW_WITH, predicted_counts, volume
+
+VARIED = 2.0  # volumes that differ less tell nothing about the start
+
+
+class StageRates(BaseModel):
+    """What a stage costs.
+
+    Attributes:
+        start_seconds: of every step, whatever its volume.
+        per_second: throughput by volume.
+        bytes: written for each of what they grow with (`BYTES_GROW_WITH`), or by every step.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    start_seconds: float = 0
+    per_second: dict[str, float] = {}
+    bytes: float = 0
+
+
+class Rates(BaseModel):
+    """What stages cost on a machine, and what their texts are like.
+
+    Attributes:
+        source: where the numbers are from.
+        stages: by name.
+        tokens_per_text: mean length of a text, by prompt.
+        accepted_share: share of the rewarded queries that have an acceptable pair.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    source: str
+    stages: dict[str, StageRates]
+    tokens_per_text: dict[str, float]
+    accepted_share: float = Field(default=1, ge=0, le=1)
+
+    def of(self, stage: str) -> StageRates:
+        """Return what a stage costs.
+
+        Raises:
+            DataError: if that is not known.
+        """
+        if stage not in self.stages:
+            raise DataError(
+                f"{self.source} says nothing about the stage {stage!r}; calibrate again, or add it"
+            )
+        return self.stages[stage]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a run, measured or predicted.
+
+    Attributes:
+        title: its name in the run.
+        stage: what was run.
+        counts: what its artifact counts.
+        volume: what its time depends on.
+        seconds: it took, or takes.
+        bytes: it wrote, or writes.
+    """
+
+    title: str
+    stage: str
+    counts: dict[str, float]
+    volume: dict[str, float]
+    seconds: float
+    bytes: float
+    options: dict[str, Any] = field(repr=False)
+
+
+def measured(store: Store, steps: Iterable[tuple[str, Artifact]]) -> list[Step]:
+    """Read what the steps of a run have cost; each artifact counts once.
+
+    A stage that is cut into shards cost what they did: they may have been made at other times.
+    """
+    found = {}
+    for title, artifact in steps:
+        manifest = store.manifest(artifact.key)
+        inputs = {role: Artifact(**each) for role, each in manifest["inputs"].items()}
+        parts = [store.manifest(part["key"]) for part in manifest["parts"]]
+        options, counts = manifest["options"], manifest["counts"]
+        try:
+            work = volume(artifact.stage, options, inputs, counts, store)
+        except (KeyError, FileNotFoundError):  # an older version counted less; its input is gone
+            continue
+        found[artifact.key] = Step(
+            title=title,
+            stage=artifact.stage,
+            counts=counts,
+            volume=work,
+            seconds=sum(part["seconds"] for part in parts) or manifest["seconds"],
+            bytes=sum(file["size"] for each in (manifest, *parts) for file in each["files"]),
+            options=options,
+        )
+    return last_of_each(list(found.values()))
+
+
+def last_of_each(steps: list[Step]) -> list[Step]:
+    """Leave out a lazy step that a later one goes on from: that one's shards are all there are."""
+    return list({step.title.partition(", first ")[0]: step for step in steps}.values())
+
+
+def predicted(title: str, spec: StageSpec, rates: Rates, store: Store) -> Step:
+    """Predict a step; the counts of its inputs may be predictions too.
+
+    Raises:
+        DataError: if the rates say nothing about it.
+    """
+    if spec.stage == "expand" and spec.options["prompt"] not in rates.tokens_per_text:
+        raise DataError(
+            f"{rates.source} does not say how many tokens a text of the prompt "
+            f"{spec.options['prompt']!r} has; calibrate again, or add it"
+        )
+    counts = predicted_counts(spec, rates.tokens_per_text, rates.accepted_share, store)
+    options = spec.runtime["options"]
+    work = volume(spec.stage, options, spec.inputs, counts, store)
+    costs = rates.of(spec.stage)
+    throughput = costs.per_second
+    seconds = sum(work[name] / throughput[name] for name in work if name in throughput)
+    return Step(
+        title=title,
+        stage=spec.stage,
+        counts=counts,
+        volume=work,
+        seconds=costs.start_seconds + seconds,
+        bytes=costs.bytes * work.get(BYTES_GROW_WITH.get(spec.stage, ""), 1),
+        options=options,
+    )
+
+
+def rates_of(steps: list[Step], source: str) -> Rates:
+    """Fit what stages cost to measured steps."""
+    by_stage: dict[str, list[Step]] = {}
+    for step in steps:
+        by_stage.setdefault(step.stage, []).append(step)
+    texts: dict[str, list[Step]] = {}
+    for step in by_stage.get("expand", []):
+        texts.setdefault(step.options["prompt"], []).append(step)
+    pairs = [step for step in by_stage.get("pairs", []) if "accepted" in step.counts]
+    rewarded = sum(step.counts["queries"] for step in pairs)
+    return Rates(
+        source=source,
+        stages={stage: fit(stage, own) for stage, own in by_stage.items()},
+        tokens_per_text={
+            prompt: sum(step.counts["tokens"] for step in own)
+            / sum(step.counts["texts"] for step in own)
+            for prompt, own in texts.items()
+        },
+        accepted_share=sum(step.counts["accepted"] for step in pairs) / rewarded if rewarded else 1,
+    )
+
+
+def fit(stage: str, steps: list[Step]) -> StageRates:
+    """Fit start and throughputs to the measured steps of a stage, none of them negative.
+
+    The squared errors are weighted by the size of the step, whose time varies with it.
+
+    >>> def step(tokens, seconds):
+    ...     return Step("", "expand", {}, {"tokens": tokens}, seconds, 4 * tokens, {})
+    >>> found = fit("expand", [step(1000, 7), step(3000, 11)])  # 5 seconds, and 500 tokens a second
+    >>> round(found.start_seconds, 6), {k: round(v, 6) for k, v in found.per_second.items()}
+    (5.0, {'tokens': 500.0})
+    >>> found = fit("expand", [step(1000, 7), step(1000, 9)])  # one size: 2000 tokens in 16 seconds
+    >>> found.start_seconds, round(found.per_second["tokens"], 6)
+    (0.0, 125.0)
+    """
+    from scipy.optimize import nnls
+
+    names = [name for name in steps[0].volume if any(step.volume[name] for step in steps)]
+    seconds = np.array([step.seconds for step in steps])
+    grown_by = BYTES_GROW_WITH.get(stage, "")
+    written = sum(step.bytes for step in steps)
+    size = written / max(sum(step.volume.get(grown_by, 1) for step in steps), 1)
+    if not names:
+        return StageRates(start_seconds=float(seconds.mean()), bytes=size)
+    volumes = np.array([[step.volume[name] for name in names] for step in steps])  # (steps, names)
+    mean = volumes.mean(axis=0)
+    scaled = volumes / mean
+    weights = 1 / np.sqrt(scaled.sum(axis=1).clip(min=1e-9))
+    start, costs = 0.0, np.zeros(len(names))
+    always = volumes.min(axis=0) > 0
+    if (volumes.max(axis=0) >= VARIED * volumes.min(axis=0))[always].any():
+        rows = np.column_stack([np.ones(len(steps)), scaled])
+        start, *costs = nnls(rows * weights[:, None], seconds * weights)[0]
+    if not any(costs):
+        start, costs = 0.0, nnls(scaled * weights[:, None], seconds * weights)[0]
+    per_second = {
+        name: float(unit / cost)
+        for name, unit, cost in zip(names, mean, costs, strict=True)
+        if cost
+    }
+    return StageRates(start_seconds=float(start), per_second=per_second, bytes=size)

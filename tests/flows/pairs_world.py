@@ -1,0 +1,67 @@
+"""A store with queries, a language model and a retriever, small enough to make pairs in seconds."""
+
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tiny_loop
+from prefect import flow
+
+from expandr_core.artifacts import Artifact
+from expandr_core.options import JointLoopOptions
+from expandr_core.store import Store
+from tasks.placement import Placement
+from tasks.preferences import make_pairs
+from tasks.stage import Workspace
+
+QUERIES, PER_SHARD = 64, 8
+
+
+def filled(folder: Path, llm: Path) -> Store:
+    """Make a store with the language model, a retriever of its tokens, and queries."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tiny_models import make_tokenizer
+    from torch import Generator, randn
+
+    store = Store(str(folder))
+    store.commit("tiny_llm-1", shutil.copytree(llm, store.scratch / "llm"), [], {"counts": {}})
+    tokenizer = make_tokenizer()
+    vectors = randn(len(tokenizer), 16, generator=Generator().manual_seed(0))
+    module = StaticEmbedding(tokenizer.backend_tokenizer, embedding_weights=vectors)
+    retriever = store.scratch / "retriever"
+    SentenceTransformer(modules=[module], device="cpu").save(str(retriever))
+    store.commit("tiny_retriever-1", retriever, [], {"counts": {}})
+    rows = [
+        {"query_id": f"q{n:03}", "query": f"why is thing {n} grey?", "positive_id": f"p{n:03}",
+         "positive": f"thing {n} is of grey text"}
+        for n in range(QUERIES)
+    ]  # fmt: skip
+    table = store.scratch / "queries"
+    table.mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), table / "preference.parquet")
+    store.commit("prepare-1", table, [], {"counts": {}})
+    return store
+
+
+def options(**preferences) -> JointLoopOptions:
+    """Return the tiny preset's options; about half of the queries are accepted."""
+    changes = {"acceptance_value": 1.05, "max_pairs": 12, "dev_share": 0} | preferences
+    return tiny_loop.OPTIONS.model_copy(
+        update={
+            "preferences": tiny_loop.OPTIONS.preferences.model_copy(update=changes),
+            "expand": tiny_loop.OPTIONS.expand.model_copy(update={"queries_per_shard": PER_SHARD}),
+        }
+    )
+
+
+@flow(name="pairs-of-the-world")
+def pairs_of(
+    store: str, options: JointLoopOptions, placement: Placement
+) -> list[tuple[str, Artifact]]:
+    """Make the pairs; return the titles and artifacts of all steps."""
+    work = Workspace(store=store, device="cpu", placement=placement)
+    queries = work.find("prepare-1/preference.parquet")
+    make_pairs(work, queries, work.find("tiny_llm-1"), work.find("tiny_retriever-1"), options)
+    return work.made

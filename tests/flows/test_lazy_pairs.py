@@ -1,0 +1,113 @@
+"""Pairs of the first shards under Prefect: those of a full run, with less written, and resumed."""
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow.parquet as pq
+import pytest
+from pairs_world import QUERIES, filled, options, pairs_of
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+
+from expandr_core.artifacts import Artifact
+from expandr_core.errors import DataError
+from expandr_core.store import MANIFEST, Store
+from tasks.placement import Placement
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+HERE = Placement()
+WANTED = 12
+
+
+class Full(NamedTuple):
+    """A run without `lazy`: its store, and by title its artifacts."""
+
+    store: Store
+    made: dict[str, Artifact]
+
+
+@pytest.fixture(scope="module")
+def full(prefect_server, llm_folder, tmp_path_factory) -> Full:
+    store = filled(tmp_path_factory.mktemp("full") / "store", llm_folder)
+    return Full(store, dict(pairs_of(store.url, options(max_pairs=1000), HERE)))
+
+
+def rows(store: Store, pairs: Artifact) -> list[dict]:
+    return pq.read_table(store.local(pairs) / "pairs.parquet").to_pylist()
+
+
+def pairs_in(steps: list[tuple[str, Artifact]]) -> list[Artifact]:
+    return [made for title, made in steps if title.startswith("choose pairs")]
+
+
+def in_shard_order(full: Full) -> list[dict]:
+    """Return all accepted pairs in the order of the shards, and of the ids in a shard."""
+    pair_of = {row["query_id"]: row for row in rows(full.store, full.made["choose pairs"])}
+    shards = full.store.parts(full.made["reward the candidates"])
+    tables = [pq.read_table(full.store.local(part) / "rewards.parquet") for part in shards]
+    order = [id_ for table in tables for id_ in sorted(set(table["query_id"].to_pylist()))]
+    return [pair_of[id_] for id_ in order if id_ in pair_of]
+
+
+def test_lazy_pairs_are_the_full_run_s_first_ones_and_the_rest_is_not_written(
+    full, llm_folder, tmp_path
+):
+    accepted = in_shard_order(full)
+    assert WANTED < len(accepted) < QUERIES
+    store = filled(tmp_path / "store", llm_folder)
+    steps = pairs_of(store.url, options(lazy=True), HERE)
+    assert rows(store, pairs_in(steps)[-1]) == sorted(
+        accepted[:WANTED], key=lambda row: row["query_id"]
+    )
+
+    candidates = [made for title, made in steps if title.startswith("write candidates")]
+    written = {part.key for part in store.parts(candidates[-1])}
+    everything = full.store.parts(full.made["write candidates"])
+    assert written == {part.key for part in everything[: len(written)]}
+    assert len(candidates) > 1 and len(written) < len(everything)
+    left = sum(part.counts["queries"] for part in everything[len(written) :])
+    assert candidates[-1].counts["left_out/queries"] == left > 0
+    assert candidates[-1].counts["left_out/texts"] == 4 * left
+    assert [made.counts["accepted"] >= WANTED for made in pairs_in(steps)] == [
+        *[False] * (len(candidates) - 1),
+        True,
+    ]
+
+
+def test_the_last_step_can_be_all_shards_and_is_then_the_full_run(full):
+    steps = pairs_of(full.store.url, options(lazy=True, max_pairs=1000), HERE)
+    assert [title for title, _ in steps] == list(full.made)
+    assert {title: made.digest for title, made in steps} == {
+        title: made.digest for title, made in full.made.items()
+    }
+
+
+def test_too_few_pairs_stop_the_run_after_an_audit_that_is_shown(full):
+    few = options(max_pairs=1000, minimum_pairs=1000)
+    with pytest.raises(DataError, match="pairs and at least 1000 are wanted") as error:
+        pairs_of(full.store.url, few, HERE)
+    audit = full.made["audit the pairs"]
+    assert audit.key in str(error.value)
+    with get_client(sync_client=True) as client:
+        filters = ArtifactFilter(key=ArtifactFilterKey(any_=["pairs-audit"]))
+        shown = client.read_artifacts(artifact_filter=filters, limit=1)[0]
+    assert shown.data == (full.store.local(audit) / "audit.md").read_text()
+
+
+def test_a_lost_shard_is_made_again_and_nothing_else(llm_folder, tmp_path):
+    store = filled(tmp_path / "store", llm_folder)
+    steps = pairs_of(store.url, options(lazy=True), HERE)
+    lost = [key for title, made in steps for key in (made.key,) if "first" in title]
+    lost += [store.parts(steps[0][1])[0].key]
+    before = times(store)
+    for key in lost:
+        shutil.rmtree(Path(store.root, "artifacts", key))
+    assert pairs_of(store.url, options(lazy=True), HERE) == steps
+    after = times(store)
+    assert {key for key in after if after[key] != before[key]} == set(lost)
+
+
+def times(store: Store) -> dict[str, int]:
+    found = Path(store.root).glob(f"artifacts/*/{MANIFEST}")
+    return {path.parent.name: path.stat().st_mtime_ns for path in found}
