@@ -89,7 +89,8 @@ def test_it_is_imported_searched_with_trained_and_searched_with_again(
 
     def searched(retriever: Artifact) -> tuple[float, np.ndarray]:
         inputs = {"retriever": retriever, "corpus": data.at("corpus.parquet")}
-        embeddings, _ = make(store, "encode", encode.OPTIONS(encoding=ENCODING, vector_type="float32"), inputs)
+        exact = encode.OPTIONS(encoding=ENCODING, vector_type="float32")
+        embeddings, _ = make(store, "encode", exact, inputs)
         options = evaluate.OPTIONS(encoding=ENCODING, expansion_weight=0.5, depth=100)
         inputs = {name: data.at(f"{name}.parquet") for name in ("queries", "qrels")}
         inputs |= {"retriever": retriever, "embeddings": embeddings, "expansions": expansions}
