@@ -7,7 +7,7 @@ artifact itself holds encoder.json: what a vector depends on, besides the conten
 
 The vectors of contents that another encoding with the same encoder.json has are copied, in whatever
 corpus and order they were; a content that is there twice is encoded once. The manifest counts passages
-as `encoded` and `reused`. Kept in memory are about 100 bytes for each passage, not its text.
+as `encoded` and `reused`. Kept in memory are less than 200 bytes for each passage, not its text.
 
 The artifact's key does not name the encodings that were copied from: they may differ between stores, and
 between the workers that share the shards. What can differ with them is how texts were batched when a
