@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from expandr_core.errors import DataError
 from expandr_core.options import JointLoopOptions
 from flows.cluster_commands import app as cluster_commands
 from flows.config_files import SeedOption, SetOption, load_options
