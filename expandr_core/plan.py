@@ -156,7 +156,7 @@ def predicted(title: str, spec: StageSpec, rates: Rates, store: Store) -> Step:
         counts=counts,
         volume=work,
         seconds=costs.start_seconds + seconds,
-        bytes=costs.bytes * work.get(BYTES_GROW_WITH.get(spec.stage, ""), 1),
+        bytes=costs.bytes * counts.get(BYTES_GROW_WITH.get(spec.stage, ""), 1),
         options=options,
     )
 
@@ -187,7 +187,8 @@ def fit(stage: str, steps: list[Step]) -> StageRates:
     """Fit start and throughputs to the measured steps of a stage, none of them negative.
 
     >>> def step(tokens, seconds, start=None):
-    ...     return Step("", "expand", {}, {"tokens": tokens}, seconds, 4 * tokens, {}, start)
+    ...     counts = {"tokens": tokens}
+    ...     return Step("", "expand", counts, counts, seconds, 4 * tokens, {}, start)
     >>> fit("expand", [step(1000, 7, start=5)])  # 1000 tokens in 2 seconds
     StageRates(start_seconds=5.0, per_second={'tokens': 500.0}, bytes=4.0)
     >>> found = fit("expand", [step(1000, 7), step(3000, 11)])
@@ -198,7 +199,7 @@ def fit(stage: str, steps: list[Step]) -> StageRates:
     (0.0, 125.0)
     """
     grown_by = BYTES_GROW_WITH.get(stage, "")
-    grown = sum(step.volume.get(grown_by, 1) for step in steps)
+    grown = sum(step.counts.get(grown_by, 1) for step in steps)
     size = sum(step.bytes for step in steps) / max(grown, 1)
     names = [name for name in steps[0].volume if any(step.volume[name] for step in steps)]
     seconds = np.array([step.seconds for step in steps])

@@ -69,7 +69,7 @@ def test_a_start_that_was_measured_is_not_guessed():
 
 def test_where_no_throughput_can_be_told_the_largest_step_bounds_it():
     steps = [step("encode", {"passages": 100}, 2.0), step("encode", {"passages": 400}, 0.8)]
-    assert fit("encode", steps) == StageRates(per_second={"passages": 500}, bytes=0.04)
+    assert fit("encode", steps) == StageRates(per_second={"passages": 500}, bytes=10)
 
 
 def test_a_stage_without_volume_costs_its_mean():
