@@ -24,6 +24,7 @@ Nothing here imports Prefect or reads an environment variable. In the order of t
                                    nDCG, MAP, Recall and MRR block by block; paired tests; run files
     beir_datasets, archives, nano_beir
                                    datasets for measuring, by name, and where they come from
+    volumes, plan                  what a step's time and disk depend on; what a run will cost
     leakage, leaderboard, leaderboard_text, markdown
                                    what training knew of a query; systems on datasets, ranked
 """

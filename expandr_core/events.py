@@ -47,6 +47,26 @@ def throttled(progress: Progress, seconds: float) -> Progress:
     return report
 
 
+class Beginning:
+    """Pass progress on, and note when it begins.
+
+    Attributes:
+        seconds: from making this until a report that nothing is done yet, but all is prepared; None
+            if there was none, or the work went on from a checkpoint.
+    """
+
+    def __init__(self, progress: Progress):
+        """Pass on to `progress`."""
+        self.progress, self.made = progress, time.monotonic()
+        self.seconds: float | None = None
+
+    def __call__(self, done: int, total: int, unit: str) -> None:
+        """Report."""
+        if not done and self.seconds is None:
+            self.seconds = round(time.monotonic() - self.made, 2)
+        self.progress(done, total, unit)
+
+
 def die_with_parent() -> None:
     """Let this process be killed when the one that started it ends, however that ends."""
     if sys.platform == "linux":  # PR_SET_PDEATHSIG

@@ -4,15 +4,18 @@ A step has volumes, which its time depends on: tokens to write, passages to enco
 
     seconds = start + the sum of volume / throughput
 
-Start and throughputs are fitted to measured steps of earlier runs, or of a calibration. Nothing can be
-told from one size about another, so then all the time is put down to the volumes.
+Start and throughputs are fitted to measured steps of earlier runs, or of a calibration. A stage that
+trains tells itself how long its start was. Of another one, steps of about one size tell nothing about
+the start: then all the time is put down to the volumes, so that a larger run is not taken for free.
 """
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from expandr_core.artifacts import Artifact, StageSpec
@@ -20,6 +23,7 @@ from expandr_core.errors import DataError
 from expandr_core.store import Store
 from expandr_core.volumes import BYTES_GROW_WITH, predicted_counts, volume
 
+Floats = NDArray[np.floating]
 VARIED = 2.0  # volumes that differ less tell nothing about the start
 
 
@@ -78,6 +82,8 @@ class Step:
         volume: what its time depends on.
         seconds: it took, or takes.
         bytes: it wrote, or writes.
+        options: of the stage.
+        start: seconds before the work began, if the stage told.
     """
 
     title: str
@@ -87,6 +93,7 @@ class Step:
     seconds: float
     bytes: float
     options: dict[str, Any] = field(repr=False)
+    start: float | None = None
 
 
 def measured(store: Store, steps: Iterable[tuple[str, Artifact]]) -> list[Step]:
@@ -94,26 +101,31 @@ def measured(store: Store, steps: Iterable[tuple[str, Artifact]]) -> list[Step]:
 
     A stage that is cut into shards cost what they did: they may have been made at other times.
     """
-    found = {}
+    found: dict[str, Step] = {}
     for title, artifact in steps:
-        manifest = store.manifest(artifact.key)
-        inputs = {role: Artifact(**each) for role, each in manifest["inputs"].items()}
-        parts = [store.manifest(part["key"]) for part in manifest["parts"]]
-        options, counts = manifest["options"], manifest["counts"]
-        try:
-            work = volume(artifact.stage, options, inputs, counts, store)
-        except (KeyError, FileNotFoundError):  # an older version counted less; its input is gone
-            continue
-        found[artifact.key] = Step(
-            title=title,
-            stage=artifact.stage,
-            counts=counts,
-            volume=work,
-            seconds=sum(part["seconds"] for part in parts) or manifest["seconds"],
-            bytes=sum(file["size"] for each in (manifest, *parts) for file in each["files"]),
-            options=options,
-        )
+        if (
+            artifact.key not in found
+        ):  # what an older version did not count, or is gone, tells nothing
+            with contextlib.suppress(KeyError, FileNotFoundError):
+                found[artifact.key] = _measured(store, title, artifact)
     return last_of_each(list(found.values()))
+
+
+def _measured(store: Store, title: str, artifact: Artifact) -> Step:
+    manifest = store.manifest(artifact.key)
+    inputs = {role: Artifact(**each) for role, each in manifest["inputs"].items()}
+    parts = [store.manifest(part["key"]) for part in manifest["parts"]]
+    options, counts = manifest["options"], manifest["counts"]
+    return Step(
+        title=title,
+        stage=artifact.stage,
+        counts=counts,
+        volume=volume(artifact.stage, options, inputs, counts, store),
+        seconds=sum(part["seconds"] for part in parts) or manifest["seconds"],
+        bytes=sum(file["size"] for each in (manifest, *parts) for file in each["files"]),
+        options=options,
+        start=manifest.get("start_seconds"),
+    )
 
 
 def last_of_each(steps: list[Step]) -> list[Step]:
@@ -144,7 +156,7 @@ def predicted(title: str, spec: StageSpec, rates: Rates, store: Store) -> Step:
         counts=counts,
         volume=work,
         seconds=costs.start_seconds + seconds,
-        bytes=costs.bytes * work.get(BYTES_GROW_WITH.get(spec.stage, ""), 1),
+        bytes=costs.bytes * counts.get(BYTES_GROW_WITH.get(spec.stage, ""), 1),
         options=options,
     )
 
@@ -174,40 +186,63 @@ def rates_of(steps: list[Step], source: str) -> Rates:
 def fit(stage: str, steps: list[Step]) -> StageRates:
     """Fit start and throughputs to the measured steps of a stage, none of them negative.
 
-    The squared errors are weighted by the size of the step, whose time varies with it.
-
-    >>> def step(tokens, seconds):
-    ...     return Step("", "expand", {}, {"tokens": tokens}, seconds, 4 * tokens, {})
-    >>> found = fit("expand", [step(1000, 7), step(3000, 11)])  # 5 seconds, and 500 tokens a second
-    >>> round(found.start_seconds, 6), {k: round(v, 6) for k, v in found.per_second.items()}
-    (5.0, {'tokens': 500.0})
+    >>> def step(tokens, seconds, start=None):
+    ...     counts = {"tokens": tokens}
+    ...     return Step("", "expand", counts, counts, seconds, 4 * tokens, {}, start)
+    >>> fit("expand", [step(1000, 7, start=5)])  # 1000 tokens in 2 seconds
+    StageRates(start_seconds=5.0, per_second={'tokens': 500.0}, bytes=4.0)
+    >>> found = fit("expand", [step(1000, 7), step(3000, 11)])
+    >>> round(found.start_seconds, 6), round(found.per_second["tokens"], 6)
+    (5.0, 500.0)
     >>> found = fit("expand", [step(1000, 7), step(1000, 9)])  # one size: 2000 tokens in 16 seconds
     >>> found.start_seconds, round(found.per_second["tokens"], 6)
     (0.0, 125.0)
     """
-    from scipy.optimize import nnls
-
+    grown_by = BYTES_GROW_WITH.get(stage, "")
+    grown = sum(step.counts.get(grown_by, 1) for step in steps)
+    size = sum(step.bytes for step in steps) / max(grown, 1)
     names = [name for name in steps[0].volume if any(step.volume[name] for step in steps)]
     seconds = np.array([step.seconds for step in steps])
-    grown_by = BYTES_GROW_WITH.get(stage, "")
-    written = sum(step.bytes for step in steps)
-    size = written / max(sum(step.volume.get(grown_by, 1) for step in steps), 1)
     if not names:
         return StageRates(start_seconds=float(seconds.mean()), bytes=size)
-    volumes = np.array([[step.volume[name] for name in names] for step in steps])  # (steps, names)
+    volumes = np.array([[step.volume[name] for name in names] for step in steps])
+    starts = [step.start for step in steps if step.start is not None]
+    if len(starts) == len(steps):
+        start = float(np.mean(starts))
+        costs = _costs(volumes, seconds - starts)
+    else:
+        start, costs = _start_and_costs(volumes, seconds)
+    pairs = zip(names, costs, strict=True)
+    per_second = {name: float(1 / cost) for name, cost in pairs if cost > 0}
+    return StageRates(start_seconds=start, per_second=per_second, bytes=size)
+
+
+def _start_and_costs(volumes: Floats, seconds: Floats) -> tuple[float, Floats]:
+    """Tell the start from the rest, where the volumes differ enough; see `_costs`."""
+    always = volumes.min(axis=0) > 0
+    varied = volumes.max(axis=0) >= VARIED * volumes.min(axis=0)
+    if (varied & always).any():
+        start, *costs = _costs(np.column_stack([np.ones(len(seconds)), volumes]), seconds)
+        if any(costs):
+            return float(start), np.array(costs)
+        largest = [int(np.argmax((volumes / volumes.mean(axis=0)).sum(axis=1)))]
+        volumes, seconds = volumes[largest], seconds[largest]  # it bounds what the volumes can cost
+    return 0.0, _costs(volumes, seconds)
+
+
+def _costs(volumes: Floats, seconds: Floats) -> Floats:
+    """Find what one of each volume costs by least squares, weighted by the size of the step.
+
+    Args:
+        volumes: (steps, names)
+        seconds: (steps,)
+
+    Returns:
+        (names,) seconds, none below 0.
+    """
+    from scipy.optimize import nnls
+
     mean = volumes.mean(axis=0)
     scaled = volumes / mean
     weights = 1 / np.sqrt(scaled.sum(axis=1).clip(min=1e-9))
-    start, costs = 0.0, np.zeros(len(names))
-    always = volumes.min(axis=0) > 0
-    if (volumes.max(axis=0) >= VARIED * volumes.min(axis=0))[always].any():
-        rows = np.column_stack([np.ones(len(steps)), scaled])
-        start, *costs = nnls(rows * weights[:, None], seconds * weights)[0]
-    if not any(costs):
-        start, costs = 0.0, nnls(scaled * weights[:, None], seconds * weights)[0]
-    per_second = {
-        name: float(unit / cost)
-        for name, unit, cost in zip(names, mean, costs, strict=True)
-        if cost
-    }
-    return StageRates(start_seconds=float(start), per_second=per_second, bytes=size)
+    return nnls(scaled * weights[:, None], seconds.clip(min=0) * weights)[0] / mean

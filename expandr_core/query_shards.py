@@ -38,6 +38,11 @@ def rows_digest(rows: pa.Table) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
+def query_count(path: Path) -> int:
+    """Return how many queries a table has; each may have several rows."""
+    return len(_query_ids(path))
+
+
 def shard_sizes(path: Path, queries_per_shard: int) -> list[int]:
     """Return how many queries each shard has: about half of `queries_per_shard` to all of it."""
     ids = _query_ids(path)
@@ -48,7 +53,7 @@ def shard_sizes(path: Path, queries_per_shard: int) -> list[int]:
 
 def shard_count(path: Path, queries_per_shard: int) -> int:
     """Return how many shards `query_shards` makes: a power of two."""
-    return _power_of_two(len(_query_ids(path)), queries_per_shard)
+    return _power_of_two(query_count(path), queries_per_shard)
 
 
 def _query_ids(path: Path) -> pa.Array:

@@ -35,7 +35,7 @@ from typing import Any
 
 from expandr_core.artifacts import Artifact, StageSpec
 from expandr_core.errors import DataError
-from expandr_core.events import Progress, die_with_parent, report_events, say
+from expandr_core.events import Beginning, Progress, die_with_parent, report_events, say
 from expandr_core.options import Options, identity
 from expandr_core.provenance import provenance
 from expandr_core.store import Store
@@ -155,12 +155,13 @@ def run_stage(spec: StageSpec, store: Store, progress: Progress) -> Artifact:
         if found:
             shutil.rmtree(work, ignore_errors=True)  # a kill right after the commit leaves it
             return found
+        started, progress = time.monotonic(), Beginning(progress)
         job = _job(spec, store, progress, work)
         _make_folders(job)
-        started = time.monotonic()
         module_of(spec.stage).run(job)
-        seconds = time.monotonic() - started
-        artifact = store.commit(spec.key, job.out, job.parts, provenance(spec, job.counts, seconds))
+        story = provenance(spec, job.counts, time.monotonic() - started)
+        story |= {"start_seconds": progress.seconds}
+        artifact = store.commit(spec.key, job.out, job.parts, story)
         shutil.rmtree(work, ignore_errors=True)
         return artifact
 

@@ -5,24 +5,24 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from expandr_core.artifacts import Artifact, StageSpec
-from expandr_core.query_shards import shard_sizes
+from expandr_core.query_shards import query_count, shard_sizes
 from expandr_core.store import Store
 
 # stages whose volumes are counts of their artifacts, under these names
 COUNTED = {
     "expand": {"prompts": "queries", "tokens": "tokens"},
     "reward": {"candidates": "candidates"},
-    "encode": {"passages": "passages"},
+    "encode": {"passages": "encoded"},
 }
-# what a stage's bytes grow with; those of the others, such as a model's, do not grow
+# counts that a stage's bytes grow with; those of the others, such as a model's, do not grow
 BYTES_GROW_WITH = {
     "expand": "tokens",
     "reward": "candidates",
-    "pairs": "candidates",
+    "pairs": "queries",
     "encode": "passages",
     "mine": "queries",
-    "evaluate": "texts",
-    "evaluate_bm25": "texts",
+    "evaluate": "queries",
+    "evaluate_bm25": "queries",
 }
 
 
@@ -104,12 +104,14 @@ def predicted_counts(
         case "dpo":
             return {"train_pairs": inputs["pairs"].counts["train"]}
         case "encode":
-            return {"passages": _rows(store, inputs["corpus"])}
+            passages = _rows(store, inputs["corpus"])
+            return {"passages": passages, "encoded": passages}
         case "mine":
-            return {"queries": sum(shard_sizes(store.local(inputs["examples"]), 1))}
+            return {"queries": query_count(store.local(inputs["examples"]))}
         case "train_retriever":
             passes = options["epochs"] * options["expansions_per_query"]
-            return {"rows": _rows(store, inputs["examples"]) * passes}
+            examples = _rows(store, inputs["examples"]) * (1 - options["dev_share"])
+            return {"rows": examples * passes}
         case "evaluate" | "evaluate_bm25":
             return {"queries": _rows(store, inputs["queries"])}
     return {}

@@ -41,7 +41,7 @@ def plan(
 ) -> None:
     """Predict a run's texts, tokens, hours and disk, stage by stage, before it is started.
 
-    What stages cost is learned from the store's latest runs with the same models, else measured on two
+    What stages cost is learned from the store's latest runs with the same models, else measured on
     samples of the data. The hours are those of one worker; nothing is taken for made already.
     """
     from expandr_core.plan import measured

@@ -9,82 +9,24 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import psutil
 import pytest
 import tiny_loop
+from finished_loop import finished, task_runs
+from prefect import flow
 
 from expandr_core.artifacts import Artifact
 from expandr_core.errors import DataError
-from expandr_core.options import JointLoopOptions, Options, PreferenceOptions
+from expandr_core.options import Options, PreferenceOptions
 from expandr_core.stages import dpo, merge
 from expandr_core.store import MANIFEST, Store
 from flows.run import Summary
 from flows.show import find_run
+from tasks.stage import Workspace
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 ROOT = Path(__file__).parents[2]
-
-
-class Finished(NamedTuple):
-    """A run of the loop: its summary, and the final state's name of each task run by title."""
-
-    summary: Summary
-    states: dict[str, str]
-
-    @property
-    def made(self) -> set[str]:
-        """Titles of the steps that were not found in the store."""
-        return {title for title, state in self.states.items() if state != "Cached"}
-
-    @property
-    def digests(self) -> dict[str, str]:
-        return {title: artifact.digest for title, artifact in self.summary.steps}
-
-    def artifact(self, title: str) -> Artifact:
-        return dict(self.summary.steps)[title]
-
-
-def task_runs(flow_run_id: str, number: int) -> list[Any]:
-    """Read the task runs of a flow run; the server writes them down a little later."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-    from prefect.client.schemas.sorting import TaskRunSort
-
-    runs = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))  # pyright: ignore
-    deadline = time.monotonic() + 60
-    with get_client(sync_client=True) as client:
-        while True:
-            found = client.read_task_runs(
-                flow_run_filter=runs, sort=TaskRunSort.NAME_ASC, limit=200
-            )
-            if len(found) == number and all(run.state and run.state.is_final() for run in found):
-                return found
-            assert time.monotonic() < deadline, f"{len(found)} of {number} task runs finished"
-            time.sleep(0.2)
-
-
-def finished(store: Path, options: JointLoopOptions = tiny_loop.OPTIONS) -> Finished:
-    from flows.joint_loop import joint_loop
-
-    summary = joint_loop(options=options, store=str(store))
-    runs = task_runs(summary.flow_run_id, len(summary.steps))
-    states = {run.name: run.state_name for run in runs}
-    assert states.keys() == {title for title, _ in summary.steps}
-    return Finished(summary, states)
-
-
-@pytest.fixture(scope="session")
-def first(prefect_server, tmp_path_factory) -> Finished:
-    """The first run, in a store that no test may change."""
-    return finished(tmp_path_factory.mktemp("first") / "store")
-
-
-@pytest.fixture
-def store(first, tmp_path) -> Path:
-    """A copy of the first run's store."""
-    return shutil.copytree(first.summary.store, tmp_path / "store")
 
 
 # What runs, and what is found
@@ -304,10 +246,7 @@ def in_a_flow(
     store: Path, title: str, stage: str, options: Options, inputs: dict[str, Artifact]
 ) -> tuple[Artifact | Exception, int]:
     """Run one stage in a flow; return the artifact or the error, and how often it was tried."""
-    from prefect import flow
     from prefect.runtime import flow_run
-
-    from tasks.stage import Workspace
 
     ids = []
 

@@ -1,0 +1,59 @@
+"""A finished run of the tiny loop, and the states of its tasks."""
+
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tiny_loop
+
+from expandr_core.artifacts import Artifact
+from expandr_core.options import JointLoopOptions
+from flows.run import Summary
+
+
+class Finished(NamedTuple):
+    """A run of the loop: its summary, and the final state's name of each task run by title."""
+
+    summary: Summary
+    states: dict[str, str]
+
+    @property
+    def made(self) -> set[str]:
+        """Titles of the steps that were not found in the store."""
+        return {title for title, state in self.states.items() if state != "Cached"}
+
+    @property
+    def digests(self) -> dict[str, str]:
+        return {title: artifact.digest for title, artifact in self.summary.steps}
+
+    def artifact(self, title: str) -> Artifact:
+        return dict(self.summary.steps)[title]
+
+
+def task_runs(flow_run_id: str, number: int) -> list[Any]:
+    """Read the task runs of a flow run; the server writes them down a little later."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+    from prefect.client.schemas.sorting import TaskRunSort
+
+    runs = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))  # pyright: ignore
+    deadline = time.monotonic() + 60
+    with get_client(sync_client=True) as client:
+        while True:
+            found = client.read_task_runs(
+                flow_run_filter=runs, sort=TaskRunSort.NAME_ASC, limit=200
+            )
+            if len(found) == number and all(run.state and run.state.is_final() for run in found):
+                return found
+            assert time.monotonic() < deadline, f"{len(found)} of {number} task runs finished"
+            time.sleep(0.2)
+
+
+def finished(store: Path, options: JointLoopOptions = tiny_loop.OPTIONS) -> Finished:
+    from flows.joint_loop import joint_loop
+
+    summary = joint_loop(options=options, store=str(store))
+    runs = task_runs(summary.flow_run_id, len(summary.steps))
+    states = {run.name: run.state_name for run in runs}
+    assert states.keys() == {title for title, _ in summary.steps}
+    return Finished(summary, states)

@@ -1,0 +1,108 @@
+"""Plans: the steps of the loop itself, at the cost of earlier runs; nothing is made."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import tiny_loop
+import yaml
+from prefect import flow
+from typer.testing import CliRunner
+
+from expandr_core.artifacts import Artifact
+from expandr_core.options import JointLoopOptions
+from expandr_core.plan import measured, rates_of
+from expandr_core.store import Store
+from flows.plan import Plan, plan, sampled
+from flows.plan_command import by_stage
+from tasks.data import prepare_data
+from tasks.stage import Workspace
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def planned(store: str, options: JointLoopOptions = tiny_loop.OPTIONS, **how: Any) -> Plan:
+    before = {path.name for path in Path(store, "artifacts").iterdir()}
+    found: Any = plan(options=options, store=store, **how)
+    assert {path.name for path in Path(store, "artifacts").iterdir()} == before
+    return found
+
+
+def test_a_plan_has_the_steps_of_the_run_and_learns_what_they_cost(first):
+    store = Store(first.summary.store)
+    ran = measured(store, first.summary.steps)
+    found = planned(store.url)
+    data = ["demo_world", "prepare"]  # made for the plan itself
+    assert [each.title for each in found.steps] == [
+        each.title for each in ran if each.stage not in data
+    ]
+    costs, real = by_stage(found.steps), by_stage(ran)
+    for stage, own in costs.items():
+        assert own.seconds == pytest.approx(real[stage].seconds, rel=0.3, abs=2), stage
+        assert own.bytes == pytest.approx(real[stage].bytes, rel=0.2), stage
+    volumes = {each.title: each.volume for each in ran}
+    for each in found.steps:
+        assert each.volume == pytest.approx(volumes[each.title], rel=0.1), each.title
+
+
+def test_a_plan_of_lazy_pairs_leaves_out_what_will_not_be_written(first):
+    lazy = tiny_loop.OPTIONS.preferences.model_copy(update={"lazy": True, "max_pairs": 8})
+    options = tiny_loop.OPTIONS.model_copy(update={"preferences": lazy})
+    [whole], [limited] = (
+        [
+            each
+            for each in planned(first.summary.store, run).steps
+            if "candidates, round" in each.title and each.stage == "expand"
+        ]
+        for run in (tiny_loop.OPTIONS, options)
+    )
+    assert 8 * 4 <= limited.counts["texts"] < whole.counts["texts"]
+    assert limited.seconds < whole.seconds
+
+
+def test_a_run_that_is_over_is_compared_with_a_plan_by_saved_throughputs(first, tmp_path):
+    from flows.cli import app
+
+    file = tmp_path / "throughputs.yaml"
+    rates = rates_of(measured(Store(first.summary.store), first.summary.steps), "the first run")
+    file.write_text(yaml.safe_dump(rates.model_dump()))
+    command = [
+        "plan",
+        "--run",
+        "latest",
+        "--store",
+        first.summary.store,
+        "--throughputs",
+        str(file),
+    ]
+    result = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    row = next(line for line in result.output.splitlines() if line.startswith("│ merge"))
+    _, stage, steps, _, predicted, _, took, _, ratio, _ = map(str.strip, row.split("│"))
+    assert (stage, steps, predicted, ratio) == ("merge", "1", took, "1.00")
+    assert "Throughputs: the first run." in result.output
+
+
+def test_a_sample_of_the_data_keeps_whole_queries(first, store):
+    found = {}
+
+    @flow(name="sample")
+    def sample() -> None:
+        work = Workspace(store=str(store))
+        data = prepare_data(work, tiny_loop.OPTIONS.data, tiny_loop.OPTIONS.world)
+        found["whole"], found["small"] = data, sampled(work, data, 5)
+
+    sample()
+    opened = Store(str(store))
+
+    def rows(table: Artifact) -> list[dict[str, Any]]:
+        return pq.read_table(opened.local(table)).to_pylist()
+
+    for part in ("preference", "retriever"):
+        whole, small = (rows(getattr(found[which], part)) for which in ("whole", "small"))
+        ids = {row["query_id"] for row in small}
+        assert len(ids) == 5
+        assert small == [row for row in whole if row["query_id"] in ids]
+    assert len(rows(found["small"].evaluations["test"].queries)) == 5
+    assert len(rows(found["small"].corpus)) == min(5 * 16, len(rows(found["whole"].corpus)))
