@@ -11,6 +11,7 @@ Nothing here imports Prefect or reads an environment variable. In the order of t
     split, examples                who learns from which query
     models                         what a model folder must have
     prompts, generator             the five prompts as token ids; texts sampled from a causal LM
+    vllm_generator, vllm_program   the engine vLLM, and what of it runs in its own interpreter
     query_shards                   shards that stay the same when other rows change
     encoder                        texts to vectors, and the vector of an expanded query
     rewards                        reciprocal ranks among the candidates, ties, the pair

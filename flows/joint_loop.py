@@ -89,8 +89,8 @@ def joint_loop(
 def align_llm(run: Run, current: Models, when: str) -> Artifact:
     """Let the LLM write candidates and answers, reward them, and align it with the pairs."""
     work, options, queries = run.work, run.options, run.data.preference
-    candidates = write_candidates(work, queries, current.llm, options.expand, when)
-    answers = write_answers(work, queries, current.llm, options.expand, when)
+    candidates = write_candidates(work, queries, current.llm, options, when)
+    answers = write_answers(work, queries, current.llm, options, when)
     rewards = reward(work, candidates, answers, queries, current.retriever, options.retriever, when)
     pairs = choose_pairs(work, rewards, options.preferences, when)
     return align(work, current.llm, pairs, options.dpo, options.expand, when)
@@ -103,7 +103,7 @@ def retrain_retriever(
     work, data, options = run.work, run.data, run.options
     title = f"expand the retriever's queries{when}"
     samples = options.training.expansions_per_query
-    expansions = write_expansions(work, data.retriever, llm, options.expand, title, samples)
+    expansions = write_expansions(work, data.retriever, llm, options, title, samples)
     return train_retriever(
         work,
         data.retriever,

@@ -1,7 +1,7 @@
 """Let the language model write."""
 
 from expandr_core.artifacts import Artifact
-from expandr_core.options import ExpandOptions, Prompt, SamplingOptions
+from expandr_core.options import JointLoopOptions, Prompt, SamplingOptions
 from expandr_core.stages import expand as stage
 from tasks.stage import Workspace
 
@@ -10,7 +10,7 @@ def _write(
     work: Workspace,
     title: str,
     inputs: tuple[Artifact, Artifact],
-    options: ExpandOptions,
+    options: JointLoopOptions,
     sampling: SamplingOptions,
     prompt: Prompt,
 ) -> Artifact:
@@ -18,49 +18,53 @@ def _write(
     resolved = stage.OPTIONS(
         prompt=prompt,
         sampling=sampling,
-        max_prompt_tokens=options.max_prompt_tokens,
-        queries_per_shard=options.queries_per_shard,
+        max_prompt_tokens=options.expand.max_prompt_tokens,
+        queries_per_shard=options.expand.queries_per_shard,
+        engine=options.llm.engine,
+        vllm=options.llm.vllm if options.llm.engine == "vllm" else None,
     )
     return work.make(title, "expand", resolved, {"queries": queries, "llm": llm})
 
 
 def write_candidates(
-    work: Workspace, queries: Artifact, llm: Artifact, options: ExpandOptions, when: str = ""
+    work: Workspace, queries: Artifact, llm: Artifact, options: JointLoopOptions, when: str = ""
 ) -> Artifact:
     """Write the candidates that the reward ranks: many for each query, at several temperatures."""
-    return _write(
-        work, f"write candidates{when}", (queries, llm), options, options.candidates, options.prompt
-    )
+    title = f"write candidates{when}"
+    sampling, prompt = options.expand.candidates, options.expand.prompt
+    return _write(work, title, (queries, llm), options, sampling, prompt)
 
 
 def write_answers(
-    work: Workspace, queries: Artifact, llm: Artifact, options: ExpandOptions, when: str = ""
+    work: Workspace, queries: Artifact, llm: Artifact, options: JointLoopOptions, when: str = ""
 ) -> Artifact:
     """Write the answer of the self-reward, from the query and its positive passage."""
-    return _write(work, f"write answers{when}", (queries, llm), options, options.answer, "q2a")
+    return _write(
+        work, f"write answers{when}", (queries, llm), options, options.expand.answer, "q2a"
+    )
 
 
 def write_expansions(
     work: Workspace,
     queries: Artifact,
     llm: Artifact,
-    options: ExpandOptions,
+    options: JointLoopOptions,
     title: str,
     each: int | None = None,
 ) -> Artifact:
     """Write expansions: as many as the options say (evaluation), or `each` at every temperature."""
-    sampling = options.expansion
+    sampling = options.expand.expansion
     if each:
         samples = each * len(sampling.sampling_temperatures)
         sampling = sampling.model_copy(update={"samples": samples})
-    return _write(work, title, (queries, llm), options, sampling, options.prompt)
+    return _write(work, title, (queries, llm), options, sampling, options.expand.prompt)
 
 
 def write_greedy(
-    work: Workspace, queries: Artifact, llm: Artifact, options: ExpandOptions, title: str
+    work: Workspace, queries: Artifact, llm: Artifact, options: JointLoopOptions, title: str
 ) -> Artifact:
     """Write one expansion a query, always the likeliest token."""
-    sampling = options.expansion.model_copy(
+    sampling = options.expand.expansion.model_copy(
         update={"samples": 1, "sampling_temperatures": (0.0,), "top_p": 1.0}
     )
-    return _write(work, title, (queries, llm), options, sampling, options.prompt)
+    return _write(work, title, (queries, llm), options, sampling, options.expand.prompt)
