@@ -28,7 +28,7 @@ from transformers import (
 
 from expandr_core.errors import DataError
 from expandr_core.options import Prompt, SamplingOptions
-from expandr_core.prompts import fitted_prompt_ids, turn_end_id
+from expandr_core.prompts import fitted_turn, turn_end_id
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,10 @@ class Codec:
         own = cast("int | list[int] | None", generation.eos_token_id) or []
         self.ends = {self.turn_end, *([own] if isinstance(own, int) else own)}
 
-    def prompts(
+    def turns(
         self, requests: Sequence[Request], sampling: SamplingOptions, max_prompt_tokens: int
-    ) -> list[list[int]]:
-        """Render the prompt of each request as token ids.
+    ) -> list[tuple[str, list[int]]]:
+        """Render each request: the user's turn, and the whole prompt as token ids.
 
         Raises:
             DataError: if a prompt is too long, or leaves too little of the model's context.
@@ -111,9 +111,15 @@ class Codec:
                 f"{self._context} tokens; lower one of them"
             )
         return [
-            fitted_prompt_ids(self.tokenizer, r.prompt, r.query, r.passage, max_prompt_tokens)
+            fitted_turn(self.tokenizer, r.prompt, r.query, r.passage, max_prompt_tokens)
             for r in requests
         ]
+
+    def prompts(
+        self, requests: Sequence[Request], sampling: SamplingOptions, max_prompt_tokens: int
+    ) -> list[list[int]]:
+        """Return only the token ids of `turns`."""
+        return [ids for _, ids in self.turns(requests, sampling, max_prompt_tokens)]
 
     def completion(self, ids: list[int]) -> Completion:
         """Decode a text up to the first token that ends it; without one it was cut."""

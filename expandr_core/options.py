@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda"]
-Engine = Literal["transformers", "vllm"]
+Engine = Literal["transformers", "vllm", "endpoint"]
 Prompt = Literal["q2d", "q2a", "q2q", "q2e", "q2c"]
 
 
@@ -152,6 +152,25 @@ class VLLMOptions(Options):
     )
 
 
+class EndpointOptions(Options):
+    """An OpenAI-compatible server; its key is in OPENAI_API_KEY, in the environment of who asks."""
+
+    url: str = runtime("", description="Such as http://host:8000/v1, without a key in it.")
+    model: str = Field(
+        default="", description="Name under which the server has the model; the same as `model`."
+    )
+    api: Literal["completions", "chat"] = Field(
+        default="completions",
+        description="What to send: the prompt's token ids to /completions, where the server takes "
+        "them (vLLM does), or the user's turn to /chat/completions, where its template is used.",
+    )
+    concurrency: Positive = runtime(64, description="Texts asked for at once.")
+    retries: int = runtime(
+        8, ge=0, description="Of a request that met a busy, failing or absent server; with pauses."
+    )
+    timeout_seconds: float = runtime(600, gt=0, description="Longest wait for one text.")
+
+
 class LLMOptions(Options):
     """The language model that writes the expansions, and the engine that runs it."""
 
@@ -163,10 +182,14 @@ class LLMOptions(Options):
     tiny: TinyLLMOptions = Field(default=TinyLLMOptions(), title="The tiny LLM, if 'tiny'")
     engine: Engine = Field(
         default="transformers",
-        description="What runs the model: transformers, or vLLM, which is made for it. "
-        "Their sampled texts differ.",
+        description="What runs the model: transformers; vLLM, which is made for it; or a server "
+        "elsewhere, which only the flow `expand` can use, as the loop's model changes. Their "
+        "sampled texts differ.",
     )
     vllm: VLLMOptions = Field(default=VLLMOptions(), title="vLLM, if the engine is 'vllm'")
+    endpoint: EndpointOptions = Field(
+        default=EndpointOptions(), title="The server, if the engine is 'endpoint'"
+    )
 
 
 class TinyRetrieverOptions(Options):

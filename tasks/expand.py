@@ -14,14 +14,15 @@ def _write(
     sampling: SamplingOptions,
     prompt: Prompt,
 ) -> Artifact:
-    queries, llm = inputs
+    (queries, llm), llm_options = inputs, options.llm
     resolved = stage.OPTIONS(
         prompt=prompt,
         sampling=sampling,
         max_prompt_tokens=options.expand.max_prompt_tokens,
         queries_per_shard=options.expand.queries_per_shard,
-        engine=options.llm.engine,
-        vllm=options.llm.vllm if options.llm.engine == "vllm" else None,
+        engine=llm_options.engine,
+        vllm=llm_options.vllm if llm_options.engine == "vllm" else None,
+        endpoint=llm_options.endpoint if llm_options.engine == "endpoint" else None,
     )
     return work.make(title, "expand", resolved, {"queries": queries, "llm": llm})
 

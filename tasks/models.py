@@ -2,6 +2,7 @@
 
 from expandr_core import models
 from expandr_core.artifacts import Artifact
+from expandr_core.errors import DataError
 from expandr_core.options import JointLoopOptions
 from expandr_core.stages.import_model import ImportOptions
 from tasks.data import Data, training_texts
@@ -13,7 +14,15 @@ def import_models(work: Workspace, options: JointLoopOptions) -> dict[str, Artif
 
     Returns:
         By role, "llm" and "retriever"; what is to be built is absent.
+
+    Raises:
+        DataError: if a model cannot be used, or the LLM is to be run where it cannot be changed.
     """
+    if options.llm.engine == "endpoint":
+        raise DataError(
+            "llm.engine is 'endpoint', but a server keeps its model and the loop trains it; use "
+            "'vllm' or 'transformers' here, and an endpoint with the flow expand alone"
+        )
     named = {"retriever": options.retriever.model, "llm": options.llm.model}
     imported = {}
     for kind, model in named.items():

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from expandr_core.options import Engine, Options, Prompt, SamplingOptions, VLLMOptions
+from expandr_core.options import (
+    EndpointOptions,
+    Engine,
+    Options,
+    Prompt,
+    SamplingOptions,
+    VLLMOptions,
+)
 from expandr_core.prompts import remove_preamble
 from expandr_core.query_shards import query_shards, rows_digest, shard_count
 from expandr_core.seeding import derive_seed
@@ -50,6 +57,7 @@ class OPTIONS(Options):
     queries_per_shard: int
     engine: Engine = "transformers"
     vllm: VLLMOptions | None = None
+    endpoint: EndpointOptions | None = None
 
 
 def shards(job: Job) -> int:
@@ -77,6 +85,10 @@ def _open_engine(job: Job, engines: ExitStack) -> "Generator":
         return engines.enter_context(
             open_vllm(job.inputs["llm"], settings, max_tokens, device, python)
         )
+    if options.engine == "endpoint":
+        from expandr_core.endpoint_generator import EndpointGenerator
+
+        return EndpointGenerator(job.inputs["llm"], options.endpoint or EndpointOptions())
     from expandr_core.generator import TransformersGenerator
 
     return TransformersGenerator(job.inputs["llm"], device)

@@ -4,13 +4,17 @@ Most of these tests need vLLM's interpreter (`make vllm-env`; EXPANDR_VLLM_PYTHO
 skipped without it; `make test-vllm` has it made and runs them.
 """
 
+import contextlib
 import os
 import random
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from urllib.request import urlopen
 
 import psutil
 import pytest
@@ -19,9 +23,11 @@ from tiny_models import save_llm
 
 from expandr_core import vllm_generator
 from expandr_core.artifacts import StageSpec
+from expandr_core.child import end_tree
+from expandr_core.endpoint_generator import EndpointGenerator
 from expandr_core.errors import DataError
 from expandr_core.generator import Completion, Generator, Request, TransformersGenerator
-from expandr_core.options import SamplingOptions, VLLMOptions
+from expandr_core.options import EndpointOptions, SamplingOptions, VLLMOptions
 from expandr_core.stage import run_stage
 from expandr_core.store import Store
 from expandr_core.vllm_generator import DEFAULT_PYTHON, VLLMGenerator, open_vllm
@@ -136,6 +142,62 @@ def test_copies_of_the_model_share_the_requests(folder, engine):
     options = VLLMOptions(data_parallel=2)
     with open_vllm(folder, options, MAX_TOKENS, "cpu", str(PYTHON)) as copies:
         assert equal_share(generated(copies, requests), generated(engine, requests)) >= 0.9
+
+
+# The server
+
+
+@pytest.fixture
+def served(folder, tmp_path, monkeypatch) -> Iterator[EndpointOptions]:
+    """Serve the model by vLLM's own OpenAI server, with a key."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [str(PYTHON), "-I", "-m", "vllm.entrypoints.openai.api_server"]
+    command += [
+        f"--model={folder}",
+        "--host=127.0.0.1",
+        f"--port={port}",
+        "--api-key=sk-test",
+        "--enforce-eager",
+    ]
+    command += ["--served-model-name=llama", "--dtype=float32", "--max-model-len=512"]
+    command += ["--kv-cache-memory-bytes=100000000", "--no-enable-chunked-prefill"]
+    environment = os.environ | vllm_generator.ENVIRONMENT | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + 180
+        while True:
+            assert server.poll() is None and time.monotonic() < deadline, (
+                tmp_path / "log"
+            ).read_text()[-3000:]
+            with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{port}/health"):
+                break
+            time.sleep(0.2)
+        yield EndpointOptions(url=f"http://127.0.0.1:{port}/v1", model="llama")
+    finally:
+        end_tree(server)
+
+
+@needs_vllm
+def test_vllm_s_server_writes_the_texts_of_transformers(folder, served):
+    """The server keeps back the bytes of half a character at the end of a text."""
+    requests = [asked(number, (0.0, 0.0)) for number in range(32)]
+    expected = whole_characters(generated(TransformersGenerator(folder, "cpu"), requests))
+    for api in ("completions", "chat"):
+        options = served.model_copy(update={"api": api})
+        found = whole_characters(generated(EndpointGenerator(folder, options), requests))
+        assert equal_share(found, expected) >= 0.99
+
+
+def whole_characters(found: dict[int, list[Completion]]) -> dict[int, list[Completion]]:
+    return {
+        index: [replace(text, text=text.text.rstrip("\ufffd")) for text in texts]
+        for index, texts in found.items()
+    }
 
 
 # Errors
