@@ -70,23 +70,30 @@ def open_vllm(
         copies: list[_Copy] = []
         try:
             for number in range(options.data_parallel):
-                first = number * options.tensor_parallel
-                settings = {
-                    "model": str(folder),
-                    "max_tokens": max_tokens,
-                    "device": device,
-                    "cpu_cache_bytes": CPU_CACHE_BYTES,
-                    "devices": list(range(first, first + options.tensor_parallel)),
-                    "precision": options.precision,
-                    "quantisation": options.quantisation,
-                    "tensor_parallel": options.tensor_parallel,
-                    "gpu_memory_share": options.gpu_memory_share,
-                }
+                settings = settings_of(folder, options, max_tokens, device, number)
                 copies.append(_Copy(interpreter, settings, Path(temporary, str(number))))
             yield VLLMGenerator(Codec(folder), copies)
         finally:
             for copy in copies:
                 end_tree(copy.process)
+
+
+def settings_of(
+    folder: Path, options: VLLMOptions, max_tokens: int, device: Device, copy: int
+) -> dict[str, Any]:
+    """Say to `vllm_program` what one copy of the model is; for the arguments see `open_vllm`."""
+    first = copy * options.tensor_parallel
+    return {
+        "model": str(folder),
+        "max_tokens": max_tokens,
+        "device": device,
+        "devices": list(range(first, first + options.tensor_parallel)),
+        "precision": options.precision,
+        "quantisation": options.quantisation,
+        "tensor_parallel": options.tensor_parallel,
+        "gpu_memory_share": options.gpu_memory_share,
+        "cpu_cache_bytes": CPU_CACHE_BYTES,
+    }
 
 
 class VLLMGenerator:
