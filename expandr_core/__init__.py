@@ -11,6 +11,7 @@ Nothing here imports Prefect or reads an environment variable. In the order of t
     split, examples                who learns from which query
     models                         what a model folder must have
     prompts, generator             the five prompts as token ids; texts sampled from a causal LM
+    vllm_generator, vllm_program   the engine vLLM, and what of it runs in its own interpreter
     query_shards                   shards that stay the same when other rows change
     encoder, bulk_encoding         texts to vectors, many at once, and the vector of an expanded query
     known_vectors                  vectors that the store has already, found by content

@@ -1,4 +1,4 @@
-"""Sample texts from a causal language model, with transformers.
+"""Sample texts from a causal language model: what every engine shares, and the engine transformers.
 
 A text is determined by the model, the prompt and its own seed, not by the batch it was computed in:
 each text has a generator of its own, and the token drawn is the argmax of log-probability plus
@@ -6,7 +6,8 @@ Gumbel noise, which is a draw from the softmax (Gumbel, 1954; "the Gumbel-max tr
 the rounding of batched matrix products, which can flip a near-tie if the batch size is changed.
 
 The prompt is computed once and its key-value cache is shared by all the texts of that prompt.
-Another engine (vLLM) takes the place of `TransformersGenerator` by having the same `generate`.
+Other engines (`vllm_generator`, `endpoint_generator`) have the same `generate`; all of them ask for a
+text by the token ids of the same prompt and end it at the same tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,8 +17,10 @@ from typing import Any, Literal, Protocol, cast
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     TopPLogitsWarper,
@@ -25,7 +28,7 @@ from transformers import (
 
 from expandr_core.errors import DataError
 from expandr_core.options import Prompt, SamplingOptions
-from expandr_core.prompts import fitted_prompt_ids, turn_end_id
+from expandr_core.prompts import fitted_turn, turn_end_id
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,60 @@ class Generator(Protocol):
         ...
 
 
+class Codec:
+    """What a model's folder says about prompts and texts: the same for every engine.
+
+    Attributes:
+        tokenizer: the model's.
+        turn_end: the token that ends the assistant's turn.
+        ends: all tokens that end a text, the model's own ends of sequence too.
+    """
+
+    def __init__(self, folder: Path):
+        """Read a model's tokenizer and configuration from a local folder."""
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.turn_end = turn_end_id(self.tokenizer)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        self._context: int | None = getattr(config, "max_position_embeddings", None)
+        if (folder / "generation_config.json").is_file():
+            generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        else:
+            generation = GenerationConfig.from_model_config(config)
+        own = cast("int | list[int] | None", generation.eos_token_id) or []
+        self.ends = {self.turn_end, *([own] if isinstance(own, int) else own)}
+
+    def turns(
+        self, requests: Sequence[Request], sampling: SamplingOptions, max_prompt_tokens: int
+    ) -> list[tuple[str, list[int]]]:
+        """Render each request: the user's turn, and the whole prompt as token ids.
+
+        Raises:
+            DataError: if a prompt is too long, or leaves too little of the model's context.
+        """
+        tokens = max_prompt_tokens + sampling.max_new_tokens
+        if self._context is not None and tokens > self._context:
+            raise DataError(
+                f"max_prompt_tokens + max_new_tokens = {tokens} exceeds the model's context of "
+                f"{self._context} tokens; lower one of them"
+            )
+        return [
+            fitted_turn(self.tokenizer, r.prompt, r.query, r.passage, max_prompt_tokens)
+            for r in requests
+        ]
+
+    def prompts(
+        self, requests: Sequence[Request], sampling: SamplingOptions, max_prompt_tokens: int
+    ) -> list[list[int]]:
+        """Return only the token ids of `turns`."""
+        return [ids for _, ids in self.turns(requests, sampling, max_prompt_tokens)]
+
+    def completion(self, ids: list[int]) -> Completion:
+        """Decode a text up to the first token that ends it; without one it was cut."""
+        length = next((n for n, token in enumerate(ids) if token in self.ends), len(ids))
+        text = cast(str, self.tokenizer.decode(ids[:length], skip_special_tokens=True))
+        return Completion(text, "stop" if length < len(ids) else "length", length)
+
+
 class _SeededSampling(LogitsProcessor):
     """Draw each row's next token with the row's own temperature and random generator."""
 
@@ -101,26 +158,19 @@ class TransformersGenerator:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = device
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.codec = Codec(folder)
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=dtype)
         self.model: Any = cast(Any, model).to(device).eval()
-        self.turn_end = turn_end_id(self.tokenizer)
-        ends = self.model.generation_config.eos_token_id or []
-        self.ends = {self.turn_end, *([ends] if isinstance(ends, int) else ends)}
-        self.pad = self.tokenizer.pad_token_id
+        self.pad = self.codec.tokenizer.pad_token_id
         if self.pad is None:
-            self.pad = self.turn_end
+            self.pad = self.codec.turn_end
 
     def generate(
         self, requests: Sequence[Request], sampling: SamplingOptions, max_prompt_tokens: int
     ) -> Iterator[list[tuple[int, list[Completion]]]]:
         """Generate in batches of prompts of similar length, at most `batch_size` texts each."""
-        self._check_context(max_prompt_tokens + sampling.max_new_tokens)
-        prompts = [
-            fitted_prompt_ids(self.tokenizer, r.prompt, r.query, r.passage, max_prompt_tokens)
-            for r in requests
-        ]
+        prompts = self.codec.prompts(requests, sampling, max_prompt_tokens)
         order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
         batch: list[int] = []
         for index in order:
@@ -131,14 +181,6 @@ class TransformersGenerator:
             batch.append(index)
         if batch:
             yield self._batch(batch, requests, prompts, sampling)
-
-    def _check_context(self, tokens: int) -> None:
-        context = getattr(self.model.config, "max_position_embeddings", None)
-        if context is not None and tokens > context:
-            raise DataError(
-                f"max_prompt_tokens + max_new_tokens = {tokens} exceeds the model's context of "
-                f"{context} tokens; lower one of them"
-            )
 
     @torch.inference_mode()
     def _batch(
@@ -182,14 +224,9 @@ class TransformersGenerator:
             top_p=None,
             top_k=None,
             logits_processor=LogitsProcessorList([sampling]),
-            eos_token_id=sorted(self.ends),
+            eos_token_id=sorted(self.codec.ends),
             pad_token_id=self.pad,
         )
-        completions = [self._decode(row) for row in output[:, longest:].tolist()]
+        completions = [self.codec.completion(row) for row in output[:, longest:].tolist()]
         by_request = iter(completions)
         return [(index, [next(by_request) for _ in requests[index].seeds]) for index in batch]
-
-    def _decode(self, ids: list[int]) -> Completion:
-        length = next((n for n, token in enumerate(ids) if token in self.ends), len(ids))
-        text = self.tokenizer.decode(ids[:length], skip_special_tokens=True)
-        return Completion(text, "stop" if length < len(ids) else "length", length)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda"]
+Engine = Literal["transformers", "vllm", "endpoint"]
 Prompt = Literal["q2d", "q2a", "q2q", "q2e", "q2c"]
 VectorType = Literal["float16", "float32"]
 ConventionName = Literal["model", "contriever", "bge", "e5", "gte", "minilm", "last-token"]
@@ -133,8 +134,47 @@ class TinyLLMOptions(Options):
     checkpoint_steps: Positive = runtime(200, description="Steps between checkpoints.")
 
 
+class VLLMOptions(Options):
+    """The engine vLLM, in an interpreter of its own, which `make vllm-env` makes."""
+
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="Of the weights. auto: bfloat16 on a GPU, float32 on a CPU."
+    )
+    quantisation: Literal["none", "fp8", "bitsandbytes"] = Field(
+        default="none",
+        description="How the weights are quantised when they are loaded; what is quantised already "
+        "needs 'none'.",
+    )
+    tensor_parallel: Positive = runtime(1, description="GPUs that share one copy of the model.")
+    data_parallel: Positive = runtime(
+        1, description="Copies of the model, each on GPUs of its own; they share the queries."
+    )
+    gpu_memory_share: float = runtime(
+        0.9, gt=0, le=1, description="Share of a GPU's memory that vLLM takes."
+    )
+
+
+class EndpointOptions(Options):
+    """An OpenAI-compatible server; its key is in OPENAI_API_KEY, in the environment of who asks."""
+
+    url: str = runtime("", description="Such as http://host:8000/v1, without a key in it.")
+    model: str = Field(
+        default="", description="Name under which the server has the model; the same as `model`."
+    )
+    api: Literal["completions", "chat"] = Field(
+        default="completions",
+        description="What to send: the prompt's token ids to /completions, where the server takes "
+        "them (vLLM does), or the user's turn to /chat/completions, where its template is used.",
+    )
+    concurrency: Positive = runtime(64, description="Texts asked for at once.")
+    retries: int = runtime(
+        8, ge=0, description="Of a request that met a busy, failing or absent server; with pauses."
+    )
+    timeout_seconds: float = runtime(600, gt=0, description="Longest wait for one text.")
+
+
 class LLMOptions(Options):
-    """The language model that writes the expansions."""
+    """The language model that writes the expansions, and the engine that runs it."""
 
     model: str = Field(
         default="tiny",
@@ -142,6 +182,16 @@ class LLMOptions(Options):
         "from the collection's text (paper: meta-llama/Meta-Llama-3-8B-Instruct).",
     )
     tiny: TinyLLMOptions = Field(default=TinyLLMOptions(), title="The tiny LLM, if 'tiny'")
+    engine: Engine = Field(
+        default="transformers",
+        description="What runs the model: transformers; vLLM, which is made for it; or a server "
+        "elsewhere, which only the flow `expand` can use, as the loop's model changes. Their "
+        "sampled texts differ.",
+    )
+    vllm: VLLMOptions = Field(default=VLLMOptions(), title="vLLM, if the engine is 'vllm'")
+    endpoint: EndpointOptions = Field(
+        default=EndpointOptions(), title="The server, if the engine is 'endpoint'"
+    )
 
 
 class TinyRetrieverOptions(Options):
@@ -231,7 +281,10 @@ class SamplingOptions(Options):
     max_new_tokens: Positive = Field(
         default=512, description="A longer text is cut and marked 'length'."
     )
-    batch_size: Positive = runtime(64, description="Texts generated at once.")
+    batch_size: Positive = runtime(
+        64,
+        description="Texts generated at once, by transformers; vLLM takes what its memory holds.",
+    )
 
     @model_validator(mode="after")
     def _evenly_spread(self) -> "SamplingOptions":

@@ -93,15 +93,26 @@ def prompt_ids(tokenizer: "PreTrainedTokenizerBase", content: str) -> list[int]:
 def fitted_prompt_ids(
     tokenizer: "PreTrainedTokenizerBase", name: Prompt, query: str, passage: str, max_tokens: int
 ) -> list[int]:
+    """Return only the token ids of `fitted_turn`."""
+    return fitted_turn(tokenizer, name, query, passage, max_tokens)[1]
+
+
+def fitted_turn(
+    tokenizer: "PreTrainedTokenizerBase", name: Prompt, query: str, passage: str, max_tokens: int
+) -> tuple[str, list[int]]:
     """Render a prompt of at most `max_tokens` by shortening the passage, then the query, at its end.
 
     The instruction and the header of the answer always stay (the reference cut them off).
+
+    Returns:
+        The user's turn, before the chat template, and the whole prompt as token ids.
 
     Raises:
         DataError: if the prompt is too long even without both.
     """
     texts = {"query": query, "passage": passage}
-    ids = prompt_ids(tokenizer, render_prompt(name, query, passage))
+    turn = render_prompt(name, query, passage)
+    ids = prompt_ids(tokenizer, turn)
     for shortened in ("passage", "query"):
         if len(ids) <= max_tokens:
             break
@@ -110,13 +121,14 @@ def fitted_prompt_ids(
             tokens = tokens[: max(0, len(tokens) - (len(ids) - max_tokens))]
             text = cast(str, tokenizer.decode(tokens, skip_special_tokens=True))
             texts[shortened] = text.rstrip("\ufffd")  # half of a character
-            ids = prompt_ids(tokenizer, render_prompt(name, texts["query"], texts["passage"]))
+            turn = render_prompt(name, texts["query"], texts["passage"])
+            ids = prompt_ids(tokenizer, turn)
     if len(ids) > max_tokens:
         raise DataError(
             f"prompt {name}: {len(ids)} tokens without query and passage; raise max_prompt_tokens "
             f"above {max_tokens}"
         )
-    return ids
+    return turn, ids
 
 
 def turn_end_id(tokenizer: "PreTrainedTokenizerBase") -> int:

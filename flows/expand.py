@@ -37,12 +37,12 @@ def expand(
     work = Workspace(store=store, seed=options.seed, device=options.device, placement=placement)
     found = (work.find(queries), work.find(llm))
     if kind == "candidates":
-        write_candidates(work, *found, options.expand)
+        write_candidates(work, *found, options)
     elif kind == "answers":
-        write_answers(work, *found, options.expand)
+        write_answers(work, *found, options)
     elif kind == "greedy":
-        write_greedy(work, *found, options.expand, "expand greedily")
+        write_greedy(work, *found, options, "expand greedily")
     else:
         samples = options.training.expansions_per_query
-        write_expansions(work, *found, options.expand, "expand", samples)
+        write_expansions(work, *found, options, "expand", samples)
     return work.made

@@ -106,7 +106,7 @@ def retrain_retriever(
     work, data, options = run.work, run.data, run.options
     title = f"expand the retriever's queries{when}"
     samples = options.training.expansions_per_query
-    expansions = write_expansions(work, data.retriever, llm, options.expand, title, samples)
+    expansions = write_expansions(work, data.retriever, llm, options, title, samples)
     return train_retriever(
         work,
         data.retriever,

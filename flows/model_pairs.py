@@ -77,11 +77,7 @@ def _named_models(
     found = {role: work.find(key) for role in names if (key := getattr(wanted, role))}
     found |= import_models(work, options, set(names) - set(found))
     title = " and ".join(Path(name).name for name in names.values())
-    return [
-        ModelPair(
-            title, found["llm"], found["retriever"], options.retriever, options.expand, training
-        )
-    ]
+    return [ModelPair(title, found["llm"], found["retriever"], options, training)]
 
 
 def _best_models(run: Summary, training: tuple[Artifact, ...]) -> ModelPair:
@@ -92,8 +88,7 @@ def _best_models(run: Summary, training: tuple[Artifact, ...]) -> ModelPair:
         f"{run.name}, round {run.best_round}",
         run.models["llm"],
         run.models["retriever"],
-        run.options.retriever,
-        run.options.expand,
+        run.options,
         tuple(files.values()),
     )
 

@@ -9,7 +9,7 @@ from expandr_core.errors import DataError
 from expandr_core.stage import run_part, run_stage
 from tasks.placement import BAD_INPUT
 from tasks.progress import core_logs, progress
-from tasks.stage import open_store
+from tasks.stage import on_this_machine, open_store
 
 
 @flow(name="stage", flow_run_name="{title}")
@@ -24,7 +24,7 @@ def stage(title: str, spec: StageSpec, store: str, part: tuple[int, int] | None 
     """
     with core_logs(), progress(title) as report:
         try:
-            opened = open_store(store)
+            opened, spec = open_store(store), on_this_machine(spec)
             if part:
                 run_part(spec, opened, report, part)
             else:

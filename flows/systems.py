@@ -16,13 +16,13 @@ def open_scoreboard(run: Run, split: str) -> Scoreboard:
 def expand_for(run: Run, board: Scoreboard, llm: Artifact, which: str) -> Artifact:
     """Expand the queries of a scoreboard as the options say, mostly sampled."""
     title = f"expand the {board.split} queries, {which}"
-    return write_expansions(run.work, board.evaluation.queries, llm, run.options.expand, title)
+    return write_expansions(run.work, board.evaluation.queries, llm, run.options, title)
 
 
 def expand_greedily_for(run: Run, board: Scoreboard, llm: Artifact, which: str) -> Artifact:
     """Expand the queries of a scoreboard with the likeliest tokens."""
     title = f"expand the {board.split} queries greedily, {which}"
-    return write_greedy(run.work, board.evaluation.queries, llm, run.options.expand, title)
+    return write_greedy(run.work, board.evaluation.queries, llm, run.options, title)
 
 
 def measure_start(run: Run, board: Scoreboard, base: Models) -> Artifact:

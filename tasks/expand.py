@@ -1,7 +1,7 @@
 """Let the language model write."""
 
 from expandr_core.artifacts import Artifact
-from expandr_core.options import ExpandOptions, Prompt, SamplingOptions
+from expandr_core.options import JointLoopOptions, Prompt, SamplingOptions
 from expandr_core.stages import expand as stage
 from tasks.stage import Workspace
 
@@ -10,17 +10,20 @@ def _write(
     work: Workspace,
     title: str,
     inputs: tuple[Artifact, Artifact],
-    options: ExpandOptions,
+    options: JointLoopOptions,
     sampling: SamplingOptions,
     prompt: Prompt,
     first_shards: int = 0,
 ) -> Artifact:
-    queries, llm = inputs
+    (queries, llm), llm_options = inputs, options.llm
     resolved = stage.OPTIONS(
         prompt=prompt,
         sampling=sampling,
-        max_prompt_tokens=options.max_prompt_tokens,
-        queries_per_shard=options.queries_per_shard,
+        max_prompt_tokens=options.expand.max_prompt_tokens,
+        queries_per_shard=options.expand.queries_per_shard,
+        engine=llm_options.engine,
+        vllm=llm_options.vllm if llm_options.engine == "vllm" else None,
+        endpoint=llm_options.endpoint if llm_options.engine == "endpoint" else None,
     )
     inputs_by_role = {"queries": queries, "llm": llm}
     return work.make(title, "expand", resolved, inputs_by_role, first_shards=first_shards)
@@ -30,50 +33,50 @@ def write_candidates(
     work: Workspace,
     queries: Artifact,
     llm: Artifact,
-    options: ExpandOptions,
+    options: JointLoopOptions,
     when: str = "",
     first_shards: int = 0,
 ) -> Artifact:
     """Write the candidates that the reward ranks: many for each query, at several temperatures."""
     title, inputs = f"write candidates{when}", (queries, llm)
-    sampling = options.candidates
-    return _write(work, title, inputs, options, sampling, options.prompt, first_shards)
+    sampling, prompt = options.expand.candidates, options.expand.prompt
+    return _write(work, title, inputs, options, sampling, prompt, first_shards)
 
 
 def write_answers(
     work: Workspace,
     queries: Artifact,
     llm: Artifact,
-    options: ExpandOptions,
+    options: JointLoopOptions,
     when: str = "",
     first_shards: int = 0,
 ) -> Artifact:
     """Write the answer of the self-reward, from the query and its positive passage."""
     title, inputs = f"write answers{when}", (queries, llm)
-    return _write(work, title, inputs, options, options.answer, "q2a", first_shards)
+    return _write(work, title, inputs, options, options.expand.answer, "q2a", first_shards)
 
 
 def write_expansions(
     work: Workspace,
     queries: Artifact,
     llm: Artifact,
-    options: ExpandOptions,
+    options: JointLoopOptions,
     title: str,
     each: int | None = None,
 ) -> Artifact:
     """Write expansions: as many as the options say (evaluation), or `each` at every temperature."""
-    sampling = options.expansion
+    sampling = options.expand.expansion
     if each:
         samples = each * len(sampling.sampling_temperatures)
         sampling = sampling.model_copy(update={"samples": samples})
-    return _write(work, title, (queries, llm), options, sampling, options.prompt)
+    return _write(work, title, (queries, llm), options, sampling, options.expand.prompt)
 
 
 def write_greedy(
-    work: Workspace, queries: Artifact, llm: Artifact, options: ExpandOptions, title: str
+    work: Workspace, queries: Artifact, llm: Artifact, options: JointLoopOptions, title: str
 ) -> Artifact:
     """Write one expansion a query, always the likeliest token."""
-    sampling = options.expansion.model_copy(
+    sampling = options.expand.expansion.model_copy(
         update={"samples": 1, "sampling_temperatures": (0.0,), "top_p": 1.0}
     )
-    return _write(work, title, (queries, llm), options, sampling, options.prompt)
+    return _write(work, title, (queries, llm), options, sampling, options.expand.prompt)

@@ -4,6 +4,7 @@ from collections.abc import Set
 
 from expandr_core import models
 from expandr_core.artifacts import Artifact
+from expandr_core.errors import DataError
 from expandr_core.options import JointLoopOptions
 from expandr_core.stages.import_model import ImportOptions
 from tasks.data import Data, training_texts
@@ -19,7 +20,15 @@ def import_models(
 
     Returns:
         By role, "llm" and "retriever"; what is to be built, or not asked for, is absent.
+
+    Raises:
+        DataError: if a model cannot be used, or the LLM is to be run where it cannot be changed.
     """
+    if options.llm.engine == "endpoint":
+        raise DataError(
+            "llm.engine is 'endpoint', but a server keeps its model and the loop trains it; use "
+            "'vllm' or 'transformers' here, and an endpoint with the flow expand alone"
+        )
     retriever, imported = options.retriever, {}
     if "retriever" in roles and retriever.model != "tiny":
         folder, sources = models.model_source(retriever.model)

@@ -53,8 +53,8 @@ def _write_pairs(
     first_shards: int,
 ) -> tuple[Artifact, Artifact]:
     """Make the rewards and pairs of the first shards, or of all."""
-    candidates = write_candidates(work, queries, llm, options.expand, when, first_shards)
-    answers = write_answers(work, queries, llm, options.expand, when, first_shards)
+    candidates = write_candidates(work, queries, llm, options, when, first_shards)
+    answers = write_answers(work, queries, llm, options, when, first_shards)
     inputs = (candidates, answers, queries, retriever)
     rewards = reward(work, *inputs, options=options.retriever, when=when)
     pairs = choose_pairs(work, rewards, options.preferences, when, more_to_come=first_shards > 0)

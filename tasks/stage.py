@@ -4,8 +4,9 @@ The artifact store is the only truth. The task looks the key up first; what is t
 returned in Prefect's state `Cached`, and the stage does not run. Prefect's own result cache is off: it
 would take an unreachable store for a miss, and a deleted artifact for a hit.
 
-Two settings belong to a machine and not to a run, and come from its environment: EXPANDR_SCRATCH, the
-local folder for unfinished work and downloads, and EXPANDR_CACHE_GB, which the downloads may take.
+Three settings belong to a machine and not to a run, and come from its environment: EXPANDR_SCRATCH, the
+local folder for unfinished work and downloads, EXPANDR_CACHE_GB, which the downloads may take, and
+EXPANDR_VLLM_PYTHON, the interpreter that has vLLM.
 """
 
 import json
@@ -64,8 +65,8 @@ def make_artifact(title: str, spec: StageSpec, store_url: str, placement: Placem
             return found
         with progress(title) as report:
             if needs_child(spec):
-                return run_in_child(spec, store, report)
-            return run_stage(spec, store, report)
+                return run_in_child(on_this_machine(spec), store, report)
+            return run_stage(on_this_machine(spec), store, report)
 
 
 def open_store(url: str) -> Store:
@@ -76,6 +77,13 @@ def open_store(url: str) -> Store:
     except ValueError as error:
         raise DataError(f"EXPANDR_CACHE_GB={limit}: say a number of gigabytes") from error
     return Store(url, os.environ.get("EXPANDR_SCRATCH"), cache_bytes)
+
+
+def on_this_machine(spec: StageSpec) -> StageSpec:
+    """Add to a stage's runtime what only the machine that runs it knows."""
+    python = os.environ.get("EXPANDR_VLLM_PYTHON")
+    own = {"vllm_python": python} if python else {}
+    return spec.model_copy(update={"runtime": {**spec.runtime, **own}})
 
 
 class Workspace(BaseModel):

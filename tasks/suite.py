@@ -7,7 +7,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from expandr_core.artifacts import Artifact
 from expandr_core.leaderboard import MeasuredDataset
-from expandr_core.options import EvaluateOptions, ExpandOptions, RetrieverOptions
+from expandr_core.options import EvaluateOptions, JointLoopOptions
 from expandr_core.stages import audit as audit_stage
 from expandr_core.stages import leaderboard as leaderboard_stage
 from expandr_core.stages.compare import StepOptions
@@ -26,16 +26,14 @@ class ModelPair:
 
     Attributes:
         title: as the leaderboard shows it.
-        retriever_options: how the retriever is used; of a run's models, those of the run.
-        expand_options: how the language model writes.
+        options: how the retriever is used and the LLM writes; of a run's models, those of the run.
         training: files of examples that the models were trained on, as far as they are known.
     """
 
     title: str
     llm: Artifact
     retriever: Artifact
-    retriever_options: RetrieverOptions
-    expand_options: ExpandOptions
+    options: JointLoopOptions
     training: tuple[Artifact, ...]
 
 
@@ -79,7 +77,7 @@ class Suite:
 
     def _measure_pair(self, place: str, evaluation: Evaluation, number: int) -> None:
         pair = self.pairs[number]
-        options, queries = pair.retriever_options, evaluation.queries
+        options, queries = pair.options.retriever, evaluation.queries
         which = f"{place}, {pair.title}"
         vectors = encode_corpus(self.work, evaluation.corpus, pair.retriever, options, which)
 
@@ -130,7 +128,7 @@ class Suite:
                     self.work,
                     queries,
                     pair.llm,
-                    pair.expand_options,
+                    pair.options,
                     f"{title} greedily, {pair.title}",
                 )
             ]
@@ -140,7 +138,7 @@ class Suite:
                     self.work.model_copy(update={"seed": self.work.seed + sample}),
                     queries,
                     pair.llm,
-                    pair.expand_options,
+                    pair.options,
                     f"{title}, seed {self.work.seed + sample}, {pair.title}",
                 )
                 for sample in range(self.samples)

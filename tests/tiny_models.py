@@ -42,8 +42,15 @@ def make_tokenizer(template: str | None = TEMPLATE, adds_bos: bool = False):
     return tokenizer
 
 
-def save_llm(folder: Path, seed: int = 0) -> Path:
-    """Save a Llama of two layers with random weights, wide enough that texts differ."""
+def save_llm(folder: Path, seed: int = 0, heads: int = 2, context: int = 512) -> Path:
+    """Save a Llama of two layers with random weights, wide enough that texts differ.
+
+    Args:
+        folder: where.
+        seed: of the weights.
+        heads: that share the width of 32; vLLM on a CPU wants 1.
+        context: longest prompt and text together.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -55,9 +62,9 @@ def save_llm(folder: Path, seed: int = 0) -> Path:
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=context,
         bos_token_id=BOS,
         eos_token_id=EOS,
         pad_token_id=0,

