@@ -13,6 +13,7 @@ from prefect.logging import disable_run_logger
 from pydantic import BaseModel
 
 from expandr_core.artifacts import Artifact
+from expandr_core.errors import DataError
 from expandr_core.options import JointLoopOptions
 from expandr_core.plan import Rates, Step, measured, rates_of
 from expandr_core.stages.sample import OPTIONS as SampleOptions
@@ -51,16 +52,24 @@ def plan(
     Args:
         options: The options of every stage.
         rates: What stages cost; else it is learned from earlier runs, or measured.
-        before: Learn from runs that ended before, only.
+        before: Learn from runs that ended before, only; without one there is no prediction.
         calibrate: Measure, even if there are runs to learn from.
         sample: Queries of the larger sample of a calibration; the smaller one has a quarter.
         store: Folder or s3:// URL that keeps every artifact.
+
+    Raises:
+        DataError: if there is nothing to predict by, or too few pairs are predicted.
     """
     work = Workspace(store=store, seed=options.seed, device=options.device)
     imported = import_models(work, options)
     data = prepare_data(work, options.data, options.world)
     if not rates and not calibrate:
         rates = learned(work, options, before)
+        if before and not rates:
+            raise DataError(
+                "no run with these models ended before that one, to predict it by; give "
+                "--throughputs FILE, as the plan's --save wrote it, or --calibrate"
+            )
     if not rates:
         llm = imported.get("llm") or build_llm(work, data, options)
         retriever = imported.get("retriever") or build_retriever(work, data, options)

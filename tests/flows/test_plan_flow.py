@@ -84,6 +84,14 @@ def test_a_run_that_is_over_is_compared_with_a_plan_by_saved_throughputs(first, 
     assert "Throughputs: the first run." in result.output
 
 
+def test_a_run_that_nothing_came_before_is_not_compared_with_itself(first):
+    from flows.cli import app
+
+    result = CliRunner().invoke(app, ["plan", "--run", "latest", "--store", first.summary.store])
+    assert result.exit_code == 2
+    assert "no run with these models ended before that one" in result.output
+
+
 def test_a_sample_of_the_data_keeps_whole_queries(first, store):
     found = {}
 
