@@ -5,7 +5,8 @@ Nothing here imports Prefect or reads an environment variable. In the order of t
     options, artifacts, store      every option; what is kept, under which key, and how it is verified
     manifests, filesystems, s3, leases, read_cache, run_records, garbage
                                    parts of the store; what an outage, a second worker, a full disk do
-    stage, child, provenance       run a stage program, in this process or in one of its own
+    stage, child, events, provenance
+                                   run a stage program, in this process or in one of its own
     demo_*, bpe, corpus_sample     the built-in world, and tiny models made from any collection's text
     datasets, collection, triples  read raw files; bad rows are named by file and line
     split, examples                who learns from which query
@@ -18,8 +19,10 @@ Nothing here imports Prefect or reads an environment variable. In the order of t
     rewards                        reciprocal ranks among the candidates, ties, the pair
     pair_audit                     what the pairs teach besides, before anything is trained on them
     lazy_pairs                     how many shards to write for, until there are enough pairs
-    contrastive, training_rows, hard_negatives, retriever_trainer
-                                   the retriever's loss, rows and trainer; training: its checkpoints
+    training_rows, hard_negatives  what the retriever is trained on, and the batches
+    contrastive, mini_batches, ranks, dev_metric, retriever_trainer
+                                   its loss; a batch of any size, in several processes; how well it goes
+    training, checkpoints          what the trainings share; how they go on after a kill
     search, bm25                   exact top-k in blocks; the reference from outside
     evaluation, metrics, significance, trec
                                    nDCG, MAP, Recall and MRR block by block; paired tests; run files
