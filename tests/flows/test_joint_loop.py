@@ -217,7 +217,7 @@ def test_a_killed_loop_goes_on_where_it_was_and_ends_in_the_same_bytes(first, st
     program = run_as_a_program(home, tiny_loop.__file__, str(store))
     checkpoints = store / ".scratch" / "work" / key / "checkpoints"
     deadline = time.monotonic() + 300
-    while not list(checkpoints.glob("checkpoint-*/trainer_state.json")):
+    while not list(checkpoints.glob("checkpoint-*.pt")):
         assert program.poll() is None and time.monotonic() < deadline, "no checkpoint came"
         time.sleep(0.01)
     os.killpg(program.pid, signal.SIGKILL)
