@@ -9,6 +9,7 @@ import pytest
 from pairs_world import QUERIES, filled, options, pairs_of
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.client.schemas.sorting import ArtifactSort
 
 from expandr_core.artifacts import Artifact
 from expandr_core.errors import DataError
@@ -91,8 +92,8 @@ def test_too_few_pairs_stop_the_run_after_an_audit_that_is_shown(full):
     assert audit.key in str(error.value)
     with get_client(sync_client=True) as client:
         filters = ArtifactFilter(key=ArtifactFilterKey(any_=["pairs-audit"]))
-        shown = client.read_artifacts(artifact_filter=filters, limit=1)[0]
-    assert shown.data == (full.store.local(audit) / "audit.md").read_text()
+        newest = client.read_artifacts(artifact_filter=filters, sort=ArtifactSort.CREATED_DESC)
+    assert newest[0].data == (full.store.local(audit) / "audit.md").read_text()
 
 
 def test_a_lost_shard_is_made_again_and_nothing_else(llm_folder, tmp_path):
