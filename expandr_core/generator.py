@@ -13,12 +13,11 @@ text by the token ids of the same prompt and end it at the same tokens.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Literal, Protocol, cast
 
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     LogitsProcessor,
@@ -26,6 +25,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from expandr_core.adapters import load_adapted
 from expandr_core.errors import DataError
 from expandr_core.options import Prompt, SamplingOptions
 from expandr_core.prompts import fitted_turn, turn_end_id
@@ -153,15 +153,14 @@ class _SeededSampling(LogitsProcessor):
 class TransformersGenerator:
     """A causal LM in this process, on a CPU or one GPU."""
 
-    def __init__(self, folder: Path, device: str):
-        """Load the model from a local folder: bfloat16 on a GPU, float32 on a CPU."""
+    def __init__(self, folder: Path, device: str, adapter: Path | None = None):
+        """Load the model from a local folder, with an adapter: bfloat16 on a GPU, float32 on a CPU."""
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = device
         self.codec = Codec(folder)
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=dtype)
-        self.model: Any = cast(Any, model).to(device).eval()
+        self.model = load_adapted(folder, adapter, dtype).to(device).eval()
         self.pad = self.codec.tokenizer.pad_token_id
         if self.pad is None:
             self.pad = self.codec.turn_end

@@ -394,10 +394,33 @@ class DPOOptions(Options):
         ge=16,
         description="Longest prompt plus text; longer texts are cut at the end, prompts never.",
     )
-    device_batch_size: Positive = runtime(
-        16, description="Pairs per device at once; the rest accumulates."
+    evaluation_steps: Positive = Field(
+        default=100,
+        description="Steps between two measurements on the pairs of the dev part, and their "
+        "checkpoints; the adapter with the lowest loss is kept. Without a dev part, the last.",
     )
-    checkpoint_steps: Positive = runtime(50, description="Steps between checkpoints.")
+    device_batch_size: Positive = runtime(
+        16, description="Pairs per process at once; the rest accumulates."
+    )
+    processes: Positive = runtime(
+        1, description="Processes that train together on one machine: GPUs, or shares of a CPU."
+    )
+    zero: Literal["none", "2", "3"] = runtime(
+        "none",
+        description="DeepSpeed's ZeRO: the processes share the optimiser's state and the gradients (2), "
+        "or the model's weights too (3), for a model that no GPU holds alone.",
+    )
+    gradient_checkpointing: bool = runtime(
+        False, description="Takes less memory, and about a third more time."
+    )
+    checkpoint_steps: Positive = runtime(
+        50, description="Steps between checkpoints, if there is no dev part."
+    )
+    merge: bool = runtime(
+        True,
+        description="Write the model with the adapter folded in. Otherwise the adapter is kept apart, "
+        "and used so wherever the model writes: a round then writes megabytes, not the model.",
+    )
 
 
 class ContrastiveTrainingOptions(Options):

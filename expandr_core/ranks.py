@@ -98,9 +98,7 @@ def joined(device: str) -> Iterator[tuple[str, Progress]]:
     if not on_gpu:
         torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     elif processes > gpus:
-        raise DataError(
-            f"training.processes is {processes}, and this machine has {gpus} GPUs; lower it"
-        )
+        raise DataError(f"`processes` is {processes}, and this machine has {gpus} GPUs; lower it")
     else:
         torch.cuda.set_device(rank())
     yield f"cuda:{rank()}" if on_gpu else "cpu", report

@@ -19,18 +19,17 @@ from transformers import (
     TrainingArguments,
 )
 
-from expandr_core.stage import Job
+from expandr_core.events import Progress
 
 log = logging.getLogger(__name__)
-REQUIRED = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 
 
 class ProgressCallback(TrainerCallback):
-    """Report each finished optimiser step as `job.progress(done, total, "steps")`."""
+    """Report each finished optimiser step as `report(done, total, "steps")`."""
 
-    def __init__(self, job: Job):
-        """Report to a job."""
-        self.job = job
+    def __init__(self, report: Progress):
+        """Report there."""
+        self.report = report
 
     def on_train_begin(
         self,
@@ -40,7 +39,7 @@ class ProgressCallback(TrainerCallback):
         **kwargs: object,
     ) -> None:
         """Report where training starts, or goes on."""
-        self.job.progress(state.global_step, state.max_steps, "steps")
+        self.report(state.global_step, state.max_steps, "steps")
 
     def on_step_end(
         self,
@@ -50,17 +49,21 @@ class ProgressCallback(TrainerCallback):
         **kwargs: object,
     ) -> None:
         """Report one more step."""
-        self.job.progress(state.global_step, state.max_steps, "steps")
+        self.report(state.global_step, state.max_steps, "steps")
 
 
-def last_checkpoint(folder: Path) -> str | None:
+def last_checkpoint(folder: Path, processes: int = 1) -> str | None:
     """Return the newest complete checkpoint in a folder, for `resume_from_checkpoint`, or None.
 
     Half-written ones are deleted: the Trainer counts them among those that it keeps.
+
+    Args:
+        folder: of the checkpoints.
+        processes: that write them; each has files of its own.
     """
     found = [path for path in folder.glob("checkpoint-*") if re.search(r"-\d+$", path.name)]
     for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
-        damage = _damage(path)
+        damage = _damage(path, processes)
         if damage is None:
             log.info("going on from %s", path.name)
             return str(path)
@@ -69,11 +72,20 @@ def last_checkpoint(folder: Path) -> str | None:
     return None
 
 
-def _damage(checkpoint: Path) -> str | None:
+def _damage(checkpoint: Path, processes: int) -> str | None:
     """Name the first file that is missing or cut short: each format tells by itself."""
-    for name in REQUIRED:
+    for name in ("scheduler.pt", "trainer_state.json"):
         if not (checkpoint / name).exists():
             return f"no {name}"
+    optimiser = [
+        *checkpoint.glob("optimizer.pt"),
+        *checkpoint.glob("global_step*/*optim_states.pt"),
+    ]
+    states = {"optimiser": optimiser, "random": list(checkpoint.glob("rng_state*.pth"))}
+    for name, files in states.items():
+        wanted = 1 if files and files[0].name == "optimizer.pt" else processes
+        if len(files) != wanted:
+            return f"{len(files)} of {wanted} files of the {name} state"
     weights = list(checkpoint.rglob("*.safetensors"))
     if not weights:
         return "no weights"

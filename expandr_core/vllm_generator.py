@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from expandr_core import vllm_program
+from expandr_core.adapters import read_config
 from expandr_core.child import end_tree
 from expandr_core.errors import DataError
 from expandr_core.generator import Codec, Completion, Request
@@ -46,7 +47,12 @@ REMEDIES = {  # what vLLM writes when it ends, and what to do
 
 @contextlib.contextmanager
 def open_vllm(
-    folder: Path, options: VLLMOptions, max_tokens: int, device: Device, python: str = ""
+    folder: Path,
+    options: VLLMOptions,
+    max_tokens: int,
+    device: Device,
+    python: str = "",
+    adapter: Path | None = None,
 ) -> Iterator["VLLMGenerator"]:
     """Load a model into vLLM, for as long as the context lasts.
 
@@ -56,6 +62,7 @@ def open_vllm(
         max_tokens: longest prompt and text together.
         device: where; it must be what that vLLM was built for.
         python: the interpreter that has vLLM; the project's `.venv-vllm` by default.
+        adapter: folder of a LoRA adapter of the model, which stays apart from its weights.
 
     Raises:
         DataError: if there is no such interpreter.
@@ -70,7 +77,7 @@ def open_vllm(
         copies: list[_Copy] = []
         try:
             for number in range(options.data_parallel):
-                settings = settings_of(folder, options, max_tokens, device, number)
+                settings = settings_of(folder, options, max_tokens, device, number, adapter)
                 copies.append(_Copy(interpreter, settings, Path(temporary, str(number))))
             yield VLLMGenerator(Codec(folder), copies)
         finally:
@@ -79,7 +86,12 @@ def open_vllm(
 
 
 def settings_of(
-    folder: Path, options: VLLMOptions, max_tokens: int, device: Device, copy: int
+    folder: Path,
+    options: VLLMOptions,
+    max_tokens: int,
+    device: Device,
+    copy: int,
+    adapter: Path | None = None,
 ) -> dict[str, Any]:
     """Say to `vllm_program` what one copy of the model is; for the arguments see `open_vllm`."""
     first = copy * options.tensor_parallel
@@ -93,6 +105,8 @@ def settings_of(
         "tensor_parallel": options.tensor_parallel,
         "gpu_memory_share": options.gpu_memory_share,
         "cpu_cache_bytes": CPU_CACHE_BYTES,
+        "adapter": str(adapter) if adapter else "",
+        "adapter_rank": read_config(adapter)["r"] if adapter else 0,
     }
 
 

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from vllm import LLM  # pyright: ignore[reportMissingImports]
 
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM makes room for
+
 
 def load(settings: dict[str, Any]) -> "LLM":
     """Load the model; without CUDA graphs, and with a small cache of keys and values, on a CPU.
@@ -28,7 +30,8 @@ def load(settings: dict[str, Any]) -> "LLM":
     Args:
         settings: `model`, a folder; `precision`, `quantisation`, `tensor_parallel`,
             `gpu_memory_share`, as in `VLLMOptions`; `devices`, numbers of the GPUs; `max_tokens`,
-            the longest prompt and text together; `cpu_cache_bytes`, for keys and values on a CPU.
+            the longest prompt and text together; `cpu_cache_bytes`, for keys and values on a CPU;
+            `adapter`, a folder or "", and its `adapter_rank`.
     """
     from vllm import LLM  # pyright: ignore[reportMissingImports]
     from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
@@ -49,6 +52,8 @@ def load(settings: dict[str, Any]) -> "LLM":
         "gpu_memory_utilization": settings["gpu_memory_share"],
         "device_ids": settings["devices"],
     }
+    rank = next((rank for rank in LORA_RANKS if rank >= settings["adapter_rank"]), LORA_RANKS[-1])
+    with_adapter = {"enable_lora": True, "max_lora_rank": rank} if settings["adapter"] else {}
     return LLM(
         model=settings["model"],
         skip_tokenizer_init=True,
@@ -58,17 +63,20 @@ def load(settings: dict[str, Any]) -> "LLM":
         tensor_parallel_size=settings["tensor_parallel"],
         max_model_len=settings["max_tokens"],
         enable_prefix_caching=True,
+        **with_adapter,
         **(in_one_piece if on_cpu else on_gpus),
     )
 
 
-def write(llm: "LLM", asked: dict[str, Any], out: TextIO) -> None:
+def write(llm: "LLM", adapter: str, asked: dict[str, Any], out: TextIO) -> None:
     """Write all texts of one call in one pass of the engine."""
     from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
     from vllm.inputs import tokens_input  # pyright: ignore[reportMissingImports]
+    from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
     from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
 
     engine = llm.llm_engine
+    lora = LoRARequest("adapter", 1, adapter) if adapter else None
     for place, (prompt, seed, temperature) in enumerate(asked["texts"]):
         sampling = SamplingParams(
             temperature=temperature,
@@ -79,7 +87,8 @@ def write(llm: "LLM", asked: dict[str, Any], out: TextIO) -> None:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        engine.add_request(str(place), tokens_input(asked["prompts"][prompt]), sampling)
+        ids = tokens_input(asked["prompts"][prompt])
+        engine.add_request(str(place), ids, sampling, lora_request=lora)
     while engine.has_unfinished_requests():
         for output in engine.step():
             text = {"text": int(output.request_id), "ids": list(output.outputs[0].token_ids)}
@@ -113,7 +122,7 @@ def main(parent: int) -> int:
         return 1
     llm = load(settings)
     for line in sys.stdin:
-        write(llm, json.loads(line), out)
+        write(llm, settings["adapter"], json.loads(line), out)
     return 0
 
 

@@ -1,5 +1,6 @@
 """Align the language model with the pairs."""
 
+from expandr_core.adapters import language_model
 from expandr_core.artifacts import Artifact
 from expandr_core.options import DPOOptions, ExpandOptions
 from expandr_core.stages import dpo as stage
@@ -15,10 +16,16 @@ def align(
     expand: ExpandOptions,
     when: str = "",
 ) -> Artifact:
-    """Train an adapter by DPO and merge it; the prompt is the one that the texts were written for."""
+    """Train an adapter by DPO; return the language model with it, merged if the options say so.
+
+    The prompt is the one that the texts were written for.
+    """
     resolved = stage.OPTIONS(
         **options.model_dump(), prompt=expand.prompt, max_prompt_tokens=expand.max_prompt_tokens
     )
-    adapter = work.make(f"align by DPO{when}", "dpo", resolved, {"llm": llm, "pairs": pairs})
-    inputs = {"llm": llm, "adapter": adapter}
+    start = language_model(work.open(), llm)
+    adapter = work.make(f"align by DPO{when}", "dpo", resolved, start | {"pairs": pairs})
+    if not options.merge:
+        return adapter
+    inputs = {"llm": start["llm"], "adapter": adapter}
     return work.make(f"merge the adapter{when}", "merge", merge.OPTIONS(), inputs)

@@ -1,5 +1,10 @@
 """DPO: train a LoRA adapter to prefer the chosen texts (Rafailov et al., 2023; TRL's trainer).
 
+Input roles: `llm`, `pairs`, and `adapter` if the model to start from is `llm` with an adapter that is
+kept apart; what is written is then the sum of that one and the trained one, an adapter of `llm` again.
+Writes the adapter and training_log.json; with a dev part, the adapter of the step with the lowest loss
+on it. `expandr_core.dpo_trainer` trains.
+
 Differs from the reference: the prompt's token ids are those of generation and are never cut; the
 token that ends the assistant's turn is appended, and only to texts that the model had ended itself;
 the adapted layers are explicit. Dropout is off, as it was in effect in the reference.
@@ -7,27 +12,25 @@ the adapted layers are explicit. Dropout is off, as it was in effect in the refe
 
 import json
 import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from expandr_core.errors import DataError
+from expandr_core.events import Progress
 from expandr_core.options import DPOOptions, Prompt
 from expandr_core.prompts import fitted_prompt_ids, turn_end_id
-from expandr_core.seeding import derive_seed
 from expandr_core.stage import Job
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
-    from trl.trainer.dpo_trainer import DPOTrainer
 
 log = logging.getLogger(__name__)
-VERSION = 1
+VERSION = 2
 ROLE = "train"
 ISOLATION = "always"
 AVERAGED = 5  # steps, for the measures at the beginning and at the end
@@ -41,28 +44,117 @@ class OPTIONS(DPOOptions):
     max_prompt_tokens: int = 1024
 
 
+@dataclass(frozen=True)
+class Task:
+    """What every process of a training is given.
+
+    Attributes:
+        llm: folder of the model.
+        adapter: folder of an adapter that belongs to it, or None.
+        pairs: folder with the tokenised pairs, by part.
+        checkpoints: folder for these.
+        checkpoint: to go on from, or None.
+        events: folder for TensorBoard.
+        out: folder for the trained adapter.
+        options: the stage's.
+        seed: the run's.
+    """
+
+    llm: Path
+    adapter: Path | None
+    pairs: Path
+    checkpoints: Path
+    checkpoint: str | None
+    events: Path
+    out: Path
+    options: OPTIONS
+    seed: int
+
+
 def run(job: Job) -> None:
     """Train an adapter of `llm` on `pairs`; write it, and `training_log.json`."""
+    import torch
+
+    from expandr_core.dpo_trainer import Layout
+    from expandr_core.ranks import launch
+
+    options: OPTIONS = job.options
+    device = job.spec.runtime.get("device", "auto")
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    layout = Layout(options.processes, options.zero, on_gpu)
+    task = prepare(job)
+    alone = options.processes == 1 and options.zero == "none"
+    if alone and not (on_gpu and torch.cuda.device_count() > 1):  # else the Trainer would use all
+        history = train(task, layout, job.progress)
+    else:
+        history = launch(train_with_others, options.processes, task, layout, device)
+    _complete_adapter(task, job.spec.inputs["llm"].key)
+    _write_log(job, history)
+
+
+def prepare(job: Job) -> Task:
+    """Tokenise the pairs, and find the checkpoint to go on from.
+
+    Raises:
+        DataError: if no pair is left for training, or a prompt leaves no room for a text.
+    """
     from transformers import AutoTokenizer
 
+    from expandr_core.dpo_trainer import save_pairs
     from expandr_core.training import last_checkpoint
 
+    options: OPTIONS = job.options
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["llm"], local_files_only=True)
-    pairs = pq.read_table(job.inputs["pairs"] / "pairs.parquet")
-    train = pairs.filter(pc.field("part") == "train")
-    dev = pairs.filter(pc.field("part") == "dev")
-    if not train.num_rows:
+    pairs: dict[str, list[dict[str, list[int]]]] = {"train": [], "dev": []}
+    for row in pq.read_table(job.inputs["pairs"] / "pairs.parquet").to_pylist():
+        pairs[row["part"]].append(preference_ids(tokenizer, row, options))
+    if not pairs["train"]:
         raise DataError("no preference pair is left for training; lower preferences.dev_share")
-    trainer = make_trainer(job, tokenizer, train, dev)
-    trainer.train(resume_from_checkpoint=last_checkpoint(job.checkpoints))
-    model: Any = trainer.model
-    model.peft_config["default"].base_model_name_or_path = job.spec.inputs["llm"].key
-    model.save_pretrained(job.out, save_embedding_layers=False)  # "auto" asks the hub
-    (job.out / "README.md").unlink(missing_ok=True)
-    config = job.out / "adapter_config.json"  # PEFT writes a set, in an order of chance
-    values = json.loads(config.read_text())
-    config.write_text(json.dumps(values | {"target_modules": sorted(values["target_modules"])}))
-    _write_log(job, trainer, train.num_rows, dev.num_rows)
+    for part, rows in pairs.items():
+        job.counts[f"{part}_pairs"] = len(rows)
+    for side in ("chosen", "rejected"):
+        job.counts[f"{side}_tokens"] = round(
+            fmean(len(row[f"{side}_ids"]) for row in pairs["train"]), 1
+        )
+    folder = job.checkpoints / "pairs"
+    save_pairs(pairs, folder)
+    # a checkpoint is of the processes that wrote it
+    checkpoints = job.checkpoints / f"{options.processes}-zero-{options.zero}"
+    return Task(
+        llm=job.inputs["llm"],
+        adapter=job.inputs.get("adapter"),
+        pairs=folder,
+        checkpoints=checkpoints,
+        checkpoint=last_checkpoint(checkpoints, options.processes),
+        events=job.store.scratch / "tensorboard" / job.spec.key,
+        out=job.out,
+        options=options,
+        seed=job.seed,
+    )
+
+
+def train_with_others(task: Task, layout: Any, device: str) -> list[dict[str, Any]]:
+    """Train as one of several processes; see `train`."""
+    from expandr_core.ranks import joined
+
+    with joined(device) as (_, report):
+        return train(task, layout, report)
+
+
+def train(task: Task, layout: Any, report: Progress) -> list[dict[str, Any]]:
+    """Train; the first process, or the only one, writes the adapter. Return the trainer's history."""
+    from expandr_core import dpo_trainer
+
+    return dpo_trainer.train(task, layout, report).state.log_history
+
+
+def _complete_adapter(task: Task, llm: str) -> None:
+    """Name the model that the adapter belongs to, and add the adapter that training started from."""
+    from expandr_core.adapters import add, write_config
+
+    if task.adapter is not None:
+        add(task.adapter, task.out)
+    write_config(task.out, base_model_name_or_path=llm)
 
 
 def preference_ids(
@@ -94,111 +186,42 @@ def preference_ids(
     return ids
 
 
-def make_trainer(
-    job: Job, tokenizer: "PreTrainedTokenizerBase", train: pa.Table, dev: pa.Table
-) -> "DPOTrainer":
-    """Build TRL's trainer on our own token ids."""
-    import torch
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, PrinterCallback, set_seed
-    from trl.trainer.dpo_config import DPOConfig
-    from trl.trainer.dpo_trainer import DPOTrainer
-
-    from expandr_core.training import ProgressCallback
-
-    options: OPTIONS = job.options
-    seed = derive_seed("dpo", job.seed) % 2**32
-    set_seed(seed)  # before the adapter is initialised
-    on_gpu = job.spec.runtime.get("device") != "cpu" and torch.cuda.is_available()
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(
-        job.inputs["llm"], local_files_only=True, dtype=torch.bfloat16 if on_gpu else torch.float32
-    )
-    device_batch = min(options.device_batch_size, options.batch_size)
-    if options.batch_size % device_batch:
-        raise DataError(
-            f"dpo.batch_size ({options.batch_size}) must be a multiple of dpo.device_batch_size "
-            f"({device_batch})"
-        )
-    arguments = DPOConfig(
-        output_dir=str(job.checkpoints),
-        learning_rate=options.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=options.warmup_steps,
-        num_train_epochs=options.epochs,
-        per_device_train_batch_size=device_batch,
-        per_device_eval_batch_size=device_batch,
-        gradient_accumulation_steps=options.batch_size // device_batch,
-        max_grad_norm=options.max_grad_norm,
-        beta=options.beta,
-        max_length=None,  # the texts are cut by us, the prompts never
-        bf16=on_gpu,
-        use_cpu=not on_gpu,
-        gradient_checkpointing=on_gpu,
-        seed=seed,
-        logging_steps=1,  # a mean over more would forget the steps before a kill
-        eval_strategy="epoch" if dev.num_rows else "no",
-        save_strategy="steps",
-        save_steps=options.checkpoint_steps,
-        save_total_limit=2,
-        report_to="none",
-        disable_tqdm=True,
-    )
-
-    def tokenised(pairs: pa.Table) -> "Dataset":
-        return Dataset.from_list(
-            [preference_ids(tokenizer, row, options) for row in pairs.to_pylist()]
-        )
-
-    # TRL would tokenise through strings and the template; it is built on one row and then given ours.
-    first = [{"prompt": "a", "chosen": "b", "rejected": "c"}]
-    trainer = DPOTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_list(first),
-        eval_dataset=Dataset.from_list(first) if dev.num_rows else None,
-        processing_class=tokenizer,
-        peft_config=LoraConfig(
-            r=options.lora_rank,
-            lora_alpha=options.lora_alpha,
-            lora_dropout=0.0,
-            target_modules=list(options.lora_targets),
-            task_type="CAUSAL_LM",
-        ),
-        callbacks=[ProgressCallback(job)],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train_dataset = tokenised(train)
-    if dev.num_rows:
-        trainer.eval_dataset = tokenised(dev)
-    return trainer
-
-
-def _write_log(job: Job, trainer: "DPOTrainer", train_pairs: int, dev_pairs: int) -> None:
+def _write_log(job: Job, history: Iterable[dict[str, Any]]) -> None:
     """Write loss, accuracies and margins by step; no times, so that equal runs give equal bytes."""
     steps = []
-    for entry in trainer.state.log_history:
+    for entry in history:
         kept = {
             name: value
             for name, value in entry.items()
             if name == "step" or name.removeprefix("eval_") in MEASURES
         }
         if len(kept) > 1:
-            steps.append(kept)
+            steps.append(kept | _divergence(kept, job.options.beta))
     # a checkpoint gives entries back with their names sorted
     Path(job.out, "training_log.json").write_text(json.dumps(steps, indent=1, sort_keys=True))
     trained = [entry for entry in steps if "loss" in entry]  # not the summary at the end
-    job.counts |= {
-        "train_pairs": train_pairs,
-        "dev_pairs": dev_pairs,
-        "steps": trainer.state.global_step,
-    }
+    job.counts["steps"] = trained[-1]["step"]
     for when, entries in (("first", trained[:AVERAGED]), ("last", trained[-AVERAGED:])):
-        for name in MEASURES:
+        for name in (*MEASURES, "kl"):
             job.counts[f"{when}/{name}"] = round(fmean(entry[name] for entry in entries), 4)
-    evaluated = [entry for entry in steps if "eval_rewards/accuracies" in entry]
+    evaluated = [entry for entry in steps if "eval_loss" in entry]
     if evaluated:
-        job.counts["dev_accuracy"] = round(evaluated[-1]["eval_rewards/accuracies"], 4)
-    log.info("DPO on %d pairs: %d steps", train_pairs, trainer.state.global_step)
+        best = min(evaluated, key=lambda entry: entry["eval_loss"])
+        job.counts["best_step"] = best["step"]
+        for name in ("accuracies", "margins"):
+            job.counts[f"dev_{name}"] = round(best[f"eval_rewards/{name}"], 4)
+        job.counts["dev_kl"] = round(best["eval_kl"], 4)
+    log.info("DPO on %d pairs: %d steps", job.counts["train_pairs"], job.counts["steps"])
+
+
+def _divergence(entry: dict[str, float], beta: float) -> dict[str, float]:
+    """Estimate the divergence of the policy from the reference, KL(reference || policy), in nats a text.
+
+    The texts of the pairs were sampled from the reference, so the mean of log(reference / policy), which
+    is minus a reward over beta, estimates it; the chosen and the rejected one count alike.
+    """
+    return {
+        f"{part}kl": -(entry[f"{part}rewards/chosen"] + entry[f"{part}rewards/rejected"]) / 2 / beta
+        for part in ("", "eval_")
+        if f"{part}rewards/chosen" in entry
+    }

@@ -76,6 +76,7 @@ def _open_engine(job: Job, engines: ExitStack) -> "Generator":
     """Load the model into the engine that the options name; `engines` ends it."""
     options: OPTIONS = job.options
     device = job.spec.runtime.get("device", "auto")
+    adapter = job.inputs.get("adapter")
     if options.engine == "vllm":
         from expandr_core.vllm_generator import open_vllm
 
@@ -83,7 +84,7 @@ def _open_engine(job: Job, engines: ExitStack) -> "Generator":
         python = job.spec.runtime.get("vllm_python", "")
         settings = options.vllm or VLLMOptions()
         return engines.enter_context(
-            open_vllm(job.inputs["llm"], settings, max_tokens, device, python)
+            open_vllm(job.inputs["llm"], settings, max_tokens, device, python, adapter)
         )
     if options.engine == "endpoint":
         from expandr_core.endpoint_generator import EndpointGenerator
@@ -91,7 +92,7 @@ def _open_engine(job: Job, engines: ExitStack) -> "Generator":
         return EndpointGenerator(job.inputs["llm"], options.endpoint or EndpointOptions())
     from expandr_core.generator import TransformersGenerator
 
-    return TransformersGenerator(job.inputs["llm"], device)
+    return TransformersGenerator(job.inputs["llm"], device, adapter)
 
 
 def expand(job: Job, load: "Callable[[], Generator]") -> None:

@@ -166,7 +166,7 @@ def _train(
         arguments,
         data_collator=pad_batch,
         train_dataset=examples,  # pyright: ignore[reportArgumentType]
-        callbacks=[ProgressCallback(job)],
+        callbacks=[ProgressCallback(job.progress)],
     )
     log.info("training a Llama of %d parameters", model.num_parameters())
     trainer.remove_callback(PrinterCallback)

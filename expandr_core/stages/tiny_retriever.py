@@ -126,7 +126,11 @@ def _train(
     anchors, positives = zip(*pairs, strict=True)
     dataset = Dataset.from_dict({"anchor": anchors, "positive": positives})
     trainer = SentenceTransformerTrainer(
-        model, arguments, train_dataset=dataset, loss=loss, callbacks=[ProgressCallback(job)]
+        model,
+        arguments,
+        train_dataset=dataset,
+        loss=loss,
+        callbacks=[ProgressCallback(job.progress)],
     )
     log.info("training %d token embeddings", tokenizer.get_vocab_size())
     trainer.remove_callback(PrinterCallback)
