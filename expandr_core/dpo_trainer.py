@@ -5,7 +5,6 @@ them. Pairs of a step differ in nothing but the order in which rounded numbers a
 """
 
 import math
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +100,6 @@ def make_trainer(task: "Task", layout: Layout, report: Progress) -> TokenTrainer
         DataError: if the processes cannot share a batch evenly.
     """
     disable_progress_bars()
-    os.environ["TQDM_DISABLE"] = "1"  # TRL's bar
     seed = derive_seed("dpo", task.seed) % 2**32
     set_seed(seed)  # before the adapter is initialised
     tokenizer = AutoTokenizer.from_pretrained(task.llm, local_files_only=True)
