@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import flows.terminal  # noqa: F401  the environment of the command line, for both
 from expandr_core.artifacts import Artifact, StageSpec
 from expandr_core.child import needs_child, run_in_child
 from expandr_core.stage import make_spec, module_of, run_stage

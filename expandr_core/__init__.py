@@ -11,6 +11,7 @@ Nothing here imports Prefect or reads an environment variable. In the order of t
     datasets, collection, triples  read raw files; bad rows are named by file and line
     split, examples                who learns from which query
     models                         what a model folder must have
+    adapters                       a language model's adapter that is kept apart from it
     prompts, generator             the five prompts as token ids; texts sampled from a causal LM
     vllm_generator, vllm_program   the engine vLLM, and what of it runs in its own interpreter
     query_shards                   shards that stay the same when other rows change
@@ -22,6 +23,7 @@ Nothing here imports Prefect or reads an environment variable. In the order of t
     training_rows, hard_negatives  what the retriever is trained on, and the batches
     contrastive, mini_batches, ranks, dev_metric, retriever_trainer
                                    its loss; a batch of any size, in several processes; how well it goes
+    dpo_trainer                    DPO by TRL's trainer, in several processes, with DeepSpeed
     training, checkpoints          what the trainings share; how they go on after a kill
     search, bm25                   exact top-k in blocks; the reference from outside
     evaluation, metrics, significance, trec

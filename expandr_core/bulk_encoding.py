@@ -8,13 +8,16 @@ Modules, prompts and results are the library's; what differs is the order of the
   batch wait for each other after every layer, and for long where other programs want the cores too.
 - Products of float32 go to oneDNN there: the MKL that torch would ask runs at half its speed on
   processors that are not Intel's.
+- With bfloat16 a transformer's own weights are of that type; pooling and what follows it stay in
+  float32. torch's autocast would convert weights and activations to and fro, and is for other models.
 """
 
 import copy
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
 from sentence_transformers.util import batch_to_device
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -51,11 +55,11 @@ class BulkEncoder:
         Args:
             model: in float32, on its device.
             batch_size: texts per forward pass, at most.
-            precision: of the arithmetic; bfloat16 as torch's autocast does it.
+            precision: of the arithmetic.
         """
         self.model = model
+        self._worker, self._arithmetic = _prepared(model, precision)
         self._batch_size = batch_size
-        self._precision: Precision = precision
         self._copies: list[SentenceTransformer] = []
 
     def encode(self, texts: Sequence[str], kind: Kind) -> NDArray[np.float32]:
@@ -79,9 +83,9 @@ class BulkEncoder:
 
         threads = torch.get_num_threads()
         workers = min(_CPU_WORKERS, threads) if on_cpu else torch.cuda.device_count()
-        models = [self.model, *self._copies_for(min(workers, len(starts)) - 1)]
+        models = [self._worker, *self._copies_for(min(workers, len(starts)) - 1)]
         if len(models) == 1:
-            work(self.model)
+            work(self._worker)
             return vectors
         each = max(1, threads // len(models)) if on_cpu else threads
         try:
@@ -97,10 +101,10 @@ class BulkEncoder:
         """Return a copy of the model for each further worker; on a CPU they share its weights."""
         for number in range(len(self._copies), workers):
             if self.model.device.type == "cuda":
-                twin = copy.deepcopy(self.model).to(f"cuda:{number + 1}")
+                twin = copy.deepcopy(self._worker).to(f"cuda:{number + 1}")
             else:
-                weights = [*self.model.parameters(), *self.model.buffers()]
-                twin = copy.deepcopy(self.model, {id(each): each for each in weights})
+                weights = [*self._worker.parameters(), *self._worker.buffers()]
+                twin = copy.deepcopy(self._worker, {id(each): each for each in weights})
             self._copies.append(twin)
         return self._copies[: max(0, workers)]
 
@@ -111,7 +115,7 @@ class BulkEncoder:
         device = model.device
         tokens = _CPU_TOKENS if device.type == "cpu" else None
         found = torch.empty(len(texts), int(model.get_embedding_dimension() or 0))
-        with _arithmetic(device.type, self._precision):
+        with self._arithmetic():
             for rows, batch in _batches(features, len(texts), self._batch_size, tokens):
                 encoded = model(batch_to_device(batch, device), task=kind)
                 found[rows] = encoded["sentence_embedding"].float().cpu()
@@ -138,13 +142,31 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
 
 
-def _arithmetic(device: str, precision: Precision) -> AbstractContextManager:
+def _prepared(
+    model: SentenceTransformer, precision: Precision
+) -> tuple[SentenceTransformer, Callable[[], AbstractContextManager]]:
+    """Return what computes with a precision: a model, and the context for it."""
+    device = model.device.type
     if precision == "bfloat16":
-        return torch.autocast(device, torch.bfloat16)
+        if isinstance(model[0], Transformer):
+            return _with_bfloat16_weights(model), nullcontext
+        return model, partial(torch.autocast, device, torch.bfloat16)
     x86 = platform.machine() in ("x86_64", "AMD64")
     if device == "cpu" and x86 and torch.backends.mkldnn.is_available():
-        return OneDNNLinear()
-    return nullcontext()
+        return model, OneDNNLinear
+    return model, nullcontext
+
+
+def _with_bfloat16_weights(model: SentenceTransformer) -> SentenceTransformer:
+    """Copy a model, of which the transformer computes in bfloat16, and hands over float32."""
+
+    def to_float32(module: object, inputs: object, features: Features) -> Features:
+        vectors = features["token_embeddings"]
+        return {**features, "token_embeddings": vectors.float()}
+
+    twin = copy.deepcopy(model)
+    twin[0].bfloat16().register_forward_hook(to_float32)
+    return twin
 
 
 def _batches(

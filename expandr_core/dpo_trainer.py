@@ -117,10 +117,10 @@ def make_trainer(task: "Task", layout: Layout, report: Progress) -> TokenTrainer
         eval_dataset=dev,
         processing_class=tokenizer,
         peft_config=LoraConfig(
-            r=task.options.lora_rank,
-            lora_alpha=task.options.lora_alpha,
+            r=task.options.lora.rank,
+            lora_alpha=task.options.lora.alpha,
             lora_dropout=0.0,
-            target_modules=list(task.options.lora_targets),
+            target_modules=list(task.options.lora.targets),
             task_type="CAUSAL_LM",
         ),
         callbacks=[ProgressCallback(report)],

@@ -218,6 +218,11 @@ def _scratch(store: Store, before: datetime) -> Iterator[Garbage]:
         if changed < before:
             remove = partial(_remove_work, store, path)
             yield Garbage("unfinished work", path.name, size_of(path), changed, remove)
+    for path in sorted((store.scratch / "tensorboard").glob("*")):
+        changed = datetime.fromtimestamp(last_change(path), UTC)
+        if changed < before:
+            remove = partial(shutil.rmtree, path, ignore_errors=True)
+            yield Garbage("curves of a training", path.name, size_of(path), changed, remove)
     if store.is_local:
         return
     for path in sorted(path for path in store.cache.folder.glob("*") if path.is_dir()):

@@ -1,5 +1,6 @@
 """What the time and the disk of each stage depend on, and what its artifact will count."""
 
+import math
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -40,7 +41,9 @@ def volume(
         case "pairs":
             return {"candidates": inputs["rewards"].counts["candidates"]}
         case "dpo":
-            return {"pairs": counts["train_pairs"] * options["epochs"]}
+            pairs = counts["train_pairs"] * options["epochs"]
+            times = math.ceil(pairs / options["batch_size"] / options["evaluation_steps"])
+            return {"pairs": pairs, "dev pairs": counts["dev_pairs"] * times}
         case "mine":
             passages = inputs["embeddings"].counts["passages"]
             return {"queries": counts["queries"], "similarities": counts["queries"] * passages}
@@ -102,7 +105,8 @@ def predicted_counts(
             alike = {"chosen_longer": 0, "rejected_longer": 0, "length_p": 1.0, "agreement": 1.0}
             return {"pairs": inputs["pairs"].counts["pairs"], "length_agreement": 0.0, **alike}
         case "dpo":
-            return {"train_pairs": inputs["pairs"].counts["train"]}
+            pairs = inputs["pairs"].counts
+            return {"train_pairs": pairs["train"], "dev_pairs": pairs["pairs"] - pairs["train"]}
         case "encode":
             passages = _rows(store, inputs["corpus"])
             return {"passages": passages, "encoded": passages}

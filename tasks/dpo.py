@@ -1,6 +1,5 @@
 """Align the language model with the pairs."""
 
-from expandr_core.adapters import language_model
 from expandr_core.artifacts import Artifact
 from expandr_core.options import DPOOptions, ExpandOptions
 from expandr_core.stages import dpo as stage
@@ -23,7 +22,7 @@ def align(
     resolved = stage.OPTIONS(
         **options.model_dump(), prompt=expand.prompt, max_prompt_tokens=expand.max_prompt_tokens
     )
-    start = language_model(work.open(), llm)
+    start = work.language_model(llm)
     adapter = work.make(f"align by DPO{when}", "dpo", resolved, start | {"pairs": pairs})
     if not options.merge:
         return adapter

@@ -1,6 +1,5 @@
 """Let the language model write."""
 
-from expandr_core.adapters import language_model
 from expandr_core.artifacts import Artifact
 from expandr_core.options import JointLoopOptions, Prompt, SamplingOptions
 from expandr_core.stages import expand as stage
@@ -26,7 +25,7 @@ def _write(
         vllm=llm_options.vllm if llm_options.engine == "vllm" else None,
         endpoint=llm_options.endpoint if llm_options.engine == "endpoint" else None,
     )
-    inputs_by_role = {"queries": queries, **language_model(work.open(), llm)}
+    inputs_by_role = {"queries": queries, **work.language_model(llm)}
     return work.make(title, "expand", resolved, inputs_by_role, first_shards=first_shards)
 
 

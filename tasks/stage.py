@@ -22,6 +22,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
+from expandr_core.adapters import language_model
 from expandr_core.artifacts import Artifact, StageSpec
 from expandr_core.child import needs_child, run_in_child
 from expandr_core.errors import DataError
@@ -144,6 +145,10 @@ class Workspace(BaseModel):
         artifact = state.result()  # raises what the task raised
         self._made.append((title, artifact))
         return artifact
+
+    def language_model(self, llm: Artifact) -> dict[str, Artifact]:
+        """Return what runs a language model, by role: "llm" and, if it is kept apart, its "adapter"."""
+        return language_model(self.open(), llm)
 
     def read_json(self, artifact: Artifact, path: str) -> Any:
         """Read a JSON file of an artifact."""

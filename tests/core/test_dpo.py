@@ -13,12 +13,15 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pytest
+import torch
 from evaluation_world import put
+from safetensors.torch import load_file
 from tiny_models import EOS
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from expandr_core.artifacts import Artifact
 from expandr_core.child import run_in_child
-from expandr_core.dpo_trainer import Layout, make_trainer
+from expandr_core.dpo_trainer import Layout, make_trainer, train
 from expandr_core.errors import DataError
 from expandr_core.generator import Request, TransformersGenerator
 from expandr_core.options import SamplingOptions
@@ -78,12 +81,16 @@ def no_progress(done: int, total: int, unit: str) -> None:
 ALONE = Layout(processes=1, zero="none", on_gpu=False)
 
 
-def trainer_of(store: Store, inputs: dict[str, Artifact], **options: Any):
+def task_of(store: Store, inputs: dict[str, Artifact], **options: Any) -> dpo.Task:
     spec = spec_of(inputs, **options)
     paths = {role: store.local(artifact) for role, artifact in inputs.items()}
     work = store.scratch / "job"
     job = Job(spec, dpo.OPTIONS(**spec.runtime["options"]), paths, work, work, store, no_progress)
-    return make_trainer(dpo.prepare(job), ALONE, no_progress)
+    return dpo.prepare(job)
+
+
+def trainer_of(store: Store, inputs: dict[str, Artifact], **options: Any):
+    return make_trainer(task_of(store, inputs, **options), ALONE, no_progress)
 
 
 # What is trained on
@@ -173,10 +180,49 @@ def test_a_single_step_logs_the_loss_of_the_start(store, llm_folder):
     assert made.counts["dev_pairs"] == 2
     [first, _] = json.loads((store.local(made) / "training_log.json").read_text())
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert first["kl"] == made.counts["first/kl"] == 0
+
+
+def test_the_divergence_is_estimated_by_the_texts_of_the_reference():
+    """Texts that the policy likes less by 3 and by 1 nats: two on average."""
+    log = {"step": 1, "rewards/chosen": -0.1, "rewards/rejected": -0.3, "loss": 0.6}
+    assert dpo._divergence(log, beta=0.1) == pytest.approx({"kl": 2.0})
+
+
+def test_the_adapter_of_the_best_step_is_kept(store, llm_folder):
+    """What is learned from the training pairs makes the swapped pairs of the dev part worse."""
+    swapped = [{**row(n, "dev"), "chosen_text": f"hello world {n}"} for n in (10, 11)]
+    swapped = [{**each, "rejected_text": f"text number {n}"} for n, each in enumerate(swapped)]
+    inputs = put_inputs(store, llm_folder, ROWS[:10] + swapped)
+    task = task_of(store, inputs, epochs=4, evaluation_steps=2)
+    trainer = train(task, ALONE, no_progress)
+    losses = {
+        entry["step"]: entry["eval_loss"]
+        for entry in trainer.state.log_history
+        if "eval_loss" in entry
+    }
+    best = min(losses, key=losses.__getitem__)
+    assert sorted(losses) == [2, 4, 6, 8, 10] and best < 10
+    name = "adapter_model.safetensors"
+    kept, of_best, of_last = (
+        load_file(folder / name)
+        for folder in (task.out, *(task.checkpoints / f"checkpoint-{n}" for n in (best, 10)))
+    )
+    assert all(kept[weight].equal(of_best[weight]) for weight in kept)
+    assert not all(kept[weight].equal(of_last[weight]) for weight in kept)
+
+
+def test_a_gpu_without_memory_says_what_to_lower(store, llm_folder, monkeypatch):
+    def fail(*arguments: object, **named: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(DPOTrainer, "train", fail)
+    task = task_of(store, put_inputs(store, llm_folder))
+    with pytest.raises(RuntimeError, match=r"dpo\.device_batch_size \(now 2\)"):
+        train(task, ALONE, no_progress)
 
 
 def test_training_prefers_the_chosen_and_its_merge_equals_base_plus_adapter(store, llm_folder):
-    import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 

@@ -107,3 +107,20 @@ def test_processes_that_cannot_share_a_batch_are_the_input_s_fault(llm_folder, t
     store, inputs = store_of(tmp_path / "store", llm_folder)
     with pytest.raises(DataError, match=r"dpo\.batch_size \(5\) must be a multiple"):
         run_in_child(spec_of(inputs, processes=2, batch_size=5), store, no_progress)
+
+
+def test_what_ends_the_stage_ends_all_its_processes_and_leaves_no_artifact(llm_folder, tmp_path):
+    store, inputs = store_of(tmp_path / "store", llm_folder)
+    spec = spec_of(inputs, processes=2, device_batch_size=2, epochs=4000)
+    seen = []
+
+    def cancel(done: int, total: int, unit: str) -> None:
+        if done:
+            seen.extend(ranks())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_in_child(spec, store, cancel)
+    assert len(seen) >= 3  # the stage and its two processes
+    assert not any(process.is_running() for process in seen)
+    assert store.lookup(spec.key) is None

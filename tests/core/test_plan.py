@@ -151,7 +151,8 @@ def test_pairs_are_the_accepted_queries_up_to_the_most(store):
 @pytest.mark.parametrize(
     ("stage", "options", "inputs", "counts", "expected"),
     [
-        ("dpo", {"epochs": 2}, {}, {"train_pairs": 90}, {"pairs": 180}),
+        ("dpo", {"epochs": 2, "batch_size": 16, "evaluation_steps": 5}, {},
+         {"train_pairs": 90, "dev_pairs": 10}, {"pairs": 180, "dev pairs": 30}),
         ("mine", {}, {"embeddings": {"passages": 50}}, {"queries": 4},
          {"queries": 4, "similarities": 200}),
         ("evaluate", {}, {"embeddings": {"passages": 50}, "expansions": {"texts": 12}},

@@ -18,6 +18,7 @@ from urllib.request import urlopen
 
 import psutil
 import pytest
+from test_adapters import random_adapter
 from test_expand import QUERIES, put_queries, rows_of, specified
 from tiny_models import save_llm
 
@@ -142,6 +143,18 @@ def test_copies_of_the_model_share_the_requests(folder, engine):
     options = VLLMOptions(data_parallel=2)
     with open_vllm(folder, options, MAX_TOKENS, "cpu", str(PYTHON)) as copies:
         assert equal_share(generated(copies, requests), generated(engine, requests)) >= 0.9
+
+
+@needs_vllm
+def test_greedy_texts_with_an_adapter_are_those_of_transformers(folder, tmp_path):
+    adapter = random_adapter(folder, tmp_path / "adapter", 1, 12, ["q_proj", "v_proj", "up_proj"])
+    requests = [asked(number, (0.0,)) for number in range(64)]
+    expected = generated(TransformersGenerator(folder, "cpu", adapter), requests)
+    without = generated(TransformersGenerator(folder, "cpu"), requests)
+    assert equal_share(expected, without) < 0.1
+    options = (folder, VLLMOptions(), MAX_TOKENS, "cpu", str(PYTHON), adapter)
+    with open_vllm(*options) as engine:
+        assert equal_share(generated(engine, requests), expected) >= 0.99
 
 
 # The server

@@ -1,0 +1,51 @@
+"""What every group of options is: typed, frozen, in reading order; and which of them are in a key."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(ge=1)]
+Device = Literal["auto", "cpu", "cuda"]
+Engine = Literal["transformers", "vllm", "endpoint"]
+Prompt = Literal["q2d", "q2a", "q2q", "q2e", "q2c"]
+VectorType = Literal["float16", "float32"]
+ConventionName = Literal["model", "contriever", "bge", "e5", "gte", "minilm", "last-token"]
+
+
+def _keep_order(schema: dict[str, Any]) -> None:
+    """Number the fields: Prefect's form otherwise sorts them by name."""
+    for position, field in enumerate(schema.get("properties", {}).values()):
+        field["position"] = position
+
+
+class Options(BaseModel):
+    """Typed, frozen, and closed: a misspelled option is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_keep_order)
+
+
+def runtime(default: Any, **field: Any) -> Any:
+    """Declare an option that changes speed, memory or place, but not the artifact's meaning."""
+    return Field(default=default, json_schema_extra={"in_key": False}, **field)
+
+
+def identity(options: Options) -> dict[str, Any]:
+    """Return the options that enter the artifact's key: all but those made with `runtime`.
+
+    >>> from expandr_core.options import SamplingOptions
+    >>> "batch_size" in identity(SamplingOptions()), "top_p" in identity(SamplingOptions())
+    (False, True)
+    """
+    kept = {}
+    for name, field in type(options).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("in_key") is False:
+            continue
+        kept[name] = _plain(getattr(options, name))
+    return kept
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Options):
+        return identity(value)
+    return [_plain(element) for element in value] if isinstance(value, tuple) else value
