@@ -79,7 +79,7 @@ def test_every_layout_trains_the_same_adapter(plain, llm_folder, tmp_path, name)
 @needs_deepspeed
 def test_a_killed_training_of_several_goes_on_to_the_same_bytes(llm_folder, tmp_path, name, caplog):
     layout, rows = LAYOUTS[name], [each for each in PAIRS if each["part"] == "train"]
-    outcomes = []
+    outcomes, trained = [], set[psutil.Process]()
     for place in ("killed", "whole"):
         store, inputs = store_of(tmp_path / place, llm_folder, rows)
         spec = spec_of(inputs, **layout)
@@ -88,9 +88,9 @@ def test_a_killed_training_of_several_goes_on_to_the_same_bytes(llm_folder, tmp_
             killer = threading.Thread(target=kill_at_checkpoint, args=(folder, 10))
             killer.start()
             with pytest.raises(RuntimeError, match="was killed by SIGKILL"):
-                run_in_child(spec, store, no_progress)
+                run_in_child(spec, store, lambda *_: trained.update(processes()))
             killer.join()
-            assert not ranks()
+            assert len(trained) >= 3 and not psutil.wait_procs(trained, timeout=10)[1]
         with caplog.at_level(logging.INFO, "expandr_core"):
             outcomes.append(run_in_child(spec, store, no_progress))
     assert "going on from checkpoint-1" in caplog.text
@@ -98,9 +98,12 @@ def test_a_killed_training_of_several_goes_on_to_the_same_bytes(llm_folder, tmp_
     assert outcomes[0].counts == outcomes[1].counts
 
 
-def ranks() -> list[psutil.Process]:
-    """Return the processes that train, of this test's."""
-    return [each for each in psutil.Process().children(recursive=True) if each.is_running()]
+def processes() -> list[psutil.Process]:
+    """Return the stage's process, and those that train for it."""
+    stages = [
+        each for each in psutil.Process().children() if "expandr_core.stage" in each.cmdline()
+    ]
+    return [each for stage in stages for each in [stage, *stage.children(recursive=True)]]
 
 
 def test_processes_that_cannot_share_a_batch_are_the_input_s_fault(llm_folder, tmp_path):
@@ -116,7 +119,7 @@ def test_what_ends_the_stage_ends_all_its_processes_and_leaves_no_artifact(llm_f
 
     def cancel(done: int, total: int, unit: str) -> None:
         if done:
-            seen.extend(ranks())
+            seen.extend(processes())
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
