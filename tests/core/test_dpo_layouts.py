@@ -75,7 +75,7 @@ def test_every_layout_trains_the_same_adapter(plain, llm_folder, tmp_path, name)
     )
 
 
-@pytest.mark.parametrize("name", ["two processes", "ZeRO-2", "ZeRO-3"])
+@pytest.mark.parametrize("name", ["ZeRO-2", "ZeRO-3"])
 @needs_deepspeed
 def test_a_killed_training_of_several_goes_on_to_the_same_bytes(llm_folder, tmp_path, name, caplog):
     layout, rows = LAYOUTS[name], [each for each in PAIRS if each["part"] == "train"]
