@@ -291,10 +291,14 @@ def main() -> int:
     """Measure what is named, and compare with the targets."""
     parts = {"vllm": measure_vllm, "transformers": measure_transformers, "reward": measure_reward}
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("parts", nargs="*", choices=list(parts), help="all by default")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)}; default: all"
+    )
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=64, help="longest text")
     arguments = parser.parse_args()
+    if unknown := set(arguments.parts) - set(parts):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
     with tempfile.TemporaryDirectory() as folder:
         world = make_world(Store(folder), arguments.queries, arguments.tokens)
         found: dict[str, Compared] = {}
