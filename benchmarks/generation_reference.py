@@ -4,8 +4,8 @@
 
 Loads the model exactly as `expandr_core/vllm_program.py` does, calls the same engine as the paper's code
 does (a pass for each temperature, n = 8, batches of 256 prompts; answers one after the other; no seeds),
-and once with all prompts in one call. In the reference's favour prompts are token ids here, and texts
-are not decoded. Prints a JSON line: [texts, tokens, seconds] of each.
+and with all prompts in one call. In the reference's favour prompts are token ids here, texts are not
+decoded, and the faster of some runs counts. Prints a JSON line: [texts, tokens, seconds] of each.
 """
 
 import importlib.util
@@ -68,11 +68,14 @@ def main(path: str) -> None:
     write(llm, work, [(ids, 1.0) for ids in work["answers"][:8]], 4)  # to warm up
     measured = {}
     for name, asked in calls.items():
-        llm.reset_prefix_cache()
-        started = time.monotonic()
-        made = [write(llm, work, *call) for call in asked]
-        seconds = time.monotonic() - started
-        measured[name] = [*(sum(column) for column in zip(*made, strict=True)), seconds]
+        runs = []
+        for _ in range(work["runs"]):
+            llm.reset_prefix_cache()
+            started = time.monotonic()
+            made = [write(llm, work, *call) for call in asked]
+            seconds = time.monotonic() - started
+            runs.append([*(sum(column) for column in zip(*made, strict=True)), seconds])
+        measured[name] = max(runs, key=lambda run: run[1] / run[2])
     print(json.dumps(measured), file=out, flush=True)
 
 

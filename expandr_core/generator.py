@@ -22,7 +22,6 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
-    TopPLogitsWarper,
 )
 
 from expandr_core.adapters import load_adapted
@@ -129,7 +128,12 @@ class Codec:
 
 
 class _SeededSampling(LogitsProcessor):
-    """Draw each row's next token with the row's own temperature and random generator."""
+    """Draw each row's next token with the row's own temperature and random generator.
+
+    The nucleus (Holtzman et al., 2020) is not sorted out: a token belongs to it if those that are more
+    probable have less than `top_p` together, so a draw that does not is thrown away, and the row's next
+    best taken. That is the same token, since noise does not depend on what is in the nucleus.
+    """
 
     def __init__(
         self, seeds: Sequence[int], temperatures: Sequence[float], top_p: float, device: str
@@ -138,16 +142,25 @@ class _SeededSampling(LogitsProcessor):
         temperature = torch.tensor(temperatures, device=device)
         self.greedy = temperature == 0  # (rows,)
         self.temperature = temperature.masked_fill(self.greedy, 1.0)[:, None]
-        self.top_p = TopPLogitsWarper(top_p) if top_p < 1 else None
+        self.top_p = top_p
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
         logits = scores.float() / self.temperature  # (rows, vocabulary)
-        kept = self.top_p(input_ids, logits) if self.top_p else logits
-        noise = torch.empty_like(kept)
+        noise = torch.empty_like(logits)
         for row, generator in enumerate(self.generators):
-            noise[row].uniform_(generator=generator)
-        sampled = kept - (-noise.log()).log()  # Gumbel noise
-        return torch.where(self.greedy[:, None], logits, sampled)
+            noise[row].uniform_(torch.finfo(noise.dtype).tiny, 1, generator=generator)
+        noisy = noise.log_().neg_().log_().neg_().add_(logits)  # Gumbel noise
+        noisy[self.greedy] = logits[self.greedy]
+        probabilities = logits.softmax(dim=-1)
+        rows = torch.arange(len(noisy), device=noisy.device)  # whose draw is to be looked at
+        while self.top_p < 1 and len(rows):
+            drawn = noisy[rows].argmax(dim=-1, keepdim=True)  # (looked at, 1)
+            own = probabilities[rows]
+            above = own.masked_fill(own <= own.gather(1, drawn), 0).sum(dim=-1)  # (looked at,)
+            outside = above >= self.top_p
+            rows = rows[outside]
+            noisy[rows, drawn[outside, 0]] = -torch.inf
+        return noisy
 
 
 class TransformersGenerator:
