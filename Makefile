@@ -25,7 +25,8 @@ test: install  ## Run all tests (ARGS="tests/core -x" for some of them)
 
 test-vllm: install vllm-env  ## Run the tests that need vLLM, in its own interpreter
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} EXPANDR_VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python \
-		$(BIN)/python -m pytest $(ARGS) tests/core/test_vllm.py tests/flows/test_vllm_loop.py
+		$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS) \
+		tests/core/test_vllm.py tests/flows/test_vllm_loop.py
 
 cluster: install  ## Start a cluster on this machine in ./cluster, and deploy to it (infra/README.md)
 	$(BIN)/python -m infra.local up

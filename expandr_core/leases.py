@@ -57,7 +57,7 @@ class Leases:
         with self._lock:
             self._held[path] = etag
             if self._refresher is None:
-                self._refresher = threading.Thread(target=self._refresh, daemon=True)
+                self._refresher = threading.Thread(target=self._refresh, name="leases", daemon=True)
                 self._refresher.start()
         try:
             yield

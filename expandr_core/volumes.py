@@ -14,6 +14,7 @@ COUNTED = {
     "expand": {"prompts": "queries", "tokens": "tokens"},
     "reward": {"candidates": "candidates"},
     "encode": {"passages": "encoded"},
+    "audit_pairs": {"pairs": "pairs"},
 }
 # counts that a stage's bytes grow with; those of the others, such as a model's, do not grow
 BYTES_GROW_WITH = {

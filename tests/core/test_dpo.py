@@ -266,7 +266,7 @@ def kill_at_checkpoint(checkpoints: Path, step: int) -> None:
     deadline = time.monotonic() + 400
     while not any(
         int(path.parent.name.rpartition("-")[2]) >= step
-        for path in checkpoints.glob("*/checkpoint-*/trainer_state.json")
+        for path in checkpoints.glob("*-zero-*/checkpoint-*/trainer_state.json")
     ):
         assert time.monotonic() < deadline, "no checkpoint came"
         time.sleep(0.01)
