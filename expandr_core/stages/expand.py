@@ -98,11 +98,10 @@ def _open_engine(job: Job, engines: ExitStack) -> "Generator":
 def expand(job: Job, load: "Callable[[], Generator]") -> None:
     """Write all shards that are not there yet, with the engine that `load` returns."""
     counts: Counter[str] = Counter()
-    rows_in = pq.read_metadata(job.inputs["queries"]).num_rows
-    total = rows_in * job.options.sampling.samples // (job.part[1] if job.part else 1)
-    if job.spec.first_shards:
-        total = total * job.spec.first_shards // shards(job)
     per_shard, columns = job.options.queries_per_shard, ["query", "positive"]
+    sizes = shard_sizes(job.inputs["queries"], per_shard)
+    own = sum(size for number, size in enumerate(sizes) if job.takes(number))
+    total = own * job.options.sampling.samples
     for rows in query_shards(job.inputs["queries"], per_shard, columns, job.takes):
         done = int(counts["texts"])
 
@@ -114,7 +113,7 @@ def expand(job: Job, load: "Callable[[], Generator]") -> None:
 
         shard = run_shard(job, {"queries": rows_digest(rows)}, write)
         counts.update(shard.counts)
-    job.progress(int(counts["texts"]), int(counts["texts"]), "texts")
+    job.progress(total, total, "texts")
     job.counts.update(counts)
     if job.spec.first_shards and not job.part:
         _count_left_out(job)

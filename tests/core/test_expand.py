@@ -16,7 +16,7 @@ from evaluation_world import put
 from expandr_core.artifacts import Artifact, StageSpec
 from expandr_core.errors import DataError
 from expandr_core.options import SamplingOptions
-from expandr_core.stage import count_shards, make_spec, run_stage
+from expandr_core.stage import count_shards, make_spec, run_part, run_stage
 from expandr_core.stages import expand
 from expandr_core.store import MANIFEST, Store
 
@@ -238,3 +238,14 @@ def test_the_first_shards_alone_are_those_of_the_whole(store, llm_folder, expand
     assert limited.counts["queries"] + limited.counts["left_out/queries"] == 16
     assert limited.counts["texts"] + limited.counts["left_out/texts"] == 64
     assert limited.counts["left_out/texts"] == sum(part.counts["texts"] for part in shards[2:])
+
+
+@pytest.mark.parametrize(("first_shards", "part"), [(0, (0, 2)), (0, (1, 2)), (2, (0, 1))])
+def test_progress_ends_with_all_texts_and_never_beyond(store, llm_folder, first_shards, part):
+    queries = put_queries(store, QUERIES, {"q00": ["one passage", "another", "a third"]})
+    spec = specified(store, llm_folder, queries).model_copy(update={"first_shards": first_shards})
+    reports: list[tuple[int, int]] = []
+    run_part(spec, store, lambda done, total, unit: reports.append((done, total)), part)
+    written = [store.manifest(key)["counts"]["texts"] for key in store.keys("expand_shard")]
+    assert len({total for _, total in reports}) == 1
+    assert max(reports) == reports[-1] == (sum(written), sum(written))
