@@ -1,6 +1,7 @@
 """Prepare: which query goes where, with what, and that the same input gives the same bytes."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from expandr_core.stages.prepare import source_digests
 from expandr_core.store import Store
 from expandr_core.triples import text_id
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
+DATA = Path(os.environ.get("EXPANDR_TEST_DATA", "nowhere"))
 
 
 def prepare(
@@ -342,7 +343,7 @@ def test_the_key_depends_on_content_not_on_place(wings: Path, tmp_path: Path) ->
     assert changed.digest == first.digest  # nobody judged the new query
 
 
-@pytest.mark.skipif(not (DATA / "scifact").exists(), reason="needs ../shared/data/scifact")
+@pytest.mark.skipif(not (DATA / "scifact").exists(), reason="EXPANDR_TEST_DATA has no scifact")
 def test_scifact_is_prepared_twice_with_the_same_digest(tmp_path: Path) -> None:
     first, tables = prepare(tmp_path / "one", collection=str(DATA / "scifact"))
     second, _ = prepare(tmp_path / "two", collection=str(DATA / "scifact"))
@@ -355,13 +356,15 @@ def test_scifact_is_prepared_twice_with_the_same_digest(tmp_path: Path) -> None:
     assert sum(map(len, queries_of(tables).values())) == 809 - leaked
 
 
-@pytest.mark.skipif(not (DATA / "cranfield").exists(), reason="needs ../shared/data/cranfield")
+@pytest.mark.skipif(not (DATA / "cranfield").exists(), reason="EXPANDR_TEST_DATA has no cranfield")
 def test_cranfield_has_no_training_queries_and_says_so(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train.tsv is missing.*data.triples"):
         prepare(tmp_path, collection=str(DATA / "cranfield"))
 
 
-@pytest.mark.skipif(not (DATA / "train_triples").exists(), reason="needs ../shared/data")
+@pytest.mark.skipif(
+    not (DATA / "train_triples").exists(), reason="EXPANDR_TEST_DATA has no train_triples"
+)
 def test_cranfield_with_triples_keeps_its_two_empty_documents(tmp_path: Path) -> None:
     options = {"collection": str(DATA / "cranfield"), "triples": str(DATA / "train_triples")}
     artifact, tables = prepare(tmp_path, **options)
