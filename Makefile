@@ -20,7 +20,8 @@ demo: install  ## Run the joint loop on the built-in world (ARGS="--seed 1" and 
 	$(BIN)/expandr demo $(ARGS)
 
 test: install  ## Run the tests, but those that need vLLM (ARGS="tests/core -x" for some of them)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} EXPANDR_VLLM_PYTHON=none PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 \
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} EXPANDR_VLLM_PYTHON=none \
+		PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 \
 		$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 test-vllm: install vllm-env  ## Run the tests that need vLLM, in its own interpreter
