@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from transformers import TopPLogitsWarper
 
 from expandr_core.errors import DataError
 from expandr_core.generator import Completion, Request, TransformersGenerator, _SeededSampling
@@ -137,6 +138,20 @@ def test_only_the_likeliest_tokens_of_the_mass_are_drawn():
     assert (counts[:3] > 0).all() and (counts[3:] == 0).all()
     expected = probabilities[:3] / probabilities[:3].sum() * ROWS
     assert chisquare(counts[:3], expected).pvalue > 0.01
+
+
+@pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9])
+def test_the_token_is_the_one_that_a_sorted_nucleus_gives(top_p):
+    logits = 3 * torch.randn(300, 500, generator=torch.Generator().manual_seed(0))
+    ids = torch.zeros((300, 1), dtype=torch.long)
+    noisy, found = (
+        _SeededSampling(list(range(300)), [1.0] * 300, share, "cpu")(ids, logits)
+        for share in (1.0, top_p)
+    )
+    left_out = TopPLogitsWarper(top_p)(ids, logits).isinf()
+    expected = noisy.masked_fill(left_out, -torch.inf).argmax(dim=1)
+    assert torch.equal(found.argmax(dim=1), expected)
+    assert (noisy.argmax(dim=1) != expected).any()
 
 
 def test_temperature_zero_always_draws_the_likeliest_token():
