@@ -136,7 +136,8 @@ def _train(
 
     options: TinyLLMOptions = job.options
     seed = derive_seed("tiny_llm", job.seed) % 2**32
-    device = job.spec.runtime.get("device", "auto")
+    use_cpu = job.spec.runtime.get("device") == "cpu" or not torch.cuda.is_available()
+    coarse = not use_cpu or _multiplies_bfloat16()
     set_seed(seed)
     model = LlamaForCausalLM(_config(len(tokenizer), options))
     arguments = TrainingArguments(
@@ -152,8 +153,8 @@ def _train(
         train_sampling_strategy="sequential",
         save_steps=options.checkpoint_steps,
         save_total_limit=1,
-        bf16=True,
-        use_cpu=device == "cpu" or not torch.cuda.is_available(),
+        bf16=coarse,
+        use_cpu=use_cpu,
         seed=seed,
         report_to=[],
         logging_steps=min(100, options.steps),
@@ -168,10 +169,18 @@ def _train(
         train_dataset=examples,  # pyright: ignore[reportArgumentType]
         callbacks=[ProgressCallback(job.progress)],
     )
-    log.info("training a Llama of %d parameters", model.num_parameters())
+    precision = "bfloat16" if coarse else "float32"
+    log.info("training a Llama of %d parameters in %s", model.num_parameters(), precision)
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(job.checkpoints))
     return model, [line["loss"] for line in trainer.state.log_history if "loss" in line][-1]
+
+
+def _multiplies_bfloat16() -> bool:
+    """Tell whether the processor can; one that cannot is many times slower at it than in float32."""
+    import torch
+
+    return any(has for name, has in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
 
 
 def _config(vocabulary: int, options: TinyLLMOptions) -> "LlamaConfig":
