@@ -24,6 +24,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from expandr_core.adapters import load_adapted
 from expandr_core.errors import DataError
 from expandr_core.events import Progress
+from expandr_core.options import DPOOptions
 from expandr_core.ranks import rank
 from expandr_core.seeding import derive_seed
 from expandr_core.training import ProgressCallback
@@ -93,12 +94,24 @@ def training_order(pairs: int, epochs: float, batch_size: int, seed: int) -> lis
     return np.concatenate(passes)[:wanted].tolist()
 
 
-def make_trainer(task: "Task", layout: Layout, report: Progress) -> TokenTrainer:
-    """Build the trainer; it computes the log-probabilities of the reference once, before the first step.
+def shares_of_batch(options: DPOOptions) -> tuple[int, int]:
+    """Return how many pairs of a step each process takes, and how many of these at once.
 
     Raises:
-        DataError: if the processes cannot share a batch evenly.
+        DataError: if the processes cannot share a step evenly.
     """
+    share, rest = divmod(options.batch_size, options.processes)
+    at_once = min(options.device_batch_size, share)
+    if rest or share % at_once:
+        raise DataError(
+            f"dpo.batch_size ({options.batch_size}) must be a multiple of dpo.processes "
+            f"({options.processes}) times dpo.device_batch_size ({at_once})"
+        )
+    return share, at_once
+
+
+def make_trainer(task: "Task", layout: Layout, report: Progress) -> TokenTrainer:
+    """Build the trainer; it computes the reference's log-probabilities once, before the first step."""
     disable_progress_bars()
     seed = derive_seed("dpo", task.seed) % 2**32
     set_seed(seed)  # before the adapter is initialised
@@ -135,13 +148,7 @@ def make_trainer(task: "Task", layout: Layout, report: Progress) -> TokenTrainer
 
 def _arguments(task: "Task", layout: Layout, seed: int, has_dev: bool) -> DPOConfig:
     options = task.options
-    share, rest = divmod(options.batch_size, layout.processes)
-    device_batch = min(options.device_batch_size, share)
-    if rest or share % device_batch:
-        raise DataError(
-            f"dpo.batch_size ({options.batch_size}) must be a multiple of dpo.processes "
-            f"({layout.processes}) times dpo.device_batch_size ({device_batch})"
-        )
+    share, device_batch = shares_of_batch(options)
     steps = options.evaluation_steps if has_dev else options.checkpoint_steps
     return DPOConfig(
         output_dir=str(task.checkpoints),
@@ -180,7 +187,6 @@ def train(task: "Task", layout: Layout, report: Progress) -> TokenTrainer:
     """Train, or go on from the last checkpoint; the first process writes the adapter.
 
     Raises:
-        DataError: if the processes cannot share a batch evenly.
         RuntimeError: if the memory of a GPU does not suffice, with what to lower.
     """
     if layout.zero != "none":

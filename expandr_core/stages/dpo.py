@@ -96,14 +96,16 @@ def prepare(job: Job) -> Task:
     """Tokenise the pairs, and find the checkpoint to go on from.
 
     Raises:
-        DataError: if no pair is left for training, or a prompt leaves no room for a text.
+        DataError: if the processes cannot share a step evenly, no pair is left for training, or a prompt
+            leaves no room for a text.
     """
     from transformers import AutoTokenizer
 
-    from expandr_core.dpo_trainer import save_pairs
+    from expandr_core.dpo_trainer import save_pairs, shares_of_batch
     from expandr_core.training import last_checkpoint
 
     options: OPTIONS = job.options
+    shares_of_batch(options)  # before the processes are started
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["llm"], local_files_only=True)
     pairs: dict[str, list[dict[str, list[int]]]] = {"train": [], "dev": []}
     for row in pq.read_table(job.inputs["pairs"] / "pairs.parquet").to_pylist():

@@ -255,10 +255,11 @@ def test_no_pair_for_training_is_the_input_s_fault(store, llm_folder):
         run_stage(spec_of(inputs), store, no_progress)
 
 
-def test_a_batch_that_devices_cannot_share_is_the_input_s_fault(store, llm_folder):
+@pytest.mark.parametrize("wrong", [{"device_batch_size": 3}, {"processes": 2, "batch_size": 5}])
+def test_a_batch_that_cannot_be_shared_is_the_input_s_fault(store, llm_folder, wrong):
     inputs = put_inputs(store, llm_folder)
-    with pytest.raises(DataError, match="device_batch_size"):
-        run_stage(spec_of(inputs, device_batch_size=3), store, no_progress)
+    with pytest.raises(DataError, match=r"dpo\.batch_size \(\d\) must be a multiple"):
+        run_stage(spec_of(inputs, **wrong), store, no_progress)
 
 
 def kill_at_checkpoint(checkpoints: Path, step: int) -> None:
