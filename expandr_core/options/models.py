@@ -114,7 +114,9 @@ class EncodingOptions(Options):
         default=512, ge=8, description="Longer texts are cut (also by the model's own limit)."
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="bfloat16 is quicker; vectors differ in the third digit."
+        default="float32",
+        description="bfloat16 is quicker where the processor has it, and very slow where it does not; "
+        "vectors differ in the third digit.",
     )
     batch_size: Positive = runtime(128, description="Texts encoded at once.")
 

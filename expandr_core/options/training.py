@@ -33,7 +33,8 @@ class ContrastiveTrainingOptions(Options):
     )
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32",
-        description="bfloat16 is about twice as quick; weights and loss stay in float32.",
+        description="bfloat16 is about twice as quick where the processor has it, and very slow "
+        "where it does not; weights and loss stay in float32.",
     )
     dev_share: float = Field(
         default=0.0,

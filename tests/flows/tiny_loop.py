@@ -8,7 +8,7 @@ import sys
 from expandr_core.options import JointLoopOptions
 from flows.presets import resolve
 
-OPTIONS = resolve("tiny", JointLoopOptions())
+OPTIONS = resolve("tiny", JointLoopOptions(seed=1))
 
 
 if __name__ == "__main__":
