@@ -104,7 +104,7 @@ def test_services_start_anew_after_redis(cluster):
 def test_the_loop_started_in_the_browser_equals_the_local_one(cluster, tmp_path):
     command = [sys.executable, "-m", "infra.local.demo", "--preset", "tiny", "--keep"]
     command += ["--folder", str(cluster.folder), "--port", str(cluster.port)]
-    command += ["--store", str(tmp_path / "store"), "--minutes", "20"]
+    command += ["--store", str(tmp_path / "store"), "--minutes", "40"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "all equal" in done.stdout
