@@ -66,7 +66,7 @@ def test_a_second_run_finds_everything(first, store):
 
 
 def test_a_changed_option_of_dpo_runs_what_follows_from_dpo_again(first, store):
-    options = tiny_loop.OPTIONS.dpo.model_copy(update={"beta": 5.0})
+    options = tiny_loop.OPTIONS.dpo.model_copy(update={"learning_rate": 0.1})
     changed = finished(store, tiny_loop.OPTIONS.model_copy(update={"dpo": options}))
     assert changed.made == {
         "align by DPO, round 1",
@@ -248,7 +248,7 @@ def in_a_flow(
     def one_stage() -> Artifact | Exception:
         ids.append(flow_run.id)
         try:
-            work = Workspace(store=str(store), device="cpu")
+            work = Workspace(store=str(store), seed=tiny_loop.OPTIONS.seed, device="cpu")
             return work.make(title, stage, options, dict(inputs))
         except Exception as error:
             return error
