@@ -39,7 +39,8 @@ def test_a_plan_has_the_steps_of_the_run_and_learns_what_they_cost(first):
     ]
     costs, real = by_stage(found.steps), by_stage(ran)
     for stage, own in costs.items():
-        assert own.seconds == pytest.approx(real[stage].seconds, rel=0.3, abs=2), stage
+        if own.steps == real[stage].steps == 1:  # its own rate, times a volume predicted to 10 %
+            assert own.seconds == pytest.approx(real[stage].seconds, rel=0.1, abs=0.1), stage
         assert own.bytes == pytest.approx(real[stage].bytes, rel=0.2), stage
     volumes = {each.title: each.volume for each in ran}
     for each in found.steps:
