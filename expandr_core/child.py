@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from expandr_core.artifacts import Artifact, StageSpec
+from expandr_core.device import run_device
 from expandr_core.errors import DataError
 from expandr_core.events import Progress
 from expandr_core.stage import BAD_INPUT, module_of
@@ -24,9 +25,7 @@ def needs_child(spec: StageSpec) -> bool:
     """Tell whether the stage runs in a process of its own."""
     isolation = module_of(spec.stage).ISOLATION
     if isolation == "on-gpu":
-        import torch
-
-        return spec.runtime.get("device") != "cpu" and torch.cuda.is_available()
+        return run_device(spec.runtime.get("device", "auto")) != "cpu"
     return isolation == "always"
 
 

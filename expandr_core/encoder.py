@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from expandr_core.device import run_device
 from expandr_core.errors import DataError
 from expandr_core.options import EncodingOptions
 
@@ -44,7 +45,6 @@ def load_retriever(folder: Path, device: str, encoding: EncodingOptions) -> "Sen
     Raises:
         DataError: if the folder is no such model, or is one that we could not use faithfully.
     """
-    import torch
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
     from transformers.utils.logging import disable_progress_bar
 
@@ -56,8 +56,7 @@ def load_retriever(folder: Path, device: str, encoding: EncodingOptions) -> "Sen
             f"{folder}: not a sentence-transformers model with safetensors weights "
             "(modules.json, *.safetensors); save one with SentenceTransformer.save"
         )
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = run_device(device)
     try:
         model = load_sentence_model(folder, device)
     except (OSError, ValueError, KeyError, ImportError) as error:

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from expandr_core.adapters import load_adapted
+from expandr_core.device import run_device
 from expandr_core.errors import DataError
 from expandr_core.options import Prompt, SamplingOptions
 from expandr_core.prompts import fitted_turn, turn_end_id
@@ -168,12 +169,10 @@ class TransformersGenerator:
 
     def __init__(self, folder: Path, device: str, adapter: Path | None = None):
         """Load the model from a local folder, with an adapter: bfloat16 on a GPU, float32 on a CPU."""
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = device
+        self.device = run_device(device)
         self.codec = Codec(folder)
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        self.model = load_adapted(folder, adapter, dtype).to(device).eval()
+        dtype = torch.float32 if self.device == "cpu" else torch.bfloat16
+        self.model = load_adapted(folder, adapter, dtype).to(self.device).eval()
         self.pad = self.codec.tokenizer.pad_token_id
         if self.pad is None:
             self.pad = self.codec.turn_end

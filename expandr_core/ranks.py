@@ -23,6 +23,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from expandr_core.device import run_device
 from expandr_core.errors import DataError
 from expandr_core.events import Progress, die_with_parent, report_events
 
@@ -91,7 +92,7 @@ def joined(device: str) -> Iterator[tuple[str, Progress]]:
     starter = multiprocessing.parent_process()
     if starter is not None and os.getppid() != starter.pid:  # it died before that
         sys.exit("the process that started this one is gone")
-    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    on_gpu = run_device(device) != "cpu"
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
     report = (lambda done, total, unit: None) if rank() else report_events()
     processes, gpus = dist.get_world_size(), torch.cuda.device_count()

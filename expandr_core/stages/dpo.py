@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
+from expandr_core.device import run_device
 from expandr_core.errors import DataError
 from expandr_core.events import Progress
 from expandr_core.options import DPOOptions, Prompt
@@ -80,7 +81,7 @@ def run(job: Job) -> None:
 
     options: OPTIONS = job.options
     device = job.spec.runtime.get("device", "auto")
-    on_gpu = device != "cpu" and torch.cuda.is_available()
+    on_gpu = run_device(device) != "cpu"
     layout = Layout(options.processes, options.zero, on_gpu)
     task = prepare(job)
     alone = options.processes == 1 and options.zero == "none"

@@ -11,6 +11,7 @@ from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
 from expandr_core.bpe import train_bpe
+from expandr_core.device import run_device
 from expandr_core.errors import DataError
 from expandr_core.options import TinyLLMOptions
 from expandr_core.prompts import prompt_ids
@@ -123,7 +124,6 @@ def _train(
     job: Job, tokenizer: "PreTrainedTokenizerFast", examples: list[Example]
 ) -> tuple["LlamaForCausalLM", float]:
     """Train a new model on the examples in order, once; return it with its last loss."""
-    import torch
     from transformers import (
         LlamaForCausalLM,
         PrinterCallback,
@@ -136,7 +136,7 @@ def _train(
 
     options: TinyLLMOptions = job.options
     seed = derive_seed("tiny_llm", job.seed) % 2**32
-    use_cpu = job.spec.runtime.get("device") == "cpu" or not torch.cuda.is_available()
+    use_cpu = run_device(job.spec.runtime.get("device", "auto")) == "cpu"
     coarse = not use_cpu or _multiplies_bfloat16()
     set_seed(seed)
     model = LlamaForCausalLM(_config(len(tokenizer), options))
