@@ -81,6 +81,12 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.monotonic() - started
 
 
+def give_memory_back() -> None:
+    """Leave the GPU's memory to others: models that are gone still hold it."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
 def look_at_chip() -> Chip:
     """Name the chip, and measure a large product and a copy."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -192,6 +198,7 @@ def measure_vllm(shape: Shape, chip: Chip, llm: Path) -> None:
     options, longest = VLLMOptions(), 512 + shape.new_tokens
     device: Any = chip.device
     config = LlamaConfig.from_pretrained(llm)
+    give_memory_back()
     with vllm_generator.open_vllm(llm, options, longest, device, python) as engine:
         measure_generation("vLLM", engine, config, shape, chip, max(shape.generated_at_once))
 
@@ -233,8 +240,7 @@ def measure_dpo(shape: Shape, chip: Chip, llm: Path, folder: Path) -> None:
             print(f"  {name:<34}{error}")
             continue
         finally:
-            gc.collect()
-            torch.cuda.empty_cache()
+            give_memory_back()
         rate = shape.pairs * (len(ends) - 2) / (ends[-1] - ends[1])
         print(
             f"  {name:<34}{rate:>12.2f} pairs/s {chip.shares(rate * flops)}"
