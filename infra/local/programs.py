@@ -99,6 +99,7 @@ def services(cluster: Cluster) -> dict[str, Program]:
         "services": Program(
             [
                 *(sys.executable, f"{REPOSITORY}/infra/with_redis.py"),
+                *(find_program("setpriv"), "--pdeathsig", "TERM"),  # none may outlive with_redis.py
                 *_python("prefect", "server", "services", "start"),
             ],
             server_environment(cluster, "services"),

@@ -79,6 +79,7 @@ def test_a_write_can_be_bound_to_what_it_replaces(s3):
 )
 def test_a_killed_service_comes_back(cluster, s3, name):
     before = lifecycle.supervisor(cluster).getProcessInfo(name)["pid"]
+    children = psutil.Process(before).children(recursive=True)
     os.kill(before, signal.SIGKILL)
     deadline = time.monotonic() + 60
     while True:
@@ -89,6 +90,7 @@ def test_a_killed_service_comes_back(cluster, s3, name):
         time.sleep(0.2)
     lifecycle.up(cluster, print)
     assert was_written(s3, Key=f"after-{name}", Body=b"")
+    assert not [child for child in children if child.is_running()]
 
 
 def test_services_start_anew_after_redis(cluster):
