@@ -1,8 +1,9 @@
 """Reward: rank each query's candidates by the current retriever.
 
 Its shards are those of the candidates: rewards.parquet, a row a candidate, sorted by (query_id, sample).
-Candidates, positives and answers of a shard are encoded together. Empty and repeated texts are dropped
-first and counted. Rows are joined by id; a missing answer or candidate is an error.
+Candidates, positives and answers of a shard are encoded together, each distinct text once. Empty and
+repeated candidates of a query are dropped first and counted. Rows are joined by id; a missing answer or
+candidate is an error.
 """
 
 import logging
@@ -24,7 +25,7 @@ from expandr_core.rewards import ranks
 from expandr_core.stage import Job, run_shard
 
 log = logging.getLogger(__name__)
-VERSION = 3
+VERSION = 4
 ROLE = "embed"
 ISOLATION = "on-gpu"
 SCHEMA = pa.schema(
@@ -143,7 +144,8 @@ def _reward_shard(
     texts = [row["text"] for rows in kept.values() for row in rows]
     texts += [example_of[query_id]["positive"] for query_id in kept]
     texts += [answer_of[query_id] for query_id in kept]
-    vectors = encoder.encode_passages(texts)
+    distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+    vectors = encoder.encode_passages(list(distinct))[[distinct[text] for text in texts]]
     positives = dict(zip(kept, vectors[-2 * len(kept) :], strict=False))
     answers_by_query = dict(zip(kept, vectors[len(vectors) - len(kept) :], strict=True))
     rewarded: list[dict[str, Any]] = []

@@ -9,6 +9,7 @@ import pytest
 from evaluation_world import make, of_shards, put
 
 from expandr_core.artifacts import Artifact
+from expandr_core.encoder import Encoder
 from expandr_core.errors import DataError
 from expandr_core.options import EncodingOptions, PreferenceOptions
 from expandr_core.stages import expand, reward
@@ -171,6 +172,25 @@ def test_several_shards_are_all_rewarded(store, retriever_folder):
     made = rewarded(store, retriever_folder, shards, answers, ["q1", "q2"])
     assert of_shards(store, made, "rewards.parquet")["query_id"] == ["q1"] * 4 + ["q2"] * 4
     assert made.counts["queries"] == 2
+
+
+def test_queries_share_the_vector_of_a_text(store, retriever_folder, monkeypatch):
+    encoded: list[str] = []
+    encode = Encoder.encode_passages
+
+    def listed(self: Encoder, texts: list[str]):
+        encoded.extend(texts)
+        return encode(self, texts)
+
+    monkeypatch.setattr(Encoder, "encode_passages", listed)
+    rows = candidate_rows({"q1": ["a", "b"], "q2": ["b", "a", "answer"]})
+    answers = [("q1", 0, "answer"), ("q2", 0, "c")]
+    made = rewarded(store, retriever_folder, [rows], [answers], ["q1", "q2"])
+    assert sorted(encoded) == ["a", "answer", "b", "c", "positive"]
+    found = of_shards(store, made, "rewards.parquet")
+    assert found["text"] == ["a", "b", "b", "a", "answer"]
+    assert found["similarity_to_positive"] == pytest.approx([0.9, 0.5, 0.5, 0.9, 0])
+    assert found["similarity_to_answer"] == pytest.approx([0.1, 0.8, 0.39, 0.3, 0.3])
 
 
 def test_of_several_answers_the_first_sample_counts(store, retriever_folder):
