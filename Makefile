@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 VLLM_VENV ?= .venv-vllm
 VLLM_PIP_INSTALL := $(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+IN_PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 PIP_INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check
 
@@ -22,12 +23,12 @@ demo: install  ## Run the joint loop on the built-in world (ARGS="--seed 1" and 
 test: install  ## Run the tests, but those that need vLLM (ARGS="tests/core -x" for some of them)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} EXPANDR_VLLM_PYTHON=none \
 		PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 \
-		$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+		$(BIN)/python -m pytest $(IN_PARALLEL) $(ARGS)
 
 test-vllm: install vllm-env  ## Run the tests that need vLLM, in its own interpreter
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} EXPANDR_VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python \
-		$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS) \
-		tests/flows/test_vllm_demo.py tests/core/test_vllm.py tests/flows/test_vllm_loop.py
+		$(BIN)/python -m pytest $(IN_PARALLEL) $(ARGS) \
+		tests/flows/test_vllm_loop.py tests/flows/test_vllm_demo.py tests/core/test_vllm.py
 
 cluster: install  ## Start a cluster on this machine in ./cluster, and deploy to it (infra/README.md)
 	$(BIN)/python -m infra.local up
