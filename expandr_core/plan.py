@@ -7,10 +7,11 @@ A step has volumes, which its time depends on: tokens to write, passages to enco
 Start and throughputs are fitted to measured steps of earlier runs, or of a calibration. A stage that
 trains tells itself how long its start was. Of another one, steps of about one size tell nothing about
 the start: then all the time is put down to the volumes, so that a larger run is not taken for free.
+The first step of a stage in a process takes longer, as it loads libraries; a calibration tells how much.
 """
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,14 +33,21 @@ class StageRates(BaseModel):
 
     Attributes:
         start_seconds: of every step, whatever its volume.
+        load_seconds: of the first step in a process besides, to load libraries.
         per_second: throughput by volume.
         bytes: written for each of what they grow with (`BYTES_GROW_WITH`), or by every step.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     start_seconds: float = 0
+    load_seconds: float = 0
     per_second: dict[str, float] = {}
     bytes: float = 0
+
+    def seconds(self, volume: dict[str, float]) -> float:
+        """Return what a step of that volume takes, where the libraries are loaded."""
+        work = (volume[name] / rate for name, rate in self.per_second.items() if name in volume)
+        return self.start_seconds + sum(work)
 
 
 class Rates(BaseModel):
@@ -133,8 +141,8 @@ def last_of_each(steps: list[Step]) -> list[Step]:
     return list({step.title.partition(", first ")[0]: step for step in steps}.values())
 
 
-def predicted(title: str, spec: StageSpec, rates: Rates, store: Store) -> Step:
-    """Predict a step; the counts of its inputs may be predictions too.
+def predicted(title: str, spec: StageSpec, rates: Rates, store: Store, first: bool = False) -> Step:
+    """Predict a step, `first` of its stage in a process or not; its inputs may be predictions too.
 
     Raises:
         DataError: if the rates say nothing about it.
@@ -148,21 +156,25 @@ def predicted(title: str, spec: StageSpec, rates: Rates, store: Store) -> Step:
     options = spec.runtime["options"]
     work = volume(spec.stage, options, spec.inputs, counts, store)
     costs = rates.of(spec.stage)
-    throughput = costs.per_second
-    seconds = sum(work[name] / throughput[name] for name in work if name in throughput)
     return Step(
         title=title,
         stage=spec.stage,
         counts=counts,
         volume=work,
-        seconds=costs.start_seconds + seconds,
+        seconds=costs.seconds(work) + first * costs.load_seconds,
         bytes=costs.bytes * counts.get(BYTES_GROW_WITH.get(spec.stage, ""), 1),
         options=options,
     )
 
 
-def rates_of(steps: list[Step], source: str) -> Rates:
-    """Fit what stages cost to measured steps."""
+def rates_of(steps: list[Step], source: str, loading: Sequence[Step] = ()) -> Rates:
+    """Fit what stages cost to measured steps.
+
+    Args:
+        steps: what they cost.
+        source: where they are from.
+        loading: the same process's steps before, which loaded the libraries.
+    """
     by_stage: dict[str, list[Step]] = {}
     for step in steps:
         by_stage.setdefault(step.stage, []).append(step)
@@ -173,7 +185,10 @@ def rates_of(steps: list[Step], source: str) -> Rates:
     rewarded = sum(step.counts["queries"] for step in pairs)
     return Rates(
         source=source,
-        stages={stage: fit(stage, own) for stage, own in by_stage.items()},
+        stages={
+            stage: with_load(fit(stage, own), [step for step in loading if step.stage == stage])
+            for stage, own in by_stage.items()
+        },
         tokens_per_text={
             prompt: sum(step.counts["tokens"] for step in own)
             / sum(step.counts["texts"] for step in own)
@@ -190,7 +205,7 @@ def fit(stage: str, steps: list[Step]) -> StageRates:
     ...     counts = {"tokens": tokens}
     ...     return Step("", "expand", counts, counts, seconds, 4 * tokens, {}, start)
     >>> fit("expand", [step(1000, 7, start=5)])  # 1000 tokens in 2 seconds
-    StageRates(start_seconds=5.0, per_second={'tokens': 500.0}, bytes=4.0)
+    StageRates(start_seconds=5.0, load_seconds=0, per_second={'tokens': 500.0}, bytes=4.0)
     >>> found = fit("expand", [step(1000, 7), step(3000, 11)])
     >>> round(found.start_seconds, 6), round(found.per_second["tokens"], 6)
     (5.0, 500.0)
@@ -215,6 +230,17 @@ def fit(stage: str, steps: list[Step]) -> StageRates:
     pairs = zip(names, costs, strict=True)
     per_second = {name: float(1 / cost) for name, cost in pairs if cost > 0}
     return StageRates(start_seconds=start, per_second=per_second, bytes=size)
+
+
+def with_load(rates: StageRates, loading: list[Step]) -> StageRates:
+    """Put down to loading what the first of the steps took longer than by the rates.
+
+    >>> first = Step("", "mine", {}, {"queries": 30.0}, 5.5, 0, {})
+    >>> with_load(StageRates(start_seconds=1, per_second={"queries": 10}), [first]).load_seconds
+    1.5
+    """
+    more = loading[0].seconds - rates.seconds(loading[0].volume) if loading else 0
+    return rates.model_copy(update={"load_seconds": max(0.0, more)})
 
 
 def _start_and_costs(volumes: Floats, seconds: Floats) -> tuple[float, Floats]:

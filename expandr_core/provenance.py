@@ -40,7 +40,7 @@ def provenance(spec: StageSpec, counts: dict[str, float], seconds: float) -> dic
         "commit": code_commit(),
         "libraries": versions,
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
-        "seconds": round(seconds, 2),
+        "seconds": round(seconds, 3),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -57,7 +57,8 @@ def volume(
         case "evaluate_bm25":
             return {"texts": _texts(inputs, counts), "passages": _rows(store, inputs["corpus"])}
         case "compare":
-            return {"results": sum(each.counts["queries"] for each in inputs.values())}
+            results = sum(each.counts["queries"] for each in inputs.values())
+            return {"systems": len(inputs), "results": results}
         case "tiny_llm" | "tiny_retriever":
             return {"texts": options["steps"] * options["batch_size"]}
     return {}

@@ -43,7 +43,8 @@ class PlannedWorkspace(Workspace):
             sources=sources,
             first_shards=first_shards,
         )
-        step = predicted(title, spec, self.rates, self.open())
+        first = all(step.stage != stage for step in self._steps.values())
+        step = predicted(title, spec, self.rates, self.open(), first)
         self._steps.setdefault(spec.key, step)
         files = {FILES[stage]: spec.key} if stage in FILES else {}
         return Artifact(key=spec.key, digest=spec.key, files=files, counts=step.counts)

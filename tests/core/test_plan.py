@@ -92,6 +92,18 @@ def test_texts_and_acceptance_are_averaged_over_the_steps():
         rates.of("merge")
 
 
+def test_what_the_first_step_took_longer_is_put_down_to_loading():
+    def mine(queries: int, seconds: float) -> Step:
+        return step("mine", {"queries": queries}, seconds)
+
+    loading = [mine(10, 4.5), mine(10, 1.1), step("sample", {}, 3)]
+    rates = rates_of([mine(20, 2), mine(80, 8), step("merge", {}, 4)], "a process", loading)
+    assert rates.of("mine").load_seconds == pytest.approx(3.5)
+    assert rates.of("merge").load_seconds == 0
+    faster = rates_of([mine(20, 2), mine(80, 8)], "a process", [mine(10, 0.5)])
+    assert faster.of("mine").load_seconds == 0
+
+
 def test_a_lazy_step_that_another_goes_on_from_does_not_count():
     titles = ["write candidates, round 1, first 2 of 8 shards", "choose pairs, round 1, first 2 of 8",
               "write candidates, round 1, first 5 of 8 shards", "write candidates, round 2"]  # fmt: skip
@@ -159,6 +171,8 @@ def test_pairs_are_the_accepted_queries_up_to_the_most(store):
          {"queries": 4}, {"texts": 16, "similarities": 200}),
         ("train_retriever", {}, {}, {"rows": 60}, {"rows": 60, "expanded rows": 0}),
         ("train_retriever", {}, {"expansions": {}}, {"rows": 60}, {"rows": 60, "expanded rows": 60}),
+        ("compare", {}, {"before": {"queries": 4}, "after": {"queries": 4}}, {},
+         {"systems": 2, "results": 8}),
         ("tiny_llm", {"steps": 5, "batch_size": 3}, {}, {}, {"texts": 15}),
         ("merge", {}, {}, {}, {}),
     ],
@@ -172,11 +186,17 @@ def test_a_step_costs_its_start_and_its_volumes(store, queries):
     options = {"queries_per_shard": 4, "sampling": {"samples": 8}, "prompt": "q2d"}
     rates = Rates(
         source="a file",
-        stages={"expand": StageRates(start_seconds=5, per_second={"tokens": 400}, bytes=2)},
+        stages={
+            "expand": StageRates(
+                start_seconds=5, load_seconds=3, per_second={"tokens": 400}, bytes=2
+            )
+        },
         tokens_per_text={"q2d": 20},
     )
-    found = predicted("write", spec_of("expand", options, queries=queries), rates, store)
+    spec = spec_of("expand", options, queries=queries)
+    found = predicted("write", spec, rates, store)
     assert (found.seconds, found.bytes) == (5 + 1600 / 400, 3200)
+    assert predicted("write", spec, rates, store, first=True).seconds == 3 + found.seconds
     answers = spec_of("expand", options | {"prompt": "q2a"}, queries=queries)
     with pytest.raises(DataError, match=r"a file does not say how many tokens.*'q2a'"):
         predicted("write", answers, rates, store)

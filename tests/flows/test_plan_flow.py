@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from expandr_core.artifacts import Artifact
 from expandr_core.options import JointLoopOptions
-from expandr_core.plan import measured, rates_of
+from expandr_core.plan import Step, measured, rates_of
 from expandr_core.store import Store
 from flows.plan import Plan, plan, sampled
 from flows.plan_command import by_stage
@@ -29,14 +29,16 @@ def planned(store: str, options: JointLoopOptions = tiny_loop.OPTIONS, **how: An
     return found
 
 
+def titles_of(ran: list[Step]) -> list[str]:
+    """Leave out what is made for the plan itself."""
+    return [each.title for each in ran if each.stage not in ("demo_world", "prepare")]
+
+
 def test_a_plan_has_the_steps_of_the_run_and_learns_what_they_cost(first):
     store = Store(first.summary.store)
     ran = measured(store, first.summary.steps)
     found = planned(store.url)
-    data = ["demo_world", "prepare"]  # made for the plan itself
-    assert [each.title for each in found.steps] == [
-        each.title for each in ran if each.stage not in data
-    ]
+    assert [each.title for each in found.steps] == titles_of(ran)
     costs, real = by_stage(found.steps), by_stage(ran)
     for stage, own in costs.items():
         if own.steps == real[stage].steps == 1:  # its own rate, times a volume predicted to 10 %
@@ -45,6 +47,14 @@ def test_a_plan_has_the_steps_of_the_run_and_learns_what_they_cost(first):
     volumes = {each.title: each.volume for each in ran}
     for each in found.steps:
         assert each.volume == pytest.approx(volumes[each.title], rel=0.1, abs=1), each.title
+
+
+def test_a_calibration_tells_what_every_stage_costs(first, store):
+    found: Any = plan(options=tiny_loop.OPTIONS, store=str(store), calibrate=True, sample=8)
+    assert found.rates.source == "a calibration with 8 queries"
+    ran = measured(Store(first.summary.store), first.summary.steps)
+    assert [each.title for each in found.steps] == titles_of(ran)
+    assert all(each.seconds > 0 and each.bytes > 0 for each in found.steps)
 
 
 def test_a_plan_of_lazy_pairs_leaves_out_what_will_not_be_written(first):
