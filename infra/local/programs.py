@@ -195,7 +195,9 @@ def write_configuration(cluster: Cluster) -> None:
     for kind in SWIFT:
         special = {"kind": kind, "bind": str(cluster.ports[kind])}
         _fill("swift-server.conf", folder / "swift" / f"{kind}-server.conf", values | special)
-        _write_ring(folder / "swift", kind, cluster.ports[kind])
+    ports = [word for kind in SWIFT for word in (kind, str(cluster.ports[kind]))]
+    rings = _python("infra.local.rings", f"{folder}/swift", *ports)
+    subprocess.run(rings, cwd=REPOSITORY, check=True)
     _write_supervisor(cluster)
 
 
@@ -207,17 +209,6 @@ def _fill(template: str, target: Path, values: dict[str, str]) -> None:
     target.touch(mode=0o600)
     text = (HERE / f"{template}.template").read_text()
     target.write_text(_Template(text).substitute(values))
-
-
-def _write_ring(folder: Path, kind: str, port: int) -> None:
-    """Tell Swift that there is one disk with one copy of everything."""
-    from swift.common.ring import RingBuilder
-
-    builder = RingBuilder(part_power=6, replicas=1, min_part_hours=1)
-    disk = {"id": 0, "region": 1, "zone": 1, "ip": "127.0.0.1", "port": port, "weight": 1.0}
-    builder.add_dev(disk | {"device": "disk"})
-    builder.rebalance(seed=0)
-    builder.get_ring().save(str(folder / f"{kind}.ring.gz"))
 
 
 def _write_supervisor(cluster: Cluster) -> None:

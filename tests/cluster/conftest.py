@@ -40,7 +40,7 @@ def installed() -> None:
         pytest.skip("chromium is not installed")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster(installed) -> Iterator[Cluster]:
     """A running cluster; PostgreSQL's user could not enter the folders that pytest makes."""
     with TemporaryDirectory(prefix="expandr-cluster-") as folder:
@@ -53,7 +53,7 @@ def cluster(installed) -> Iterator[Cluster]:
             lifecycle.down(cluster, print, now=True, patience=0)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def deployed(cluster) -> Cluster:
     """The cluster, with everything that `expandr deploy` creates."""
     command = [find_program("expandr"), "deploy"]

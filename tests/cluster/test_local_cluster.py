@@ -53,6 +53,10 @@ def test_prefect_knows_every_setting(tmp_path):
             assert getattr(prefect.settings, name).name == name
 
 
+def test_swift_stays_out_of_the_process_that_starts_it(cluster):
+    assert not {"swift", "eventlet"} & set(sys.modules)
+
+
 def test_the_api_refuses_whoever_does_not_know_the_password(cluster):
     assert httpx.get(f"{cluster.url}/api/flows/count").status_code == 401
     wrong = httpx.get(f"{cluster.url}/api/flows/count", auth=("expandr", "wrong"))
