@@ -57,6 +57,18 @@ def test_a_calibration_tells_what_every_stage_costs(first, store):
     assert all(each.seconds > 0 and each.bytes > 0 for each in found.steps)
 
 
+def test_each_stage_loads_its_libraries_once(first):
+    before = planned(first.summary.store)
+    loading = {
+        stage: costs.model_copy(update={"load_seconds": 100})
+        for stage, costs in before.rates.stages.items()
+    }
+    rates = before.rates.model_copy(update={"stages": loading})
+    after = by_stage(planned(first.summary.store, rates=rates).steps)
+    for stage, own in by_stage(before.steps).items():
+        assert after[stage].seconds == pytest.approx(own.seconds + 100), stage
+
+
 def test_a_plan_of_lazy_pairs_leaves_out_what_will_not_be_written(first):
     lazy = tiny_loop.OPTIONS.preferences.model_copy(update={"lazy": True, "max_pairs": 4})
     options = tiny_loop.OPTIONS.model_copy(update={"preferences": lazy})
