@@ -18,6 +18,7 @@ from expandr_core.options.base import (
     Positive,
     Prompt,
     VectorType,
+    added,
     identity,
     runtime,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "TinyRetrieverOptions",
     "VLLMOptions",
     "VectorType",
+    "added",
     "identity",
     "runtime",
 ]
