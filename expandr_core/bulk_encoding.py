@@ -26,17 +26,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
-from sentence_transformers.util import batch_to_device
+from sentence_transformers.util import batch_to_device, truncate_embeddings
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from expandr_core.sentence_models import PROMPT_NAMES
 
 Kind = Literal["query", "document"]  # as in encode_query and encode_document
 Precision = Literal["float32", "bfloat16"]
 Features = dict[str, Any]
-PROMPTS: dict[Kind, tuple[str, ...]] = {
-    "query": ("query",),
-    "document": ("document", "passage", "corpus"),
-}
 CPU_TEXTS = 128  # tokenised at once, and the share of a thread
 _CPU_TOKENS = 2048  # in a batch: what MiniLM makes of them stays in a cache
 _CPU_WORKERS = 8  # Python's lock would let no more of them work
@@ -117,14 +115,24 @@ class BulkEncoder:
         found = torch.empty(len(texts), int(model.get_embedding_dimension() or 0))
         with self._arithmetic():
             for rows, batch in _batches(features, len(texts), self._batch_size, tokens):
-                encoded = model(batch_to_device(batch, device), task=kind)
-                found[rows] = encoded["sentence_embedding"].float().cpu()
+                vectors = vectors_of(model, batch_to_device(batch, device), kind)
+                found[rows] = vectors.float().cpu()
         return found
 
 
 def prompt_of(model: SentenceTransformer, kind: Kind) -> str | None:
-    """Return the model's own prompt, as its `encode_query` and `encode_document` prepend it."""
-    return next((model.prompts[name] for name in PROMPTS[kind] if name in model.prompts), None)
+    """Return the model's own prompt for a kind of text.
+
+    sentence-transformers gives every model the empty prompts "query" and "document", and its
+    `encode_document` takes the latter for an answer; here an empty prompt hides no other one.
+    """
+    return next((text for name in PROMPT_NAMES[kind] if (text := model.prompts.get(name))), None)
+
+
+def vectors_of(model: SentenceTransformer, features: Features, kind: Kind) -> Tensor:
+    """Return the vectors of tokenised texts, cut at the model's `truncate_dim` if it has one."""
+    vectors = model(features, task=kind)["sentence_embedding"]
+    return truncate_embeddings(vectors, model.truncate_dim)
 
 
 class OneDNNLinear(TorchFunctionMode):

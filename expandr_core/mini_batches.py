@@ -19,7 +19,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from sentence_transformers.util import batch_to_device
 from torch import Tensor
 
-from expandr_core.bulk_encoding import Kind, Precision, prompt_of
+from expandr_core.bulk_encoding import Kind, Precision, prompt_of, vectors_of
 from expandr_core.seeding import derive_seed
 
 SMALL_BATCH = 8  # on a CPU, what stays in its cache
@@ -186,4 +186,4 @@ class MiniBatchEncoder:
             for name, value in mini_batch.tokens.items()
         }
         tokens = batch_to_device(tokens, self.device)
-        return self.model(tokens, task=mini_batch.kind)["sentence_embedding"]
+        return vectors_of(self.model, tokens, mini_batch.kind)

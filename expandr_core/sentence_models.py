@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 CONFIG = "config_sentence_transformers.json"
 Similarity = Literal["model", "cosine", "dot"]
+Prompts = dict[str, str]  # by kind, "query" and "document": a prompt's name, "" or "model"
+AS_NAMED: Prompts = {"query": "model", "document": "model"}
+PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
+_OPTIONS = {"query": "query_prompt", "document": "passage_prompt"}
 
 
 def load_sentence_model(folder: Path, device: str) -> "SentenceTransformer":
@@ -51,6 +55,7 @@ def load_sentence_model(folder: Path, device: str) -> "SentenceTransformer":
         prompts=config["prompts"],
         default_prompt_name=config["default_prompt_name"],
         similarity_fn_name=config["similarity_fn_name"],
+        truncate_dim=config.get("truncate_dim"),
     )
 
 
@@ -80,7 +85,9 @@ def save_anchordr(published: Path, folder: Path, convention: str) -> None:
     model.save(str(folder), create_model_card=False)
 
 
-def complete(folder: Path, convention: str, similarity: Similarity) -> None:
+def complete(
+    folder: Path, convention: str, similarity: Similarity, prompts: Prompts = AS_NAMED
+) -> None:
     """Let a folder say how its retriever is used, where it does not.
 
     Args:
@@ -88,6 +95,8 @@ def complete(folder: Path, convention: str, similarity: Similarity) -> None:
         convention: a name in `CONVENTIONS`; it may not contradict what the folder says. "model": the
             folder has to say everything.
         similarity: the user's choice; it stands in for what the folder does not say.
+        prompts: names, among the folder's own, of the prompts for queries and for documents; ""
+            for none, "model" for those that have the usual names.
 
     Raises:
         DataError: if something is not said, or contradicts the convention.
@@ -105,7 +114,7 @@ def complete(folder: Path, convention: str, similarity: Similarity) -> None:
         write_modules(folder, known)
     elif known is not None:
         _check_pooling(folder, convention, known)
-    _settle(folder, convention, known, similarity)
+    _settle(folder, convention, known, similarity, prompts)
 
 
 def _modules(folder: Path) -> list[tuple[str, Path]]:
@@ -123,13 +132,15 @@ def _check_pooling(folder: Path, convention: str, known: Convention) -> None:
             _same(path / "config.json", "pooling", mode, convention, known.pooling)
 
 
-def _settle(folder: Path, name: str, known: Convention | None, similarity: Similarity) -> None:
+def _settle(
+    folder: Path, name: str, known: Convention | None, similarity: Similarity, prompts: Prompts
+) -> None:
     """Write similarity and prompts into the configuration, if they are not there."""
     path = folder / CONFIG
     config: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
     settled = config | {
         "similarity_fn_name": _similarity(path, config, name, known, similarity),
-        "prompts": _prompts(path, config, name, known),
+        "prompts": _prompts(path, config, name, known, prompts),
     }
     if settled != config:
         path.write_text(json.dumps(settled, indent=2, sort_keys=True))
@@ -161,23 +172,49 @@ def _similarity(
 
 
 def _prompts(
-    path: Path, config: dict[str, Any], name: str, known: Convention | None
+    path: Path, config: dict[str, Any], name: str, known: Convention | None, chosen: Prompts
 ) -> dict[str, Any]:
+    """Return the folder's prompts, of which "query" and "document" are those that are used."""
     said: dict[str, Any] = config.get("prompts") or {}
-    used = {prompt: text for prompt, text in said.items() if text}
-    if known is None:
-        if used and not {"query", "document", "passage"} & used.keys():
+    own = {kind: _own_prompt(path, said, kind, choice) for kind, choice in chosen.items()}
+    if "model" in chosen.values():
+        _refuse_doubt(path, said, own, chosen)
+    if known is not None:
+        conventional = {"query": known.query_prompt, "document": known.passage_prompt}
+        for kind, prompt in conventional.items():
+            if own[kind] or chosen[kind] != "model":
+                _same(path, f"prompts.{kind}", own[kind], name, prompt)
+        own = conventional
+    return said | own
+
+
+def _own_prompt(path: Path, said: dict[str, Any], kind: str, choice: str) -> str:
+    """Return the prompt for a kind of text; empty if there is none."""
+    if choice == "model":
+        return next((said[name] for name in PROMPT_NAMES[kind] if said.get(name)), "")
+    if choice and choice not in said:
+        raise DataError(
+            f"{path}: no prompt is named {choice!r}, only {sorted(said)}; correct "
+            f"retriever.{_OPTIONS[kind]}, or set it to '' for none"
+        )
+    return (said[choice] or "") if choice else ""
+
+
+def _refuse_doubt(path: Path, said: dict[str, Any], own: dict[str, str], chosen: Prompts) -> None:
+    """Refuse to leave out a prompt that may be meant for queries or passages, by its name.
+
+    Raises:
+        DataError: with the names that there are.
+    """
+    left = [name for name, prompt in said.items() if prompt and prompt not in own.values()]
+    for kind, choice in chosen.items():
+        hints = [name for name in left if any(hint in name for hint in PROMPT_NAMES[kind])]
+        if choice == "model" and not own[kind] and (hints or (left and not any(own.values()))):
             raise DataError(
-                f"{path}: prompts {sorted(used)}, but none is named 'query' or 'document', so "
-                "nothing says which is for search; set retriever.convention"
+                f"{path}: prompts {sorted(left)}, but none is named {PROMPT_NAMES[kind][0]!r}, so "
+                "nothing says which is for search; name them in retriever.query_prompt and "
+                "retriever.passage_prompt, with '' for none"
             )
-        return said
-    own = {"query": used.get("query")}
-    own["document"] = used.get("document") or used.get("passage")
-    for kind, prompt in (("query", known.query_prompt), ("document", known.passage_prompt)):
-        if own[kind] is not None:
-            _same(path, f"prompts.{kind}", own[kind], name, prompt)
-    return said | {"query": known.query_prompt, "document": known.passage_prompt}
 
 
 def _same(path: Path, what: str, said: object, name: str, expected: object) -> None:

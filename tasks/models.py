@@ -37,6 +37,8 @@ def import_models(
             folder=str(folder),
             convention=retriever.convention,
             similarity=retriever.encoding.similarity,
+            query_prompt=retriever.query_prompt,
+            passage_prompt=retriever.passage_prompt,
         )
         title = "import the retriever"
         imported["retriever"] = work.make(title, "import_model", resolved, sources=sources)

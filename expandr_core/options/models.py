@@ -4,7 +4,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from expandr_core.options.base import ConventionName, Engine, Options, Positive, VectorType, runtime
+from expandr_core.options.base import (
+    ConventionName,
+    Engine,
+    Options,
+    Positive,
+    VectorType,
+    added,
+    runtime,
+)
 
 
 class TinyLLMOptions(Options):
@@ -158,4 +166,14 @@ class RetrieverOptions(Options):
         default="model",
         description="Pooling, prompts, similarity and longest text of a model whose folder does not "
         "say them (expandr_core/conventions.py has the values); 'model': it does.",
+    )
+    query_prompt: str = added(
+        "model",
+        description="Name, among the model's own prompts, of the one that stands before queries, such "
+        "as s2p_query or search_query; empty for none; 'model': the one named query.",
+    )
+    passage_prompt: str = added(
+        "model",
+        description="The same for passages and expansions, such as retrieval.passage; 'model': the one "
+        "named document, passage or corpus.",
     )

@@ -12,17 +12,17 @@ from pydantic import Field
 
 from expandr_core import models
 from expandr_core.errors import DataError
-from expandr_core.options import ConventionName, Options, runtime
+from expandr_core.options import ConventionName, Options, added, runtime
 from expandr_core.stage import Job
 from expandr_core.store import sha256_of
 
-VERSION = 2
+VERSION = 3
 ROLE = "data"
 ISOLATION = "always"
 
 
 class ImportOptions(Options):
-    """A model from elsewhere; the last two matter for a retriever."""
+    """A model from elsewhere; all but the first two matter for a retriever."""
 
     kind: Literal["llm", "retriever"] = Field(description="What the model is for.")
     folder: str = runtime("", description="Local folder of the model.")
@@ -30,6 +30,8 @@ class ImportOptions(Options):
     similarity: Literal["model", "cosine", "dot"] = Field(
         default="model", description="See `EncodingOptions`."
     )
+    query_prompt: str = added("model", description="See `RetrieverOptions`.")
+    passage_prompt: str = added("model", description="See `RetrieverOptions`.")
 
 
 OPTIONS = ImportOptions
@@ -70,14 +72,16 @@ def _import_retriever(job: Job, options: ImportOptions, folder: Path) -> None:
     from expandr_core.anchordr_checkpoint import is_published_anchordr
     from expandr_core.sentence_models import complete, save_anchordr
 
+    prompts = {"query": options.query_prompt, "document": options.passage_prompt}
     try:
         if is_published_anchordr(folder):
             save_anchordr(folder, job.out, options.convention)
             for name in models.model_files(folder):
                 _check_digest(job, folder / name, folder / name, name)
+            complete(job.out, "model", "model", prompts)
         else:
             _copy(job, folder)
-            complete(job.out, options.convention, options.similarity)
+            complete(job.out, options.convention, options.similarity, prompts)
         models.check_retriever(job.out)
     except DataError as error:
         raise DataError(str(error).replace(str(job.out), str(folder))) from error

@@ -8,7 +8,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from tiny_models import save_llm
 
-from expandr_core.bulk_encoding import BulkEncoder, OneDNNLinear
+from expandr_core.bulk_encoding import BulkEncoder, Kind, OneDNNLinear
+from expandr_core.mini_batches import MiniBatchEncoder
 
 PROMPTS = {"query": "lay0 ", "passage": "tech1 tech2 "}
 
@@ -42,8 +43,20 @@ def test_vectors_are_those_of_sentence_transformers(name, texts, request):
     queries = BulkEncoder(model, 32, "float32").encode(texts, "query")
     np.testing.assert_allclose(queries, model.encode_query(texts), atol=1e-5)
     passages = BulkEncoder(model, 32, "float32").encode(texts, "document")
-    np.testing.assert_allclose(passages, model.encode_document(texts), atol=1e-5)
+    expected = model.encode(texts, prompt_name="passage", task="document")
+    np.testing.assert_allclose(passages, expected, atol=1e-5)
     assert np.abs(queries - passages).max() > 0.01  # their prompts differ
+
+
+def test_training_sees_the_same_prompts_and_dimensions(bert, texts):
+    with bert.truncate_embeddings(5):
+        names: dict[Kind, str] = {"query": "query", "document": "passage"}
+        for kind, name in names.items():
+            expected = bert.encode(texts[:9], prompt_name=name)
+            found = MiniBatchEncoder(bert, "float32", 4).encode(texts[:9], kind)
+            assert found.shape == (9, 5)
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+    bert.eval()
 
 
 @pytest.mark.parametrize("threads", [2, 5])

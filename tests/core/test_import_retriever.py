@@ -450,3 +450,101 @@ def test_prompts_of_the_folder_stay(transformer):
     said = {"similarity_fn_name": "cosine", "prompts": {"query": "Q: ", "document": "D: "}}
     (transformer / "config_sentence_transformers.json").write_text(json.dumps(said))
     assert configuration(imported(transformer)) == said
+
+
+# Prompts, by whatever name
+
+
+def with_prompts(folder: Path, **prompts: str) -> Path:
+    said = {"similarity_fn_name": "cosine", "prompts": prompts}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(said))
+    return folder
+
+
+def test_a_passage_prompt_is_not_hidden_by_an_empty_document_prompt(transformer):
+    """sentence-transformers writes an empty "document" beside it whenever it saves a model."""
+    plain = Encoder(imported(transformer), "cpu", EncodingOptions())
+    expected = plain.encode_passages(["passage: " + text for text in TEXTS])
+    with_prompts(transformer, query="query: ", passage="passage: ")
+    saved = transformer.with_name("saved")
+    SentenceTransformer(str(transformer), device="cpu").save(str(saved), create_model_card=False)
+    assert configuration(saved)["prompts"]["document"] == ""
+    for folder in (transformer, saved):
+        copy = imported(folder)
+        found = Encoder(copy, "cpu", EncodingOptions()).encode_passages(TEXTS)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        library = SentenceTransformer(str(copy), device="cpu")
+        np.testing.assert_allclose(library.encode_document(TEXTS), expected, atol=1e-6)
+
+
+STELLA = {"s2p_query": "Instruct: search\nQuery: ", "s2s_query": "Instruct: same\nQuery: "}
+JINA = {"retrieval.query": "Represent: ", "retrieval.passage": "Document: ", "text-matching": ""}
+NOMIC = {"search_query": "q: ", "search_document": "d: ", "clustering": "clustering: "}
+
+
+@pytest.mark.parametrize(
+    ("prompts", "query", "passage"),
+    [
+        (STELLA, "s2p_query", "model"),
+        (STELLA, "s2p_query", ""),
+        (JINA, "retrieval.query", "retrieval.passage"),
+        (NOMIC, "search_query", "search_document"),
+    ],
+)
+def test_options_name_the_prompts_of_a_folder_that_calls_them_otherwise(
+    transformer, prompts, query, passage
+):
+    with_prompts(transformer, **prompts)
+    encoder = Encoder(
+        imported(transformer, query_prompt=query, passage_prompt=passage), "cpu", EncodingOptions()
+    )
+    plain = Encoder(imported(with_prompts(transformer)), "cpu", EncodingOptions())
+    for encode, name in ((encoder.encode_queries, query), (encoder.encode_passages, passage)):
+        expected = plain.encode_passages([prompts.get(name, "") + text for text in TEXTS])
+        np.testing.assert_allclose(encode(TEXTS), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("prompts", [STELLA, JINA, NOMIC, {"query": "q: ", "search_document": "d"}])
+@pytest.mark.parametrize("convention", ["model", "gte", "e5"])
+def test_neither_a_convention_nor_silence_drops_a_folder_s_prompts(
+    transformer, prompts, convention
+):
+    with_prompts(transformer, **prompts)
+    refused(transformer, "retriever.query_prompt", "passage_prompt", convention=convention)
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({"query_prompt": "s2p"}, ["no prompt is named 's2p'", "s2p_query", "query_prompt"]),
+        ({"query_prompt": "s2p_query", "convention": "gte"}, ["prompts.query is 'Instruct"]),
+        ({"query_prompt": "", "passage_prompt": "", "convention": "e5"}, ["prompts.query is ''"]),
+    ],
+)
+def test_a_prompt_that_the_folder_lacks_or_a_convention_contradicts_is_refused(
+    transformer, options, parts
+):
+    refused(with_prompts(transformer, **STELLA), *parts, **options)
+
+
+def test_prompts_of_other_tasks_do_not_stand_in_the_way(transformer):
+    said = {"query": "q: ", "Clustering": "c: ", "STS": "s: "}
+    prompts = configuration(imported(with_prompts(transformer, **said)))["prompts"]
+    assert (prompts["query"], prompts["document"]) == ("q: ", "")
+
+
+# What the folder's configuration changes
+
+
+def test_truncate_dim_is_what_sentence_transformers_makes_of_it(transformer):
+    with_prompts(transformer, query="lay0 ")
+    edit_json(transformer / "config_sentence_transformers.json", truncate_dim=5)
+    library = SentenceTransformer(str(transformer), device="cpu")
+    encoder = Encoder(imported(transformer), "cpu", EncodingOptions())
+    for ours, theirs in (
+        (encoder.encode_queries, library.encode_query),
+        (encoder.encode_passages, library.encode_document),
+    ):
+        expected = theirs(TEXTS, normalize_embeddings=True)
+        assert expected.shape == (3, 5)
+        np.testing.assert_allclose(ours(TEXTS), expected, atol=1e-6)
