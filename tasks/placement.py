@@ -3,9 +3,11 @@
 A run on a pool is found again by its idempotency key, so a parent that was killed and retried attaches
 to what is still going on, and two parents share one run. What has ended without the artifact is
 followed by a new run with the next number in its key: unlike a retry of the same run, that cannot be
-begun twice, and no late report about the dead one can touch it.
+begun twice, and no late report about the dead one can touch it. Prefect looks a key up among all runs
+of a flow, whatever their deployment: so the pool and the store are part of it.
 """
 
+import contextlib
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -14,7 +16,7 @@ from uuid import UUID
 from prefect import get_run_logger
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempotencyKey
-from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus
+from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus, WorkPool
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, TerminationSignal
@@ -32,6 +34,7 @@ Place = Literal["here", "cpu", "gpu-infer", "gpu-train"]
 BAD_INPUT = "BadInput"  # name of a failed state that no retry can mend
 ATTEMPTS = 4
 POLL_SECONDS = 1.0
+LOOK_SECONDS = 10.0  # how often to look whether the pool has a worker
 STUCK_AFTER = {"process": timedelta(minutes=3)}  # from being taken by a worker to beginning
 STUCK_IN_CONTAINER_AFTER = timedelta(minutes=35)  # it may wait for its image, or for a machine
 
@@ -72,12 +75,15 @@ def run_on_pool(title: str, spec: StageSpec, store: Store, pool: str, runs_at_on
         PoolError: if it ended otherwise without success, several times, or was cancelled.
     """
     with get_client(sync_client=True) as client:
+        found = _read_pool(client, pool)
         shards = count_shards(spec, store)
         runs = min(shards, runs_at_once, _online_workers(client, pool)) if shards > 1 else 1
         parts = [(i, runs) for i in range(runs)] if runs > 1 else [None]
-        waiting = [_PoolRun(client, title, spec, store.url, pool, part) for part in parts]
+        waiting = [_PoolRun(client, title, spec, store.url, found, part) for part in parts]
+        watch = _Watch(client, pool)
         try:
             while waiting:
+                watch.look()
                 waiting = [run for run in waiting if not run.is_done()]
                 time.sleep(POLL_SECONDS if waiting else 0)
         except TerminationSignal:
@@ -86,12 +92,53 @@ def run_on_pool(title: str, spec: StageSpec, store: Store, pool: str, runs_at_on
     return runs > 1
 
 
-def _online_workers(client: SyncPrefectClient, pool: str) -> int:
+def _read_pool(client: SyncPrefectClient, pool: str) -> WorkPool:
     try:
-        workers = client.read_workers_for_work_pool(pool, offset=0, limit=200)
+        return client.read_work_pool(pool)
     except ObjectNotFound as error:
         raise DataError(f"there is no work pool {pool!r}; `expandr deploy` creates it") from error
-    return max(1, sum(worker.status == WorkerStatus.ONLINE for worker in workers))
+
+
+def _online_workers(client: SyncPrefectClient, pool: str) -> int:
+    workers = client.read_workers_for_work_pool(pool, offset=0, limit=200)
+    return sum(worker.status == WorkerStatus.ONLINE for worker in workers)
+
+
+class _Watch:
+    """Tells in the run's log when nothing of a pool can begin, and when it can again."""
+
+    def __init__(self, client: SyncPrefectClient, pool: str):
+        self.client, self.pool = client, pool
+        self.told, self.next = "", 0.0
+
+    def look(self) -> None:
+        if time.monotonic() < self.next:
+            return
+        self.next = time.monotonic() + LOOK_SECONDS
+        trouble = self._trouble()
+        if trouble and trouble != self.told:
+            get_run_logger().warning(trouble)
+        elif self.told and not trouble:
+            get_run_logger().info("work pool %s has an online worker", self.pool)
+        self.told = trouble
+
+    def _trouble(self) -> str:
+        if _read_pool(self.client, self.pool).is_paused:
+            return (
+                f"work pool {self.pool} is paused, so this run waits; to let the pool go on: "
+                f"expandr drain --resume {self.pool}"
+            )
+        if not _online_workers(self.client, self.pool):
+            return (
+                f"work pool {self.pool} has no online worker, so this run waits; to start one, where "
+                f"ExpandR is installed and the same store is reached: {worker_command(self.pool)}"
+            )
+        return ""
+
+
+def worker_command(pool: str) -> str:
+    """Return the command that starts a worker of a pool; one for a GPU takes one run at once."""
+    return f"prefect worker start --pool {pool}" + (" --limit 1" if pool.startswith("gpu-") else "")
 
 
 class _PoolRun:
@@ -103,10 +150,10 @@ class _PoolRun:
         title: str,
         spec: StageSpec,
         store: str,
-        pool: str,
+        pool: WorkPool,
         part: tuple[int, int] | None,
     ):
-        self.client, self.pool = client, pool
+        self.client, self.pool = client, pool.name
         self.title = title if part is None else f"{title}, part {part[0] + 1} of {part[1]}"
         self.parameters: dict[str, Any] = {
             "title": self.title,
@@ -114,17 +161,15 @@ class _PoolRun:
             "store": store,
             "part": part,
         }
-        words = [spec.key, *(f"{number}" for number in part or ())]
+        words = [self.pool, store, spec.key, *(f"{number}" for number in part or ())]
         words += [spec.runtime["fresh_since"]] if "fresh_since" in spec.runtime else []
         self.key = "/".join(words)
         self.number = self.attempts = 0
-        self.stuck_after = STUCK_AFTER.get(
-            client.read_work_pool(pool).type, STUCK_IN_CONTAINER_AFTER
-        )
+        self.stuck_after = STUCK_AFTER.get(pool.type, STUCK_IN_CONTAINER_AFTER)
         self.id = self._attach_or_begin()
 
     def _attach_or_begin(self) -> UUID:
-        """Find the run that is going on, or begin the next; those that ended are over."""
+        """Find the run that is going on, or begin the next; those that end or ended are over."""
         while True:
             key = f"{self.key}/{self.number}"
             wanted = FlowRunFilterIdempotencyKey(any_=[key])
@@ -135,7 +180,8 @@ class _PoolRun:
             )
             if not found:
                 return self._begin(key)
-            if found[0].state is None or not found[0].state.is_final():
+            state = found[0].state
+            if state is None or not (state.is_final() or state.is_cancelling()):
                 get_run_logger().info("%s: goes on as run %r", self.title, found[0].name)
                 return found[0].id
             self.number += 1
@@ -144,6 +190,11 @@ class _PoolRun:
         self.attempts += 1
         deployment = f"stage/{self.pool}"
         try:
+            if self.client.read_deployment_by_name(deployment).work_pool_name != self.pool:
+                raise DataError(
+                    f"deployment {deployment!r} is not on work pool {self.pool!r}; `expandr deploy` "
+                    "puts it there"
+                )
             run = run_deployment(
                 deployment,
                 parameters=self.parameters,
@@ -164,7 +215,10 @@ class _PoolRun:
         Raises:
             DataError, PoolError: see `run_on_pool`.
         """
-        run = self.client.read_flow_run(self.id)
+        try:
+            run = self.client.read_flow_run(self.id)
+        except ObjectNotFound:
+            return self._begin_another("was deleted")
         if run.state is None or not run.state.is_final():
             self._crash_if_stuck(run)
             return False
@@ -174,26 +228,31 @@ class _PoolRun:
             raise DataError(run.state.message or "the input is at fault")
         if run.state.is_cancelled() and self._is_own(run):
             raise PoolError(f"{self.title}: run {run.name!r} was cancelled; retry to go on")
+        return self._begin_another(f"is {run.state.name}: {run.state.message}")
+
+    def _begin_another(self, end: str) -> Literal[False]:
         if self.attempts >= ATTEMPTS:
             raise PoolError(
                 f"{self.title}: {ATTEMPTS} runs on pool {self.pool} ended without success; the last, "
-                f"{run.id}, is {run.state.name}: {run.state.message}"
+                f"{self.id}, {end}"
             )
-        get_run_logger().warning(
-            "%s: run %s is %s (%s); another one begins",
-            self.title, run.id, run.state.name, run.state.message,
-        )  # fmt: skip
+        get_run_logger().warning("%s: run %s %s; another one begins", self.title, self.id, end)
         self.id = self._attach_or_begin()
         return False
 
     def _crash_if_stuck(self, run: FlowRun) -> None:
         """Give up a run that a worker took and never began, because it died in between.
 
-        An automation does this too (see deployments/); it misses what happens while Redis is away.
+        An automation does this too (see deployments/); it misses what happens while Redis is away. No
+        worker ever takes a run whose pool was deleted, even if there is a pool of that name again.
         """
         taken = run.state and run.state.is_pending() and run.state.timestamp
+        message = ""
         if taken and datetime.now(UTC) - taken > self.stuck_after:
             message = f"not begun within {self.stuck_after}; its worker is dead"
+        if run.state and run.state.is_scheduled() and run.work_pool_name != self.pool:
+            message = f"the work pool {self.pool} that it waited for was deleted"
+        if message:
             self.client.set_flow_run_state(run.id, Crashed(message=message), force=True)
 
     def _is_own(self, run: FlowRun) -> bool:
@@ -205,9 +264,10 @@ class _PoolRun:
 
     def cancel(self) -> None:
         """Cancel the run, if this flow run began it."""
-        run = self.client.read_flow_run(self.id)
-        if self._is_own(run) and run.state and not run.state.is_final():
-            self.client.set_flow_run_state(self.id, State(type=StateType.CANCELLING))
+        with contextlib.suppress(ObjectNotFound):
+            run = self.client.read_flow_run(self.id)
+            if self._is_own(run) and run.state and not run.state.is_final():
+                self.client.set_flow_run_state(self.id, State(type=StateType.CANCELLING))
 
 
 def _cancel_with_parent(client: SyncPrefectClient, runs: list[_PoolRun]) -> None:
