@@ -121,11 +121,25 @@ def test_the_server_refuses_wrong_options_and_names_the_field(deployed, options,
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"preset": "large"}, {"placement": {"train": "gpu"}}, {"placement": {"trian": "cpu"}}]
+    "wrong",
+    [
+        {"preset": "large"},
+        {"placement": {"train": "gpu"}},
+        {"placement": {"trian": "cpu"}},
+        {"prest": "tiny"},
+        {"preset": "tiny", "rounds": 1},
+    ],
 )
-def test_the_server_refuses_a_wrong_preset_or_placement(deployed, wrong):
+def test_the_server_refuses_a_wrong_preset_placement_or_parameter(deployed, wrong):
     with pytest.raises(PrefectHTTPStatusError, match="409"):
         submit(**wrong)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_no_part_of_a_form_takes_fields_that_it_does_not_have(name):
+    schema = form(FORMS[name].flow)
+    parts = [schema, *schema["definitions"].values()]
+    assert all(not part["additionalProperties"] for part in parts if "properties" in part)
 
 
 def test_the_server_takes_the_form_as_the_ui_sends_it(deployed):
