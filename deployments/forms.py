@@ -23,7 +23,8 @@ BOUNDS = {
 @functools.cache  # several deployments share a flow
 def form(flow: Flow[..., Any]) -> dict[str, Any]:
     """Return the parameter schema of a flow: no other parameters, bounds told in the descriptions."""
-    schema = parameter_schema(flow).model_dump(exclude_unset=True) | {"additionalProperties": False}
+    schema: dict[str, Any] = parameter_schema(flow).model_dump(exclude_unset=True)
+    schema["additionalProperties"] = False
     for properties in [schema, *schema.get("definitions", {}).values()]:
         for field in properties.get("properties", {}).values():
             bounds = [
