@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expandr_core.errors import DataError
-from expandr_core.models import model_files
+from expandr_core.model_folder import model_files
 
 if TYPE_CHECKING:
     from expandr_core.anchordr import AnchorDR

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from expandr_core.errors import DataError
-from expandr_core.models import module_folders
+from expandr_core.model_folder import module_folders
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,22 +1,13 @@
-"""Models from elsewhere: which files belong to one, and whether it can be used, before any work.
+"""Models from elsewhere: found, and tried before any work (`model_folder` has what files tell)."""
 
-Only safetensors, JSON and tokenizer files count. Weights as pickle and code that comes with a model
-would run whatever they contain, so both are refused.
-"""
-
-import json
 import re
 from pathlib import Path
 from typing import Any, cast
 
 from expandr_core.errors import DataError
+from expandr_core.model_folder import LEFT_OUT, check_folder, model_files, read_config
 from expandr_core.store import sha256_of
 
-_WEIGHTS = ".safetensors"
-_SUFFIXES = {_WEIGHTS, ".json", ".txt", ".model", ".jinja"}
-_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
-CONVERT = "python -m expandr_core.convert_weights"
-ANCHORDR = "expandr_core.anchordr.AnchorDR"  # the one module of ours that a folder may name
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -46,8 +37,8 @@ def _download(model: str) -> Path:
     try:
         folder = snapshot_download(
             model,
-            allow_patterns=[f"*{suffix}" for suffix in sorted(_SUFFIXES)],
-            ignore_patterns=["consolidated*", "original/*", "onnx/*", "openvino/*"],
+            ignore_patterns=[f"*{suffix}" for suffix in sorted(LEFT_OUT)]
+            + ["consolidated*", "original/*", "onnx/*", "openvino/*"],
         )
     except GatedRepoError as error:
         raise DataError(
@@ -57,107 +48,6 @@ def _download(model: str) -> Path:
     except RepositoryNotFoundError as error:
         raise DataError(f"{model}: neither a folder here nor a model on the hub") from error
     return Path(folder)
-
-
-def model_files(folder: Path) -> list[str]:
-    """Return the files that belong to a model, relative to its folder, sorted.
-
-    These are the files at the top and in the folders of a sentence-transformers model's modules;
-    where an index lists the weights, only those it lists.
-    """
-    found = []
-    for part in module_folders(folder):
-        files = [path for path in part.iterdir() if path.suffix in _SUFFIXES and path.is_file()]
-        index = part / "model.safetensors.index.json"
-        listed = set(_read_json(index).get("weight_map", {}).values()) if index in files else None
-        found += [
-            path.relative_to(folder).as_posix()
-            for path in files
-            if path.suffix != _WEIGHTS or listed is None or path.name in listed
-        ]
-    return sorted(found)
-
-
-def module_folders(folder: Path) -> list[Path]:
-    """Return the model's folder and those of its sentence-transformers modules."""
-    names = {""}
-    if (folder / "modules.json").is_file():
-        modules = _read_json(folder / "modules.json")
-        names |= {str(module.get("path", "")) for module in modules}
-    folders = [(folder / name).resolve() for name in sorted(names)]
-    if not all(part.is_relative_to(folder.resolve()) for part in folders):
-        raise DataError(
-            f"{folder}/modules.json: a module lies outside the folder; correct its path"
-        )
-    return [folder / name for name in sorted(names) if (folder / name).is_dir()]
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON ({error}); get the file again") from error
-
-
-def check_folder(folder: Path) -> None:
-    """Check what can be told from the files alone.
-
-    Raises:
-        DataError: if it is no model folder, brings code of its own, or has no safetensors weights.
-    """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; correct the model")
-    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
-        raise DataError(f"{folder}: an adapter, not a model; merge it into its base model first")
-    modules = folder / "modules.json"
-    if not modules.is_file() and not (folder / "config.json").is_file():
-        raise DataError(
-            f"{folder}: no config.json, so not a model; name the folder that save_pretrained wrote"
-        )
-    remedy = "code that comes with a model is not run; use a model that the library itself knows"
-    types = (
-        [str(module.get("type", "")) for module in _read_json(modules)] if modules.is_file() else []
-    )
-    for name in types:
-        if not name.startswith("sentence_transformers.") and types != [ANCHORDR]:
-            raise DataError(f"{modules}: module type {name!r}; {remedy}")
-    for part in module_folders(folder):
-        config = part / "config.json"
-        if config.is_file() and "auto_map" in _read_json(config):
-            raise DataError(f"{config}: auto_map names code of its own; {remedy}")
-    _check_weights(folder)
-
-
-def _check_weights(folder: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    for part in module_folders(folder):
-        pickles = sorted(path.name for path in part.iterdir() if path.suffix in _PICKLES)
-        if pickles and not list(part.glob(f"*{_WEIGHTS}")):
-            raise DataError(
-                f"{part}: the weights are pickle only ({pickles[0]}), which can run any code; "
-                f"convert them with `{CONVERT} {folder}`, or use a revision with model.safetensors"
-            )
-        index = part / "model.safetensors.index.json"
-        if index.is_file():
-            for name in sorted(set(_read_json(index).get("weight_map", {}).values())):
-                if not (part / name).is_file():
-                    raise DataError(
-                        f"{part / name} is missing; {index.name} lists it; get it again"
-                    )
-    weights = [folder / name for name in model_files(folder) if name.endswith(_WEIGHTS)]
-    if not weights:
-        raise DataError(
-            f"{folder}: no weights; a model.safetensors is needed. From the hub, weights as pickle "
-            "(pytorch_model.bin) are not taken: get these with `hf download NAME --local-dir FOLDER`, "
-            f"convert them with `{CONVERT} FOLDER`, and name the folder"
-        )
-    for path in weights:
-        try:
-            with safe_open(path, "np"):
-                pass
-        except SafetensorError as error:
-            raise DataError(f"{path}: damaged ({error}); get the file again") from error
 
 
 def check_llm(folder: Path) -> None:
@@ -173,7 +63,7 @@ def check_llm(folder: Path) -> None:
 
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder}: no config.json, so not a language model; correct llm.model")
-    architectures = _read_json(folder / "config.json").get("architectures") or ["none"]
+    architectures = read_config(folder).get("architectures") or ["none"]
     if not set(architectures) & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
         raise DataError(
             f"{folder}/config.json: {architectures[0]} is not a causal language model; "

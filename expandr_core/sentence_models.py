@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from expandr_core.conventions import CONVENTIONS, Convention
 from expandr_core.errors import DataError
-from expandr_core.models import ANCHORDR
+from expandr_core.model_folder import ANCHORDR
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

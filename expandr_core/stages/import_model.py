@@ -38,15 +38,18 @@ OPTIONS = ImportOptions
 
 
 def run(job: Job) -> None:
-    """Check the model, then copy its files."""
+    """Copy the files of the model, and check the copy, as that is what runs; speak of the original."""
     options: ImportOptions = job.options
     folder = Path(options.folder)
     models.check_folder(folder)
-    if options.kind == "llm":
-        models.check_llm(folder)
-        _copy(job, folder)
-    else:
-        _import_retriever(job, options, folder)
+    try:
+        if options.kind == "llm":
+            _copy(job, folder)
+            models.check_llm(job.out)
+        else:
+            _import_retriever(job, options, folder)
+    except DataError as error:
+        raise DataError(str(error).replace(str(job.out), str(folder))) from error
     files = [path for path in job.out.rglob("*") if path.is_file()]
     job.counts["files"] = len(files)
     job.counts["bytes"] = sum(path.stat().st_size for path in files)
@@ -68,20 +71,17 @@ def _check_digest(job: Job, original: Path, copy: Path, name: str) -> None:
 
 
 def _import_retriever(job: Job, options: ImportOptions, folder: Path) -> None:
-    """Write a complete sentence-transformers model, and check it; speak of the original."""
+    """Write a complete sentence-transformers model, and check it."""
     from expandr_core.anchordr_checkpoint import is_published_anchordr
     from expandr_core.sentence_models import complete, save_anchordr
 
     prompts = {"query": options.query_prompt, "document": options.passage_prompt}
-    try:
-        if is_published_anchordr(folder):
-            save_anchordr(folder, job.out, options.convention)
-            for name in models.model_files(folder):
-                _check_digest(job, folder / name, folder / name, name)
-            complete(job.out, "model", "model", prompts)
-        else:
-            _copy(job, folder)
-            complete(job.out, options.convention, options.similarity, prompts)
-        models.check_retriever(job.out)
-    except DataError as error:
-        raise DataError(str(error).replace(str(job.out), str(folder))) from error
+    if is_published_anchordr(folder):
+        save_anchordr(folder, job.out, options.convention)
+        for name in models.model_files(folder):
+            _check_digest(job, folder / name, folder / name, name)
+        complete(job.out, "model", "model", prompts)
+    else:
+        _copy(job, folder)
+        complete(job.out, options.convention, options.similarity, prompts)
+    models.check_retriever(job.out)
