@@ -25,7 +25,7 @@ Nothing here imports Prefect or reads an environment variable. In the order of t
                                    its loss; a batch of any size, in several processes; how well it goes
     dpo_trainer                    DPO by TRL's trainer, in several processes, with DeepSpeed
     training, checkpoints          what the trainings share; how they go on after a kill
-    search, bm25                   exact top-k in blocks; the reference from outside
+    search, bm25, terms            exact top-k in blocks; the reference from outside, and its words
     evaluation, metrics, significance, trec
                                    nDCG, MAP, Recall and MRR block by block; paired tests; run files
     beir_datasets, archives, nano_beir

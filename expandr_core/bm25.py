@@ -5,9 +5,12 @@ of two or more letters or digits, in lower case, without Lucene's English stop w
 English Snowball stemmer. All of these, and k1 = 1.5 and b = 0.75, are what bm25s does by default; with
 them the independently measured baselines of six real collections are met within 0.3 points
 (tests/core/test_real_collections.py). Anserini's k1 = 0.9 and b = 0.4 lose up to 3 points there.
+Scripts without spaces have pairs of characters instead of such runs (`expandr_core.terms`), and other
+languages have stemmers and stop words of their own.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from expandr_core.errors import DataError
+from expandr_core.options import Language
 from expandr_core.search import RUN, tie_order
+from expandr_core.terms import terms
+
+_SHORTEST = 2  # characters of a word
+_STOP_WORDS = (  # that bm25s has
+    *("danish", "dutch", "english", "french", "german", "italian", "norwegian", "portuguese"),
+    *("russian", "spanish", "swedish", "turkish"),
+)
 
 
 class BM25:
@@ -25,7 +36,14 @@ class BM25:
         passage_ids: (passages,)
     """
 
-    def __init__(self, passage_ids: pa.Array, passages: Iterable[str], k1: float, b: float):
+    def __init__(
+        self,
+        passage_ids: pa.Array,
+        passages: Iterable[str],
+        k1: float,
+        b: float,
+        language: Language = "english",
+    ):
         """Index the passages.
 
         Args:
@@ -33,6 +51,7 @@ class BM25:
             passages: their texts, in the same order.
             k1: how slowly repetitions of a term saturate.
             b: how much long passages are held back, from 0 to 1.
+            language: whose stemmer is used, and whose stop words if bm25s has them.
 
         Raises:
             DataError: if no passage has a term.
@@ -43,7 +62,10 @@ class BM25:
 
         self.passage_ids = passage_ids
         self._order = tie_order(passage_ids)
-        self._tokenizer = Tokenizer(stopwords="english", stemmer=Stemmer.Stemmer("english"))
+        stop_words: Any = language if language in _STOP_WORDS else None
+        stemmer: Any = None if language == "none" else Stemmer.Stemmer(language)
+        splitter = partial(terms, shortest=_SHORTEST)
+        self._tokenizer = Tokenizer(splitter=splitter, stopwords=stop_words, stemmer=stemmer)
         tokens = list(self._tokens(passages, update_vocabulary=True))
         vocabulary = self._tokenizer.get_vocab_dict()
         if not vocabulary:

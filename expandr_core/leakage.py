@@ -2,10 +2,10 @@
 
 A query leaked if its text, normalised as for the split (case, white space, compatible characters), is a
 training query; a passage if its text, normalised so, with or without its title, is a training positive.
-An expansion copies a passage as far as its words lie in runs of eight or more that the passage has too.
+An expansion copies a passage as far as its words lie in runs of eight or more that the passage has too;
+in scripts without spaces these are runs of nine characters (see `expandr_core.terms`).
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,18 +16,19 @@ import pyarrow.parquet as pq
 
 from expandr_core.collection import Passage
 from expandr_core.split import normalise
+from expandr_core.terms import terms
 
 RUN_OF_WORDS = 8
 _ROWS_AT_ONCE = 4096
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text: runs of letters and digits, normalised.
+    """Return the words of a text, normalised.
 
     >>> words("  The BIRD's song:  3 notes")
     ['the', 'bird', 's', 'song', '3', 'notes']
     """
-    return re.findall(r"\w+", normalise(text))
+    return terms(normalise(text))
 
 
 def copied_share(text: str, passages: Iterable[str], run: int = RUN_OF_WORDS) -> float:

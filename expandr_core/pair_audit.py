@@ -5,7 +5,6 @@ one, DPO learns to write longer. So the pairs are compared in length, in how muc
 copy, and in what was cut off; and the two halves of the reward with each other and with the length.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -13,6 +12,8 @@ from operator import itemgetter
 from typing import Any
 
 import numpy as np
+
+from expandr_core.terms import count_words, terms
 
 BIN = 0.25  # width of the margins' bins; a margin is below 2
 AGREEMENT_QUERIES = 2000  # enough for a mean within 0.01
@@ -69,7 +70,7 @@ def audit(
     """
     words, copied, cut = {}, {}, {}
     for side in ("chosen", "rejected"):
-        words[side] = np.array([len(pair[f"{side}_text"].split()) for pair in pairs])
+        words[side] = np.array([count_words(pair[f"{side}_text"]) for pair in pairs])
         copied[side] = np.mean(
             [copied_share(pair["query"], pair[f"{side}_text"]) for pair in pairs]
         )
@@ -103,7 +104,7 @@ def copied_share(query: str, text: str) -> float:
     >>> copied_share("Why is the sky blue?", "The sky scatters blue light.")  # the, sky, blue of 5
     0.6
     """
-    asked, written = (set(re.findall(r"\w+", each.lower())) for each in (query, text))
+    asked, written = (set(terms(each.lower())) for each in (query, text))
     return len(asked & written) / len(asked) if asked else 0.0
 
 
@@ -138,7 +139,7 @@ def mean_agreements(candidates: Iterable[dict[str, Any]]) -> tuple[float, float]
         )
         agreements.append(_tau(to_positive, to_answer))
         rewards = [row["retriever_reward"] + row["self_reward"] for row in rows]
-        length_agreements.append(_tau(rewards, [len(row["text"].split()) for row in rows]))
+        length_agreements.append(_tau(rewards, [count_words(row["text"]) for row in rows]))
     return float(np.mean(agreements)), float(np.mean(length_agreements))
 
 

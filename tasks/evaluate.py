@@ -55,7 +55,7 @@ def measure_bm25(
 ) -> Artifact:
     """Measure BM25, with the words of the expansions if there are any."""
     inputs = {"corpus": evaluation.corpus, "expansions": expansions}
-    resolved = evaluate_bm25.OPTIONS(depth=options.depth)
+    resolved = evaluate_bm25.OPTIONS(depth=options.depth, language=options.bm25_language)
     return work.make(title, "evaluate_bm25", resolved, inputs | _judged(evaluation))
 
 

@@ -9,6 +9,12 @@ Device = Literal["auto", "cpu", "cuda"]
 Engine = Literal["transformers", "vllm", "endpoint"]
 Prompt = Literal["q2d", "q2a", "q2q", "q2e", "q2c"]
 VectorType = Literal["float16", "float32"]
+Language = Literal[
+    "none", "arabic", "armenian", "basque", "catalan", "czech", "danish", "dutch", "english",
+    "estonian", "finnish", "french", "german", "greek", "hindi", "hungarian", "indonesian", "irish",
+    "italian", "lithuanian", "nepali", "norwegian", "persian", "polish", "portuguese", "romanian",
+    "russian", "serbian", "spanish", "swedish", "tamil", "turkish", "yiddish",
+]  # fmt: skip
 ConventionName = Literal["model", "contriever", "bge", "e5", "gte", "minilm", "last-token"]
 
 

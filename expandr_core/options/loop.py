@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from expandr_core.options.base import Device, Options, Positive, runtime
+from expandr_core.options.base import Device, Language, Options, Positive, added, runtime
 from expandr_core.options.data import DataOptions, DemoWorldOptions
 from expandr_core.options.models import LLMOptions, RetrieverOptions
 from expandr_core.options.preferences import DPOOptions, ExpandOptions, PreferenceOptions
@@ -22,6 +22,11 @@ class EvaluateOptions(Options):
         default=0.05, gt=0, lt=1, description="After Holm's correction."
     )
     greedy: bool = Field(default=True, description="Also report expansions decoded greedily.")
+    bm25_language: Language = added(
+        "english",
+        description="Whose stemmer and stop words BM25 uses. Scripts without spaces need none: there "
+        "it searches for pairs of characters.",
+    )
 
 
 class LoopOptions(Options):

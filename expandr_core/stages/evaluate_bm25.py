@@ -13,7 +13,7 @@ from pydantic import Field
 from expandr_core.bm25 import BM25
 from expandr_core.collection import Passage
 from expandr_core.evaluation import measure
-from expandr_core.options import Options, Positive
+from expandr_core.options import Language, Options, Positive, added
 from expandr_core.stage import Job
 
 VERSION = 2
@@ -27,6 +27,7 @@ class OPTIONS(Options):
     depth: Positive = Field(default=1000, description="Passages kept per query.")
     k1: float = Field(default=1.5, ge=0, description="How slowly repetitions of a term saturate.")
     b: float = Field(default=0.75, ge=0, le=1, description="How much long passages are held back.")
+    language: Language = added("english", description="Whose stemmer and stop words are used.")
 
 
 def run(job: Job) -> None:
@@ -37,7 +38,7 @@ def run(job: Job) -> None:
         columns=["passage_id", "title", "text"]
     )
     passages = (Passage(**row).content for batch in batches for row in batch.to_pylist())
-    index = BM25(ids.combine_chunks(), passages, options.k1, options.b)
+    index = BM25(ids.combine_chunks(), passages, options.k1, options.b, options.language)
 
     def search_block(block: pa.Table, report: Callable[[int], None]) -> pa.Table:
         rows = zip(block["query"].to_pylist(), block["expansions"].to_pylist(), strict=True)

@@ -24,6 +24,7 @@ from expandr_core.options import PreferenceOptions
 from expandr_core.rewards import choose_pair, tie_seed
 from expandr_core.seeding import derive_seed, unit_interval
 from expandr_core.stage import Job
+from expandr_core.terms import count_words
 
 log = logging.getLogger(__name__)
 VERSION = 1
@@ -142,5 +143,5 @@ def _measure(job: Job, kept: list[dict[str, Any]]) -> None:
     for side in ("chosen", "rejected"):
         job.counts[f"mean_{side}_similarity_to_positive"] = mean(f"{side}_similarity_to_positive")
         job.counts[f"mean_{side}_words"] = float(
-            np.mean([len(pair[f"{side}_text"].split()) for pair in kept])
+            np.mean([count_words(pair[f"{side}_text"]) for pair in kept])
         )

@@ -2,18 +2,23 @@
 
 import inspect
 import math
+from typing import get_args
 
 import bm25s
 import pyarrow as pa
 import pytest
+import Stemmer
 
 from expandr_core.bm25 import BM25
 from expandr_core.errors import DataError
+from expandr_core.options import Language
 from expandr_core.stages import evaluate_bm25
 
 
-def index_of(passages: dict[str, str], k1: float = 0.9, b: float = 0.4) -> BM25:
-    return BM25(pa.array(list(passages)), passages.values(), k1, b)
+def index_of(
+    passages: dict[str, str], k1: float = 0.9, b: float = 0.4, language: Language = "english"
+) -> BM25:
+    return BM25(pa.array(list(passages)), passages.values(), k1, b, language)
 
 
 def hits(index: BM25, query: str, k: int = 10, query_id: str = "q") -> list[str]:
@@ -71,3 +76,32 @@ def test_the_stage_weighs_terms_as_bm25s_does_by_default():
 def test_a_corpus_without_words_is_refused():
     with pytest.raises(DataError, match="no passage of the corpus has a word"):
         index_of({"a": "", "b": "the"})
+
+
+@pytest.mark.parametrize(
+    ("passages", "query"),
+    [
+        (["糖尿病患者应控制血糖水平。", "高血压患者应减少盐的摄入。"], "血糖 控制"),
+        (["糖尿病の患者は血糖値を管理する。", "高血圧の患者は塩分を減らす。"], "血糖値"),
+        (["ガードレールを直す", "ハンドルを直す"], "ｶﾞｰﾄﾞﾚｰﾙ"),
+        (["당뇨병환자는 혈당을 조절한다", "고혈압환자는 소금을 줄인다"], "당뇨병 환자의 혈당"),
+        (["ผู้ป่วยเบาหวานควบคุมน้ำตาล", "ผู้ป่วยความดันลดเกลือ"], "น้ำตาล"),
+        (["ຄົນເຈັບເບົາຫວານ", "ຄວາມດັນເລືອດ"], "ເບົາຫວານ"),
+        (["អ្នកជំងឺទឹកនោមផ្អែម", "សម្ពាធឈាម"], "ទឹកនោម"),
+        (["ဆီးချိုရောဂါသည်", "သွေးတိုး"], "ဆီးချို"),
+        (["मधुमेह के रोगी", "रक्तचाप"], "मधुमेह"),
+        (["新しいiPhoneのバッテリー", "古い電話"], "iphone"),
+    ],
+)
+def test_passages_are_found_in_every_script(passages, query):
+    index = index_of(dict(zip("ab", passages, strict=True)))
+    assert hits(index, query)[:1] == ["a"]
+
+
+def test_stemmer_and_stop_words_are_those_of_the_language():
+    passages = {"a": "die Häuser der Stadt", "b": "the city"}
+    assert hits(index_of(passages, language="german"), "Hauses") == ["a"]
+    assert hits(index_of(passages, language="german"), "der the") == ["b"]
+    assert hits(index_of(passages, language="none"), "der the") == ["b", "a"]
+    assert hits(index_of(passages, language="none"), "Hauses") == []
+    assert {*get_args(Language)} <= {"none", *Stemmer.algorithms()}

@@ -1,0 +1,69 @@
+"""The words of a text, in any script: what BM25 searches for, and what the audits compare.
+
+Most scripts have spaces: a word is a run of letters, digits and the marks on them. Han, Hiragana,
+Katakana, Bopomofo, Hangul and Yi, and the scripts of South East Asia (Thai, Lao, Khmer, Myanmar and
+their neighbours) have none, or none between words. There every two characters that follow each other are
+a word, as in Lucene's CJK analyser, and a character that stands alone is one; the marks on a character
+belong to it. Forms that differ in their width only are one.
+"""
+
+import functools
+import itertools
+import unicodedata
+from typing import Any
+
+_SPACELESS = (
+    r"[\p{Script=Han}\p{Script=Hira}\p{Script=Kana}\p{Script=Bopo}\p{Script=Hang}\p{Script=Yi}"
+    r"\p{Line_Break=SA}ー&&[\p{L}\p{N}]]"
+)
+_MARK = r"[\p{M}--[\uFE00-\uFE0F]]"  # not those that choose between a sign's text and its picture
+_WORD = rf"[[\p{{L}}\p{{N}}_]--{_SPACELESS}]"
+_WIDTH_FORMS = "[\uff01-\uffee]+"  # full and half width
+
+
+@functools.cache
+def _pattern(text: str) -> Any:
+    import regex  # slow to import
+
+    return regex.compile(text, regex.VERSION1)
+
+
+def terms(text: str, shortest: int = 1) -> list[str]:
+    """Return the words of a text in order.
+
+    Args:
+        text: in the case in which its words are wanted.
+        shortest: a word of a script with spaces that has fewer characters is left out.
+
+    >>> terms("the bird's 3 songs", shortest=2)
+    ['the', 'bird', 'songs']
+    >>> terms("iPhone用の血糖値")
+    ['iPhone', '用の', 'の血', '血糖', '糖値']
+    """
+    if text.isascii():
+        found = _pattern(r"\w+").findall(text)
+        return [word for word in found if len(word) >= shortest]
+    text = _pattern(_WIDTH_FORMS).sub(lambda run: unicodedata.normalize("NFKC", run[0]), text)
+    text = unicodedata.normalize("NFC", text)
+    words = []
+    runs = rf"({_WORD}[{_WORD}{_MARK}]*)|((?:{_SPACELESS}{_MARK}*)+)"
+    for run in _pattern(runs).finditer(text):
+        if run[1]:
+            words += [run[1]] if len(run[1]) >= shortest else []
+        else:
+            characters = _pattern(rf"{_SPACELESS}{_MARK}*").findall(run[2])
+            words += map("".join, itertools.pairwise(characters))
+            words += characters if len(characters) == 1 else []
+    return words
+
+
+def count_words(text: str) -> int:
+    """Return a text's length in words; each character of a script without spaces counts as one.
+
+    >>> count_words("it's the  bird's song"), count_words("鳥の歌 is a song")
+    (4, 6)
+    """
+    if text.isascii():
+        return len(text.split())
+    before = _pattern(rf"{_SPACELESS}").sub(r" \g<0>", text)
+    return len(_pattern(rf"({_SPACELESS}{_MARK}*)(?={_WORD})").sub(r"\1 ", before).split())
