@@ -62,11 +62,16 @@ def add(other: Path, folder: Path) -> None:
 
 
 def load_adapted(llm: Path, adapter: Path | None, dtype: Any) -> Any:
-    """Load a causal LM; with an adapter, whose weights are then folded in, in memory."""
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+    """Load a causal LM; with an adapter, whose weights are then folded in, in memory.
 
-    model: Any = AutoModelForCausalLM.from_pretrained(llm, local_files_only=True, dtype=dtype)
+    Its generation_config.json is left alone: how a text is drawn is what the options say.
+    """
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        llm, local_files_only=True, dtype=dtype, generation_config=GenerationConfig()
+    )
     if adapter is None:
         return model
     adapted: Any = PeftModel.from_pretrained(model, str(adapter))

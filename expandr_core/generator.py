@@ -7,9 +7,12 @@ the rounding of batched matrix products, which can flip a near-tie if the batch 
 
 The prompt is computed once and its key-value cache is shared by all the texts of that prompt.
 Other engines (`vllm_generator`, `endpoint_generator`) have the same `generate`; all of them ask for a
-text by the token ids of the same prompt and end it at the same tokens.
+text by the token ids of the same prompt and end it at the same tokens. Of the model's own
+generation_config.json they take nothing but these tokens: a repetition penalty or a top_k that comes
+with a model would change the texts, and the likelihoods that DPO compares.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,12 +92,12 @@ class Codec:
         self.turn_end = turn_end_id(self.tokenizer)
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         self._context: int | None = getattr(config, "max_position_embeddings", None)
-        if (folder / "generation_config.json").is_file():
-            generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        settings = folder / "generation_config.json"
+        if settings.is_file():  # the library refuses whole what it finds contradictory in it
+            own = json.loads(settings.read_bytes()).get("eos_token_id")
         else:
-            generation = GenerationConfig.from_model_config(config)
-        own = cast("int | list[int] | None", generation.eos_token_id) or []
-        self.ends = {self.turn_end, *([own] if isinstance(own, int) else own)}
+            own = GenerationConfig.from_model_config(config).eos_token_id
+        self.ends = {self.turn_end, *([own] if isinstance(own, int) else own or [])}
 
     def turns(
         self, requests: Sequence[Request], sampling: SamplingOptions, max_prompt_tokens: int
@@ -174,7 +177,7 @@ class TransformersGenerator:
         dtype = torch.float32 if self.device == "cpu" else torch.bfloat16
         self.model = load_adapted(folder, adapter, dtype).to(self.device).eval()
         self.pad = self.codec.tokenizer.pad_token_id
-        if self.pad is None:
+        if self.pad is None or self.pad >= self.model.get_input_embeddings().weight.shape[0]:
             self.pad = self.codec.turn_end
 
     def generate(
@@ -228,15 +231,14 @@ class TransformersGenerator:
             input_ids=ids[rows],
             attention_mask=mask[rows],
             past_key_values=shared,
-            max_new_tokens=options.max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
             logits_processor=LogitsProcessorList([sampling]),
-            eos_token_id=sorted(self.codec.ends),
-            pad_token_id=self.pad,
+            generation_config=GenerationConfig(
+                max_new_tokens=options.max_new_tokens,
+                do_sample=False,
+                use_cache=True,
+                eos_token_id=sorted(self.codec.ends),
+                pad_token_id=self.pad,
+            ),
         )
         completions = [self.codec.completion(row) for row in output[:, longest:].tolist()]
         by_request = iter(completions)

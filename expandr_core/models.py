@@ -1,5 +1,6 @@
 """Models from elsewhere: found, and tried before any work (`model_folder` has what files tell)."""
 
+import logging
 import re
 from pathlib import Path
 from typing import Any, cast
@@ -8,6 +9,7 @@ from expandr_core.errors import DataError
 from expandr_core.model_folder import LEFT_OUT, check_folder, model_files, read_config
 from expandr_core.store import sha256_of
 
+log = logging.getLogger(__name__)
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -96,18 +98,29 @@ def check_llm(folder: Path) -> None:
 
 def _check_tokenizer(folder: Path, tokenizer: Any, model: Any) -> None:
     """Check that the tokenizer is the model's, and that the chat template works."""
-    from expandr_core.prompts import prompt_ids, turn_end_id
+    from expandr_core.prompts import control_tokens, prompt_ids, turn_end_id
 
     rows = model.get_input_embeddings().weight.shape[0]
     remedy = "use the tokenizer the model was trained with"
-    if not tokenizer.get_vocab() or len(tokenizer) > rows:
+    beyond = sorted(
+        (number, token) for token, number in tokenizer.get_vocab().items() if number >= rows
+    )
+    control = control_tokens(tokenizer)
+    unused = [token for number, token in beyond if number in control]
+    if not tokenizer.get_vocab() or len(unused) < len(beyond):
         raise DataError(
             f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {rows} embeddings; "
             f"{remedy}"
         )
+    if unused:  # of images, say: no text has them, and no prompt may
+        log.warning(
+            "%s: %d control tokens have no embedding, such as %s; no prompt has them",
+            *(folder, len(unused), unused[0]),
+        )
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = getattr(model.generation_config, name)
-        for token in value if isinstance(value, list) else [value]:
+        own = getattr(tokenizer, name)
+        for token in [*(value if isinstance(value, list) else [value]), own]:
             if token is not None and not 0 <= token < rows:
                 raise DataError(
                     f"{folder}: {name} is {token}, but there are {rows} tokens; {remedy}"

@@ -33,6 +33,8 @@ _PREAMBLE = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 
+_MARKUP = re.compile(r"<.*>|\[.*\]", re.DOTALL)
+
 
 def render_prompt(name: Prompt, query: str, passage: str = "") -> str:
     r"""Fill in a prompt's wording: the user's turn, before the chat template.
@@ -80,14 +82,30 @@ def prompt_ids(tokenizer: "PreTrainedTokenizerBase", content: str) -> list[int]:
     bos = cast(int | None, tokenizer.bos_token_id)
     if bos is None:
         return ids
-    if bos not in ids and tokenizer("a").input_ids[0] == bos:
+    control = control_tokens(tokenizer)
+    first = next((token for token in ids if token in control), None)
+    if first != bos and tokenizer("a").input_ids[0] == bos:
         ids.insert(0, bos)  # a template that leaves it to the tokenizer
-    if ids.count(bos) > 1:
+    # some models open each turn with the token that begins a sequence, or end it so
+    begins = next((n for n, token in enumerate(ids) if token != bos), len(ids))
+    if begins > 1:
         raise DataError(
-            f"{tokenizer.name_or_path}: the chat template gives {ids.count(bos)} beginning-of-sequence "
-            "tokens; a prompt must have exactly one, so correct chat_template.jinja"
+            f"{tokenizer.name_or_path}: the chat template gives {begins} beginning-of-sequence tokens; "
+            "a prompt must begin with exactly one, so correct chat_template.jinja"
         )
     return ids
+
+
+def control_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
+    """Return the tokens that stand for no text: the special ones, and added ones such as `<think>`.
+
+    Words that were added to a vocabulary are text.
+    """
+    return {
+        number: token.content
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if token.special or _MARKUP.fullmatch(token.content)
+    }
 
 
 def fitted_prompt_ids(

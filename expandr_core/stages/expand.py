@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from expandr_core.generator import Generator
 
 log = logging.getLogger(__name__)
-VERSION = 2
+VERSION = 3
 ROLE = "generate"
 ISOLATION = "on-gpu"
 SCHEMA = pa.schema(

@@ -22,12 +22,15 @@ def run(job: Job) -> None:
     """Write the merged model of `llm` and `adapter`, with the tokenizer's files."""
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     from expandr_core.prompts import prompt_ids
 
     base = AutoModelForCausalLM.from_pretrained(
-        job.inputs["llm"], local_files_only=True, dtype="auto"
+        job.inputs["llm"],
+        local_files_only=True,
+        dtype="auto",
+        generation_config=GenerationConfig(),  # its own file is copied, whatever it says
     )
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["llm"], local_files_only=True)
     adapted = PeftModel.from_pretrained(base, str(job.inputs["adapter"])).eval()

@@ -1,6 +1,8 @@
 """Sampling: a text depends on its seed alone, and is a draw from the model's distribution."""
 
+import json
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -57,6 +59,47 @@ def test_texts_do_not_depend_on_the_order_or_the_company(generator):
     assert {n: shuffled[place] for place, n in enumerate(order)} == expected
     alone = generated(generator, [REQUESTS[3]])
     assert alone[0] == expected[3]
+
+
+@pytest.mark.parametrize(
+    ("file", "settings"),
+    [
+        ("generation_config.json", {"use_cache": False}),
+        ("config.json", {"use_cache": False}),
+        ("generation_config.json", {"do_sample": True, "temperature": 0.7, "top_k": 1}),
+        ("generation_config.json", {"repetition_penalty": 1.3}),
+        ("generation_config.json", {"no_repeat_ngram_size": 2}),
+        ("generation_config.json", {"min_new_tokens": 24}),
+        ("generation_config.json", {"suppress_tokens": [40, 50], "begin_suppress_tokens": [60]}),
+        ("generation_config.json", {"forced_eos_token_id": 2, "forced_bos_token_id": 5}),
+        ("generation_config.json", {"bad_words_ids": [[70]], "renormalize_logits": True}),
+        ("generation_config.json", {"cache_implementation": "static"}),
+        ("generation_config.json", {"cache_implementation": "dynamic"}),
+        ("generation_config.json", {"stop_strings": ["e"], "guidance_scale": 2.0}),
+        ("generation_config.json", {"num_beams": 3, "length_penalty": 2.0, "max_length": 20}),
+        ("generation_config.json", {"num_return_sequences": 2, "max_time": 1e-9}),
+        ("generation_config.json", {"prompt_lookup_num_tokens": 3, "custom_word": 1}),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_of_the_model_s_own_settings_only_the_ends_of_a_text_are_taken(
+    llm_folder, generator, tmp_path, file, settings
+):
+    folder = shutil.copytree(llm_folder, tmp_path / "model")
+    own = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(own | settings))
+    expected = generated(generator, REQUESTS[:3])
+    assert generated(TransformersGenerator(folder, "cpu"), REQUESTS[:3]) == expected
+
+
+def test_the_ends_that_the_model_names_end_a_text(llm_folder, generator, tmp_path):
+    folder = shutil.copytree(llm_folder, tmp_path / "model")
+    path = folder / "generation_config.json"
+    ends = [2, *range(100, 200)]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": ends}))
+    found = generated(TransformersGenerator(folder, "cpu"), REQUESTS[:3])
+    assert found != generated(generator, REQUESTS[:3])
+    assert any(text.tokens < 20 for texts in found.values() for text in texts)
 
 
 def test_another_seed_writes_another_text(generator):

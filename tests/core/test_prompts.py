@@ -121,6 +121,27 @@ def test_a_template_that_writes_the_beginning_twice_is_refused():
         prompt_ids(tokenizer, "why?")
 
 
+CHATML = (
+    "{{ bos_token }}system\nYou help.<|eos|>\n{% for message in messages %}{{ bos_token }}"
+    "{{ message['role'] }}\n{{ message['content'] }}<|eos|>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ bos_token }}assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_the_token_of_the_beginning_may_open_every_turn(adds_bos):
+    ids = prompt_ids(make_tokenizer(CHATML, adds_bos), "why?")
+    assert ids.count(BOS) == 3 and ids[0] == BOS != ids[1]
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_the_token_of_the_beginning_may_end_every_turn(adds_bos):
+    template = TEMPLATE.replace("{{ bos_token }}", "").replace("eos_token", "bos_token")
+    ids = prompt_ids(make_tokenizer(template, adds_bos), "why?")
+    assert ids[:2] == ([BOS, USER] if adds_bos else [USER, ids[1]])
+    assert ids[-2:] == [BOS, ASSISTANT]
+
+
 def test_a_model_without_chat_template_is_refused():
     with pytest.raises(DataError, match="no chat template"):
         prompt_ids(make_tokenizer(None), "why?")
