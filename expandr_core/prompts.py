@@ -7,6 +7,7 @@ both see identical prompts with exactly one beginning-of-sequence token (the ref
 import re
 from typing import TYPE_CHECKING, cast
 
+from expandr_core.control_tokens import encode_chat, encode_text
 from expandr_core.errors import DataError
 from expandr_core.options import Prompt
 
@@ -72,13 +73,7 @@ def prompt_ids(tokenizer: "PreTrainedTokenizerBase", content: str) -> list[int]:
             f"{tokenizer.name_or_path}: the tokenizer has no chat template; use an instruction-tuned "
             "model, or add chat_template.jinja to its folder"
         )
-    ids = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}],
-        tokenize=True,
-        add_generation_prompt=True,
-        return_dict=False,
-    )
-    ids = list(cast(list[int], ids))
+    ids = encode_chat(tokenizer, content)
     bos = cast(int | None, tokenizer.bos_token_id)
     if bos is None:
         return ids
@@ -134,7 +129,7 @@ def fitted_turn(
     for shortened in ("passage", "query"):
         if len(ids) <= max_tokens:
             break
-        tokens = tokenizer.encode(texts[shortened], add_special_tokens=False)
+        tokens = encode_text(tokenizer, texts[shortened])
         while tokens and len(ids) > max_tokens:
             tokens = tokens[: max(0, len(tokens) - (len(ids) - max_tokens))]
             text = cast(str, tokenizer.decode(tokens, skip_special_tokens=True))

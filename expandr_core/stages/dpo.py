@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
+from expandr_core.control_tokens import encode_text
 from expandr_core.device import run_device
 from expandr_core.errors import DataError
 from expandr_core.events import Progress
@@ -182,7 +183,7 @@ def preference_ids(
         )
     ids = {"prompt_ids": prompt}
     for side in ("chosen", "rejected"):
-        text = tokenizer.encode(row[f"{side}_text"], add_special_tokens=False)
+        text = encode_text(tokenizer, row[f"{side}_text"])
         if row[f"{side}_finish_reason"] == "stop":
             text.append(turn_end_id(tokenizer))
         ids[f"{side}_ids"] = text[:room]

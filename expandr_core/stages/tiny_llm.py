@@ -11,6 +11,7 @@ from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
 from expandr_core.bpe import train_bpe
+from expandr_core.control_tokens import encode_text
 from expandr_core.device import run_device
 from expandr_core.errors import DataError
 from expandr_core.options import TinyLLMOptions
@@ -90,7 +91,7 @@ def make_examples(
     is cut at the end; one whose prompt leaves no room for an answer is left out.
     """
     for row in rows:
-        text = tokenizer.encode(row["text"], add_special_tokens=False, split_special_tokens=True)
+        text = encode_text(tokenizer, row["text"])
         if not text:
             continue
         text.append(END)

@@ -1,0 +1,149 @@
+"""Text is text: what spells a control token of the model, in a query or a passage, is plain characters.
+
+A tokenizer finds its control tokens (`<s>`, the token that ends a turn) wherever a text spells them.
+Where a text does, it is read by a copy of the tokenizer in which every control token has another
+name, which no text has; in a chat, those that the template writes are renamed likewise. Everything
+else, merges across their places too, is as in the tokenizer itself.
+"""
+
+import json
+import re
+from functools import lru_cache
+from itertools import islice
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+_MARK = "\U0010fffd"  # begins the other names: private, and taken out of texts
+_PRIVATE = range(0x100000, 0x10FFFD)  # characters that stand for the tokens a text spells
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # how SentencePiece names a byte
+_BRACKETS = set("<[{|")
+
+
+def control_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
+    """Return the tokens that mean more than their characters, with their ids.
+
+    These are the special ones, and of the others that were added those that the chat template writes
+    or that are in brackets (`<think>`, `<|fim_prefix|>`); not words, spaces and the names of bytes.
+    """
+    template = str(tokenizer.get_chat_template()) if tokenizer.chat_template else ""
+    return {
+        token.content: number
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if token.content.strip()
+        and not _BYTE.fullmatch(token.content)
+        and (token.special or token.content in template or _BRACKETS & set(token.content))
+    }
+
+
+def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Return the token ids of a text, none of which is a control token."""
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if not _spells_any(tokenizer, text, ids):
+        return ids
+    renamed = _renamed(tokenizer)
+    if renamed is None:
+        found = _found(tokenizer, text)
+        return _in_pieces(tokenizer, _hide(text, found), found)
+    return renamed.encode(text.replace(_MARK, ""), add_special_tokens=False).ids
+
+
+def encode_chat(tokenizer: "PreTrainedTokenizerBase", content: str) -> list[int]:
+    """Return the token ids of one user turn, ready for the answer; control tokens are the template's."""
+    ids = tokenizer.encode(content, add_special_tokens=False)
+    if not _spells_any(tokenizer, content, ids):
+        return tokenizer.encode(_render(tokenizer, content), add_special_tokens=False)
+    found = _found(tokenizer, content)
+    chat = _render(tokenizer, _hide(content.replace(_MARK, ""), found))
+    renamed = _renamed(tokenizer)
+    if renamed is None:
+        return _in_pieces(tokenizer, chat, found)
+    chat = _pattern(tokenizer).sub(lambda token: _MARK + token[0], chat)
+    return renamed.encode(_show(chat, found), add_special_tokens=False).ids
+
+
+def _render(tokenizer: "PreTrainedTokenizerBase", content: str) -> str:
+    turn = [{"role": "user", "content": content}]
+    chat = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    return cast(str, chat)
+
+
+def _spells_any(tokenizer: "PreTrainedTokenizerBase", text: str, ids: list[int]) -> bool:
+    """Tell whether a text has a control token: as it is, or as its normalised form is read."""
+    return not _control_ids(tokenizer).isdisjoint(ids) or bool(_pattern(tokenizer).search(text))
+
+
+@lru_cache(4)
+def _control_ids(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+    unknown = cast("int | None", tokenizer.unk_token_id)  # what any text may have
+    return frozenset(control_tokens(tokenizer).values()) - {unknown}
+
+
+@lru_cache(4)
+def _pattern(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
+    longest_first = sorted(control_tokens(tokenizer), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+
+def _found(tokenizer: "PreTrainedTokenizerBase", text: str) -> dict[str, str]:
+    """Return a private character, which the text lacks, for each control token that it spells."""
+    tokens = sorted(set(_pattern(tokenizer).findall(text)), key=len, reverse=True)
+    free = (chr(code) for code in _PRIVATE if chr(code) not in text)
+    return dict(zip(tokens, islice(free, len(tokens)), strict=True))
+
+
+def _hide(text: str, found: dict[str, str]) -> str:
+    for token, private in found.items():
+        text = text.replace(token, private)
+    return text
+
+
+def _show(text: str, found: dict[str, str]) -> str:
+    for token, private in found.items():
+        text = text.replace(private, token)
+    return text
+
+
+def _in_pieces(tokenizer: "PreTrainedTokenizerBase", text: str, found: dict[str, str]) -> list[int]:
+    """Encode a text in pieces that end within each hidden token, for tokenizers not of `tokenizers`."""
+    broken = text
+    for token, private in found.items():
+        broken = broken.replace(private, f"{token[:1]}{_MARK}{token[1:]}")
+    pieces = (piece for piece in broken.split(_MARK) if piece)
+    return [i for piece in pieces for i in tokenizer.encode(piece, add_special_tokens=False)]
+
+
+@lru_cache(4)
+def _renamed(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer | None":
+    """Return the copy with other names; None where the tokenizer is not one of `tokenizers`."""
+    from tokenizers import Tokenizer
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        return None
+    state = json.loads(backend.to_str())
+    names = {token: _MARK + token for token in control_tokens(tokenizer)}
+    for token in state["added_tokens"]:
+        if token["content"] in names:
+            token |= {"content": names[token["content"]], "normalized": False}
+    _rename_pieces(state["model"], names)
+    renamed = Tokenizer.from_str(json.dumps(state))
+    renamed.no_truncation()
+    renamed.no_padding()
+    renamed.encode_special_tokens = False
+    return renamed
+
+
+def _rename_pieces(model: dict[str, Any], names: dict[str, str]) -> None:
+    """Rename the tokens in the vocabulary as well, so that no plain text is read as one of them."""
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {names.get(piece, piece): at for piece, at in model["vocab"].items()}
+    else:  # Unigram: with scores
+        model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
+    if "merges" in model:
+        pairs = (pair if isinstance(pair, list) else pair.split(" ") for pair in model["merges"])
+        model["merges"] = [pair for pair in pairs if not {*pair, "".join(pair)} & names.keys()]
