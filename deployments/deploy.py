@@ -2,12 +2,15 @@
 
 from datetime import timedelta
 
+from prefect.utilities.urls import url_for
+
 from deployments.apply import apply_deployment, remove_others
 from deployments.automations import apply_automations, notification_block
 from deployments.changes import Change
 from deployments.connection import connected
 from deployments.plan import POOLS, PoolType, check_store, plan
-from deployments.pools import apply_pool
+from deployments.pools import apply_pool, check_dead_after
+from tasks.placement import online_workers, worker_command
 
 
 def deploy(
@@ -25,16 +28,18 @@ def deploy(
         store: where all workers keep artifacts.
         pool_type: of the work pools.
         timezone: of new schedules.
-        dead_after: a run is dead if nothing is heard of it for so long; several heartbeats.
+        dead_after: a run is dead if nothing is heard of it for so long; three heartbeats or more.
         webhook: URL that failures are sent to; empty for the notification block that is there, if any.
         prune: remove deployments of ours that left the code.
         reset: take back what people changed in parameters, schedules and job templates.
 
     Raises:
-        DataError: if the server or the store cannot be used; nothing is changed then.
+        DataError: if the server or the store cannot be used, or healthy runs would count as dead;
+            nothing is changed then.
     """
     wanted = plan(check_store(store), timezone)
     with connected() as client:
+        check_dead_after(client, list(POOLS), dead_after, reset)
         changes = [
             apply_pool(client, name, about, pool_type, reset) for name, about in POOLS.items()
         ]
@@ -45,3 +50,24 @@ def deploy(
         block = notification_block(client, webhook)
         changes += apply_automations(client, pool_type, dead_after, block)
     return changes
+
+
+def next_steps() -> list[str]:
+    """Say what a person does now: start the workers that are missing, then a run."""
+    with connected() as client:
+        missing = [pool for pool in POOLS if not online_workers(client, pool)]
+        loop = client.read_deployment_by_name("joint-loop/manual")
+    steps, word = [], "Next"
+    if missing:
+        alone = " (the preset tiny needs that of cpu alone)" if "cpu" in missing else ""
+        steps = [
+            "Next: start a worker of each pool, where the store can be reached, in a terminal of its own"
+            f"{alone}:",
+            *(f"    {worker_command(pool)}" for pool in missing),
+        ]
+        word = "Then"
+    return [
+        *steps,
+        f"{word}: start a run, by Run on {url_for(loop)} or by",
+        "    prefect deployment run joint-loop/manual --param preset=tiny",
+    ]

@@ -16,7 +16,7 @@ from flows.preferences import preferences
 from flows.prepare import prepare
 from flows.retriever import retriever
 from flows.stage import stage
-from tasks.placement import Placement
+from tasks.placement import SPREAD
 
 PoolType = Literal["process", "docker", "kubernetes"]
 TAG = "expandr"  # on deployments and, through them, on their runs
@@ -28,9 +28,6 @@ POOLS = {
     "gpu-infer": "Generation and encoding; one worker per GPU, each with --limit 1.",
     "gpu-train": "DPO and retriever training; one worker per GPU or set of GPUs, with --limit 1.",
 }
-SPREAD = Placement(
-    data="here", generate="gpu-infer", embed="gpu-infer", measure="here", train="gpu-train"
-)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """Work pools: creating them, and draining them before their workers are stopped."""
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,16 @@ from expandr_core.errors import DataError
 
 TEMPLATES = Path(__file__).parent.parent / "infra" / "job-templates"
 POLL_SECONDS = 2.0
+HEARTBEAT = (
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"  # seconds; Prefect's own 180 find a dead run too late
+)
+HEARTBEAT_SECONDS = 30
 
 
 def apply_pool(
     client: SyncPrefectClient, name: str, about: str, kind: PoolType, reset: bool
 ) -> Change:
-    """Create a work pool, or leave it as people have set it.
+    """Create a work pool, or leave it as people have set it, but for a heartbeat where it has none.
 
     Raises:
         DataError: if it is there with another type, which cannot be changed.
@@ -49,13 +55,15 @@ def apply_pool(
             f"work pool {name!r} is there with type {pool.type}, not {kind}, and a pool cannot change "
             f"its type; drain it, delete it (prefect work-pool delete {name}), and deploy again"
         )
-    differs = pool.base_job_template != template
-    if differs and reset:
-        client.update_work_pool(name, WorkPoolUpdate(base_job_template=template))
-    kept = ["job template"] if differs and not reset else []
+    ours = reset or not pool.base_job_template
+    wanted = template if ours else _with_heartbeat(pool.base_job_template)
+    updated = [] if pool.base_job_template == wanted else ["job template"]
+    if updated:
+        client.update_work_pool(name, WorkPoolUpdate(base_job_template=wanted))
+    kept = ["job template"] if wanted != template else []
     kept += [f"limit {pool.concurrency_limit}"] if pool.concurrency_limit is not None else []
     kept += ["paused"] if pool.is_paused else []
-    return Change("pool", name, *result_of(["job template"] if differs and reset else [], kept))
+    return Change("pool", name, *result_of(updated, kept))
 
 
 def job_template(kind: PoolType, pool: str) -> dict[str, Any]:
@@ -65,7 +73,7 @@ def job_template(kind: PoolType, pool: str) -> dict[str, Any]:
         DataError: if its file is missing.
     """
     if kind == "process":
-        return ProcessWorker.get_default_base_job_template()
+        return _with_heartbeat(ProcessWorker.get_default_base_job_template())
     path = TEMPLATES / f"{kind}.json"
     if not path.is_file():
         raise DataError(f"{path} is missing; deploy pools of type {kind} from a clone")
@@ -74,7 +82,50 @@ def job_template(kind: PoolType, pool: str) -> dict[str, Any]:
         defaults = json.loads((TEMPLATES / "gpu.json").read_text())[kind]
         for name, value in defaults.items():
             template["variables"]["properties"][name]["default"] = value
+    return _with_heartbeat(template)
+
+
+def _with_heartbeat(template: dict[str, Any]) -> dict[str, Any]:
+    """Copy a job template and let its jobs send heartbeats, unless it says how often they do."""
+    template = json.loads(json.dumps(template))
+    environment = _environment(template)
+    environment.setdefault(HEARTBEAT, str(HEARTBEAT_SECONDS))
+    properties = template.setdefault("variables", {}).setdefault("properties", {})
+    properties.setdefault("env", {"type": "object"})["default"] = environment
     return template
+
+
+def _environment(template: dict[str, Any]) -> dict[str, str | None]:
+    """Return what the jobs of a template have in their environment, if their form is left alone."""
+    properties = template.get("variables", {}).get("properties", {})
+    return dict(properties.get("env", {}).get("default") or {})
+
+
+def check_dead_after(
+    client: SyncPrefectClient, pools: list[str], dead_after: timedelta, reset: bool
+) -> None:
+    """Check that no healthy run is taken for dead because one or two heartbeats are late.
+
+    Raises:
+        DataError: if `dead_after` is shorter than three heartbeats of a pool.
+    """
+    for name in pools:
+        seconds: Any = HEARTBEAT_SECONDS
+        with contextlib.suppress(ObjectNotFound):
+            there = _with_heartbeat(client.read_work_pool(name).base_job_template)
+            seconds = seconds if reset else _environment(there)[HEARTBEAT]
+        try:
+            needed = 3 * int(seconds)
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"work pool {name!r}: {HEARTBEAT} in its job template is {seconds!r}; give a number of "
+                "seconds in the UI, or take ours by `expandr deploy --reset`"
+            ) from error
+        if dead_after.total_seconds() < needed:
+            raise DataError(
+                f"--dead-after {dead_after.total_seconds():g}: runs on pool {name!r} send a heartbeat "
+                f"every {seconds} seconds, and healthy ones would count as dead; give {needed} or more"
+            )
 
 
 def drain(

@@ -21,7 +21,10 @@ def deploy(
     timezone: Annotated[str, typer.Option(help="Of new schedules.")] = "UTC",
     dead_after: Annotated[
         int,
-        typer.Option(min=60, help="Seconds without a heartbeat after which a run counts as dead."),
+        typer.Option(
+            min=1,
+            help="Seconds without a heartbeat after which a run is dead: three or more of them.",
+        ),
     ] = 150,
     prune: Annotated[bool, typer.Option(help="Remove deployments that left the code.")] = True,
     reset: Annotated[
@@ -37,6 +40,7 @@ def deploy(
     """
     from deployments.changes import table_of
     from deployments.deploy import deploy as deploy_all
+    from deployments.deploy import next_steps
 
     with complaints():
         changes = deploy_all(
@@ -48,7 +52,9 @@ def deploy(
             prune,
             reset,
         )
+        steps = next_steps()
     out.print(table_of(changes), highlight=False)
+    out.print("", *steps, sep="\n", highlight=False, markup=False, soft_wrap=True)
     if all(change.result in ("unchanged", "kept", "skipped") for change in changes):
         out.print("\nunchanged")
 

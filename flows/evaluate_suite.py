@@ -18,7 +18,7 @@ from expandr_core.artifacts import Artifact
 from expandr_core.beir_datasets import find_datasets
 from expandr_core.options import JointLoopOptions
 from flows.model_pairs import MeasuredModels, find_pairs
-from flows.presets import Preset, resolve
+from flows.presets import Preset, place, resolve
 from flows.run import begun
 from tasks.datasets import get_dataset
 from tasks.placement import Placement
@@ -68,7 +68,8 @@ def evaluate_suite(
             differs from its default changes the preset.
         models: Which models are measured, if not those that the options name.
         samples: Seeds of sampled expansions, besides the greedy one.
-        placement: Where each kind of stage runs.
+        placement: Where each kind of stage runs. What a deployment's form begins with means "here" for
+            the preset tiny, which one worker of the pool cpu can run alone.
         fresh: Make every artifact again, even if the store has it.
         store: Folder or s3:// URL that keeps every artifact.
     """
@@ -79,7 +80,7 @@ def evaluate_suite(
         store=store,
         seed=options.seed,
         device=options.device,
-        placement=placement,
+        placement=place(preset, placement),
         fresh_since=begun() if fresh else None,
     )
     pairs = find_pairs(work, options, models)

@@ -13,7 +13,7 @@ from prefect import flow, get_run_logger
 
 from expandr_core.artifacts import Artifact
 from expandr_core.options import JointLoopOptions
-from flows.presets import Preset, resolve
+from flows.presets import Preset, place, resolve
 from flows.run import Models, Run, Summary, begun, record_run
 from flows.systems import measure_on_dev, measure_round, measure_start, open_scoreboard
 from tasks.data import prepare_data
@@ -42,7 +42,8 @@ def joint_loop(
     Args:
         preset: A configuration to start from; "none" is the paper's, as far as its code tells.
         options: The options of every stage. What differs from its default changes the preset.
-        placement: Where each kind of stage runs.
+        placement: Where each kind of stage runs. What a deployment's form begins with means "here" for
+            the preset tiny, which one worker of the pool cpu can run alone.
         fresh: Make every artifact again, even if the store has it.
         store: Folder or s3:// URL that keeps every artifact.
     """
@@ -52,7 +53,7 @@ def joint_loop(
         store=store,
         seed=options.seed,
         device=options.device,
-        placement=placement,
+        placement=place(preset, placement),
         fresh_since=begun() if fresh else None,
     )
     imported = import_models(work, options)

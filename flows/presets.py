@@ -7,6 +7,7 @@ import yaml
 
 from expandr_core.errors import DataError
 from expandr_core.options import JointLoopOptions, Options
+from tasks.placement import SPREAD, Placement
 
 Preset = Literal["none", "tiny", "demo", "scifact", "paper", "cosine-0.02"]
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -31,6 +32,14 @@ def resolve(preset: Preset, options: JointLoopOptions) -> JointLoopOptions:
         )
     values = yaml.safe_load(path.read_text())
     return JointLoopOptions(**_merged(values, _changes(options, JointLoopOptions())))
+
+
+def place(preset: Preset, placement: Placement) -> Placement:
+    """Return where the stages of a run go: those of the tiny preset need no pool and no GPU.
+
+    A form sends the placement that it begins with, so that is taken for no choice, and another for one.
+    """
+    return Placement() if preset == "tiny" and placement == SPREAD else placement
 
 
 def _changes(options: Options, defaults: Options) -> dict[str, Any]:

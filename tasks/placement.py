@@ -64,6 +64,11 @@ class Placement(Options):
         return getattr(self, module_of(stage).ROLE)
 
 
+SPREAD = Placement(
+    data="here", generate="gpu-infer", embed="gpu-infer", measure="here", train="gpu-train"
+)
+
+
 def run_on_pool(title: str, spec: StageSpec, store: Store, pool: str, runs_at_once: int) -> bool:
     """Run a stage on a work pool, and wait for it.
 
@@ -77,7 +82,7 @@ def run_on_pool(title: str, spec: StageSpec, store: Store, pool: str, runs_at_on
     with get_client(sync_client=True) as client:
         found = _read_pool(client, pool)
         shards = count_shards(spec, store)
-        runs = min(shards, runs_at_once, _online_workers(client, pool)) if shards > 1 else 1
+        runs = min(shards, runs_at_once, online_workers(client, pool)) if shards > 1 else 1
         parts = [(i, runs) for i in range(runs)] if runs > 1 else [None]
         waiting = [_PoolRun(client, title, spec, store.url, found, part) for part in parts]
         watch = _Watch(client, pool)
@@ -99,7 +104,8 @@ def _read_pool(client: SyncPrefectClient, pool: str) -> WorkPool:
         raise DataError(f"there is no work pool {pool!r}; `expandr deploy` creates it") from error
 
 
-def _online_workers(client: SyncPrefectClient, pool: str) -> int:
+def online_workers(client: SyncPrefectClient, pool: str) -> int:
+    """Count the workers of a pool that the server has heard of lately."""
     workers = client.read_workers_for_work_pool(pool, offset=0, limit=200)
     return sum(worker.status == WorkerStatus.ONLINE for worker in workers)
 
@@ -128,7 +134,7 @@ class _Watch:
                 f"work pool {self.pool} is paused, so this run waits; to let the pool go on: "
                 f"expandr drain --resume {self.pool}"
             )
-        if not _online_workers(self.client, self.pool):
+        if not online_workers(self.client, self.pool):
             return (
                 f"work pool {self.pool} has no online worker, so this run waits; to start one, where "
                 f"ExpandR is installed and the same store is reached: {worker_command(self.pool)}"

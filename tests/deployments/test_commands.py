@@ -1,6 +1,7 @@
 """`expandr deploy` and `expandr drain` as commands."""
 
 import pytest
+from prefect.client.orchestration import get_client
 from typer.testing import CliRunner
 
 from flows.cli import app
@@ -32,3 +33,21 @@ def test_pools_are_drained_and_resumed():
     assert kept.count("yours: paused") == 2
     assert RUNNER.invoke(app, ["drain", "gpu-infer", "gpu-train", "--resume"]).exit_code == 0
     assert "paused" not in RUNNER.invoke(app, ["deploy", "--store", "/shared/store"]).output
+
+
+def test_deploying_says_what_to_do_next():
+    said = RUNNER.invoke(app, ["deploy", "--store", "/shared/store"]).output
+    assert "prefect worker start --pool cpu\n" in said
+    assert "prefect worker start --pool gpu-train --limit 1\n" in said
+    assert "prefect deployment run joint-loop/manual --param preset=tiny\n" in said
+    with get_client(sync_client=True) as client:
+        client.send_worker_heartbeat("cpu", "somebody", heartbeat_interval_seconds=30)
+        said = RUNNER.invoke(app, ["deploy", "--store", "/shared/store"]).output
+        client.request("DELETE", "/work_pools/{n}/workers/somebody", path_params={"n": "cpu"})
+    assert "--pool cpu" not in said and "--pool gpu-train" in said
+
+
+def test_less_than_three_heartbeats_are_refused():
+    refused = RUNNER.invoke(app, ["deploy", "--store", "/shared/store", "--dead-after", "60"])
+    assert refused.exit_code == 2
+    assert "--dead-after 60" in refused.stderr and "90 or more" in refused.stderr

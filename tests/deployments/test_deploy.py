@@ -28,6 +28,7 @@ from deployments.automations import NOTIFICATION_BLOCK, PREFIX
 from deployments.changes import Change
 from deployments.deploy import deploy
 from deployments.plan import POOLS, TAG, VERSION, check_store
+from deployments.pools import HEARTBEAT, job_template
 from expandr_core.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("deployed")
@@ -213,6 +214,50 @@ def test_deployments_that_left_the_code_go_and_copies_stay(client):
     names = {each.name for each in client.read_deployments(sort=DeploymentSort.NAME_ASC, limit=200)}
     assert "copy" in names and "old" not in names
     client.delete_deployment(read(client, "joint-loop/copy").id)
+
+
+# Heartbeats
+
+
+def environment_of(client: SyncPrefectClient, pool: str) -> dict[str, Any]:
+    template = client.read_work_pool(pool).base_job_template
+    return template["variables"]["properties"]["env"]["default"]
+
+
+def set_environment(client: SyncPrefectClient, pool: str, environment: dict[str, Any]) -> None:
+    template = client.read_work_pool(pool).base_job_template
+    template["variables"]["properties"]["env"]["default"] = environment
+    client.update_work_pool(pool, WorkPoolUpdate(base_job_template=template))
+
+
+def test_a_pool_from_before_lets_its_jobs_send_heartbeats_and_keeps_the_rest(client, undone):
+    client.update_work_pool("gpu-infer", WorkPoolUpdate(base_job_template={}))
+    set_environment(client, "cpu", {"THEIRS": "1"})
+    changes = deploy(STORE)
+    assert (result(changes, "cpu"), result(changes, "gpu-infer")) == ("updated", "updated")
+    assert environment_of(client, "cpu") == {"THEIRS": "1", HEARTBEAT: "30"}
+    assert client.read_work_pool("gpu-infer").base_job_template == job_template("process", "cpu")
+    assert {change.result for change in deploy(STORE)} <= {*NOTHING, "kept"}
+
+
+def test_runs_are_dead_after_three_heartbeats_at_the_earliest(client, undone):
+    set_environment(client, "gpu-train", {HEARTBEAT: "100"})
+    before = snapshot(client)
+    with pytest.raises(DataError, match=r"--dead-after 150: .*'gpu-train' .* give 300 or more"):
+        deploy(STORE + "-elsewhere")
+    assert snapshot(client) == before
+    assert result(deploy(STORE, dead_after=timedelta(seconds=300)), "gpu-train") == "kept"
+    assert environment_of(client, "gpu-train") == {HEARTBEAT: "100"}
+    with pytest.raises(DataError, match=r"--dead-after 89: .*'cpu' .* give 90 or more"):
+        deploy(STORE, reset=True, dead_after=timedelta(seconds=89))
+    deploy(STORE, reset=True, dead_after=timedelta(seconds=90))
+
+
+@pytest.mark.parametrize("wrong", ["often", None, ""])
+def test_a_heartbeat_that_is_no_number_is_named(client, undone, wrong):
+    set_environment(client, "cpu", {HEARTBEAT: wrong})
+    with pytest.raises(DataError, match="work pool 'cpu': PREFECT_FLOWS_HEARTBEAT_FREQUENCY"):
+        deploy(STORE)
 
 
 # Limits

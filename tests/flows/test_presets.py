@@ -5,13 +5,15 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
+from deployments.plan import plan
 from expandr_core.options import (
     ExpandOptions,
     JointLoopOptions,
     LoopOptions,
     SamplingOptions,
 )
-from flows.presets import CONFIGS, Preset, resolve
+from flows.presets import CONFIGS, Preset, place, resolve
+from tasks.placement import SPREAD, Placement
 
 DEFAULTS = JointLoopOptions()
 
@@ -65,3 +67,12 @@ def test_the_papers_retrievers_are_compared_as_they_are_trained():
     assert (paper.encoding.similarity, paper.contrastive_temperature) == ("dot", 1.0)
     assert (cosine.model, cosine.convention) == ("facebook/contriever", "contriever")
     assert (cosine.encoding.similarity, cosine.contrastive_temperature) == ("cosine", 0.02)
+
+
+def test_the_tiny_preset_needs_no_pool_unless_somebody_chose_one():
+    begun_with = [each.parameters.get("placement") for each in plan("/store", "UTC")]
+    assert begun_with.count(SPREAD.model_dump()) == 3
+    assert place("tiny", SPREAD) == Placement()
+    assert place("demo", SPREAD) == SPREAD
+    chosen = SPREAD.model_copy(update={"data": "cpu"})
+    assert place("tiny", chosen) == chosen

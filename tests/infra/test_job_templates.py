@@ -65,6 +65,13 @@ def test_a_container_gets_the_secrets_of_its_worker_but_the_template_has_none(mo
     assert "canary" not in json.dumps(job_template("docker", "cpu"))
 
 
+@pytest.mark.parametrize("kind", ["process", "docker", "kubernetes"])
+def test_a_job_sends_the_heartbeats_that_the_automation_waits_for(kind):
+    environment = job(kind, env={"EXPANDR_CACHE_GB": "7"}).env
+    assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
+    assert environment["EXPANDR_CACHE_GB"] == "7"
+
+
 @pytest.mark.parametrize("pool", ["cpu", "gpu-train"])
 def test_the_kubernetes_job_follows_the_schema(pool):
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
