@@ -1,5 +1,7 @@
 """`expandr deploy` and `expandr drain` as commands."""
 
+from typing import Any
+
 import pytest
 from prefect.client.orchestration import get_client
 from typer.testing import CliRunner
@@ -40,10 +42,11 @@ def test_deploying_says_what_to_do_next():
     assert "prefect worker start --pool cpu\n" in said
     assert "prefect worker start --pool gpu-train --limit 1\n" in said
     assert "prefect deployment run joint-loop/manual --param preset=tiny\n" in said
-    with get_client(sync_client=True) as client:
+    with get_client(sync_client=True) as server:
+        client: Any = server
         client.send_worker_heartbeat("cpu", "somebody", heartbeat_interval_seconds=30)
         said = RUNNER.invoke(app, ["deploy", "--store", "/shared/store"]).output
-        client.request("DELETE", "/work_pools/{n}/workers/somebody", path_params={"n": "cpu"})
+        client.request("DELETE", "/work_pools/cpu/workers/somebody")
     assert "--pool cpu" not in said and "--pool gpu-train" in said
 
 
