@@ -34,7 +34,18 @@ def connected() -> Iterator[SyncPrefectClient]:
         try:
             yield client
         except httpx.HTTPError as error:
-            raise DataError(f"the Prefect server at {url} failed meanwhile: {error}") from error
+            if not asked_of(url, error):
+                raise
+            message = error or type(error).__name__
+            raise DataError(f"the Prefect server at {url} failed meanwhile: {message}") from error
+
+
+def asked_of(url: str, error: httpx.HTTPError) -> bool:
+    """Tell whether an error is about a request to that address, and not to a model's server."""
+    try:
+        return str(error.request.url).startswith(url)
+    except RuntimeError:  # about none
+        return False
 
 
 def _check(client: SyncPrefectClient, url: str) -> None:

@@ -12,8 +12,9 @@ from flows.cluster_commands import app as cluster_commands
 from flows.config_files import SeedOption, SetOption, load_options
 from flows.plan_command import app as plan_command
 from flows.presets import CONFIGS
-from flows.terminal import StoreOption, absolute, complaints, fail, out
+from flows.terminal import StoreOption, absolute, complaints, fail, out, say
 
+AGAIN = "The same command goes on from what was finished"
 app = typer.Typer(
     name="expandr",
     no_args_is_help=True,
@@ -135,6 +136,7 @@ def evaluate(
     from flows.evaluate_suite import evaluate_suite
     from flows.model_pairs import MeasuredModels
     from flows.show import print_leaderboard
+    from flows.temporary_server import prefect_server
 
     named: dict[str, list[str]] = {"llm": [""], "retriever": [""], "training": []}
     for name, _, value in (text.partition("=") for text in inputs or []):
@@ -147,7 +149,7 @@ def evaluate(
         retriever=named["retriever"][-1],
         training=tuple(named["training"]),
     )
-    with complaints():
+    with complaints(AGAIN), prefect_server(say):
         summary = evaluate_suite(
             tuple(datasets.split(",")),
             options=options,
@@ -203,6 +205,8 @@ def stage(
 
     Example: `expandr stage dpo configs/demo.yaml --input llm=tiny_llm-3fa9 --input pairs=pairs-77c1`
     """
+    from flows.temporary_server import prefect_server
+
     options = load_options(config, seed, changes or [])
     flow = getattr(importlib.import_module(f"flows.{name}"), name)
     pairs = (text.partition("=") for text in inputs or [])
@@ -211,18 +215,20 @@ def stage(
         flow.validate_parameters({"options": options, "store": store, **named})
     except (TypeError, ValueError) as error:
         fail(f"stage {name}: {error}")
-    with complaints():
+    with complaints(AGAIN), prefect_server(say):
         for title, artifact in flow(options=options, store=absolute(store), **named):
             out.print(f"{title}: {artifact.key}", highlight=False)
 
 
 def _run_loop(options: JointLoopOptions, store: str) -> None:
-    from flows.joint_loop import joint_loop
-    from flows.show import print_summary
+    with complaints("`expandr resume` goes on with it; what was finished is found in the store"):
+        from flows.joint_loop import joint_loop
+        from flows.show import print_summary
+        from flows.temporary_server import prefect_server
 
-    with complaints():
-        summary = joint_loop(options=options, store=absolute(store))
-    print_summary(out, summary)
+        with prefect_server(say):
+            summary = joint_loop(options=options, store=absolute(store))
+        print_summary(out, summary)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from flows.terminal import StoreOption, complaints, fail, out
+from flows.terminal import StoreOption, complaints, fail, out, say
 
 app = typer.Typer()
 
@@ -102,13 +102,15 @@ def resume(
 
     A run of a deployment goes on where its workers are; one started in a terminal goes on here.
     """
-    from flows.resume import resume as resume_run
-    from flows.show import print_summary
+    with complaints("`expandr resume` goes on with it; what was finished is found in the store"):
+        from flows.resume import resume as resume_run
+        from flows.show import print_summary
+        from flows.temporary_server import prefect_server
 
-    with complaints():
-        summary = resume_run(out, run_name)
-    if summary:
-        print_summary(out, summary)
+        with prefect_server(say):
+            summary = resume_run(out, run_name)
+        if summary:
+            print_summary(out, summary)
 
 
 @app.command()

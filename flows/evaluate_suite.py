@@ -91,8 +91,9 @@ def evaluate_suite(
         suite.measure(dataset)
     leaderboard = suite.leaderboard()
 
+    summary = record_suite(work, leaderboard, started)
     publish_leaderboard(work, leaderboard)
-    return record_suite(work, leaderboard, started)
+    return summary
 
 
 def record_suite(work: Workspace, leaderboard: Artifact, started: datetime) -> SuiteSummary:

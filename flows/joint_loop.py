@@ -62,8 +62,9 @@ def joint_loop(
     retriever = imported.get("retriever") or build_retriever(work, data, options)
     run = Run(work, data, options)
     best, report = run_rounds(run, Models(0, llm, retriever))
+    summary = record_run(run, report, best, started)
     publish(work, report)
-    return record_run(run, report, best, started)
+    return summary
 
 
 def run_rounds(run: Run, base: Models) -> tuple[Models, Artifact]:

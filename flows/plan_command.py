@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from flows.config_files import SeedOption, SetOption, load_options
-from flows.terminal import StoreOption, absolute, complaints, fail, out
+from flows.terminal import StoreOption, absolute, complaints, fail, out, say
 
 if TYPE_CHECKING:
     from expandr_core.plan import Rates, Step
@@ -44,12 +44,13 @@ def plan(
     What stages cost is learned from the store's latest runs with the same models, else measured on
     samples of the data. The hours are those of one worker; nothing is taken for made already.
     """
-    from expandr_core.plan import measured
-    from flows.plan import plan as plan_flow
-    from flows.show import find_run
-    from tasks.stage import open_store
+    with complaints("The same command goes on from what was finished"):
+        from expandr_core.plan import measured
+        from flows.plan import plan as plan_flow
+        from flows.show import find_run
+        from flows.temporary_server import prefect_server
+        from tasks.stage import open_store
 
-    with complaints():
         run = find_run(open_store(absolute(store)), run_name) if run_name else None
         if run_name and (run is None or config):
             fail("--run takes no CONFIG" if run else f"there is no run {run_name!r} in {store}")
@@ -59,14 +60,16 @@ def plan(
             options = load_options(config, seed, changes or [])
         else:
             fail("name a CONFIG to plan, or a run to compare with, by --run")
-        made = plan_flow(
-            options=options,
-            rates=_read(throughputs) if throughputs else None,
-            before=run.started if run else None,
-            calibrate=calibrate,
-            sample=sample,
-            store=absolute(store),
-        )
+        rates = _read(throughputs) if throughputs else None
+        with prefect_server(say):
+            made = plan_flow(
+                options=options,
+                rates=rates,
+                before=run.started if run else None,
+                calibrate=calibrate,
+                sample=sample,
+                store=absolute(store),
+            )
         before = measured(open_store(absolute(store)), run.steps) if run else []
     if save:
         save.write_text(yaml.safe_dump(made.rates.model_dump(), sort_keys=False))

@@ -1,8 +1,10 @@
 """What the commands share: messages in the terminal, and settings that must come before everything."""
 
+import contextlib
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -10,13 +12,13 @@ import typer
 from rich.console import Console
 
 from expandr_core.errors import DataError
+from flows.ending import Ending
 
 for _name, _value in {
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin beside another process cost ten times
     "ARROW_DEFAULT_MEMORY_POOL": "system",  # gives memory back; mimalloc keeps it
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
     "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -36,18 +38,27 @@ def absolute(store: str) -> str:
     return store if "://" in store else str(Path(store).expanduser().absolute())
 
 
-class complaints:
-    """End with one clear line where the input is at fault, instead of a traceback."""
+@contextlib.contextmanager
+def complaints(go_on: str = "") -> Iterator[None]:
+    """End with one clear line where the input is at fault, or the command is ended; no traceback.
 
-    def __enter__(self) -> None:
-        for name in ("prefect.task_runs", "prefect.flow_runs"):
-            logging.getLogger(name).addFilter(_without_traceback)
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    Args:
+        go_on: what to say of how to go on after Ctrl-C.
+    """
+    for name in ("prefect.task_runs", "prefect.flow_runs"):
+        logging.getLogger(name).addFilter(_without_traceback)
+    ending = Ending(lambda begun: say(f"interrupted. {go_on if begun else ''}".strip()))
+    try:
+        with ending.watched():
+            yield
+    except BaseException as error:
+        if ending.signal:
+            raise SystemExit(ending.status) from None
         if isinstance(error, DataError):
             fail(str(error))
-        if isinstance(error, OSError | RuntimeError):
+        if isinstance(error, OSError | RuntimeError) and not isinstance(error, typer.Exit):
             fail(f"{type(error).__name__}: {error}")
+        raise
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
@@ -59,6 +70,11 @@ def _without_traceback(record: logging.LogRecord) -> bool:
 
 def fail(message: str) -> NoReturn:
     """End with one line on standard error, and status 2."""
-    sys.stdout.flush()
-    Console(stderr=True, soft_wrap=True).print(f"error: {message}", markup=False, highlight=False)
+    say(f"error: {message}")
     raise typer.Exit(2)
+
+
+def say(message: str) -> None:
+    """Write one line to standard error."""
+    sys.stdout.flush()
+    Console(stderr=True, soft_wrap=True).print(message, markup=False, highlight=False)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from rich.console import Console
@@ -47,6 +48,24 @@ def core_logs() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def only_shown(what: str, told: set[str] | None = None) -> Iterator[None]:
+    """Let no work end because Prefect's server, which would only show something of it, is away.
+
+    Args:
+        what: would be shown.
+        told: where to note that the log says it, if it need not say so again.
+    """
+    try:
+        yield
+    except httpx.HTTPError as error:
+        if told is None or what not in told:
+            message = error or type(error).__name__
+            get_run_logger().warning("Prefect cannot show %s: %s", what, message)
+        if told is not None:
+            told.add(what)
+
+
+@contextlib.contextmanager
 def progress(title: str) -> Iterator[Report]:
     """Yield a function that shows (done, total, unit) wherever somebody may be looking."""
     reports = [throttled(_artifact(title), ARTIFACT_SECONDS)]
@@ -65,15 +84,17 @@ def progress(title: str) -> Iterator[Report]:
 
 def _artifact(title: str) -> Report:
     artifact_id: Any = None
+    told = set[str]()
 
     def report(done: int, total: int, unit: str) -> None:
         nonlocal artifact_id
         percent = 100.0 * done / max(total, 1)
-        if artifact_id is None:
-            text = f"{title}: {total:,} {unit}"
-            artifact_id = create_progress_artifact(progress=percent, description=text)
-        else:
-            update_progress_artifact(artifact_id, progress=percent)
+        with only_shown(f"the progress of {title}", told):
+            if artifact_id is None:
+                text = f"{title}: {total:,} {unit}"
+                artifact_id = create_progress_artifact(progress=percent, description=text)
+            else:
+                update_progress_artifact(artifact_id, progress=percent)
 
     return report
 

@@ -30,7 +30,7 @@ from expandr_core.options import Device, Options
 from expandr_core.stage import find, make_spec, run_stage
 from expandr_core.store import Store
 from tasks.placement import Placement, PoolError, run_on_pool
-from tasks.progress import core_logs, progress
+from tasks.progress import core_logs, only_shown, progress
 
 
 def _is_worth_retrying(task: Any, run: TaskRun, state: State) -> bool:
@@ -157,7 +157,9 @@ class Workspace(BaseModel):
     def publish(self, artifact: Artifact, path: str, name: str) -> None:
         """Show a Markdown file of an artifact in Prefect, under a name."""
         markdown = (self.open().local(artifact) / path).read_text()
-        create_markdown_artifact(markdown, key=name, description=f"{artifact.key} in {self.store}")
+        about = f"{artifact.key} in {self.store}"
+        with only_shown(name):
+            create_markdown_artifact(markdown, key=name, description=about)
 
     def find(self, reference: str) -> Artifact:
         """Find the artifact KEY, or the file KEY/FILE of one; KEY may be the beginning of a key.

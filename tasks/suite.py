@@ -3,8 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from prefect.artifacts import create_markdown_artifact
-
 from expandr_core.artifacts import Artifact
 from expandr_core.leaderboard import MeasuredDataset
 from expandr_core.options import EvaluateOptions, JointLoopOptions
@@ -195,7 +193,4 @@ def _numbered(role: str, artifacts: Iterable[Artifact]) -> dict[str, Artifact]:
 
 def publish_leaderboard(work: Workspace, leaderboard: Artifact) -> None:
     """Show the leaderboard as an artifact in Prefect."""
-    markdown = (work.open().local(leaderboard) / "leaderboard.md").read_text()
-    create_markdown_artifact(
-        markdown, key="leaderboard", description=f"{leaderboard.key} in {work.store}"
-    )
+    work.publish(leaderboard, "leaderboard.md", "leaderboard")

@@ -65,6 +65,18 @@ def test_a_second_run_finds_everything(first, store):
     assert again.summary.flow_run_id != first.summary.flow_run_id
 
 
+def test_a_run_is_recorded_before_prefect_is_asked_to_show_it(first, store, monkeypatch):
+    def away(*_: object) -> None:
+        raise ConnectionError("Prefect's server is away")
+
+    monkeypatch.setattr("flows.joint_loop.publish", away)
+    with pytest.raises(ConnectionError):
+        finished(store)
+    record = Store(str(store)).records()[-1]
+    assert record["report"] == first.summary.report.model_dump()
+    assert record["name"] != first.summary.name
+
+
 def test_a_changed_option_of_dpo_runs_what_follows_from_dpo_again(first, store):
     options = tiny_loop.OPTIONS.dpo.model_copy(update={"learning_rate": 0.1})
     changed = finished(store, tiny_loop.OPTIONS.model_copy(update={"dpo": options}))
