@@ -70,7 +70,11 @@ def load_adapted(llm: Path, adapter: Path | None, dtype: Any) -> Any:
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     model: Any = AutoModelForCausalLM.from_pretrained(
-        llm, local_files_only=True, dtype=dtype, generation_config=GenerationConfig()
+        llm,
+        local_files_only=True,
+        trust_remote_code=False,
+        dtype=dtype,
+        generation_config=GenerationConfig(),
     )
     if adapter is None:
         return model

@@ -46,7 +46,12 @@ def run_in_child(
             command = [python, "-m", "expandr_core.stage", str(path), store.url, str(store.scratch)]
             command += [str(store.cache_bytes)] if store.cache_bytes is not None else []
             child = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,  # nobody sees a question, so nobody may answer it
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                start_new_session=True,
             )
         try:
             assert child.stdout is not None

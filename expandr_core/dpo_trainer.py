@@ -115,7 +115,9 @@ def make_trainer(task: "Task", layout: Layout, report: Progress) -> TokenTrainer
     disable_progress_bars()
     seed = derive_seed("dpo", task.seed) % 2**32
     set_seed(seed)  # before the adapter is initialised
-    tokenizer = AutoTokenizer.from_pretrained(task.llm, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(
+        task.llm, local_files_only=True, trust_remote_code=False
+    )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     train = Dataset.load_from_disk(str(task.pairs / "train"))

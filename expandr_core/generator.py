@@ -88,9 +88,11 @@ class Codec:
 
     def __init__(self, folder: Path):
         """Read a model's tokenizer and configuration from a local folder."""
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
         self.turn_end = turn_end_id(self.tokenizer)
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         self._context: int | None = getattr(config, "max_position_embeddings", None)
         settings = folder / "generation_config.json"
         if settings.is_file():  # the library refuses whole what it finds contradictory in it

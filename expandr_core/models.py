@@ -72,7 +72,9 @@ def check_llm(folder: Path) -> None:
             "name one such as LlamaForCausalLM in llm.model"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:
         raise DataError(
             f"{folder}: the tokenizer does not load ({first_line(error)}); "
@@ -82,7 +84,11 @@ def check_llm(folder: Path) -> None:
         model, loaded = cast(
             tuple[Any, dict[str, Any]],
             AutoModelForCausalLM.from_pretrained(
-                folder, local_files_only=True, device_map="meta", output_loading_info=True
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                device_map="meta",
+                output_loading_info=True,
             ),
         )
     except Exception as error:

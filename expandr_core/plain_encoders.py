@@ -49,7 +49,11 @@ def _check_model(folder: Path) -> Any:
         model, loaded = cast(
             tuple[Any, dict[str, Any]],
             AutoModel.from_pretrained(
-                folder, local_files_only=True, device_map="meta", output_loading_info=True
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                device_map="meta",
+                output_loading_info=True,
             ),
         )
     except Exception as error:
@@ -88,7 +92,9 @@ def _end_texts(folder: Path) -> None:
     from tokenizers.processors import Sequence, TemplateProcessing
     from transformers import AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer: Any = AutoTokenizer.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
     ends = _ends_texts(tokenizer)
     if ends and tokenizer.pad_token is not None:
         return
@@ -107,7 +113,9 @@ def _end_texts(folder: Path) -> None:
         backend.post_processor = Sequence([before, last]) if before is not None else last
     tokenizer.pad_token = tokenizer.pad_token or end
     tokenizer.save_pretrained(folder)
-    if not _ends_texts(AutoTokenizer.from_pretrained(folder, local_files_only=True)):
+    if not _ends_texts(
+        AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    ):
         raise DataError(f"{folder}: the tokenizer does not put {end!r} after a text; {remedy}")
 
 

@@ -57,6 +57,7 @@ def load(settings: dict[str, Any]) -> "LLM":
     return LLM(
         model=settings["model"],
         skip_tokenizer_init=True,
+        trust_remote_code=False,
         generation_config="vllm",  # sampling is as the request says, and nothing else
         dtype=precision,
         quantization=None if quantisation == "none" else quantisation,
@@ -115,13 +116,17 @@ def main(parent: int) -> int:
         return 1
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what vLLM and its children print must not disturb the answers
-    settings = json.loads(sys.stdin.readline())
+    asked = os.fdopen(os.dup(0), encoding="utf-8")
+    os.dup2(
+        os.open(os.devnull, os.O_RDONLY), 0
+    )  # nor may they read, or ask somebody, what is asked
+    settings = json.loads(asked.readline())
     refused = misfit(settings["device"])
     if refused:
         print(json.dumps({"refused": refused}), file=out, flush=True)
         return 1
     llm = load(settings)
-    for line in sys.stdin:
+    for line in asked:
         write(llm, settings["adapter"], json.loads(line), out)
     return 0
 

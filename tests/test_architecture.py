@@ -93,6 +93,21 @@ def test_the_core_reads_no_environment_variable():
             assert not names & {"environ", "getenv"}, path
 
 
+def test_whatever_loads_a_model_folder_is_told_to_run_no_code_of_it():
+    loaders = {"AutoConfig", "AutoTokenizer", "AutoProcessor", "AutoModel", "AutoModelForCausalLM"}
+    for path, tree in SOURCES.items():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call):
+                continue
+            keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            called = ast.unparse(node.func)
+            loads = called in {f"{name}.from_pretrained" for name in loaders} or (
+                called in ("SentenceTransformer", "LLM") and "modules" not in keywords
+            )
+            if loads:
+                assert keywords.get("trust_remote_code") == "False", f"{path}:{node.lineno}"
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_says_what_the_runner_asks(name):
     stage = importlib.import_module(f"expandr_core.stages.{name}")

@@ -108,7 +108,9 @@ def prepare(job: Job) -> Task:
 
     options: OPTIONS = job.options
     shares_of_batch(options)  # before the processes are started
-    tokenizer = AutoTokenizer.from_pretrained(job.inputs["llm"], local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(
+        job.inputs["llm"], local_files_only=True, trust_remote_code=False
+    )
     pairs: dict[str, list[dict[str, list[int]]]] = {"train": [], "dev": []}
     for row in pq.read_table(job.inputs["pairs"] / "pairs.parquet").to_pylist():
         pairs[row["part"]].append(preference_ids(tokenizer, row, options))

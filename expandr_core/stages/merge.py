@@ -29,10 +29,13 @@ def run(job: Job) -> None:
     base = AutoModelForCausalLM.from_pretrained(
         job.inputs["llm"],
         local_files_only=True,
+        trust_remote_code=False,
         dtype="auto",
         generation_config=GenerationConfig(),  # its own file is copied, whatever it says
     )
-    tokenizer = AutoTokenizer.from_pretrained(job.inputs["llm"], local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(
+        job.inputs["llm"], local_files_only=True, trust_remote_code=False
+    )
     adapted = PeftModel.from_pretrained(base, str(job.inputs["adapter"])).eval()
     ids = torch.tensor([prompt_ids(tokenizer, "Please write a passage about the moon.")])
     with torch.inference_mode():

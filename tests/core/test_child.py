@@ -6,8 +6,12 @@ import sys
 import time
 
 import psutil
+import pytest
 
-from expandr_core.child import end_tree
+from expandr_core.child import end_tree, run_in_child
+from expandr_core.stage import make_spec
+from expandr_core.stages.import_model import ImportOptions
+from expandr_core.store import Store
 
 RANK = """
 import os, sys, time
@@ -32,3 +36,20 @@ def test_ranks_of_torchrun_end_although_each_has_a_session_of_its_own(tmp_path):
     end_tree(child)
     assert child.returncode is not None
     assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks)
+
+
+def test_a_stage_in_a_child_cannot_read_what_is_typed_at_the_terminal(tmp_path):
+    interpreter = tmp_path / "python"
+    interpreter.write_text("#!/bin/sh\necho stdin: $(readlink /proc/$$/fd/0) >&2\nexit 1\n")
+    interpreter.chmod(0o755)
+    spec = make_spec("import_model", ImportOptions(kind="llm"), sources={})
+    terminal, (typed, keys) = os.dup(0), os.pipe()
+    os.write(keys, b"y\n")
+    os.dup2(typed, 0)
+    try:
+        with pytest.raises(RuntimeError, match="stdin: /dev/null"):
+            run_in_child(spec, Store(str(tmp_path)), lambda *_: None, str(interpreter))
+    finally:
+        os.dup2(terminal, 0)
+        for each in (terminal, typed, keys):
+            os.close(each)

@@ -138,6 +138,12 @@ def test_a_text_is_finished_or_cut(engine):
 
 
 @needs_vllm
+def test_nothing_in_vllm_can_read_what_it_is_asked(engine):
+    for copy in engine.copies:
+        assert os.readlink(f"/proc/{copy.process.pid}/fd/0") == os.devnull
+
+
+@needs_vllm
 def test_copies_of_the_model_share_the_requests(folder, engine):
     requests = [asked(number, (0.0, 0.8)) for number in range(9)]
     options = VLLMOptions(data_parallel=2)
