@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from expandr_core.stage import Job
 
 Vectors = NDArray[np.float32]
+# what a vector may err by, relative to its length: how texts are batched and padded decides it
+ROUNDING = {"float32": 2.0**-18, "bfloat16": 2.0**-8}
 
 
 def unit(vectors: Vectors) -> Vectors:
@@ -110,6 +112,7 @@ class Encoder:
         model: the sentence-transformers model.
         normalize: vectors have length 1.
         dimensions: size of the vectors.
+        rounding: what an inner product may err by, as a share of the lengths of its two vectors.
     """
 
     def __init__(self, folder: Path, device: str, encoding: EncodingOptions):
@@ -125,6 +128,7 @@ class Encoder:
         self.model = load_retriever(folder, device, encoding)
         self.normalize = normalizes(self.model, encoding)
         self._bulk = BulkEncoder(self.model, encoding.batch_size, encoding.precision)
+        self.rounding = ROUNDING[encoding.precision]
         self.dimensions = int(self.model.get_embedding_dimension() or 0)
 
     def encode_queries(self, texts: Sequence[str]) -> Vectors:

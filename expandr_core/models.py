@@ -3,13 +3,14 @@
 import logging
 import re
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from expandr_core.errors import DataError
 from expandr_core.model_folder import LEFT_OUT, check_folder, model_files, read_config
 from expandr_core.store import sha256_of
 
 log = logging.getLogger(__name__)
+Similarity = Literal["model", "cosine", "dot"]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -145,32 +146,20 @@ def _check_tokenizer(folder: Path, tokenizer: Any, model: Any) -> None:
         raise DataError(f"{folder}: the chat template uses token {max(ids)} of {rows}; {remedy}")
 
 
-def check_retriever(folder: Path) -> None:
-    """Check that a folder loads as a sentence-transformers model and encodes a sentence.
+def check_retriever(folder: Path, similarity: Similarity = "model") -> None:
+    """Check that a folder works as a retriever; see `retriever_check`.
+
+    Args:
+        folder: a model of sentence-transformers.
+        similarity: see `EncodingOptions`.
 
     Raises:
         DataError: with what is wrong and what to do.
     """
-    import numpy
+    from expandr_core.options import EncodingOptions
+    from expandr_core.retriever_check import check
 
-    from expandr_core.encoder import refuse_default_prompt
-    from expandr_core.sentence_models import load_sentence_model
-
-    try:
-        model = load_sentence_model(folder, "cpu")
-        vectors = model.encode(["Wings lift."], show_progress_bar=False, convert_to_tensor=True)
-    except Exception as error:
-        raise DataError(
-            f"{folder}: does not work as a sentence-transformers model ({first_line(error)}); "
-            "name a folder written by SentenceTransformer.save in retriever.model"
-        ) from error
-    refuse_default_prompt(folder, model)
-    vectors = vectors.float().numpy()
-    if vectors.ndim != 2 or not numpy.isfinite(vectors).all() or not vectors.any():
-        raise DataError(
-            f"{folder}: a sentence is encoded as {vectors.shape} {vectors.ravel()[:3]}..., not "
-            "as a finite vector; the weights are damaged, so get the model again"
-        )
+    check(folder, EncodingOptions(similarity=similarity))
 
 
 def first_line(error: Exception) -> str:

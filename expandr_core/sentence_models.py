@@ -7,18 +7,18 @@ prompts, longest text and similarity. Everything downstream reads that, and asks
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from expandr_core.conventions import CONVENTIONS, Convention
 from expandr_core.errors import DataError
 from expandr_core.model_folder import ANCHORDR
+from expandr_core.models import Similarity
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 log = logging.getLogger(__name__)
 CONFIG = "config_sentence_transformers.json"
-Similarity = Literal["model", "cosine", "dot"]
 Prompts = dict[str, str]  # by kind, "query" and "document": a prompt's name, "" or "model"
 AS_NAMED: Prompts = {"query": "model", "document": "model"}
 PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}

@@ -84,4 +84,4 @@ def _import_retriever(job: Job, options: ImportOptions, folder: Path) -> None:
     else:
         _copy(job, folder)
         complete(job.out, options.convention, options.similarity, prompts)
-    models.check_retriever(job.out)
+    models.check_retriever(job.out, options.similarity)

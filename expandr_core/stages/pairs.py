@@ -118,9 +118,9 @@ def _pair(seed: int, rows: list[dict[str, Any]], counts: Counter[str]) -> dict[s
     to_positive = np.array([row["similarity_to_positive"] for row in rows])
     to_answer = np.array([row["similarity_to_answer"] for row in rows])
     query_id = rows[0]["query_id"]
-    choice = choose_pair(
-        to_positive, to_answer, [tie_seed(seed, query_id, row["text"]) for row in rows]
-    )
+    tie_seeds = [tie_seed(seed, query_id, row["text"]) for row in rows]
+    rounding = rows[0]["similarity_rounding"] or 0.0
+    choice = choose_pair(to_positive, to_answer, tie_seeds, rounding)
     assert choice is not None  # the reward stage keeps queries with two candidates or more
     pair = {
         "query_id": query_id,

@@ -1,9 +1,10 @@
 """Reward: rank each query's candidates by the current retriever.
 
 Its shards are those of the candidates: rewards.parquet, a row a candidate, sorted by (query_id, sample).
-Candidates, positives and answers of a shard are encoded together, each distinct text once. Empty and
-repeated candidates of a query are dropped first and counted. Rows are joined by id; a missing answer or
-candidate is an error.
+Candidates, positives and answers of a shard are encoded together, each distinct text once. What two
+similarities differ by through the encoder's rounding is no difference: `similarity_rounding`. Empty
+and repeated candidates of a query are dropped first and counted. Rows are joined by id; a missing
+answer or candidate is an error.
 """
 
 import logging
@@ -13,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -25,7 +27,7 @@ from expandr_core.rewards import ranks
 from expandr_core.stage import Job, run_shard
 
 log = logging.getLogger(__name__)
-VERSION = 4
+VERSION = 5
 ROLE = "embed"
 ISOLATION = "on-gpu"
 SCHEMA = pa.schema(
@@ -37,6 +39,7 @@ SCHEMA = pa.schema(
         ("finish_reason", pa.string()),
         ("similarity_to_positive", pa.float32()),
         ("similarity_to_answer", pa.float32()),
+        ("similarity_rounding", pa.float32()),
         ("retriever_rank", pa.int32()),
         ("answer_rank", pa.int32()),
         ("retriever_reward", pa.float64()),
@@ -151,16 +154,19 @@ def _reward_shard(
     rewarded: list[dict[str, Any]] = []
     for query_id, rows in kept.items():
         own = vectors[len(rewarded) : len(rewarded) + len(rows)]  # (candidates, dimensions)
-        to_positive, to_answer = own @ positives[query_id], own @ answers_by_query[query_id]
-        columns = zip(
-            rows, to_positive, to_answer, ranks(to_positive), ranks(to_answer), strict=True
-        )
+        positive, answer = positives[query_id], answers_by_query[query_id]
+        to_positive, to_answer = own @ positive, own @ answer
+        longest = max(np.linalg.norm(positive), np.linalg.norm(answer))
+        rounding = encoder.rounding * float(np.linalg.norm(own, axis=1).max() * longest)
+        both_ranks = (ranks(each, rounding) for each in (to_positive, to_answer))
+        columns = zip(rows, to_positive, to_answer, *both_ranks, strict=True)
         rewarded += [
             {
                 **row,
                 "query": example_of[query_id]["query"],
                 "similarity_to_positive": positive_similarity,
                 "similarity_to_answer": answer_similarity,
+                "similarity_rounding": rounding,
                 "retriever_rank": retriever_rank,
                 "answer_rank": answer_rank,
                 "retriever_reward": 1 / retriever_rank,

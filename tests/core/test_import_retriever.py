@@ -452,6 +452,34 @@ def test_prompts_of_the_folder_stay(transformer):
     assert configuration(imported(transformer)) == said
 
 
+# What import tries
+
+
+def test_a_retriever_that_gives_all_texts_the_same_vector_is_refused(transformer):
+    weights = load_file(transformer / "model.safetensors")
+    name = "encoder.layer.1.output.LayerNorm.weight"
+    collapsed = weights | {name: weights[name] * 1e-4}
+    collapsed["encoder.layer.1.output.LayerNorm.bias"] = torch.ones(16)
+    save_file(collapsed, transformer / "model.safetensors", {"format": "pt"})
+    refused(transformer, "unlike queries", "same vector", similarity="cosine")
+    refused(transformer, "unlike queries", "same vector", similarity="dot")
+
+
+def test_weights_that_are_not_numbers_are_refused(transformer):
+    weights = load_file(transformer / "model.safetensors")
+    weights["encoder.layer.1.output.dense.weight"][:] = torch.nan
+    save_file(weights, transformer / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DataError, match=r"finite|NaN|not a number"):
+        imported(transformer)
+
+
+def test_a_limit_beyond_the_positions_is_found_before_a_long_text_meets_it(transformer):
+    edit_json(transformer / "sentence_bert_config.json", max_seq_length=64)
+    refused(transformer, "long text", "max_seq_length")
+    edit_json(transformer / "sentence_bert_config.json", max_seq_length=32)
+    imported(transformer)
+
+
 # Prompts, by whatever name
 
 

@@ -300,6 +300,35 @@ def test_without_preference_there_is_no_pair(paired):
     assert all(row["chosen_text"] != row["rejected_text"] for row in rows)
 
 
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+@pytest.mark.parametrize(("precision", "noise"), [("float32", 2e-7), ("bfloat16", 2e-3)])
+def test_what_rounding_alone_tells_apart_makes_no_pair(
+    similarity, precision, noise, store, retriever_folder, tmp_path
+):
+    """The weights are of length 30, all alike but for the noise; "far" is another text indeed."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(retriever_folder, tmp_path / "collapsed")
+    random = torch.Generator().manual_seed(0)
+    weights = load_file(folder / "model.safetensors")
+    for name, weight in weights.items():
+        weights[name] = 21 * (1 + noise * torch.randn(weight.shape, generator=random))
+        weights[name][-1] *= torch.tensor([1.0, -1.0])
+    save_file(weights, folder / "model.safetensors")
+    texts = {"q": FOUR, "r": [*FOUR, "far"]}
+    rows, answers = candidate_rows(texts), [(id_, 0, "answer") for id_ in texts]
+    encoding = EncodingOptions(similarity=similarity, precision=precision)
+    made = rewarded(store, folder, [rows], [answers], list(texts), encoding)
+    ranks = of_shards(store, made, "rewards.parquet")["retriever_rank"]
+    assert ranks == [1] * 4 + [1] * 4 + [5]
+    chosen = PreferenceOptions(acceptance="threshold", acceptance_value=-2, dev_share=0)
+    pairs, folder = make(store, "pairs", chosen, {"rewards": made})
+    assert pairs.counts["dropped/no_preference"] == 1
+    [pair] = pq.read_table(folder / "pairs.parquet").to_pylist()
+    assert (pair["query_id"], pair["rejected_text"]) == ("r", "far")
+
+
 def test_a_pair_needs_the_minimum_margin(paired):
     # q1: b has 2, far 1/2 + 1/2; q2: 1.5 - 2/3
     texts = {"q1": ["b", "far"], "q2": FOUR}

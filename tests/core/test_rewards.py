@@ -28,6 +28,16 @@ def test_equal_similarities_share_the_better_rank():
     assert ranks(np.array([0.5, 0.9, 0.5, 0.1, 0.5])).tolist() == [2, 1, 2, 5, 2]
 
 
+def test_two_that_differ_by_rounding_alone_have_no_margin_whatever_stands_between():
+    steps = np.array([0.5, 0.5 + 0.6e-3, 0.5 + 1.2e-3])
+    assert ranks(steps, 1e-3).tolist() == [2, 1, 1]
+    assert choose_pair(steps, steps, [0, 1, 2], 1e-3).margin == 1  # the first and the last
+    close = np.array([0.5, 0.5 + 0.6e-3])
+    assert choose_pair(close, close[::-1], [0, 1], 1e-3).margin == 0
+    uneven = np.array([0.1, 0.9])
+    assert choose_pair(close, uneven, [0, 1], 1e-3).margin == pytest.approx(0.5)
+
+
 def test_equal_rewards_go_to_the_larger_summed_similarity():
     # both have reward 1 + 1/2, and 0.9 + 0.3 < 0.5 + 0.8
     choice = choose_pair(np.array([0.9, 0.5, 0.1]), np.array([0.3, 0.8, 0.1]), [9, 0, 0])
