@@ -1,4 +1,4 @@
-"""The demo with vLLM, as a whole, and SciFact where it is at hand.
+"""A round of the demo with vLLM, which applies the adapter apart, and SciFact where it is at hand.
 
 These tests need vLLM's interpreter, as tests/core/test_vllm.py does, and minutes. SciFact takes half an
 hour on two cores: EXPANDR_TEST_DATA names a folder that has it in BEIR layout.
@@ -44,12 +44,25 @@ def ndcg_at_10(run: Finished) -> dict[str, float]:
     return {system["role"]: system["ndcg_at_10"] for system in systems}
 
 
-def test_the_demo_runs_with_vllm_and_is_found_again(tmp_path):
-    options = with_vllm("demo", JointLoopOptions())
+def test_a_round_of_the_demo_runs_with_vllm_and_an_adapter_apart_and_is_found_again(tmp_path):
+    demo = with_vllm("demo", JointLoopOptions())
+    dpo = demo.dpo.model_copy(update={"merge": False})
+    loop = demo.loop.model_copy(update={"rounds": 1})
+    options = demo.model_copy(update={"dpo": dpo, "loop": loop})
     run = finished(tmp_path, options)
     assert engines(run) == {"vllm"}
     quality = ndcg_at_10(run)
-    assert quality["round-2"] > quality["untrained"] + 0.2
+    assert quality["round-1"] > quality["untrained"] + 0.2
+
+    assert "merge the adapter, round 1" not in run.digests
+    expansions = Store(str(tmp_path)).manifest(run.artifact("expand the test queries, round 1").key)
+    adapter, base = (
+        run.artifact(title).key for title in ("align by DPO, round 1", "train the tiny LLM")
+    )
+    assert expansions["inputs"]["adapter"]["key"] == adapter
+    assert expansions["inputs"]["llm"]["key"] == base
+    assert run.summary.models["llm"].key in (adapter, base)
+
     assert finished(tmp_path, options).made == set()
 
 
