@@ -1,6 +1,7 @@
 """Deploy everything: create, update, keep, remove; again and again with the same result."""
 
 from datetime import timedelta
+from tempfile import TemporaryDirectory
 
 from prefect.utilities.urls import url_for
 
@@ -10,6 +11,7 @@ from deployments.changes import Change
 from deployments.connection import connected
 from deployments.plan import POOLS, PoolType, check_store, plan
 from deployments.pools import apply_pool, check_dead_after
+from expandr_core.store import Store
 from tasks.placement import online_workers, worker_command
 
 
@@ -50,6 +52,26 @@ def deploy(
         block = notification_block(client, webhook)
         changes += apply_automations(client, pool_type, dead_after, block)
     return changes
+
+
+def store_note(store: str) -> str:
+    """Say what an S3 server lacks that workers would use, or that it could not be asked from here.
+
+    Raises:
+        DataError: if there is no such bucket.
+    """
+    if not store.startswith("s3://"):
+        return ""
+    from botocore.exceptions import BotoCoreError
+
+    from expandr_core.leases import no_leases
+
+    try:
+        with TemporaryDirectory() as scratch:
+            lacking = Store(store, scratch).leases.lacking()
+    except (OSError, BotoCoreError) as error:
+        return f"The store {store} could not be reached from here ({error}); workers must reach it."
+    return f"Note: {no_leases(lacking)}." if lacking else ""
 
 
 def next_steps() -> list[str]:

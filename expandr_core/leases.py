@@ -7,7 +7,8 @@ reached does not count against the holder. A lease from the waiter's own scratch
 who waits has locked the key in that folder, so the holder is dead.
 
 A lease spares work and does not protect anything: a holder that was taken for dead goes on, and both
-commit the same artifact, which is whole either way.
+commit the same artifact, which is whole either way. So where a server does not hold to the conditions of
+a write there are no leases: nobody waits, and workers that need the same artifact at once each make it.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 
-from expandr_core.s3 import was_refused
+from expandr_core.s3 import is_unknown, was_refused
 
 log = logging.getLogger(__name__)
 REFRESH = 10.0  # seconds between two signs of life of a holder
@@ -48,10 +49,49 @@ class Leases:
         self._held: dict[str, str] = {}  # ETag by path
         self._lock = threading.Lock()
         self._refresher: threading.Thread | None = None
+        self._lacking: list[str] | None = None  # not asked yet
+
+    def lacking(self) -> list[str]:
+        """Try the conditional writes on an object of our own, once; say what the server does not do.
+
+        It cannot be told so whether a server stays true to them when many write at the same moment.
+        """
+        if self._lacking is None:
+            path, lacking = f"{self._folder}/.probe-{self._holder['holder']}", []
+            try:
+                created = self._try(path, mode="create")
+                if not created or self._try(path, mode="create") is not None:
+                    lacking.append("If-None-Match: *")
+                created = created or self._write(path)
+                if (
+                    not self._try(path, IfMatch=created)
+                    or self._try(path, IfMatch=created) is not None
+                ):
+                    lacking.append("If-Match")
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    self._filesystem.rm_file(path)
+            self._lacking = lacking
+        return self._lacking
+
+    def _try(self, path: str, **condition: str) -> str | None:
+        """Write under a condition; return the ETag, None if refused, "" if the server knows none."""
+        try:
+            return self._write(path, **condition)
+        except OSError as error:
+            if not is_unknown(error):
+                raise
+            return ""
 
     @contextlib.contextmanager
     def hold(self, key: str) -> Iterator[None]:
-        """Wait for the lease of a key, hold it, and give it back."""
+        """Wait for the lease of a key, hold it, and give it back; go on at once if there are none."""
+        asked = self._lacking is not None
+        if self.lacking():
+            if not asked:
+                log.warning("%s", no_leases(self.lacking()))
+            yield
+            return
         path = f"{self._folder}/{key}"
         etag = self._write(path, mode="create") or self._wait(path, key)
         with self._lock:
@@ -152,6 +192,15 @@ class Leases:
                 pass
             except OSError as error:
                 log.warning("%s: the lease is left to run out (%s)", path, error)
+
+
+def no_leases(lacking: list[str]) -> str:
+    """Say what follows from what a server lacks."""
+    return (
+        f"the S3 server does not hold to {' and '.join(lacking)} of a PUT, so there are no leases: "
+        "workers that need the same artifact at the same time each make it. The result is the same; "
+        "infra/README.md names servers that do"
+    )
 
 
 def _name(holder: dict) -> str:

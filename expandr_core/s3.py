@@ -135,6 +135,14 @@ def was_refused(error: OSError) -> bool:
     return status in (404, 409, 412)
 
 
+def is_unknown(error: OSError) -> bool:
+    """Tell whether the server does not know what was asked for."""
+    answer = error.__cause__
+    if not isinstance(answer, ClientError):
+        return False
+    return answer.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (400, 405, 501)
+
+
 def upload(filesystem: AbstractFileSystem, source: Path, target: str) -> str:
     """Send a file, a large one in parts side by side; return its ETag.
 

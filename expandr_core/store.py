@@ -87,7 +87,7 @@ class Store:
             ) from error
         from expandr_core.leases import Leases
 
-        self._leases = Leases(self.filesystem, self._at("locks"), self.scratch)
+        self.leases = Leases(self.filesystem, self._at("locks"), self.scratch)
         self.cache = ReadCache(self.scratch / "cache", cache_bytes)
 
     def _at(self, *parts: str) -> str:
@@ -303,7 +303,7 @@ class Store:
         with contextlib.ExitStack() as held:
             held.enter_context(flock(self.scratch / "locks" / key))
             if lease and not self.is_local:
-                held.enter_context(self._leases.hold(key))
+                held.enter_context(self.leases.hold(key))
             work = self.scratch / "work" / key
             work.mkdir(parents=True, exist_ok=True)
             with naming_a_full_disk(self.scratch):

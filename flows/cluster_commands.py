@@ -40,9 +40,10 @@ def deploy(
     """
     from deployments.changes import table_of
     from deployments.deploy import deploy as deploy_all
-    from deployments.deploy import next_steps
+    from deployments.deploy import next_steps, store_note
 
     with complaints():
+        note = store_note(store)
         changes = deploy_all(
             store,
             pool_type,
@@ -52,7 +53,7 @@ def deploy(
             prune,
             reset,
         )
-        steps = next_steps()
+        steps = [*([note] if note else []), *next_steps()]
     out.print(table_of(changes), highlight=False)
     out.print("", *steps, sep="\n", highlight=False, markup=False, soft_wrap=True)
     if all(change.result in ("unchanged", "kept", "skipped") for change in changes):

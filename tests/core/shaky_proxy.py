@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+NOT_IMPLEMENTED = b"<Error><Code>NotImplemented</Code><Message>not implemented</Message></Error>"
 KINDS = ("refused", "500", "503", "hanging", "cut short")
 
 
@@ -16,6 +17,7 @@ class ShakyProxy:
         self.fault = ""
         self.faults = 0  # requests that met it
         self.requests = 0
+        self.without: dict[str, bool] = {}  # headers it drops or, if True, refuses with 501
         self._server = server.removeprefix("http://")
         self._address = ("127.0.0.1", 0)
         self._listen()
@@ -62,8 +64,16 @@ class ShakyProxy:
             request.send_header("Content-Length", "0")
             request.end_headers()
             return
+        known = {name: value for name, value in request.headers.items() if name not in self.without}
+        if any(self.without.get(name) for name in request.headers.keys() - known.keys()):
+            content = NOT_IMPLEMENTED
+            request.send_response(501)
+            request.send_header("Content-Length", str(len(content)))
+            request.end_headers()
+            request.wfile.write(content)
+            return
         connection = http.client.HTTPConnection(self._server, timeout=60)
-        connection.request(request.command, request.path, body, dict(request.headers))
+        connection.request(request.command, request.path, body, known)
         answer = connection.getresponse()
         content = answer.read()
         request.send_response_only(answer.status)

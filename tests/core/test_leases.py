@@ -172,3 +172,46 @@ def test_an_outage_ends_no_work(proxy, client, tmp_path, monkeypatch, caplog):
         proxy.fault = "503"
     proxy.fault = ""
     assert "left to run out" in caplog.text
+
+
+# Servers without conditional writes
+
+
+def test_a_server_is_asked_once_whether_it_has_conditional_writes(proxy, client, tmp_path):
+    store = machine(tmp_path, "a")
+    with store.lock(KEY):
+        assert names(client) == [LEASE["Key"]]
+    before = proxy.requests
+    assert store.leases.lacking() == [] and proxy.requests == before
+    assert names(client) == []
+
+
+@pytest.mark.parametrize(
+    ("without", "lacking"),
+    [
+        ({"If-Match": True}, ["If-Match"]),  # Swift's s3api as it comes
+        ({"If-Match": False}, ["If-Match"]),
+        ({"If-None-Match": True}, ["If-None-Match: *"]),
+        ({"If-Match": False, "If-None-Match": False}, ["If-None-Match: *", "If-Match"]),
+    ],
+)
+def test_without_conditional_writes_nobody_waits_and_nothing_is_left_behind(
+    proxy, client, tmp_path, caplog, without, lacking
+):
+    proxy.without = without
+    one, other = machine(tmp_path, "a"), machine(tmp_path, "b")
+    with one.lock(KEY), other.lock(KEY):  # a lease would have one wait for the other
+        assert names(client) == []
+    with one.lock("expand-0123456789abcdef0123"):
+        pass
+    assert one.leases.lacking() == lacking
+    told = [each.message for each in caplog.records if "there are no leases" in each.message]
+    assert len(told) == 2 and all(name in told[0] for name in lacking)
+
+
+def test_deploying_tells_what_the_server_lacks(proxy):
+    from deployments.deploy import store_note
+
+    assert store_note(URL) == store_note("/a/folder") == ""
+    proxy.without = {"If-Match": False}
+    assert "does not hold to If-Match" in store_note(URL)
