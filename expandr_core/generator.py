@@ -33,6 +33,12 @@ from expandr_core.errors import DataError
 from expandr_core.options import Prompt, SamplingOptions
 from expandr_core.prompts import fitted_turn, turn_end_id
 
+NOT_FINITE = (
+    "the language model's logits are not finite (NaN or infinity), so no text can be drawn: its "
+    "weights are broken, or overflow in the precision it runs in; download the model, or train its "
+    "adapter, anew (with a lower dpo.learning_rate), or run it in another precision"
+)
+
 
 @dataclass(frozen=True)
 class Request:
@@ -136,6 +142,8 @@ class Codec:
 class _SeededSampling(LogitsProcessor):
     """Draw each row's next token with the row's own temperature and random generator.
 
+    It raises DataError where no distribution is left, as a logit is NaN or infinite.
+
     The nucleus (Holtzman et al., 2020) is not sorted out: a token belongs to it if those that are more
     probable have less than `top_p` together, so a draw that does not is thrown away, and the row's next
     best taken. That is the same token, since noise does not depend on what is in the nucleus.
@@ -158,6 +166,8 @@ class _SeededSampling(LogitsProcessor):
         noisy = noise.log_().neg_().log_().neg_().add_(logits)  # Gumbel noise
         noisy[self.greedy] = logits[self.greedy]
         probabilities = logits.softmax(dim=-1)
+        if not probabilities.isfinite().all():
+            raise DataError(NOT_FINITE)
         rows = torch.arange(len(noisy), device=noisy.device)  # whose draw is to be looked at
         while self.top_p < 1 and len(rows):
             drawn = noisy[rows].argmax(dim=-1, keepdim=True)  # (looked at, 1)

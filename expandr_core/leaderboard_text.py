@@ -5,7 +5,7 @@ from typing import Any
 import pyarrow as pa
 
 from expandr_core.beir_datasets import SHARED_CORPUS
-from expandr_core.markdown import format_p, format_score, markdown_table
+from expandr_core.markdown import format_p, format_score, markdown_table, warning_lines
 from expandr_core.metrics import TITLES
 from expandr_core.significance import TEST_NAMES
 
@@ -21,7 +21,8 @@ def render(report: dict[str, Any], changes: pa.Table) -> str:
         changes: every query's difference in every step.
     """
     titles = {system["name"]: system["title"] for system in report["systems"]}
-    lines = ["# Leaderboard", "", *_means(report, titles), "", *_results(report, titles)]
+    lines = ["# Leaderboard", "", *warning_lines(report)]
+    lines += [*_means(report, titles), "", *_results(report, titles)]
     if report["steps"]:
         lines += ["", *_steps(report, titles), "", *_changes(report, titles, changes)]
     if report["leakage"]:

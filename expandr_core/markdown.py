@@ -1,4 +1,7 @@
-"""Tables and numbers of reports, as Markdown."""
+"""Tables, numbers and warnings of reports, as Markdown."""
+
+import math
+from typing import Any
 
 
 def markdown_table(header: list[str], rows: list[list[str]], left: int) -> list[str]:
@@ -24,9 +27,11 @@ def markdown_table(header: list[str], rows: list[list[str]], left: int) -> list[
 def format_p(value: float) -> str:
     """Format a p-value.
 
-    >>> format_p(0.25), format_p(0.0004), format_p(3e-12)
-    ('0.250', '4.0e-04', '3.0e-12')
+    >>> format_p(0.25), format_p(0.0004), format_p(3e-12), format_p(float("nan"))
+    ('0.250', '4.0e-04', '3.0e-12', 'not known')
     """
+    if math.isnan(value):
+        return "not known"
     return f"{value:.3f}" if value >= 0.001 else f"{value:.1e}"
 
 
@@ -37,3 +42,12 @@ def format_score(mean: float, deviation: float | None = None) -> str:
     ('0.412', '0.412 ± 0.005')
     """
     return f"{mean:.3f}" if deviation is None else f"{mean:.3f} ± {deviation:.3f}"
+
+
+def warning_lines(report: dict[str, Any]) -> list[str]:
+    """Render what makes the numbers of a report doubtful, if anything does, by `warnings`.
+
+    >>> warning_lines({"warnings": ["half of the texts are empty"]})
+    ['**Warning**: half of the texts are empty.', '']
+    """
+    return [part for each in report.get("warnings", ()) for part in (f"**Warning**: {each}.", "")]

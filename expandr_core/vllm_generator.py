@@ -23,7 +23,7 @@ from expandr_core import vllm_program
 from expandr_core.adapters import read_config
 from expandr_core.child import end_tree
 from expandr_core.errors import DataError
-from expandr_core.generator import Codec, Completion, Request
+from expandr_core.generator import NOT_FINITE, Codec, Completion, Request
 from expandr_core.options import Device, SamplingOptions, VLLMOptions
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in the process itself, which can be killed
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # others compute on this machine too
+    "VLLM_RAISE_ON_LOGIT_NANS": "1",  # it would draw some token all the same
 }
 REMEDIES = {  # what vLLM writes when it ends, and what to do
     "Free memory on device": "lower llm.vllm.gpu_memory_share, or end what else uses the GPU",
@@ -213,13 +214,13 @@ class _Copy:
         for _ in call["texts"]:
             line = self.process.stdout.readline()
             if not line:
-                raise RuntimeError(self._last_words())
+                raise self._end()
             event = json.loads(line)
             if "refused" in event:
                 raise DataError(event["refused"])
             yield event
 
-    def _last_words(self) -> str:
+    def _end(self) -> Exception:
         """Say how the process ended, what to do about it, and what it wrote last."""
         status = self.process.wait()
         how = (
@@ -228,5 +229,7 @@ class _Copy:
             else f"ended with {status}"
         )
         last = self._errors.read_text(errors="replace").strip()[-3000:]
+        if "NaNs detected in logits" in last:
+            return DataError(NOT_FINITE)
         remedies = [remedy for sign, remedy in REMEDIES.items() if sign in last]
-        return "\n".join([f"vLLM {how}", *remedies, last])
+        return RuntimeError("\n".join([f"vLLM {how}", *remedies, last]))

@@ -51,6 +51,8 @@ def print_summary(out: Console, run: Summary) -> None:
         f"Best on the dev part: {best} (LLM: {cached[1]}, retriever: {cached[0]}).",
         highlight=False,
     )
+    for warning in report.get("warnings", ()):
+        out.print(f"Warning: {warning}.", style="yellow", highlight=False)
     store_option = "" if run.store.endswith("/store") else f" --store {run.store}"
     out.print("\nWhere to look next", style="bold")
     for what, command in (

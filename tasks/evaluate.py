@@ -9,6 +9,7 @@ from expandr_core.stages import compare as compare_stage
 from expandr_core.stages import evaluate as evaluate_stage
 from expandr_core.stages import evaluate_bm25
 from tasks.data import Evaluation
+from tasks.expand import empty_warnings
 from tasks.retriever import encode_corpus
 from tasks.stage import Workspace
 
@@ -71,6 +72,7 @@ class Scoreboard:
         measured: each system's evaluation, by role.
         titles: its name in the report, by role.
         steps: (before, after, question), which are tested.
+        expansions: what systems were measured with, by title, however it came to be.
     """
 
     work: Workspace
@@ -81,6 +83,7 @@ class Scoreboard:
     measured: dict[str, Artifact] = field(default_factory=dict)
     titles: dict[str, str] = field(default_factory=dict)
     steps: list[tuple[str, str, str]] = field(default_factory=list)
+    expansions: list[tuple[str, Artifact]] = field(default_factory=list)
 
     def dense(
         self,
@@ -95,7 +98,7 @@ class Scoreboard:
         vectors = encode_corpus(
             self.work, self.evaluation.corpus, retriever, self.retriever_options, title
         )
-        self.titles[role] = title
+        self._note(role, title, expansions)
         self.measured[role] = measure_retriever(
             self.work,
             self._step(title),
@@ -109,11 +112,16 @@ class Scoreboard:
 
     def bm25(self, role: str, title: str, expansions: Artifact | None = None) -> Artifact:
         """Measure BM25, the reference from outside."""
-        self.titles[role] = title
+        self._note(role, title, expansions)
         self.measured[role] = measure_bm25(
             self.work, self._step(title), self.evaluation, self.options, expansions
         )
         return self.measured[role]
+
+    def _note(self, role: str, title: str, expansions: Artifact | None) -> None:
+        self.titles[role] = title
+        if expansions:
+            self.expansions.append((title, expansions))
 
     def _step(self, title: str) -> str:
         return f"evaluate on {self.split}: {title}"
@@ -135,6 +143,7 @@ class Scoreboard:
             ),
             test=self.options.test,
             significance_level=self.options.significance_level,
+            warnings=empty_warnings([*self.expansions, *self.work.made]),
         )
         return self.work.make(title, "compare", options, dict(self.measured))
 

@@ -1,5 +1,7 @@
 """Let the language model write."""
 
+from collections.abc import Iterable
+
 from expandr_core.artifacts import Artifact
 from expandr_core.options import JointLoopOptions, Prompt, SamplingOptions
 from expandr_core.stages import expand as stage
@@ -80,3 +82,17 @@ def write_greedy(
         update={"samples": 1, "sampling_temperatures": (0.0,), "top_p": 1.0}
     )
     return _write(work, title, (queries, llm), options, sampling, options.expand.prompt)
+
+
+def empty_warnings(written: Iterable[tuple[str, Artifact]]) -> tuple[str, ...]:
+    """Warn of the steps whose texts are empty in large part; an artifact of before counts as well.
+
+    Args:
+        written: titles and artifacts, of any stage.
+    """
+    texts = {artifact.key: (title, artifact) for title, artifact in written}
+    return tuple(
+        f"{title}: {warning}"
+        for title, artifact in texts.values()
+        if artifact.stage == "expand" and (warning := stage.empty_warning(artifact.counts))
+    )

@@ -13,7 +13,7 @@ from expandr_core.stages.leaderboard import RankedSystem, place_of
 from tasks.data import Evaluation
 from tasks.datasets import MeasuredOn
 from tasks.evaluate import measure_bm25, measure_retriever
-from tasks.expand import write_expansions, write_greedy
+from tasks.expand import empty_warnings, write_expansions, write_greedy
 from tasks.retriever import encode_corpus
 from tasks.stage import Workspace
 
@@ -174,6 +174,7 @@ class Suite:
             steps=tuple(steps),
             test=self.options.test,
             significance_level=self.options.significance_level,
+            warnings=empty_warnings(self.work.made),
         )
         return self.work.make("rank the systems", "leaderboard", options, self.inputs)
 

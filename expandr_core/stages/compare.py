@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from expandr_core.errors import DataError
-from expandr_core.markdown import format_p, markdown_table
+from expandr_core.markdown import format_p, markdown_table, warning_lines
 from expandr_core.metrics import METRICS, TITLES
 from expandr_core.options import Options
+from expandr_core.options.base import added
 from expandr_core.seeding import derive_seed
 from expandr_core.significance import (
     DIFFERENCES,
@@ -64,6 +65,7 @@ class OPTIONS(Options):
     steps: tuple[StepOptions, ...] = Field(description="The family that is corrected together.")
     test: Test = Field(description="Paired test between two systems.")
     significance_level: float = Field(gt=0, lt=1, description="After Holm's correction.")
+    warnings: tuple[str, ...] = added((), description="What makes numbers of the report doubtful.")
 
 
 class Step(NamedTuple):
@@ -98,8 +100,11 @@ def run(job: Job) -> None:
         "significance_level": options.significance_level,
         "systems": systems,
         "steps": [as_record(step) for step in steps],
+        **({"warnings": list(options.warnings)} if options.warnings else {}),
     }
-    (job.out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False))
+    (job.out / "report.json").write_text(
+        json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
+    )
     (job.out / "report.md").write_text(render(report))
     columns = ["role", "title", "split", "queries", *METRICS]
     rows = [{name: system[name] for name in columns} for system in systems]
@@ -222,6 +227,7 @@ def render(report: dict[str, Any]) -> str:
         [
             "# Report",
             "",
+            *warning_lines(report),
             *markdown_table(header, systems, left=2),
             "",
             f"Steps: difference in {TITLES[report['metric']]}, {TEST_NAMES[report['test']]}, two-sided, "

@@ -7,7 +7,7 @@ removed once and here, `finish_reason` is kept, and rows carry ids.
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from expandr_core.errors import DataError
 from expandr_core.options import (
     EndpointOptions,
     Engine,
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 VERSION = 3
 ROLE = "generate"
 ISOLATION = "on-gpu"
+ONLY_EMPTY = 64  # texts of a shard that are all empty: then the stage ends at once
+MANY_EMPTY = 0.05  # share of the texts from which on people are warned
 SCHEMA = pa.schema(
     [
         ("query_id", pa.string()),
@@ -109,10 +112,17 @@ def expand(job: Job, load: "Callable[[], Generator]") -> None:
             job.progress(done + texts, total, "texts")
 
         def write(out: Path, rows: pa.Table = rows) -> dict[str, float]:
-            return _write_shard(job, rows, load(), out, report)
+            found = _write_shard(job, rows, load(), out, report)
+            if found["empty"] == found["texts"] >= ONLY_EMPTY:
+                raise _only_empty(job.options, found)
+            return found
 
         shard = run_shard(job, {"queries": rows_digest(rows)}, write)
         counts.update(shard.counts)
+    if not job.part and 0 < counts["texts"] == counts["empty"]:
+        for shard in job.parts:  # else they are found for ever, though the server was mended
+            job.store.remove(shard.key)
+        raise _only_empty(job.options, counts)
     job.progress(total, total, "texts")
     job.counts.update(counts)
     if job.spec.first_shards and not job.part:
@@ -121,6 +131,43 @@ def expand(job: Job, load: "Callable[[], Generator]") -> None:
         "%d texts for %d queries: %d empty, %d duplicate, %d cut at max_new_tokens",
         *(counts[name] for name in ("texts", "queries", "empty", "duplicate", "truncated")),
     )
+    if warning := empty_warning(counts):
+        log.warning("%s", warning)
+
+
+def _only_empty(options: OPTIONS, counts: Mapping[str, float]) -> DataError:
+    """Say that the model wrote nothing, and the likely causes, by engine."""
+    causes = []
+    if options.engine == "endpoint":
+        causes.append(
+            "the server answers with content null, as servers do that keep a model's thoughts apart "
+            "(switch that off at the server, or its reasoning parser, or take "
+            "llm.endpoint.api 'completions')"
+        )
+    causes += [
+        "the model only thinks, and max_new_tokens "
+        f"({options.sampling.max_new_tokens}) ends before it answers (raise it, or switch thinking "
+        "off in the model's template)",
+        "its weights are broken, so that it ends every turn at once (try another model, or get it anew)",
+    ]
+    return DataError(
+        f"all {counts['texts']:.0f} texts that the language model wrote for the prompt "
+        f"{options.prompt!r} are empty, and none is kept; likely causes: " + "; or ".join(causes)
+    )
+
+
+def empty_warning(counts: Mapping[str, float]) -> str:
+    """Warn of many empty texts in what an expand stage counted; "" if there are few.
+
+    >>> empty_warning({"texts": 200, "empty": 50})
+    '50 of 200 texts (25 %) are empty'
+    >>> empty_warning({"texts": 200, "empty": 1})
+    ''
+    """
+    texts, empty = counts.get("texts", 0), counts.get("empty", 0)
+    if not texts or empty / texts < MANY_EMPTY:
+        return ""
+    return f"{empty:.0f} of {texts:.0f} texts ({100 * empty / texts:.0f} %) are empty"
 
 
 def _count_left_out(job: Job) -> None:

@@ -39,6 +39,7 @@ from expandr_core.leaderboard import (
 from expandr_core.leaderboard_text import render
 from expandr_core.metrics import METRICS
 from expandr_core.options import Options, Positive
+from expandr_core.options.base import added
 from expandr_core.seeding import derive_seed
 from expandr_core.significance import (
     DIFFERENCES,
@@ -85,6 +86,7 @@ class OPTIONS(Options):
     steps: tuple[StepOptions, ...] = Field(description="Tested on every dataset.")
     test: Test = Field(description="Paired test between two systems.")
     significance_level: float = Field(gt=0, lt=1, description="After Holm's correction.")
+    warnings: tuple[str, ...] = added((), description="What makes numbers of it doubtful.")
 
 
 def place_of(dataset: str, part: str) -> str:
@@ -113,6 +115,7 @@ def run(job: Job) -> None:
         "means": over_datasets(samples, means),
         "steps": steps,
         "leakage": _audits(job),
+        **({"warnings": list(options.warnings)} if options.warnings else {}),
     }
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
     (job.out / "leaderboard.json").write_text(text)

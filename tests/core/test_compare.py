@@ -72,6 +72,17 @@ def test_the_report_to_read_has_a_row_for_each_system_and_step(store):
     assert lines[-1].startswith("| a < b?   | A \\| it → B \\| it |     +0.000 | 1.000 |")
 
 
+def test_what_makes_its_numbers_doubtful_stands_in_the_report(store):
+    inputs = {"a": evaluation(store, "a", [0.1, 0.2])}
+    plain = options(["a"], [])
+    doubtful = OPTIONS(**{**dict(plain), "warnings": ("expand: all texts are empty",)})
+    (sure, _), (made, folder) = (make(store, "compare", each, inputs) for each in (plain, doubtful))
+    assert made.key != sure.key
+    assert "**Warning**: expand: all texts are empty." in (folder / "report.md").read_text()
+    report = json.loads((folder / "report.json").read_text())
+    assert report["warnings"] == ["expand: all texts are empty"]
+
+
 def test_without_steps_the_report_has_systems_only(store):
     inputs = {"a": evaluation(store, "a", [0.1, 0.2])}
     _, folder = make(store, "compare", options(["a"], []), inputs)

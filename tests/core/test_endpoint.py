@@ -4,7 +4,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -30,6 +30,7 @@ class Server(ThreadingHTTPServer):
     Attributes:
         troubles: status and headers of the first answers; status 0 closes the connection.
         delay: seconds that each answer takes.
+        content: what each seed is answered with.
         asked: path, authorization, body and time of each request.
         most_at_once: requests that were being answered at the same time.
     """
@@ -40,6 +41,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.troubles: list[tuple[int, dict[str, str]]] = []
         self.delay = 0.0
+        self.content: Callable[[int], str | None] = "text of seed {}".format
         self.asked: list[tuple[str, str, dict[str, Any], float]] = []
         self.at_once = self.most_at_once = 0
         self.lock = threading.Lock()
@@ -68,7 +70,8 @@ class Handler(BaseHTTPRequestHandler):
         if not status:
             self.close_connection = True
             return
-        text = f"text of seed {body['seed']} at {body['temperature']}"
+        said = server.content(body["seed"])
+        text = said and f"{said} at {body['temperature']}"
         reason = "length" if body["seed"] % 2 else "stop"
         said = {"message": {"role": "assistant", "content": text}, "text": text}
         answer = {
@@ -242,6 +245,48 @@ def test_the_stage_keeps_rows_in_order_and_no_key(server, llm_folder, tmp_path):
     assert spec(model="other").key != spec().key
     for path in (tmp_path / "store").rglob("*"):
         assert path.is_dir() or KEY.encode() not in path.read_bytes()
+
+
+@pytest.mark.parametrize("per_shard", [16, 2])
+def test_a_server_without_texts_ends_the_stage_and_nothing_is_kept(
+    server, llm_folder, tmp_path, per_shard
+):
+    store = Store(str(tmp_path / "store"))
+    queries = put_queries(store, QUERIES)
+    endpoint = options(server, api="chat", concurrency=64)
+    spec = specified(
+        store,
+        llm_folder,
+        queries,
+        engine="endpoint",
+        endpoint=endpoint,
+        queries_per_shard=per_shard,
+    )
+    server.content = lambda seed: None
+    with pytest.raises(
+        DataError, match=r"all 64 texts .* are empty, and none is kept.*content null"
+    ):
+        run_stage(spec, store, lambda done, total, unit: None)
+    assert not store.keys("expand")
+    server.content = "text of seed {}".format  # mended
+    assert run_stage(spec, store, lambda done, total, unit: None).counts["empty"] == 0
+
+
+def test_many_empty_texts_are_a_warning_in_the_reports(server, llm_folder, tmp_path):
+    from tasks.expand import empty_warnings
+
+    store = Store(str(tmp_path / "store"))
+    queries = put_queries(store, QUERIES)
+    server.content = lambda seed: None if seed % 2 else "a text"
+    spec = specified(
+        store, llm_folder, queries, engine="endpoint", endpoint=options(server, api="chat")
+    )
+    made = run_stage(spec, store, lambda done, total, unit: None)
+    empty = made.counts["empty"]
+    said = f"{empty:.0f} of 64 texts ({100 * empty / 64:.0f} %) are empty"
+    found = store.lookup(spec.key)
+    assert found
+    assert empty_warnings([("expand", found), ("query", queries)]) == (f"expand: {said}",)
 
 
 def test_the_loop_refuses_an_endpoint_before_any_work(tmp_path):

@@ -146,6 +146,16 @@ def test_a_finished_text_is_the_beginning_of_the_longer_one(generator):
             assert after.tokens >= before.tokens
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_model_whose_logits_are_not_finite_writes_nothing(llm_folder, temperature):
+    broken = TransformersGenerator(llm_folder, "cpu")
+    with torch.no_grad():
+        broken.model.get_input_embeddings().weight[7] = torch.nan  # the head is tied to it
+    request = Request("q2d", "why is text grey?", "", (1,), (temperature,))
+    with pytest.raises(DataError, match=r"logits are not finite.*weights are broken"):
+        generated(broken, [request])
+
+
 def test_more_tokens_than_the_model_can_hold_are_refused(generator):
     with pytest.raises(DataError, match="exceeds the model's context of 512"):
         list(generator.generate(REQUESTS, sampling(max_new_tokens=400), 160))

@@ -206,6 +206,13 @@ def test_the_report_to_read_says_what_is_missing_and_who_won(made):
     assert "## Leakage" not in text
 
 
+def test_what_makes_its_numbers_doubtful_stands_in_the_leaderboard(store, inputs):
+    doubtful = options(warnings=("expand: 9 of 10 texts (90 %) are empty",))
+    _, folder = make(store, "leaderboard", doubtful, inputs)
+    said = "**Warning**: expand: 9 of 10 texts (90 %) are empty."
+    assert said in (folder / "leaderboard.md").read_text().splitlines()
+
+
 def test_audits_are_shown_by_place(store, inputs):
     part = {"queries": 1, "share": 0.25, "gain_of_these": 0.1, "gain_without": 0.2}
     audit = {
