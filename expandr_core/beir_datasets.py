@@ -108,8 +108,9 @@ def find_datasets(references: Sequence[str]) -> list[Dataset]:
 
     Args:
         references: a known name; "beir" or "nano-beir" for all of them; a folder or s3:// URL in BEIR
-            layout; or NAME=LOCATION to read a known dataset (or both groups, from below one folder
-            or URL) from elsewhere, or to name an unknown one.
+            layout, with a slash in it; or NAME=LOCATION to read a known dataset (or both groups, from
+            below one folder or URL) from elsewhere, or to name an unknown one. A "=" behind a slash
+            belongs to the path.
 
     Raises:
         DataError: for an unknown name, or one name for two places.
@@ -137,7 +138,7 @@ def find_datasets(references: Sequence[str]) -> list[Dataset]:
 
 def _datasets_of(reference: str) -> list[Dataset]:
     name, equals, location = reference.partition("=")
-    if not equals:
+    if not equals or "/" in name:  # a "=" in a path is part of it
         if reference in _GROUPS:
             return list(_GROUPS[reference].values())
         if not _is_location(reference):

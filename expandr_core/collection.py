@@ -1,5 +1,12 @@
-"""A collection in BEIR layout: corpus.jsonl, queries.jsonl, qrels/{train,dev,test}.tsv."""
+"""A collection in BEIR layout: corpus.jsonl, queries.jsonl, qrels/{train,dev,test}.tsv.
 
+Judgements are read as beir reads them, by the rules of csv; TREC's four columns are understood too. beir
+lets the last of two judgements of one pair count, and a judged passage that the corpus lacks is one that
+was not found. In one's own files both are faults, but BEIR's datasets have them: with beir_rules they
+are taken as beir takes them.
+"""
+
+import csv
 import re
 from collections.abc import Container, Iterable, Iterator
 from typing import NamedTuple
@@ -17,7 +24,8 @@ from expandr_core.errors import DataError
 
 CORPUS, QUERIES = "corpus.jsonl", "queries.jsonl"
 SPLITS = ("train", "dev", "test")
-_HEADERS = {"query-id", "query_id", "queryid", "query", "qid"}
+MOST_RELEVANT = 1000  # trec_eval keeps a table of all grades up to the greatest for each query
+_ITERATION = re.compile(r"[qQ]?0|[0-9]+\.[0-9]+")  # TREC's second column
 
 
 class Passage(NamedTuple):
@@ -133,36 +141,75 @@ def read_queries(reader: Reader, file: RawFile, cluster_by: str = "") -> dict[st
     return {query.query_id: query for query in reader.rows(file, parse)}
 
 
-def read_qrels(reader: Reader, file: RawFile, queries: dict[str, Query]) -> list[Judgement]:
-    """Read the judgements of one split, whose queries must be known."""
-    seen: dict[tuple[str, str], Judgement] = {}
+def read_qrels(
+    reader: Reader, file: RawFile, queries: dict[str, Query], beir_rules: bool = False
+) -> list[Judgement]:
+    """Read the judgements of one split, whose queries must be known.
+
+    Of several judgements of one pair the last one counts; if they differ, it is a bad row unless
+    `beir_rules`.
+    """
+    judged: dict[tuple[str, str], Judgement] = {}
 
     def parse(line: int, content: str) -> Judgement | None:
-        columns = content.rstrip("\r\n").split("\t")
-        if len(columns) != 3:
-            raise BadRow(
-                "not three columns",
-                "separate query-id, corpus-id and score by tabs",
-                f"{len(columns)} found",
-            )
-        query_id, passage_id, score = columns
-        if not re.fullmatch(r"[+-]?[0-9]{1,9}", score.strip()):
-            if line == 1 and query_id.lower() in _HEADERS:
-                return None
-            raise BadRow("the score is not an integer", "write 0, 1, 2, ...", repr(score))
+        query_id, passage_id, score = _columns(content)
+        if line == 1 and query_id not in queries and not re.search("[0-9]", score):
+            return None  # a header
+        relevance = grade(score)
         if query_id not in queries:
-            raise BadRow("unknown query", f"add it to {QUERIES} or delete the row", repr(query_id))
-        judgement = Judgement(query_id, passage_id, int(score), line)
-        first = seen.setdefault((query_id, passage_id), judgement)
-        if first.line == line:
-            return judgement
-        if first.relevance != judgement.relevance:
-            case = f"{first.relevance} on line {first.line}, {judgement.relevance} on line {line}"
-            raise BadRow("two scores for one query and passage", "keep one of the rows", case)
-        reader.count(f"dropped/{file.name}/repeated judgement")
-        return None
+            remedy = f"add it to {QUERIES} or delete the row"
+            if query_id.strip() in queries:
+                remedy = "remove the white space around it"
+            raise BadRow("unknown query", remedy, repr(query_id))
+        judgement = Judgement(query_id, passage_id, relevance, line)
+        before = judged.get((query_id, passage_id), judgement)
+        judged[query_id, passage_id] = judgement
+        if before.relevance != relevance and not beir_rules:
+            case = f"{before.relevance} on line {before.line}, {relevance} on line {line}"
+            remedy = "keep one of the rows (for beir, and if rows are skipped, the last one counts)"
+            raise BadRow("two scores for one query and passage", remedy, case)
+        if before.line != line:
+            reader.count(f"dropped/{file.name}/repeated judgement")
+        return judgement
 
-    return list(reader.rows(file, parse))
+    for _ in reader.rows(file, parse):
+        pass
+    return list(judged.values())
+
+
+def _columns(content: str) -> list[str]:
+    """Return query id, passage id and score of a line; ids in quotes are read as csv writes them.
+
+    >>> _columns('1\\t"an ""id"" so"\\t2'), _columns("1 Q0 d7 2")
+    (['1', 'an "id" so', '2'], ['1', 'd7', '2'])
+    """
+    line = content.rstrip("\r\n")
+    columns = next(csv.reader([line], delimiter="\t")) if "\t" in line else line.split()
+    while columns and not columns[-1].strip():
+        columns.pop()
+    if len(columns) == 4 and _ITERATION.fullmatch(columns[1].strip()):
+        del columns[1]
+    if len(columns) != 3:
+        raise BadRow(
+            "not three columns",
+            "separate query-id, corpus-id and score by tabs, or write TREC's four columns",
+            f"{len(columns)} found",
+        )
+    return columns
+
+
+def grade(score: str) -> int:
+    """Return the grade of a judgement, an integer that may be written as 1.0.
+
+    >>> grade("2"), grade("1.0"), grade("-1")
+    (2, 1, -1)
+    """
+    if not re.fullmatch(r"[+-]?[0-9]+(\.0*)?", score.strip()):
+        raise BadRow("the score is not an integer", "write 0, 1, 2, ...", repr(score))
+    if abs(float(score)) > MOST_RELEVANT:
+        remedy = f"write grades from 0 to {MOST_RELEVANT}; their ratios are what counts"
+        raise BadRow("the score is too great", remedy, score.strip()[:20])
+    return int(float(score))
 
 
 def known_judgements(
@@ -179,7 +226,7 @@ def known_judgements(
                 judgement.line,
                 BadRow(
                     "unknown passage",
-                    f"add it to {CORPUS} or delete the row",
+                    f"add it to {CORPUS} or delete the row (beir takes it for one not found)",
                     repr(judgement.passage_id),
                 ),
             )

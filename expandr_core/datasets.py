@@ -1,9 +1,12 @@
 """Raw files, local or on S3: where they lie, their rows one by one, what becomes of bad rows."""
 
 import codecs
+import contextlib
+import gzip
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast
@@ -16,12 +19,21 @@ from expandr_core.errors import DataError
 from expandr_core.filesystems import kind_of, open_filesystem
 
 Row = TypeVar("Row")
+GZIP = ".gz"
+_GZIP_MAGIC = b"\x1f\x8b"
+_OTHER_NAMES = {  # of other layouts, for remedies
+    "_id": ("id", "docid", "doc_id", "pid", "passage_id", "corpus_id", "qid", "query_id"),
+    "text": ("contents", "content", "body", "passage", "document", "query", "question"),
+}
 _BLOCK = 1 << 20
 _ROWS = 8192
 
 
 class RawFile(NamedTuple):
-    """A file outside the store; `name` is what identifies it wherever its folder lies."""
+    """A file outside the store; `name` is what identifies it wherever its folder lies.
+
+    One that gzip packed is read as what is in it, and has that name.
+    """
 
     filesystem: AbstractFileSystem
     path: str
@@ -40,15 +52,25 @@ class RawFile(NamedTuple):
         >>> RawFile(AbstractFileSystem(), "/data/triples/fever.jsonl", "triples/fever.jsonl").source
         'fever'
         """
-        return Path(self.path).stem
+        return Path(self.path.removesuffix(GZIP)).stem
 
-    def open(self) -> io.BufferedReader:
+    @contextlib.contextmanager
+    def open(self) -> Iterator[io.BufferedIOBase]:
         """Open for reading bytes, in blocks."""
         try:
             raw = self.filesystem.open(self.path, "rb", block_size=8 * _BLOCK)
         except FileNotFoundError as error:
             raise DataError(f"{self} is missing; put it there, or correct the location") from error
-        return io.BufferedReader(cast(io.RawIOBase, raw), _BLOCK)
+        with io.BufferedReader(cast(io.RawIOBase, raw), _BLOCK) as file:
+            if not file.peek(2).startswith(_GZIP_MAGIC):
+                yield file
+                return
+            try:
+                yield gzip.GzipFile(fileobj=file)
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise DataError(
+                    f"{self}: what gzip packed cannot be read whole ({error}); get the file again"
+                ) from error
 
     def sha256(self) -> str:
         """SHA-256 of the content, in hex."""
@@ -62,14 +84,20 @@ class RawFile(NamedTuple):
 def find_files(location: str, names: list[str], role: str) -> dict[str, RawFile]:
     """Return those of the named files that exist in a folder or under an `s3://` URL.
 
+    A file that is missing may be there packed, as NAME.gz.
+
     Raises:
         DataError: if there is no such folder.
     """
     filesystem, folder = open_filesystem(location)
     if kind_of(filesystem, folder) != "directory":
         raise DataError(f"{location}: no such folder; correct data.{role}")
-    files = {name: RawFile(filesystem, f"{folder}/{name}", f"{role}/{name}") for name in names}
-    return {n: file for n, file in files.items() if kind_of(filesystem, file.path) == "file"}
+    found = {}
+    for name in names:
+        for path in (f"{folder}/{name}", f"{folder}/{name}{GZIP}"):
+            if name not in found and kind_of(filesystem, path) == "file":
+                found[name] = RawFile(filesystem, path, f"{role}/{name}")
+    return found
 
 
 class BadRow(Exception):
@@ -102,6 +130,7 @@ class Reader:
         self.digests = digests or {}
         self.progress = progress
         self._done = 0
+        self._first_bad: dict[str, str] = {}
 
     def count(self, name: str, number: int = 1) -> None:
         """Add to a count."""
@@ -110,9 +139,12 @@ class Reader:
     def bad(self, file: RawFile, line: int, row: BadRow) -> None:
         """Refuse a bad row, or count it."""
         if self.bad_rows == "refuse":
+            what = "" if file.name.startswith("triples/") else ", which changes the metrics"
             raise DataError(
-                f"{file}:{line}: {row}, or set data.bad_rows to 'skip' to go on without such rows"
+                f"{file}:{line}: {row}, or set data.bad_rows to 'skip' to go on without such "
+                f"rows{what}"
             ) from None
+        self._first_bad.setdefault(file.name, f"line {line}: {row}")
         self.count(f"skipped/{file.name}/{row.reason}")
 
     def rows(self, file: RawFile, parse: Callable[[int, str], Row | None]) -> Iterator[Row]:
@@ -160,11 +192,20 @@ class Reader:
         }
         if skipped:
             reasons = ", ".join(f"{reason}: {number}" for reason, number in skipped.items())
-            raise DataError(f"{file}: all rows were skipped ({reasons}); correct the file")
+            raise DataError(
+                f"{file}: all rows were skipped ({reasons}); correct the file, first "
+                f"{self._first_bad[file.name]}"
+            )
         raise DataError(f"{file} is empty; it must hold at least one row")
 
 
 def _decode(raw: bytes) -> str:
+    if b"\0" in raw or raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise BadRow(
+            "not UTF-8",
+            "convert the file, with iconv -f UTF-16 -t UTF-8 if it is UTF-16",
+            "UTF-16?",
+        )
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
@@ -185,30 +226,43 @@ def parse_object(line: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
+        if not line.strip().endswith("}"):
+            remedy += ", for example with jq -c . (of an array: jq -c '.[]')"
         raise BadRow("not valid JSON", remedy, f"{error.msg}, column {error.colno}") from None
     except (ValueError, RecursionError) as error:
         raise BadRow("not valid JSON", remedy, str(error)) from None
     if not isinstance(record, dict):
+        if isinstance(record, list):
+            remedy += ", of an array for example with jq -c '.[]'"
         raise BadRow("not a JSON object", remedy, f"it starts with {line.strip()[:20]!r}")
     return record
 
 
 def text_field(record: dict[str, Any], field: str, default: str | None = None) -> str:
-    """Return a field that must be a string; with a default it may be left out, but not be null.
+    """Return a field that must be a string; with a default it may be left out or null.
 
-    >>> text_field({"title": "Wings"}, "title", ""), text_field({}, "title", "")
+    >>> text_field({"title": "Wings"}, "title", ""), text_field({"title": None}, "title", "")
     ('Wings', '')
     """
-    value = record.get(field, default)
+    value = record.get(field)
+    if value is None and default is not None:
+        return default
+    if field not in record:
+        others = [name for name in _OTHER_NAMES.get(field, ()) if name in record]
+        raise BadRow(
+            f"no {field}", f'rename "{others[0]}" to "{field}"' if others else f'add "{field}"'
+        )
+    return checked_text(value, field)
+
+
+def checked_text(value: Any, field: str) -> str:
+    """Return the value of a field, which must be a string."""
     if isinstance(value, str):
         if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
             raise BadRow(f"{field} holds half a character", "write \\u escapes in whole pairs")
         return value
-    if field not in record:
-        raise BadRow(f"no {field}", f'add "{field}"')
     if value is None:
-        remedy = "write a string" if default is None else 'write "" or leave it out'
-        raise BadRow(f"{field} is null", remedy)
+        raise BadRow(f"{field} is null", "write a string")
     raise BadRow(f"{field} is not a string", "write it in quotes", f"{json.dumps(value)[:40]}")
 
 

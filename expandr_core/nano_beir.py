@@ -6,15 +6,16 @@ qrels/SPLIT-*.parquet     query-id, corpus-id (one or a list), and perhaps score
 """
 
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from expandr_core.collection import Judgement, Passage, Query
-from expandr_core.datasets import RawFile
+from expandr_core.collection import Judgement, Passage, Query, grade
+from expandr_core.datasets import BadRow, RawFile
 from expandr_core.errors import DataError
-from expandr_core.filesystems import open_filesystem
+from expandr_core.filesystems import kind_of, open_filesystem
 
 PARTS = ("corpus", "queries", "qrels")
 HUB = "hub:"
@@ -52,8 +53,11 @@ def nano_files(location: str, split: str) -> dict[str, list[RawFile]]:
     filesystem, folder = open_filesystem(location)
     found = {}
     for part in PARTS:
-        paths: Any = filesystem.glob(f"{folder}/{part}/{split}-*.parquet")
+        paths: Any = []
+        if kind_of(filesystem, f"{folder}/{part}") == "directory":
+            paths = filesystem.ls(f"{folder}/{part}", detail=False)
         names = [(path, f"{part}/{path.rsplit('/', 1)[-1]}") for path in sorted(paths)]
+        names = [pair for pair in names if fnmatchcase(pair[1], f"{part}/{split}-*.parquet")]
         if not names:
             raise DataError(
                 f"{location}/{part}/{split}-*.parquet: no such file; a NanoBEIR dataset has the folders "
@@ -91,7 +95,10 @@ def read_qrels(files: list[RawFile], queries: dict[str, Query]) -> list[Judgemen
         if query_id not in queries:
             raise DataError(f"{file}: the query {query_id!r} is not among the queries")
         listed = row["corpus-id"] if isinstance(row["corpus-id"], list) else [row["corpus-id"]]
-        relevance = 1 if row["score"] is None else int(row["score"])
+        try:
+            relevance = 1 if row["score"] is None else grade(str(row["score"]))
+        except BadRow as bad:
+            raise DataError(f"{file}: {bad}") from None
         for passage_id in listed:
             judgements[query_id, passage_id] = Judgement(query_id, passage_id, relevance, 0)
     return list(judgements.values())

@@ -1,4 +1,4 @@
-"""Training triples: JSON lines with a query, a positive and, if there is one, a negative passage.
+"""Training triples: JSON lines with a query, positives and, if there are any, negatives.
 
 The rows have no ids, so they get them: a passage's is a hash of its text, a query's its source (the
 file) and a hash of its normalised text. The triples go through a temporary SQLite file, which sorts
@@ -10,47 +10,38 @@ import itertools
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-from expandr_core.datasets import (
-    RawFile,
-    Reader,
-    filled_field,
-    parse_object,
-    text_field,
-)
+from expandr_core.datasets import GZIP, RawFile, Reader, parse_object
 from expandr_core.errors import DataError
 from expandr_core.examples import Example
 from expandr_core.filesystems import kind_of, open_filesystem
 from expandr_core.split import Part, normalise
+from expandr_core.triple_rows import Triple, triples_of
 
-
-class Triple(NamedTuple):
-    """A row of a triples file; an empty `negative` means that there is none."""
-
-    query: str
-    positive: str
-    negative: str
+_ENDING = ".jsonl"
 
 
 def triples_files(location: str) -> list[RawFile]:
     """Find the triples: all `*.jsonl` of a folder, sorted by name, or the one file named.
 
+    They may be packed, as `*.jsonl.gz`; a file that is there both ways is read once.
+
     Raises:
         DataError: if there are none.
     """
     filesystem, path = open_filesystem(location)
-    if path.endswith(".jsonl"):
+    if path.endswith((_ENDING, _ENDING + GZIP)):
         paths = [path] if kind_of(filesystem, path) == "file" else []
     else:
         if kind_of(filesystem, path) != "directory":
             raise DataError(f"{location}: no such folder; correct data.triples")
         paths = [found.rstrip("/") for found in filesystem.ls(path, detail=False)]
-    names = {found.rsplit("/", 1)[-1]: found for found in paths}
+    packed_first = sorted(paths, key=lambda found: not found.endswith(GZIP))
+    names = {found.rsplit("/", 1)[-1].removesuffix(GZIP): found for found in packed_first}
     files = [
         RawFile(filesystem, names[name], f"triples/{name}")
         for name in sorted(names)
-        if name.endswith(".jsonl") and not name.startswith(".")
+        if name.endswith(_ENDING) and not name.startswith(".")
     ]
     if not files:
         raise DataError(f"{location}: no triples; put *.jsonl files there, or correct data.triples")
@@ -60,13 +51,13 @@ def triples_files(location: str) -> list[RawFile]:
 def read_triples(reader: Reader, file: RawFile) -> Iterator[Triple]:
     """Yield the triples of a file, without white space around the texts."""
 
-    def parse(line: int, content: str) -> Triple:
-        record = parse_object(content)
-        query, positive = filled_field(record, "query"), filled_field(record, "positive")
-        negative = text_field(record, "negative", "")
-        return Triple(query.strip(), positive.strip(), negative.strip())
+    def parse(line: int, content: str) -> list[Triple]:
+        triples, instruction = triples_of(parse_object(content))
+        if instruction:
+            reader.count(f"dropped/{file.name}/instruction")
+        return triples
 
-    return reader.rows(file, parse)
+    return itertools.chain.from_iterable(reader.rows(file, parse))
 
 
 def text_id(text: str) -> str:

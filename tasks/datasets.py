@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from expandr_core.beir_datasets import Dataset, is_archive
-from expandr_core.nano_beir import local_copy
+from expandr_core.beir_datasets import Dataset
 from expandr_core.options import DataOptions
 from expandr_core.stages import dataset as stage
 from tasks.data import Evaluation
@@ -20,17 +19,7 @@ class MeasuredOn:
 
 def get_dataset(work: Workspace, dataset: Dataset, options: DataOptions) -> MeasuredOn:
     """Download or read a dataset; only its judged queries are kept."""
-    location = local_copy(dataset.location, dataset.split)
-    layout = "archive" if is_archive(location) else "folder"
-    resolved = stage.OPTIONS(
-        location=location,
-        layout="nano" if dataset.benchmark == "NanoBEIR" else layout,
-        split=dataset.split,
-        name=dataset.name if layout == "archive" else "",
-        md5=dataset.md5,
-        forums=dataset.forums,
-        bad_rows=options.bad_rows,
-    )
+    resolved = stage.options_of(dataset, options.bad_rows)
     title = f"get the dataset {dataset.name}"
     made = work.make(title, "dataset", resolved, sources=stage.source_digests(resolved))
     parts = {}

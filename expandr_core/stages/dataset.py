@@ -6,9 +6,9 @@ A dataset with forums (CQADupStack) has these three in a folder for each. It com
 is downloaded and compared with its MD5, from a folder or s3:// URL in BEIR layout, or from NanoBEIR's
 files.
 
-Judgements of passages that the corpus lacks stay where the files are BEIR's own, and are counted:
-trec_eval takes such a passage for relevant and not found. In a folder they are bad rows, as for the
-stage prepare.
+One of BEIR's datasets follows beir's rules wherever it lies: judgements of passages that the corpus
+lacks stay, and are counted (trec_eval takes such a passage for relevant and not found), and of two
+judgements of one pair the last one counts. In other folders both are bad rows, as for the stage prepare.
 """
 
 import logging
@@ -20,6 +20,7 @@ from pydantic import Field
 
 from expandr_core import nano_beir
 from expandr_core.archives import fetch_archive, inside
+from expandr_core.beir_datasets import Dataset, is_archive
 from expandr_core.collection import (
     CORPUS,
     QUERIES,
@@ -41,7 +42,7 @@ from expandr_core.stage import Job
 from expandr_core.stages.prepare import PASSAGES, QRELS, QUERY_ROWS
 
 log = logging.getLogger(__name__)
-VERSION = 1
+VERSION = 2
 ROLE = "data"
 ISOLATION = "never"
 
@@ -52,11 +53,28 @@ class OPTIONS(Options):
     location: str = runtime("", description="URL of an archive, a folder, or an s3:// URL.")
     layout: Literal["archive", "folder", "nano"] = Field(description="What is there.")
     split: str = Field(description="Whose queries are scored.")
-    name: str = Field(default="", description="The folder in an archive.")
+    name: str = Field(
+        default="", description="Of a dataset of BEIR's; its folder in an archive. Else empty."
+    )
     md5: str = Field(default="", description="Of an archive.")
     forums: tuple[str, ...] = Field(default=(), description="Folders that are datasets.")
     bad_rows: Literal["refuse", "skip"] = Field(
         default="refuse", description="In a folder; those of an archive are skipped."
+    )
+
+
+def options_of(dataset: Dataset, bad_rows: Literal["refuse", "skip"] = "refuse") -> OPTIONS:
+    """Return the options to get a dataset with; files on the hub are downloaded into its cache."""
+    location = nano_beir.local_copy(dataset.location, dataset.split)
+    layout = "archive" if is_archive(location) else "folder"
+    return OPTIONS(
+        location=location,
+        layout="nano" if dataset.benchmark == "NanoBEIR" else layout,
+        split=dataset.split,
+        name=dataset.name if dataset.benchmark == "BEIR" else "",
+        md5=dataset.md5,
+        forums=dataset.forums,
+        bad_rows=bad_rows,
     )
 
 
@@ -136,11 +154,12 @@ def _read_folders(job: Job, sources: dict[str, _Source]) -> None:
 
 def _read_folder(job: Job, forum: str, source: _Source, progress: Callable[[int], None]) -> None:
     """Read one dataset in BEIR layout."""
-    published = job.options.layout == "archive"
-    bad_rows = "skip" if published else job.options.bad_rows
+    archived = job.options.layout == "archive"
+    published = archived or bool(job.options.name)
+    bad_rows = "skip" if archived else job.options.bad_rows
     reader = Reader(bad_rows, job.counts, job.spec.sources, progress)
     queries = read_queries(reader, source.queries)
-    judgements = read_qrels(reader, source.qrels, queries)
+    judgements = read_qrels(reader, source.qrels, queries, beir_rules=published)
     lines: dict[str, int] = {}
     _write_corpus(job, forum, read_corpus(reader, source.corpus, lines))
     if published:

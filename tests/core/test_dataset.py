@@ -15,9 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from expandr_core.beir_datasets import BEIR, FORUMS, NANO_BEIR, find_datasets
+from expandr_core.bm25 import BM25
 from expandr_core.errors import DataError
+from expandr_core.metrics import mean_metrics, score_queries
 from expandr_core.stage import make_spec, run_stage
-from expandr_core.stages.dataset import OPTIONS, source_digests
+from expandr_core.stages.dataset import OPTIONS, options_of, source_digests
 from expandr_core.store import Store
 
 CORPUS = [("d1", "Wings", "They lift."), ("d2", "", "Stones fall."), ("d3", "Songs", "")]
@@ -199,11 +201,63 @@ def test_the_place_of_an_archive_is_not_in_the_key(server):
 
 def test_bad_rows_and_unknown_passages_of_an_archive_are_counted(server, store):
     files = beir_files("wings", qrels=[*QRELS, ("q1", "nowhere", 1)])
-    files["wings/corpus.jsonl"] += '{"_id": "d4", "title": null, "text": "x"}\n'
+    files["wings/corpus.jsonl"] += '{"_id": "d4", "text": null}\n'
     artifact, folder = make(store, serve(server, files))
     assert artifact.counts["unknown/judged passages"] == 1
-    assert artifact.counts["skipped/collection/corpus.jsonl/title is null"] == 1
+    assert artifact.counts["skipped/collection/corpus.jsonl/text is null"] == 1
     assert len(rows(folder / "qrels.parquet")) == 4
+
+
+BEIR_S_OWN = [  # a passage that the corpus lacks, a pair judged twice, and ids that csv must quote
+    *('q1\td1\t0', 'q1\td1\t2', 'q1\tgone\t1', '"the ""second"""\t"d ""2"""\t1'),
+    *('"the ""second"""\td3\t1', 'q3\tgone too\t1'),
+]  # fmt: skip
+
+
+def scores(folder: Path) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Our metrics of BM25 on a dataset, and its run."""
+    corpus, queries, qrels = (
+        pq.read_table(folder / f"{name}.parquet") for name in ("corpus", "queries", "qrels")
+    )
+    index = BM25(corpus["passage_id"].combine_chunks(), corpus["text"].to_pylist(), 1.5, 0.75)
+    run = index.search(queries["query_id"].combine_chunks(), queries["query"].to_pylist(), 100)
+    nested: dict[str, dict[str, float]] = {row: {} for row in queries["query_id"].to_pylist()}
+    for row in run.to_pylist():
+        nested[row["query_id"]][row["passage_id"]] = row["score"]
+    return mean_metrics(score_queries(qrels, run)), nested
+
+
+@pytest.mark.parametrize("place", ["archive", "folder", "named", "group", "bucket"])
+def test_a_dataset_of_beir_s_has_beir_s_own_number_wherever_it_lies(
+    place, server, request, store, tmp_path
+):
+    from beir.datasets.data_loader import GenericDataLoader
+    from beir.retrieval.evaluation import EvaluateRetrieval
+
+    files = beir_files("arguana")
+    files["arguana/corpus.jsonl"] = files["arguana/corpus.jsonl"].replace('"d2"', '"d \\"2\\""')
+    files["arguana/queries.jsonl"] = files["arguana/queries.jsonl"].replace(
+        '"q2"', '"the \\"second\\""'
+    )
+    files["arguana/qrels/test.tsv"] = "\n".join(["query-id\tcorpus-id\tscore", *BEIR_S_OWN]) + "\n"
+    folder = write(tmp_path, files) / "arguana"
+    if place == "archive":
+        options = serve(server, files, "arguana")
+    else:
+        for name, text in files.items() if place == "bucket" else ():
+            s3 = request.getfixturevalue("s3")
+            s3.client.put_object(Bucket="bucket", Key=name, Body=text.encode())
+        reference = {"folder": str(folder), "named": f"arguana={folder}", "group": f"beir={tmp_path}",
+                     "bucket": "s3://bucket/arguana"}[place]  # fmt: skip
+        [dataset] = [each for each in find_datasets([reference]) if each.name == "arguana"]
+        options = options_of(dataset)
+    artifact, made = make(store, options)
+    assert artifact.counts["unknown/judged passages"] == 2
+    ours, run = scores(made)
+    _, _, qrels = GenericDataLoader(str(folder)).load("test")
+    ndcg, _, recall, _ = EvaluateRetrieval.evaluate(qrels, run, [10, 100])
+    assert round(ours["ndcg_at_10"], 5) == ndcg["NDCG@10"]
+    assert round(ours["recall_at_100"], 5) == recall["Recall@100"]
 
 
 def write(folder: Path, files: dict[str, str]) -> Path:
@@ -279,6 +333,21 @@ def test_nano_beir_s_judgements_may_be_lists(store, tmp_path):
     assert qrels == [("q1", "d1", 1), ("q1", "d2", 1)]
 
 
+def test_nano_beir_s_files_are_found_in_a_folder_with_brackets(store, tmp_path):
+    location = str(nano(tmp_path / "nano[1]*"))
+    options = OPTIONS(location=location, layout="nano", split="NanoWings")
+    assert make(store, options)[0].counts["queries"] == 2
+
+
+@pytest.mark.parametrize(("score", "complaint"), [(0.5, "not an integer"), (10**9, "too great")])
+def test_grades_of_nano_beir_s_files_are_checked(store, tmp_path, score, complaint):
+    location = nano(tmp_path / "nano")
+    path = location / "qrels" / "NanoWings-00000-of-00001.parquet"
+    pq.write_table(pq.read_table(path).append_column("score", pa.array([1, score])), path)
+    with pytest.raises(DataError, match=rf"qrels/NanoWings.*: the score is {complaint}"):
+        make(store, OPTIONS(location=str(location), layout="nano", split="NanoWings"))
+
+
 def test_a_split_that_nano_beir_lacks_is_refused(tmp_path):
     options = OPTIONS(location=str(nano(tmp_path)), layout="nano", split="NanoStones")
     with pytest.raises(DataError, match=r"corpus/NanoStones-\*.parquet: no such file"):
@@ -311,6 +380,9 @@ def test_datasets_are_found_by_name_group_and_place():
     assert mirrored.md5 == BEIR["scifact"].md5
     [own] = find_datasets(["s3://bucket/sets/law/"])
     assert (own.name, own.benchmark, own.domain) == ("law", "other", "other")
+    for path in ("/data/a=b/law", "s3://bucket/k=v/law", "law=/data/a=b"):
+        [law] = find_datasets([path])
+        assert (law.name, law.location) == ("law", path.removeprefix("law="))
     group = find_datasets(["beir=http://mirror/sets"])
     assert group[0].location == "http://mirror/sets/msmarco.zip"
     nano_group = find_datasets(["nano-beir=/data/nano"])

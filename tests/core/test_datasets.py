@@ -1,5 +1,6 @@
 """Reading raw files: what is wrong is said with file, line and remedy; the rest is read as it is."""
 
+import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
 
-from expandr_core.collection import read_corpus
+from expandr_core.collection import Query, read_corpus, read_qrels
 from expandr_core.datasets import RawFile, Reader, find_files, write_parquet
 from expandr_core.errors import DataError
 from expandr_core.options import DataOptions
@@ -105,21 +106,30 @@ BAD_ROWS = {
         "'d2', first on line 2, again on line 5",
         OWN_ID,
     ),
-    "null title": bad_passage(
-        b'{"_id": "x", "title": null, "text": "x"}', "title is null", 'write "" or leave it out'
+    "null text": bad_passage(b'{"_id": "x", "text": null}', "text is null", "write a string"),
+    "other name of the id": bad_passage(
+        b'{"docid": "x", "text": "x"}', "no _id", 'rename "docid" to "_id"'
+    ),
+    "other name of the text": bad_passage(
+        b'{"_id": "x", "contents": "x"}', "no text", 'rename "contents" to "text"'
     ),
     "list as text": bad_passage(b'{"_id": "x", "text": ["x"]}', "text is not a string", '["x"]'),
     "no text": bad_passage(b'{"_id": "x", "title": "x"}', "no text", 'add "text"'),
     "Latin-1": bad_passage(
         b'{"_id": "x", "text": "caf\xe9"}', "not UTF-8", "byte 26 of the line is 0xe9", "iconv"
     ),
+    "UTF-16": bad_passage('{"_id": "x"}'.encode("utf-16"), "not UTF-8", "iconv -f UTF-16"),
+    "array": bad_passage(b'[{"_id": "x"}]', "not a JSON object", "jq -c '.[]'"),
     "half a pair": bad_passage(rb'{"_id": "x", "text": "\ud83d"}', "text holds half a character"),
     "blank query": bad_query(b'{"_id": "x", "text": " \\t"}', "text is empty", "fill it in"),
     "query again": bad_query(
         b'{"_id": "q0", "text": "x"}', "duplicate _id", "'q0', first on line 1, again on line 41"
     ),
     "two columns": bad_judgement(b"q30\td1", "not three columns", "(2 found)", "by tabs"),
-    "TREC format": bad_judgement(b"q30 0 d1 1", "not three columns", "(1 found)", "by tabs"),
+    "four columns": bad_judgement(b"q30\td1\t1\t1", "not three columns", "(4 found)", "TREC"),
+    "by commas": bad_judgement(b"q30,d1,1", "not three columns", "(1 found)", "by tabs"),
+    "white space": bad_judgement(b"q30 \td1\t1", "unknown query", "remove the white space"),
+    "a huge grade": bad_judgement(b"q30\td1\t999999999", "the score is too great", "0 to 1000"),
     "no number": bad_judgement(b"q30\td1\thigh", "the score is not an integer", "('high')", "0, 1"),
     "a fraction": bad_judgement(b"q30\td1\t0.5", "the score is not an integer", "('0.5')"),
     "unknown query": bad_judgement(
@@ -136,8 +146,8 @@ BAD_ROWS = {
     "blank positive": bad_triple(b'{"query": "a", "positive": " "}', "positive is empty", "fill"),
     "no query": bad_triple(b'{"positive": "a"}', "no query", 'add "query"'),
     "blank query in triple": bad_triple(b'{"query": "", "positive": "a"}', "query is empty"),
-    "list of negatives": bad_triple(
-        b'{"query": "a", "positive": "b", "negative": ["c"]}', "negative is not a string", '["c"]'
+    "number as negative": bad_triple(
+        b'{"query": "a", "positive": "b", "negative": [7]}', "negative is not a string", "(7)"
     ),
 }
 
@@ -235,7 +245,8 @@ def test_a_file_whose_rows_are_all_bad_is_refused_even_if_bad_rows_are_skipped(
 ) -> None:
     folder = write_collection(tmp_path / "wings")
     (folder / "corpus.jsonl").write_text('{"_id": "a"}\n{"_id": "b"}\nnothing\n')
-    with pytest.raises(DataError, match=r"all rows were skipped \(no text: 2, not valid JSON: 1\)"):
+    expected = r"all rows were skipped \(no text: 2, not valid JSON: 1\); .* line 1: no text; add"
+    with pytest.raises(DataError, match=expected):
         prepare(tmp_path, collection=str(folder), bad_rows="skip")
 
 
@@ -263,12 +274,77 @@ def test_byte_order_mark_blank_lines_and_windows_line_ends_are_tolerated(tmp_pat
     assert list(read_triples(Reader(), local_file(path))) == [("a", "b", "")]
 
 
-@pytest.mark.parametrize("header", ["", HEADER, "query_id\tdoc_id\trelevance\n"])
+@pytest.mark.parametrize(
+    "header", ["", HEADER, "query_id\tdoc_id\trelevance\n", "topic\tdocid\trel\n"]
+)
 def test_qrels_may_have_a_header_or_none(header: str, tmp_path: Path) -> None:
     folder = write_collection(tmp_path / "wings")
     (folder / "qrels" / "test.tsv").write_text(header + "q30\td1\t1\r\nq31\td1\t-1\n")
     counts, _ = prepare(tmp_path, collection=str(folder))
     assert counts["test/judgements"] == 2
+
+
+@pytest.mark.parametrize(
+    "row",
+    ["q1\td1\t2", "q1 d1 2", "q1 0 d1 2", "q1\tQ0\td1\t2", "q1\t4.5\td1\t2", "q1\td1\t2.0",
+     '"q1"\t"d1"\t"2"', "q1\td1\t2\t"],
+)  # fmt: skip
+def test_judgements_are_read_as_beir_or_trec_or_csv_write_them(row: str, tmp_path: Path) -> None:
+    path = tmp_path / "test.tsv"
+    path.write_text(f"{row}\n")
+    queries = {"q1": Query("q1", "what?", "q1", 1)}
+    assert read_qrels(Reader(), local_file(path), queries) == [("q1", "d1", 2, 1)]
+
+
+def test_of_two_judgements_of_one_pair_the_last_counts_where_they_are_not_refused(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "test.tsv"
+    path.write_text("q1\td1\t0\nq1\td2\t1\nq1\td1\t2\n")
+    queries = {"q1": Query("q1", "what?", "q1", 1)}
+    kept = [("q1", "d1", 2, 3), ("q1", "d2", 1, 2)]
+    assert read_qrels(Reader(), local_file(path), queries, beir_rules=True) == kept
+    assert read_qrels(Reader("skip"), local_file(path), queries) == kept
+    with pytest.raises(DataError, match="the last one counts"):
+        read_qrels(Reader(), local_file(path), queries)
+
+
+def test_skipping_is_said_to_change_the_metrics_but_for_training_triples(tmp_path: Path) -> None:
+    folder, triples = write_collection(tmp_path / "wings"), write_triples(tmp_path / "triples")
+    (triples / "nq.jsonl").write_text("{}\n")
+    with pytest.raises(DataError, match=r"without such rows$"):
+        prepare(tmp_path, collection="", triples=str(triples))
+    (folder / "qrels" / "test.tsv").write_text("q30\tgone\t1\n")
+    with pytest.raises(DataError, match=r"without such rows, which changes the metrics$"):
+        prepare(tmp_path, collection=str(folder))
+
+
+def test_packed_files_give_the_artifact_of_the_plain_ones(tmp_path: Path) -> None:
+    collection, triples = write_collection(tmp_path / "wings"), write_triples(tmp_path / "triples")
+    data = DataOptions(collection=str(collection), triples=str(triples))
+    plain = source_digests(data)
+    counts, _ = prepare(tmp_path, collection=str(collection), triples=str(triples))
+    for path in [*collection.rglob("*.*"), *triples.iterdir()]:
+        packed = gzip.compress(path.read_bytes())
+        if path.name == "queries.jsonl":  # the name may hide it
+            path.write_bytes(packed)
+        else:
+            path.with_name(f"{path.name}.gz").write_bytes(packed)
+            path.unlink()
+    assert source_digests(data) == plain
+    other = tmp_path / "other"
+    assert prepare(other, collection=str(collection), triples=str(triples))[0] == counts
+    (collection / "corpus.jsonl.gz").write_bytes(gzip.compress(lines(CORPUS).encode())[:-9])
+    with pytest.raises(
+        DataError, match=r"corpus.jsonl.gz: .* cannot be read whole .* get the file"
+    ):
+        source_digests(data)
+
+
+def test_a_title_that_is_null_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text('{"_id": "a", "title": null, "text": "wing"}\n')
+    assert list(read_corpus(Reader(), local_file(path), {})) == [("a", "", "wing")]
 
 
 def test_a_file_that_changes_between_digest_and_reading_is_refused(tmp_path: Path) -> None:
