@@ -50,6 +50,11 @@ def _download(model: str) -> Path:
         ) from error
     except RepositoryNotFoundError as error:
         raise DataError(f"{model}: neither a folder here nor a model on the hub") from error
+    except OSError as error:
+        raise DataError(
+            f"{model}: no folder here, not downloaded before, and not to be had from the hub now "
+            f"({first_line(error)}); connect to the network, or name a local folder"
+        ) from error
     return Path(folder)
 
 

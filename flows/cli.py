@@ -133,31 +133,31 @@ def evaluate(
     Run it again with another dataset or run: what was measured is found in the store.
     """
     options = load_options(config, seed, changes or [])
-    from flows.evaluate_suite import evaluate_suite
-    from flows.model_pairs import MeasuredModels
-    from flows.show import print_leaderboard
-    from flows.temporary_server import prefect_server
-
     named: dict[str, list[str]] = {"llm": [""], "retriever": [""], "training": []}
     for name, _, value in (text.partition("=") for text in inputs or []):
         if name not in named:
             fail(f"--input {name}: only {', '.join(named)} can be given")
         named[name].append(value)
-    models = MeasuredModels(
-        runs=tuple(runs or ()),
-        llm=named["llm"][-1],
-        retriever=named["retriever"][-1],
-        training=tuple(named["training"]),
-    )
-    with complaints(AGAIN), prefect_server(say):
-        summary = evaluate_suite(
-            tuple(datasets.split(",")),
-            options=options,
-            models=models,
-            samples=samples,
-            store=absolute(store),
+    with complaints(AGAIN):
+        from flows.evaluate_suite import evaluate_suite
+        from flows.model_pairs import MeasuredModels
+        from flows.preflight import check_suite
+        from flows.show import print_leaderboard
+        from flows.temporary_server import prefect_server
+
+        models = MeasuredModels(
+            runs=tuple(runs or ()),
+            llm=named["llm"][-1],
+            retriever=named["retriever"][-1],
+            training=tuple(named["training"]),
         )
-    print_leaderboard(out, summary.store, summary.leaderboard)
+        wanted, store = tuple(datasets.split(",")), absolute(store)
+        check_suite(wanted, options, models, store)
+        with prefect_server(say):
+            summary = evaluate_suite(
+                wanted, options=options, models=models, samples=samples, store=store
+            )
+        print_leaderboard(out, summary.store, summary.leaderboard)
 
 
 @app.command()
@@ -205,27 +205,34 @@ def stage(
 
     Example: `expandr stage dpo configs/demo.yaml --input llm=tiny_llm-3fa9 --input pairs=pairs-77c1`
     """
-    from flows.temporary_server import prefect_server
-
     options = load_options(config, seed, changes or [])
-    flow = getattr(importlib.import_module(f"flows.{name}"), name)
-    pairs = (text.partition("=") for text in inputs or [])
-    named = {name: value for name, _, value in pairs}
-    try:
-        flow.validate_parameters({"options": options, "store": store, **named})
-    except (TypeError, ValueError) as error:
-        fail(f"stage {name}: {error}")
-    with complaints(AGAIN), prefect_server(say):
-        for title, artifact in flow(options=options, store=absolute(store), **named):
-            out.print(f"{title}: {artifact.key}", highlight=False)
+    with complaints(AGAIN):
+        from flows.preflight import check_data, check_store
+        from flows.temporary_server import prefect_server
+
+        flow = getattr(importlib.import_module(f"flows.{name}"), name)
+        pairs = (text.partition("=") for text in inputs or [])
+        named = {name: value for name, _, value in pairs}
+        try:
+            flow.validate_parameters({"options": options, "store": store, **named})
+        except (TypeError, ValueError) as error:
+            fail(f"stage {name}: {error}")
+        check_store(absolute(store))
+        if name == "prepare":
+            check_data(options)
+        with prefect_server(say):
+            for title, artifact in flow(options=options, store=absolute(store), **named):
+                out.print(f"{title}: {artifact.key}", highlight=False)
 
 
 def _run_loop(options: JointLoopOptions, store: str) -> None:
     with complaints("`expandr resume` goes on with it; what was finished is found in the store"):
         from flows.joint_loop import joint_loop
+        from flows.preflight import check_run
         from flows.show import print_summary
         from flows.temporary_server import prefect_server
 
+        check_run(options, absolute(store))
         with prefect_server(say):
             summary = joint_loop(options=options, store=absolute(store))
         print_summary(out, summary)

@@ -89,6 +89,8 @@ def learned(work: Workspace, options: JointLoopOptions, before: datetime | None)
     store, names, steps = work.open(), list[str](), list[Step]()
     models = options.model_dump(mode="json", include={"llm", "retriever", "device"})
     for record in reversed(store.records()):
+        if "kind" in record:  # of a suite
+            continue
         ended = datetime.fromisoformat(record["finished"])
         if models.items() <= record["options"].items() and (before is None or ended < before):
             names.append(record["name"])

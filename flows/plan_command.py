@@ -47,6 +47,7 @@ def plan(
     with complaints("The same command goes on from what was finished"):
         from expandr_core.plan import measured
         from flows.plan import plan as plan_flow
+        from flows.preflight import check_run
         from flows.show import find_run
         from flows.temporary_server import prefect_server
         from tasks.stage import open_store
@@ -61,6 +62,7 @@ def plan(
         else:
             fail("name a CONFIG to plan, or a run to compare with, by --run")
         rates = _read(throughputs) if throughputs else None
+        check_run(options, absolute(store))
         with prefect_server(say):
             made = plan_flow(
                 options=options,

@@ -4,8 +4,8 @@ from collections.abc import Set
 
 from expandr_core import models
 from expandr_core.artifacts import Artifact
-from expandr_core.errors import DataError
-from expandr_core.options import JointLoopOptions
+from expandr_core.errors import DataError, naming
+from expandr_core.options import JointLoopOptions, RetrieverOptions
 from expandr_core.stages.import_model import ImportOptions
 from tasks.data import Data, training_texts
 from tasks.stage import Workspace
@@ -29,24 +29,29 @@ def import_models(
             "llm.engine is 'endpoint', but a server keeps its model and the loop trains it; use "
             "'vllm' or 'transformers' here, and an endpoint with the flow expand alone"
         )
-    retriever, imported = options.retriever, {}
-    if "retriever" in roles and retriever.model != "tiny":
-        folder, sources = models.model_source(retriever.model)
-        resolved = ImportOptions(
-            kind="retriever",
-            folder=str(folder),
-            convention=retriever.convention,
-            similarity=retriever.encoding.similarity,
-            query_prompt=retriever.query_prompt,
-            passage_prompt=retriever.passage_prompt,
-        )
-        title = "import the retriever"
-        imported["retriever"] = work.make(title, "import_model", resolved, sources=sources)
+    imported = {}
+    if "retriever" in roles and options.retriever.model != "tiny":
+        with naming("retriever.model"):
+            imported["retriever"] = _import_retriever(work, options.retriever)
     if "llm" in roles and options.llm.model != "tiny":
-        folder, sources = models.model_source(options.llm.model)
-        resolved = ImportOptions(kind="llm", folder=str(folder))
-        imported["llm"] = work.make("import the LLM", "import_model", resolved, sources=sources)
+        with naming("llm.model"):
+            folder, sources = models.model_source(options.llm.model)
+            resolved = ImportOptions(kind="llm", folder=str(folder))
+            imported["llm"] = work.make("import the LLM", "import_model", resolved, sources=sources)
     return imported
+
+
+def _import_retriever(work: Workspace, retriever: RetrieverOptions) -> Artifact:
+    folder, sources = models.model_source(retriever.model)
+    resolved = ImportOptions(
+        kind="retriever",
+        folder=str(folder),
+        convention=retriever.convention,
+        similarity=retriever.encoding.similarity,
+        query_prompt=retriever.query_prompt,
+        passage_prompt=retriever.passage_prompt,
+    )
+    return work.make("import the retriever", "import_model", resolved, sources=sources)
 
 
 def build_llm(work: Workspace, data: Data, options: JointLoopOptions) -> Artifact:

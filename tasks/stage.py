@@ -9,6 +9,7 @@ local folder for unfinished work and downloads, EXPANDR_CACHE_GB, which the down
 EXPANDR_VLLM_PYTHON, the interpreter that has vLLM.
 """
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -34,8 +35,13 @@ from tasks.progress import core_logs, only_shown, progress
 
 
 def _is_worth_retrying(task: Any, run: TaskRun, state: State) -> bool:
-    """Retry what the world can break; never what the input has wrong."""
-    return not isinstance(state.data, DataError | TypeError | PoolError)
+    """Retry what the world can break; never what the input or a folder has wrong."""
+    error = state.data
+    if isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError):
+        return False
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return False
+    return not isinstance(error, DataError | TypeError | PoolError)
 
 
 @task(
@@ -126,8 +132,26 @@ class Workspace(BaseModel):
         Raises:
             DataError: if the input is at fault; it is not retried.
         """
+        spec = self.spec(stage, options, inputs, sources, first_shards)
+        step = make_artifact.with_options(
+            name=stage.replace("_", "-"), timeout_seconds=self.timeout_hours * 3600
+        )
+        state = step(title, spec, self.store, self.placement, return_state=True)
+        artifact = state.result()  # raises what the task raised
+        self._made.append((title, artifact))
+        return artifact
+
+    def spec(
+        self,
+        stage: str,
+        options: Options,
+        inputs: Mapping[str, Artifact | None] | None,
+        sources: dict[str, str] | None,
+        first_shards: int,
+    ) -> StageSpec:
+        """Specify a stage of this run; see `make`."""
         fresh = {"fresh_since": self.fresh_since.isoformat()} if self.fresh_since else {}
-        spec = make_spec(
+        return make_spec(
             stage,
             options,
             {role: artifact for role, artifact in (inputs or {}).items() if artifact is not None},
@@ -138,13 +162,6 @@ class Workspace(BaseModel):
             prefect_flow_run=_flow_run_id(),
             **fresh,
         )
-        step = make_artifact.with_options(
-            name=stage.replace("_", "-"), timeout_seconds=self.timeout_hours * 3600
-        )
-        state = step(title, spec, self.store, self.placement, return_state=True)
-        artifact = state.result()  # raises what the task raised
-        self._made.append((title, artifact))
-        return artifact
 
     def language_model(self, llm: Artifact) -> dict[str, Artifact]:
         """Return what runs a language model, by role: "llm" and, if it is kept apart, its "adapter"."""

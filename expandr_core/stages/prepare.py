@@ -66,14 +66,18 @@ def source_digests(options: DataOptions) -> dict[str, str]:
     Raises:
         DataError: if files are missing.
     """
-    collection, triples = _raw_files(options, None)
+    collection, triples = find_sources(options)
     return {file.name: file.sha256() for file in [*collection.values(), *triples]}
 
 
-def _raw_files(
-    options: DataOptions, world: Path | None
+def find_sources(
+    options: DataOptions, world: Path | None = None
 ) -> tuple[dict[str, RawFile], list[RawFile]]:
-    """Find the files of the collection, by name, and those of the triples."""
+    """Find the files of the collection, by name, and those of the triples.
+
+    Raises:
+        DataError: if files are missing.
+    """
     if not options.collection and not options.triples:
         raise DataError("no data; set data.collection, data.triples, or both")
     location = str(world / "collection") if world else options.collection
@@ -97,7 +101,7 @@ def run(job: Job) -> None:
     world = job.inputs.get("world")
     if options.collection == "demo" and world is None:
         raise DataError("the demo world is missing from the inputs; make it first")
-    files, triples = _raw_files(options, world)
+    files, triples = find_sources(options, world)
     total = sum(file.filesystem.size(file.path) or 0 for file in [*files.values(), *triples])
 
     def progress(done: int) -> None:

@@ -14,7 +14,7 @@ from expandr_core.artifacts import Artifact
 from expandr_core.options import JointLoopOptions
 from expandr_core.plan import Step, measured, rates_of
 from expandr_core.store import Store
-from flows.plan import Plan, plan, sampled
+from flows.plan import Plan, learned, plan, sampled
 from flows.plan_command import by_stage
 from tasks.data import prepare_data
 from tasks.stage import Workspace
@@ -137,3 +137,10 @@ def test_a_sample_of_the_data_keeps_whole_queries(first, store):
         assert small == [row for row in whole if row["query_id"] in ids]
     assert len(rows(found["small"].evaluations["test"].queries)) == 5
     assert len(rows(found["small"].corpus)) == min(5 * 16, len(rows(found["whole"].corpus)))
+
+
+def test_what_an_evaluation_recorded_is_no_run_to_learn_from(tmp_path):
+    store = Store(str(tmp_path))
+    record = {"kind": "evaluate-suite", "name": "1", "finished": "2026-01-01T00:00:00+00:00"}
+    store.write_record("1", {**record, "steps": []})
+    assert learned(Workspace(store=store.url), tiny_loop.OPTIONS, None) is None
