@@ -62,11 +62,8 @@ class Leases:
                 created = self._try(path, mode="create")
                 if not created or self._try(path, mode="create") is not None:
                     lacking.append("If-None-Match: *")
-                created = created or self._write(path)
-                if (
-                    not self._try(path, IfMatch=created)
-                    or self._try(path, IfMatch=created) is not None
-                ):
+                etag = created or self._write(path) or ""
+                if not self._try(path, IfMatch=etag) or self._try(path, IfMatch=etag) is not None:
                     lacking.append("If-Match")
             finally:
                 with contextlib.suppress(FileNotFoundError):

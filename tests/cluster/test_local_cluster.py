@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import prefect.settings
 import psutil
 import pytest
 from botocore.exceptions import ClientError
+from shaky_proxy import ShakyProxy
 
 from infra.local import lifecycle, programs
 from infra.local.cluster import Cluster, find_program
@@ -76,6 +78,33 @@ def test_a_write_can_be_bound_to_what_it_replaces(s3):
     assert was_written(s3, Key="bound", Body=b"second", IfMatch=etag)
     assert not was_written(s3, Key="bound", Body=b"third", IfMatch=etag)
     assert s3.get_object(Bucket="expandr", Key="bound")["Body"].read() == b"second"
+
+
+def test_an_upload_that_is_damaged_on_the_way_is_refused(cluster, tmp_path, monkeypatch):
+    """Here and not beside the other tests of the store: their S3 server takes what it is sent."""
+    from expandr_core.s3 import S3
+    from expandr_core.store import Store
+
+    settings = cluster.client_environment()
+    proxy = ShakyProxy(settings["AWS_ENDPOINT_URL"])
+    for name in settings:
+        if name.startswith("AWS_"):
+            monkeypatch.setenv(name, settings[name])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    S3.clear_instance_cache()
+    store = Store("s3://expandr/uploads", tmp_path / "scratch")
+    for number, size in enumerate((100, 40 << 20)):  # at once, and in parts
+        key, folder = f"expand-{number:020}", tmp_path / "out"
+        folder.mkdir()
+        (folder / "file").write_bytes(b"x" * size)
+        with proxy.failing("damaged"), pytest.raises(OSError):
+            store.commit(key, folder, [], {"counts": {}})
+        assert proxy.faults and store.lookup(key) is None
+        made = store.commit(key, folder, [], {"counts": {}})
+        assert store.lookup(key) == made
+        shutil.rmtree(folder)
+    proxy.close()
+    S3.clear_instance_cache()
 
 
 @pytest.mark.parametrize(

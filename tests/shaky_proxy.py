@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 NOT_IMPLEMENTED = b"<Error><Code>NotImplemented</Code><Message>not implemented</Message></Error>"
-KINDS = ("refused", "500", "503", "hanging", "cut short")
+KINDS = ("refused", "500", "503", "hanging", "cut short")  # and "damaged": a byte of what is sent
 
 
 class ShakyProxy:
@@ -64,6 +64,9 @@ class ShakyProxy:
             request.send_header("Content-Length", "0")
             request.end_headers()
             return
+        if fault == "damaged" and body:
+            middle = len(body) // 2
+            body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
         known = {name: value for name, value in request.headers.items() if name not in self.without}
         if any(self.without.get(name) for name in request.headers.keys() - known.keys()):
             content = NOT_IMPLEMENTED
