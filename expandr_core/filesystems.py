@@ -81,6 +81,8 @@ def replace_folder(folder: Path, target: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         target.rename(former)
     beside.rename(target)
+    if former.is_symlink():  # what it leads to is not ours
+        former.unlink()
     shutil.rmtree(former, ignore_errors=True)
 
 

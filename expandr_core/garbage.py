@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from expandr_core.filesystems import flock
-from expandr_core.manifests import MANIFEST, DamagedArtifact
+from expandr_core.manifests import MANIFEST, DamagedArtifact, is_key
 from expandr_core.read_cache import last_change, size_of
 from expandr_core.run_records import read_record
 from expandr_core.store import Store
@@ -159,6 +159,8 @@ def _artifacts(
     store: Store, artifacts: dict[str, Files], needed: set[str], before: datetime
 ) -> Iterator[Garbage]:
     for key, files in artifacts.items():
+        if not is_key(key) and not (key.startswith(".") and "" not in files):
+            continue  # a file or folder that is not ours
         size = sum(bytes_ for bytes_, _ in files.values())
         changed = max(time for _, time in files.values())
         remove = partial(_remove_artifact, store, key, MANIFEST in files, before)
@@ -172,10 +174,19 @@ def _artifacts(
 
 
 def _remove_artifact(store: Store, key: str, finished: bool, before: datetime) -> None:
-    """Remove an artifact unless it was made, or made again, since it was found."""
-    files = _list(store, f"artifacts/{key}")
-    if (MANIFEST in files) == finished and all(time < before for _, time in files.values()):
-        store.remove(key)
+    """Remove an artifact unless it was made, or made again, since it was found, or is being made."""
+    with flock(store.scratch / "locks" / key, wait=False) as free:
+        files = _list(store, f"artifacts/{key}")
+        if (
+            not free
+            or (MANIFEST in files) != finished
+            or any(time >= before for _, time in files.values())
+        ):
+            return
+        if is_key(key):
+            store.remove(key)
+        else:  # what a kill left beside them
+            store.filesystem.rm(f"{store.root}/artifacts/{key}", recursive=True)
 
 
 def _replaced(store: Store, key: str, files: Files, before: datetime) -> Iterator[Garbage]:

@@ -9,15 +9,20 @@ from who reads the former one: equal bytes are the same objects, and others are 
 `expandr gc`. A reader has the one or the other, by the manifest that it read.
 
 A hit is checked, not believed: local files by SHA-256, objects on S3 by size and the ETag noted at
-commit. Only "no such file" means "not there"; every other failure of the storage is raised.
+commit, or by SHA-256 where a copy got another ETag. Only "no such file" means "not there"; every
+other failure of the storage is raised.
+
+Reading never deletes. Damage is reported; who makes the artifact again, under the lock of its key,
+replaces it.
 """
 
 import contextlib
+import hashlib
 import logging
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +41,8 @@ from expandr_core.manifests import (
     MANIFEST,
     DamagedArtifact,
     describe_files,
+    fact,
+    is_key,
     reference,
     sealed,
     sha256_of,
@@ -47,6 +54,7 @@ from expandr_core.run_records import read_records, write_record
 log = logging.getLogger(__name__)
 _FILES_AT_ONCE = 8
 _PARTS_AT_ONCE = 32
+_BLOCK = 1 << 24  # bytes
 
 
 class Store:
@@ -93,10 +101,15 @@ class Store:
     def _at(self, *parts: str) -> str:
         return "/".join([self.root, *parts])
 
+    def _folder(self, key: str) -> str:
+        """Return where an artifact lies; nothing but a key leads there."""
+        if not is_key(key):
+            raise DamagedArtifact(f"{key!r} is no key of an artifact")
+        return self._at("artifacts", key)
+
     def _file(self, key: str, digest: str, path: str) -> str:
         """Return where a file of an artifact lies."""
-        inner = path if self.is_local else f"{digest[:12]}/{path}"
-        return self._at("artifacts", key, inner)
+        return f"{self._folder(key)}/{path if self.is_local else f'{digest[:12]}/{path}'}"
 
     def manifest(self, key: str) -> dict[str, Any]:
         """Read an artifact's manifest.
@@ -105,10 +118,10 @@ class Store:
             FileNotFoundError: if there is no such artifact.
             DamagedArtifact: if the manifest is not what was written.
         """
-        return unsealed(self.filesystem.cat_file(self._at("artifacts", key, MANIFEST)), key)
+        return unsealed(self.filesystem.cat_file(f"{self._folder(key)}/{MANIFEST}"), key)
 
     def lookup(self, key: str, not_before: datetime | None = None) -> Artifact | None:
-        """Return the artifact if it is there and whole; a damaged one is removed with a warning.
+        """Return the artifact if it is there and whole; warn of a damaged one.
 
         Args:
             key: the artifact's key.
@@ -116,17 +129,13 @@ class Store:
                 second counts, since manifests note no less.
         """
         try:
-            manifest = self.manifest(key)
-            if not_before and datetime.fromisoformat(manifest["created"]) < not_before.replace(
-                microsecond=0
-            ):
+            if not_before and _created(self.manifest(key)) < not_before.replace(microsecond=0):
                 return None
-            return self._verify(manifest)
+            return self.verify(key)
         except FileNotFoundError:
             return None
         except DamagedArtifact as damage:
-            log.warning("%s; it is removed and made again", damage)
-            self.remove(key)
+            log.warning("%s; it counts as missing, and is replaced when it is made again", damage)
             return None
 
     def verify(self, key: str) -> Artifact:
@@ -134,51 +143,82 @@ class Store:
 
         Raises:
             FileNotFoundError: if there is no such artifact.
-            DamagedArtifact: naming the first file that is missing or changed; damaged parts are
-                removed, so that they are made again with the whole.
+            DamagedArtifact: naming the first file that is missing or changed.
         """
-        return self._verify(self.manifest(key))
-
-    def _verify(self, manifest: dict[str, Any]) -> Artifact:
-        self._verify_files(manifest)
-        parts = [Artifact(**part) for part in manifest["parts"]]
-        if parts:
+        manifest = self._whole(key)
+        below = [(key, part) for part in manifest["parts"]]
+        # A digest covers those of the parts and is compared before their own parts: no circle is whole
+        while below:
             with ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
-                damages = list(
-                    pool.map(lambda part: self._verify_part(manifest["key"], part), parts)
-                )
-            if any(damages):
-                raise next(damage for damage in damages if damage)
+                parts = list(pool.map(lambda each: self._whole_part(*each), below))
+            deeper = {part["key"]: (each["key"], part) for each in parts for part in each["parts"]}
+            below = list(deeper.values())
         return reference(manifest)
 
-    def _verify_part(self, key: str, part: Artifact) -> DamagedArtifact | None:
+    def _whole_part(self, key: str, part: dict[str, Any]) -> dict[str, Any]:
+        """Return the manifest of a part whose own files are whole."""
         try:
-            found = self.verify(part.key)
-        except FileNotFoundError:
-            return DamagedArtifact(f"{key}: its part {part.key} is missing")
+            manifest = self._whole(part["key"])
+        except FileNotFoundError as error:
+            raise DamagedArtifact(f"{key}: its part {part['key']} is missing") from error
         except DamagedArtifact as damage:
-            self.remove(part.key)
-            return damage
-        if found.digest != part.digest:
-            return DamagedArtifact(f"{key}: its part {part.key} has changed")
-        return None
+            raise DamagedArtifact(f"{key}: its part {damage}") from damage
+        if manifest["digest"] != part["digest"]:
+            raise DamagedArtifact(f"{key}: its part {part['key']} has changed")
+        return manifest
+
+    def _whole(self, key: str) -> dict[str, Any]:
+        """Return the manifest of an artifact whose own files are whole.
+
+        Who makes it again may replace them while we read: then the new ones count.
+        """
+        manifest = self.manifest(key)
+        while True:
+            damage = None
+            try:
+                self._verify_files(manifest)
+            except DamagedArtifact as error:
+                damage = error
+            if not damage and not self.is_local:  # the former files stay on S3
+                return manifest
+            before, manifest = manifest, self.manifest(key)
+            if manifest == before:
+                if damage:
+                    raise damage
+                return manifest
 
     def _verify_files(self, manifest: dict[str, Any]) -> None:
+        key = manifest["key"]
         for file in manifest["files"]:
-            path = self._file(manifest["key"], manifest["digest"], file["path"])
+            path = self._file(key, manifest["digest"], file["path"])
             try:
-                info = self.filesystem.info(path)
-            except FileNotFoundError as error:
-                raise DamagedArtifact(f"{manifest['key']}: {file['path']} is missing") from error
-            same = info["size"] == file["size"]
-            if same and self.is_local:
-                same = sha256_of(Path(path)) == file["sha256"]
-            elif same:
-                same = info.get("ETag") == file["etag"]
+                same = self._is_same(path, file)
+            except (FileNotFoundError, NotADirectoryError) as error:
+                raise DamagedArtifact(f"{key}: {file['path']} is missing") from error
             if not same:
-                raise DamagedArtifact(
-                    f"{manifest['key']}: {file['path']} has changed since it was written"
-                )
+                raise DamagedArtifact(f"{key}: {file['path']} has changed since it was written")
+            if self.is_local and not _is_within(path, self._folder(key)):
+                raise DamagedArtifact(f"{key}: {file['path']} is a link out of the artifact")
+
+    def _is_same(self, path: str, file: dict[str, Any]) -> bool:
+        """Compare a stored file with what its manifest says."""
+        info = self.filesystem.info(path)
+        if info["size"] != file["size"] or info["type"] != "file":
+            return False
+        if self.is_local:
+            return sha256_of(Path(path)) == file["sha256"]
+        return info.get("ETag", "") == file.get("etag") or (
+            self._sha256_of_object(path, info["size"]) == file["sha256"]
+        )
+
+    def _sha256_of_object(self, path: str, size: int) -> str:
+        """Read an object whose ETag is another: a copy of the store may have cut it differently."""
+        digest = hashlib.sha256()
+        for start in range(0, size, _BLOCK):
+            end = min(start + _BLOCK, size)
+            block: Any = self.filesystem.cat_file(path, start=start, end=end)
+            digest.update(block)
+        return digest.hexdigest()
 
     def commit(
         self, key: str, folder: Path, parts: list[Artifact], manifest: dict[str, Any]
@@ -190,11 +230,12 @@ class Store:
             folder: local folder with the finished files; it is moved.
             parts: shards that belong to it.
             manifest: `counts` and whatever else tells how it came to be.
+
+        Raises:
+            DataError: if it holds what could not be read again.
         """
         files = describe_files(folder)
         digest = content_digest({file["path"]: file["sha256"] for file in files}, parts)
-        if not self.is_local:
-            self._upload(key, digest, folder, files)
         manifest = {
             "key": key,
             "digest": digest,
@@ -203,32 +244,32 @@ class Store:
             **manifest,
         }
         content = sealed(manifest)
+        target = self._folder(key)
         if not self.is_local:
-            self.filesystem.pipe_file(self._at("artifacts", key, MANIFEST), content.encode())
-        elif self._whole(key, digest):  # its files stay: somebody may read them
-            with partial_file(Path(self._at("artifacts", key, MANIFEST))) as partial:
+            self._upload(key, digest, folder, files)  # which notes the ETags
+            self.filesystem.pipe_file(f"{target}/{MANIFEST}", sealed(manifest).encode())
+        elif self._there(key, digest):  # its files stay: somebody may read them
+            with partial_file(Path(target, MANIFEST)) as partial:
                 partial.write_text(content)
             shutil.rmtree(folder)
         else:
             (folder / MANIFEST).write_text(content)
-            replace_folder(folder, Path(self._at("artifacts", key)))
+            replace_folder(folder, Path(target))
         return reference(manifest)
 
-    def _whole(self, key: str, digest: str) -> dict[str, Any] | None:
+    def _there(self, key: str, digest: str) -> dict[str, Any] | None:
         """Return the manifest of an artifact if its own files are whole and its digest is this."""
-        try:
-            manifest = self.manifest(key)
-            self._verify_files(manifest)
-        except (FileNotFoundError, DamagedArtifact):
-            return None
-        return manifest if manifest["digest"] == digest else None
+        with contextlib.suppress(FileNotFoundError, DamagedArtifact):
+            manifest = self._whole(key)
+            return manifest if manifest["digest"] == digest else None
+        return None
 
     def _upload(self, key: str, digest: str, folder: Path, files: list[dict[str, Any]]) -> None:
         """Upload what is not there, and note every ETag."""
         from expandr_core.s3 import upload
 
-        there = self._whole(key, digest)
-        etags = {file["path"]: file["etag"] for file in there["files"]} if there else {}
+        there = self._there(key, digest)
+        etags = {file["path"]: file.get("etag") for file in there["files"]} if there else {}
 
         def put(file: dict[str, Any]) -> None:
             path = file["path"]
@@ -248,7 +289,7 @@ class Store:
             DamagedArtifact: if what was downloaded does not match the manifest.
         """
         if self.is_local:
-            return Path(self._at("artifacts", artifact.key), artifact.path)
+            return Path(self._folder(artifact.key), artifact.path)
         from expandr_core.s3 import download
 
         folder = self.cache.use(artifact.key)
@@ -283,7 +324,7 @@ class Store:
 
     def remove(self, key: str) -> None:
         """Remove an artifact, its manifest first: a kill meanwhile leaves nothing that is found."""
-        folder = self._at("artifacts", key)
+        folder = self._folder(key)
         with contextlib.suppress(FileNotFoundError):
             self.filesystem.rm_file(f"{folder}/{MANIFEST}")
         with contextlib.suppress(FileNotFoundError):
@@ -316,7 +357,7 @@ class Store:
         except FileNotFoundError:
             return []
         names = sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in paths)
-        return [name for name in names if name.startswith(prefix) and not name.startswith(".")]
+        return [name for name in names if name.startswith(prefix) and is_key(name)]
 
     def write_record(self, name: str, record: dict[str, Any]) -> None:
         """Keep the record of a run: which artifacts it used, in order."""
@@ -329,3 +370,17 @@ class Store:
 
 def _is_same(path: Path, sha256: str) -> bool:
     return path.exists() and sha256_of(path) == sha256
+
+
+def _is_within(path: str, folder: str) -> bool:
+    """Tell whether a file lies in a folder itself, and not behind a link."""
+    return Path(path).resolve().is_relative_to(Path(folder).resolve())
+
+
+def _created(manifest: dict[str, Any]) -> datetime:
+    """Return when an artifact was made."""
+    try:
+        created = datetime.fromisoformat(fact(manifest, "created"))
+    except (TypeError, ValueError) as error:
+        raise DamagedArtifact(f"{manifest['key']}: its time of making is none") from error
+    return created if created.tzinfo else created.replace(tzinfo=UTC)

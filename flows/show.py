@@ -11,7 +11,8 @@ from rich.tree import Tree
 
 from expandr_core.artifacts import Artifact
 from expandr_core.errors import DataError
-from expandr_core.store import DamagedArtifact, Store
+from expandr_core.manifests import DamagedArtifact, fact
+from expandr_core.store import Store
 from flows.run import Summary
 
 HEADLINES = ("bm25", "query", "untrained", "aligned-1", "control")
@@ -131,7 +132,10 @@ def _show_run(out: Console, store: Store, run: Summary) -> None:
     for title, artifact in run.steps:
         counts = ", ".join(f"{k} {v:g}" for k, v in list(artifact.counts.items())[:3])
         table.add_row(
-            escape(title), artifact.key, f"{store.manifest(artifact.key)['seconds']:.1f}", counts
+            escape(title),
+            artifact.key,
+            f"{fact(store.manifest(artifact.key), 'seconds'):.1f}",
+            counts,
         )
     out.print(table)
     print_summary(out, run)
@@ -145,10 +149,10 @@ def _show_artifact(out: Console, store: Store, key: str) -> None:
     manifest = store.manifest(key)
     out.print(key, style="bold")
     for name in ("digest", "created", "seconds", "commit", "hardware", "version", "seed"):
-        out.print(f"  {name:<10}{manifest[name]}", highlight=False)
+        out.print(f"  {name:<10}{fact(manifest, name)}", highlight=False)
     for name in ("options", "counts", "libraries", "sources"):
         out.print(f"  {name}", highlight=False)
-        out.print_json(json.dumps(manifest[name]), indent=2)
+        out.print_json(json.dumps(fact(manifest, name)), indent=2)
     files = Table("file", "bytes", "SHA-256")
     for file in manifest["files"]:
         files.add_row(file["path"], f"{file['size']:,}", file["sha256"])
@@ -167,14 +171,14 @@ def _lineage(store: Store, key: str, role: str, seen: set[str]) -> Tree:
         return Tree(f"{label} (see above)")
     seen.add(key)
     manifest = store.manifest(key)
-    seed = f", seed {manifest['seed']}"
-    commit = f", commit {manifest['commit']}" if manifest["commit"] else ""
+    seed, commit = f", seed {fact(manifest, 'seed')}", fact(manifest, "commit")
+    commit = f", commit {commit}" if commit else ""
     tree = Tree(f"{label}  [dim]digest {manifest['digest'][:12]}{seed}{commit}[/dim]")
-    for role_, artifact in manifest["inputs"].items():
+    for role_, artifact in fact(manifest, "inputs").items():
         file = f"/{artifact['path']}" if artifact["path"] else ""
         branch = _lineage(store, artifact["key"], f"{role_}{file}", seen)
         tree.add(branch)
-    for name, sha in manifest["sources"].items():
+    for name, sha in fact(manifest, "sources").items():
         tree.add(f"file {escape(name)}  [dim]SHA-256 {sha[:12]}[/dim]")
     return tree
 

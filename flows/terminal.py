@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from expandr_core.errors import DataError
+from expandr_core.manifests import DamagedArtifact
 from flows.ending import Ending
 
 for _name, _value in {
@@ -56,6 +57,8 @@ def complaints(go_on: str = "") -> Iterator[None]:
             raise SystemExit(ending.status) from None
         if isinstance(error, DataError):
             fail(str(error))
+        if isinstance(error, DamagedArtifact):
+            fail(f"damaged: {error}; the run that made it makes it again")
         if isinstance(error, OSError | RuntimeError) and not isinstance(error, typer.Exit):
             fail(f"{type(error).__name__}: {error}")
         raise

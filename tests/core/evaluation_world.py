@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from store_keys import full
 
 from expandr_core.artifacts import Artifact
 from expandr_core.options import Options
@@ -47,7 +48,7 @@ def put(
         pq.write_table(content, folder / name, row_group_size=3)
     for name, text in (texts or {}).items():
         (folder / name).write_text(text)
-    return store.commit(key, folder, list(parts), {"counts": {}})
+    return store.commit(full(key), folder, list(parts), {"counts": {}})
 
 
 def put_expansions(store: Store, key: str, shards: list[list[tuple[str, int, str]]]) -> Artifact:

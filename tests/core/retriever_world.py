@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from store_keys import full
 
 from expandr_core.artifacts import Artifact
 from expandr_core.store import Store
@@ -61,7 +62,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> Pat
 def put(store: Store, key: str, folder: Path, parts: list[Artifact] | None = None) -> Artifact:
     """Make a folder of files an artifact."""
     folder.mkdir(parents=True, exist_ok=True)
-    return store.commit(key, folder, parts or [], {"counts": {}})
+    return store.commit(full(key), folder, parts or [], {"counts": {}})
 
 
 def put_examples(store: Store, key: str, rows: list[dict[str, Any]]) -> Artifact:

@@ -2,10 +2,12 @@
 
 import shutil
 
+from store_keys import full
+
 from expandr_core.artifacts import Artifact
 from expandr_core.store import Store
 
-KEY = "expand-1"
+KEY = full("expand-1")
 
 
 def put(
@@ -17,7 +19,7 @@ def put(
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text)
     folder.mkdir(parents=True, exist_ok=True)
-    return store.commit(key, folder, parts or [], {"counts": {"rows": len(files)}, **facts})
+    return store.commit(full(key), folder, parts or [], {"counts": {"rows": len(files)}, **facts})
 
 
 def with_parts(store: Store) -> Artifact:

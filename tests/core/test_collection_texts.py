@@ -6,6 +6,7 @@ from random import Random
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from store_keys import full
 
 from expandr_core.artifacts import Artifact
 from expandr_core.corpus_sample import Passage, sample_passages
@@ -39,7 +40,7 @@ def run_texts(folder: Path, rows: list[tuple[str, str]], options: CollectionText
     work = folder / "corpus"
     work.mkdir()
     write_corpus(work / "corpus.parquet", rows)
-    corpus = store.commit("prepare-0", work, [], {"counts": {}}).at("corpus.parquet")
+    corpus = store.commit(full("prepare-0"), work, [], {"counts": {}}).at("corpus.parquet")
     spec = make_spec("collection_texts", options, {"corpus": corpus})
     artifact: Artifact = run_stage(spec, store, lambda *_: None)
     return artifact, pq.read_table(store.local(artifact) / "texts.parquet").to_pylist()

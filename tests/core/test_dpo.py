@@ -16,6 +16,7 @@ import pytest
 import torch
 from evaluation_world import put
 from safetensors.torch import load_file
+from store_keys import full
 from tiny_models import EOS
 from trl.trainer.dpo_trainer import DPOTrainer
 
@@ -65,7 +66,7 @@ def put_inputs(store: Store, llm_folder: Path, rows: list[dict] = ROWS) -> dict[
     folder = shutil.copytree(llm_folder, store.scratch / "llm")
     table = pa.Table.from_pylist(rows, pairs.SCHEMA)
     return {
-        "llm": store.commit("tiny_llm-1", folder, [], {"counts": {}}),
+        "llm": store.commit(full("tiny_llm-1"), folder, [], {"counts": {}}),
         "pairs": put(store, "pairs-1", {"pairs.parquet": table}),
     }
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from evaluation_world import WORDS, make, of_shards, put, save_static_retriever, table
+from store_keys import full
 
 from expandr_core.artifacts import Artifact, StageSpec
 from expandr_core.encoder import Encoder
@@ -38,7 +39,7 @@ def store(tmp_path):
 @pytest.fixture
 def retriever(store, tmp_path):
     folder = save_static_retriever(tmp_path / "retriever", WORDS)
-    return store.commit("retriever-1", folder, [], {"counts": {}})
+    return store.commit(full("retriever-1"), folder, [], {"counts": {}})
 
 
 def put_corpus(store: Store, rows: list[Row]) -> Artifact:
@@ -88,7 +89,9 @@ def encoded_from_nothing(tmp_path: Path, rows: list[Row], **options: Any) -> Art
     """Encode in a store that has nothing yet."""
     store = Store(str(tmp_path / "elsewhere"))
     folder = save_static_retriever(tmp_path / "again", WORDS)
-    return encoded(store, store.commit("retriever-1", folder, [], {"counts": {}}), rows, **options)
+    return encoded(
+        store, store.commit(full("retriever-1"), folder, [], {"counts": {}}), rows, **options
+    )
 
 
 def test_vectors_are_those_of_title_and_text_in_the_corpus_s_order(store, retriever):
@@ -172,7 +175,7 @@ def test_another_retriever_or_way_to_encode_reuses_nothing(store, retriever, tmp
     rows = passages(9)
     encoded(store, retriever, rows)
     folder = save_static_retriever(tmp_path / "other", [*WORDS, "more"])
-    other = store.commit("retriever-2", folder, [], {"counts": {}})
+    other = store.commit(full("retriever-2"), folder, [], {"counts": {}})
     assert work_of(encoded(store, other, rows)) == (9, 0)
     assert work_of(encoded(store, retriever, rows, max_tokens=32)) == (9, 0)
     assert work_of(encoded(store, retriever, rows, vector_type="float32")) == (9, 0)
@@ -287,7 +290,7 @@ def test_several_processes_share_the_shards_and_a_last_one_finds_them(
 
 def test_vectors_are_reused_from_s3(remote, tmp_path):
     folder = save_static_retriever(tmp_path / "retriever", WORDS)
-    retriever = remote.commit("retriever-1", folder, [], {"counts": {}})
+    retriever = remote.commit(full("retriever-1"), folder, [], {"counts": {}})
     rows = passages(12)
     encoded(remote, retriever, rows)
     artifact = encoded(remote, retriever, [*rows[::-1], *passages(1, first=99)])
@@ -315,7 +318,7 @@ def test_a_diverged_retriever_is_refused(store, tmp_path):
     with torch.no_grad():
         model[0].embedding.weight[:] = torch.nan
     model.save(str(tmp_path / "nan"))
-    diverged = store.commit("retriever-nan", tmp_path / "nan", [], {"counts": {}})
+    diverged = store.commit(full("retriever-nan"), tmp_path / "nan", [], {"counts": {}})
     with pytest.raises(DataError, match="not finite"):
         encoded(store, diverged, [("a", "", "red")])
 
@@ -326,7 +329,7 @@ def test_a_vector_that_float16_cannot_hold_is_refused_and_float32_holds_it(store
     model = SentenceTransformer(str(save_static_retriever(tmp_path / "small", WORDS)), device="cpu")
     model[0].embedding.weight.data[:] *= 1e6
     model.save(str(tmp_path / "large"))
-    large = store.commit("retriever-large", tmp_path / "large", [], {"counts": {}})
+    large = store.commit(full("retriever-large"), tmp_path / "large", [], {"counts": {}})
     with pytest.raises(
         DataError, match=r"component .*e\+06.*set retriever\.vector_type to float32"
     ):

@@ -14,6 +14,7 @@ from evaluation_world import (
     save_static_retriever,
     table,
 )
+from store_keys import full
 
 from expandr_core import evaluation
 from expandr_core.encoder import Encoder, unit
@@ -64,7 +65,7 @@ class World:
         }
         self.data = put(self.store, "data-1", tables)
         model = save_static_retriever(folder / "retriever", WORDS)
-        self.retriever = self.store.commit("retriever-1", model, [], {"counts": {}})
+        self.retriever = self.store.commit(full("retriever-1"), model, [], {"counts": {}})
         self.encoder = Encoder(self.store.local(self.retriever), "cpu", ENCODING)
         options = encode.OPTIONS(encoding=ENCODING, vector_type="float32")
         inputs = {"retriever": self.retriever, "corpus": self.data.at("corpus.parquet")}
@@ -232,7 +233,7 @@ def test_the_weight_and_the_inputs_must_fit(world):
 
 def test_vectors_of_a_retriever_of_another_size_are_refused(world, tmp_path):
     folder = save_static_retriever(tmp_path / "other", WORDS, dimensions=4)
-    other = world.store.commit("retriever-other", folder, [], {"counts": {}})
+    other = world.store.commit(full("retriever-other"), folder, [], {"counts": {}})
     options = evaluate.OPTIONS(encoding=ENCODING, expansion_weight=0)
     inputs = world.inputs(retriever=other, embeddings=world.embeddings)
     with pytest.raises(DataError, match="encoded with 8 dimensions, the retriever has 4"):

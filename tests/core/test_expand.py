@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from evaluation_world import put
+from store_keys import full
 
 from expandr_core.artifacts import Artifact, StageSpec
 from expandr_core.errors import DataError
@@ -32,10 +33,10 @@ def store(tmp_path: Path) -> Store:
 
 
 def put_llm(store: Store, llm_folder: Path) -> Artifact:
-    found = store.lookup("tiny_llm-1")
+    found = store.lookup(full("tiny_llm-1"))
     folder = store.scratch / "llm"
     return found or store.commit(
-        "tiny_llm-1", shutil.copytree(llm_folder, folder), [], {"counts": {}}
+        full("tiny_llm-1"), shutil.copytree(llm_folder, folder), [], {"counts": {}}
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from store_keys import full
 from store_world import KEY, put
 from typer.testing import CliRunner
 
@@ -63,23 +64,34 @@ def three_runs(store: Store) -> None:
     make(store, "dpo-unrecorded", [corpus])
 
 
-OF_RUN = {n: {f"expand_shard-{n}0", f"expand_shard-{n}1", f"expand-{n}", f"dpo-{n}"} for n in "123"}
+OF_RUN = {
+    n: {
+        full(f"expand_shard-{n}0"),
+        full(f"expand_shard-{n}1"),
+        full(f"expand-{n}"),
+        full(f"dpo-{n}"),
+    }
+    for n in "123"
+}
 
 
 @pytest.mark.parametrize("where", ["a folder", "S3"])
 def test_what_only_dropped_runs_need_goes(where, tmp_path, request):
     store = request.getfixturevalue("remote" if where == "S3" else "store")
     three_runs(store)
-    assert collect(store, 1) == {"1.json", "2.json", "dpo-unrecorded"} | OF_RUN["1"] | OF_RUN["2"]
-    assert set(store.keys()) == {"prepare-1"} | OF_RUN["3"]
+    assert (
+        collect(store, 1)
+        == {"1.json", "2.json", full("dpo-unrecorded")} | OF_RUN["1"] | OF_RUN["2"]
+    )
+    assert set(store.keys()) == {full("prepare-1")} | OF_RUN["3"]
     assert [record["name"] for record in store.records()] == ["3"]
-    assert store.lookup("dpo-3") and store.lookup("expand-3")
+    assert store.lookup(full("dpo-3")) and store.lookup(full("expand-3"))
     assert collect(store, 1) == set()
 
 
 def test_all_runs_are_kept_unless_a_number_is_given(store):
     three_runs(store)
-    assert collect(store, None) == {"dpo-unrecorded"}
+    assert collect(store, None) == {full("dpo-unrecorded")}
 
 
 def test_looking_removes_nothing(store):
@@ -95,12 +107,12 @@ def test_nothing_young_goes_and_nothing_that_something_young_was_made_of(store):
     artifacts = Path(store.root, "artifacts")
     age(artifacts, 10)
     age(Path(store.root, "runs"), 10)
-    corpus, whole = store.verify("prepare-1"), store.verify("expand-2")
+    corpus, whole = store.verify(full("prepare-1")), store.verify(full("expand-2"))
     make(store, "dpo-new", [corpus, whole])
-    record(store, "2", store.verify("dpo-2"))  # a young record keeps its run
+    record(store, "2", store.verify(full("dpo-2")))  # a young record keeps its run
     week = datetime.now(UTC) - 7 * DAY
     gone = collect(store, 0, before=week)
-    assert gone == {"1.json", "3.json", "dpo-unrecorded"} | OF_RUN["1"] | OF_RUN["3"]
+    assert gone == {"1.json", "3.json", full("dpo-unrecorded")} | OF_RUN["1"] | OF_RUN["3"]
 
 
 def test_an_artifact_that_is_made_again_meanwhile_stays(store):
@@ -109,7 +121,7 @@ def test_an_artifact_that_is_made_again_meanwhile_stays(store):
     [garbage] = find_garbage(store, None, datetime.now(UTC) - DAY)
     assert make(store, "expand-1") == made
     garbage.remove()
-    assert store.lookup("expand-1") == made
+    assert store.lookup(full("expand-1")) == made
 
 
 def test_a_record_that_cannot_be_read_stops_it(store):
@@ -124,21 +136,22 @@ def test_what_dead_work_left_goes(store):
     folder = Path(store.root, "artifacts", ".expand-1.abc")
     folder.mkdir(parents=True)
     (folder / "file").write_text("half")
-    with pytest.raises(KeyboardInterrupt), store.lock("expand-2") as work:
+    with pytest.raises(KeyboardInterrupt), store.lock(full("expand-2")) as work:
         (work / "checkpoint").write_text("half")
         raise KeyboardInterrupt
-    with store.lock("expand-3") as work:
+    with store.lock(full("expand-3")) as work:
         (work / "checkpoint").write_text("half")
-        assert collect(store, None) >= {".expand-1.abc", "expand-2"}
+        assert collect(store, None) >= {".expand-1.abc", full("expand-2")}
         assert (work / "checkpoint").exists()  # its holder lives
     assert not folder.exists()
-    assert collect(store, None) == {"expand-3"}
+    assert collect(store, None) == {full("expand-3")}
 
 
 def test_what_dead_work_left_on_s3_goes(remote, s3, tmp_path):
     name = {"Bucket": "bucket", "Key": "some/prefix/artifacts/expand-9/0123/large"}
     s3.client.create_multipart_upload(**name)
-    s3.client.put_object(**name | {"Key": "some/prefix/artifacts/expand-8/0123/a"}, Body=b"half")
+    unfinished = f"some/prefix/artifacts/{full('expand-8')}/0123/a"
+    s3.client.put_object(**name | {"Key": unfinished}, Body=b"half")
     s3.client.put_object(**name | {"Key": "some/prefix/locks/expand-9"}, Body=b"{}")
     first = put(remote, KEY, {"a": "1"})
     put(remote, KEY, {"a": "2"})
@@ -147,7 +160,7 @@ def test_what_dead_work_left_on_s3_goes(remote, s3, tmp_path):
     replaced = f"{KEY}/{first.digest[:12]}/a"
     assert collect(elsewhere, None) == {
         "artifacts/expand-9/0123/large",
-        "expand-8",
+        full("expand-8"),
         "expand-9",
         replaced,
     }
@@ -187,7 +200,7 @@ def test_the_command_line_lists_and_removes_only_when_told(store):
     three_runs(store)
     command = ["gc", "--keep-runs", "1", "--older-than", "0d", "--store", store.url]
     listed = CliRunner().invoke(app, command)
-    assert listed.exit_code == 0 and "dpo-unrecorded" in listed.output
+    assert listed.exit_code == 0 and full("dpo-unrecorded") in listed.output
     assert "would go: 2 x run, 9 x artifact" in listed.output
     assert len(store.keys()) == 14
     removed = CliRunner().invoke(app, [*command, "--delete"])

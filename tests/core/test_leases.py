@@ -37,10 +37,10 @@ import sys, time
 from expandr_core import leases
 from expandr_core.store import Store
 leases.REFRESH = 0.3
-with Store(sys.argv[1], sys.argv[2]).lock("expand-1"):
+with Store(sys.argv[1], sys.argv[2]).lock("KEY"):
     print("got it", flush=True)
     time.sleep(600)
-"""
+""".replace("KEY", KEY)
 
 
 def holder(tmp_path: Path) -> subprocess.Popen:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from store_keys import full
 
 from expandr_core.artifacts import Artifact
 from expandr_core.errors import DataError
@@ -321,7 +322,7 @@ def test_the_collection_may_be_an_artifact(wings: Path, tmp_path: Path) -> None:
         folder = work / "out"
         folder.mkdir()
         wings.rename(folder / "collection")
-        world = store.commit("demo_world-0", folder, [], {"counts": {}})
+        world = store.commit(full("demo_world-0"), folder, [], {"counts": {}})
     artifact, tables = prepare(tmp_path / "store", inputs={"world": world}, collection="demo")
     assert artifact.counts["corpus/passages"] == len(tables["corpus"]) == 60
     with pytest.raises(DataError, match="the demo world is missing"):

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from evaluation_world import make, of_shards, put
+from store_keys import full
 
 from expandr_core.artifacts import Artifact
 from expandr_core.encoder import Encoder
@@ -103,7 +104,7 @@ def rewarded(
         }
     )
     inputs = {
-        "retriever": store.commit(f"retriever-{name}", model, [], {"counts": {}}),
+        "retriever": store.commit(full(f"retriever-{name}"), model, [], {"counts": {}}),
         "candidates": expansions(store, f"candidates-{name}", candidates),
         "answers": expansions(store, f"answers-{name}", answers),
         "examples": put(store, f"examples-{name}", {"e.parquet": examples}).at("e.parquet"),

@@ -1,6 +1,8 @@
 """The artifact store: what enters a key, what is found, and that no damage goes unnoticed."""
 
 import contextlib
+import hashlib
+import json
 import logging
 import os
 import shutil
@@ -9,20 +11,26 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from store_keys import full
 from store_world import KEY, put, with_parts
+from typer.testing import CliRunner
 
-from expandr_core.artifacts import Artifact, StageSpec
+from expandr_core import store as store_module
+from expandr_core.artifacts import Artifact, StageSpec, content_digest
 from expandr_core.errors import DataError
 from expandr_core.options import DPOOptions, PreferenceOptions
 from expandr_core.stage import make_spec
 from expandr_core.stages import pairs
 from expandr_core.store import MANIFEST, DamagedArtifact, Store
+from flows.cli import app
 
 
 @pytest.fixture
@@ -148,13 +156,16 @@ def test_what_was_never_made_is_not_found_and_nobody_warns(store, caplog):
 def test_keys_can_be_listed_by_their_beginning(store):
     for key in ("b-1", "a-2", "a-1"):
         put(store, key, {"x": key})
-    assert store.keys() == ["a-1", "a-2", "b-1"]
-    assert store.keys("a-") == ["a-1", "a-2"]
+    assert store.keys() == sorted(map(full, ("a-1", "a-2", "b-1")))
+    assert store.keys("a-") == sorted(map(full, ("a-1", "a-2")))
 
 
 def test_parts_are_found_in_their_order(store):
     made = with_parts(store)
-    assert [part.key for part in store.parts(made)] == ["expand_shard-0", "expand_shard-1"]
+    assert [part.key for part in store.parts(made)] == [
+        full("expand_shard-0"),
+        full("expand_shard-1"),
+    ]
     other = put(store, "expand-2", {"whole": "w"}, store.parts(made)[::-1])
     assert other.digest != made.digest
 
@@ -173,35 +184,40 @@ DAMAGES = {
     "the manifest empty": lambda root: (root / KEY / MANIFEST).write_text(""),
     "the manifest no object": lambda root: (root / KEY / MANIFEST).write_text("[]"),
     "another's manifest": lambda root: shutil.copy(
-        root / "expand_shard-0" / MANIFEST, root / KEY / MANIFEST
+        root / full("expand_shard-0") / MANIFEST, root / KEY / MANIFEST
     ),
-    "a part's byte flipped": lambda root: flip(root / "expand_shard-1" / "rows"),
-    "a part's file deleted": lambda root: (root / "expand_shard-1" / "rows").unlink(),
-    "a part deleted": lambda root: shutil.rmtree(root / "expand_shard-1"),
-    "a part's manifest deleted": lambda root: (root / "expand_shard-1" / MANIFEST).unlink(),
+    "a part's byte flipped": lambda root: flip(root / full("expand_shard-1") / "rows"),
+    "a part's file deleted": lambda root: (root / full("expand_shard-1") / "rows").unlink(),
+    "a part deleted": lambda root: shutil.rmtree(root / full("expand_shard-1")),
+    "a part's manifest deleted": lambda root: (root / full("expand_shard-1") / MANIFEST).unlink(),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_noticed_and_the_artifact_removed_with_a_warning(store, caplog, damage):
+def test_damage_is_reported_and_stays_until_the_artifact_is_made_again(store, caplog, damage):
     made = with_parts(store)
     DAMAGES[damage](Path(store.root, "artifacts"))
+    before = everything_in(store)
     with pytest.raises(DamagedArtifact):
         store.verify(KEY)
-    # `verify` removes a damaged part at once, so that it is made again with the whole
     with caplog.at_level(logging.WARNING, "expandr_core"):
         assert store.lookup(KEY) is None
-    assert f"{KEY}: " in caplog.text and "removed" in caplog.text
-    assert not folder_of(store, KEY).exists()
-    assert store.lookup("expand_shard-0") is not None
-    assert store.lookup("expand_shard-1") is None or "part" not in damage
+    assert f"{KEY}: " in caplog.text and "missing" in caplog.text
+    assert store.lookup(full("expand_shard-0")) is not None
+    assert (store.lookup(full("expand_shard-1")) is None) == ("part" in damage)
+    assert everything_in(store) == before
     assert with_parts(store).digest == made.digest
     assert store.lookup(KEY) == made
 
 
+def everything_in(store: Store) -> dict[str, bytes]:
+    files = [path for path in Path(store.root, "artifacts").rglob("*") if path.is_file()]
+    return {str(path): path.read_bytes() for path in files}
+
+
 def test_a_part_that_was_made_anew_with_other_content_is_noticed(store):
     with_parts(store)
-    shutil.rmtree(folder_of(store, "expand_shard-1"))
+    shutil.rmtree(folder_of(store, full("expand_shard-1")))
     put(store, "expand_shard-1", {"rows": "other"})
     with pytest.raises(DamagedArtifact, match="has changed"):
         store.verify(KEY)
@@ -222,6 +238,218 @@ def test_no_flipped_bit_of_a_manifest_changes_what_is_read(store, position, bit)
     path.write_bytes(whole)
 
 
+def reseal(store: Store, key: str, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a manifest as somebody does who can seal it again; the digest follows if it can."""
+    path = folder_of(store, key) / MANIFEST
+    manifest = json.loads(path.read_text())
+    del manifest["manifest_sha256"]
+    right = manifest.get("digest")
+    change(manifest)
+    with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
+        files = {each["path"]: each["sha256"] for each in manifest["files"]}
+        parts = [Artifact(key=each["key"], digest=each["digest"]) for each in manifest["parts"]]
+        if manifest["digest"] == right:
+            manifest["digest"] = content_digest(files, parts)
+    text = json.dumps(manifest, sort_keys=True)
+    seal = hashlib.sha256(text.encode()).hexdigest()
+    path.write_text(json.dumps(manifest | {"manifest_sha256": seal}))
+
+
+PATHS = [
+    "../outside", "a/../../outside", "/etc/hostname", "", ".", "..", "./a", "a//b", "a/", "a\\..\\b",
+    "a\0b", "a\nb", "manifest.json", "\ud800",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_file_outside_the_artifact_is_damage(store, path):
+    put(store, KEY, {"a": "1"})
+    Path(store.root, "artifacts", "outside").write_text("1")
+    (folder_of(store, KEY) / "b").write_text("1")
+    reseal(store, KEY, lambda manifest: manifest["files"][0].update(path=path))
+    before = everything_in(store)
+    with pytest.raises(DamagedArtifact, match=KEY):
+        store.verify(KEY)
+    assert store.lookup(KEY) is None
+    assert everything_in(store) == before
+
+
+KEYS = ["../../outside", "..", "", "expand-1", f"{KEY}\n", f"{KEY}/..", f"x/{KEY}", KEY.upper()]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_what_is_no_key_is_damage_and_leads_nowhere(store, key):
+    made = with_parts(store)
+    for name in ("parts", "inputs"):
+        reseal(
+            store,
+            KEY,
+            lambda manifest, name=name: manifest.update(
+                {name: {"x": {"key": key, "digest": made.digest}}}
+                if name == "inputs"
+                else {name: [{"key": key, "digest": made.digest}]}
+            ),
+        )
+        with pytest.raises(DamagedArtifact, match=KEY):
+            store.verify(KEY)
+        with_parts(store)
+    assert store.lookup(key) is None
+    for use in (store.manifest, store.remove, store.verify):
+        with pytest.raises(DamagedArtifact, match="no key"):
+            use(key)
+    assert store.lookup(KEY) == made
+
+
+MANIFESTS = {
+    **{
+        f"without {name}": lambda manifest, name=name: manifest.pop(name)
+        for name in ("key", "digest", "files", "parts", "counts")
+    },
+    **{
+        f"a file without {name}": lambda manifest, name=name: manifest["files"][0].pop(name)
+        for name in ("path", "size", "sha256")
+    },
+    "a wrong digest": lambda manifest: manifest.update(digest="0" * 64),
+    "no files": lambda manifest: manifest.update(files=[], parts=[]),
+    "files of another type": lambda manifest: manifest.update(files={"a": 1}),
+    "parts of another type": lambda manifest: manifest.update(parts="none"),
+    "a file twice": lambda manifest: manifest["files"].append(manifest["files"][0]),
+    "sources of another type": lambda manifest: manifest.update(sources=["a"]),
+    "itself as its part": lambda manifest: manifest["parts"].append(
+        {"key": KEY, "digest": manifest["digest"]}
+    ),
+    "Infinity": lambda manifest: manifest.update(seconds=float("inf")),
+    "NaN": lambda manifest: manifest["counts"].update(loss=float("nan")),
+}
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_resealed_manifest_that_is_none_is_damage(store, name):
+    made = with_parts(store)
+    reseal(store, KEY, MANIFESTS[name])
+    with pytest.raises(DamagedArtifact, match=KEY):
+        store.verify(KEY)
+    assert store.lookup(KEY) is None
+    assert with_parts(store) == made == store.lookup(KEY)
+
+
+def test_a_part_that_is_its_own_ancestor_is_damage(store):
+    """Two manifests, each with the other as its part: no digests of the two can be right."""
+    other = put(store, "expand-2", {"whole": "w"})
+    one = put(store, KEY, {"whole": "w"}, [other])
+    part = {"key": KEY, "digest": one.digest}
+    reseal(store, other.key, lambda manifest: manifest["parts"].append(part))
+    with pytest.raises(DamagedArtifact, match="has changed"):
+        store.verify(KEY)
+
+
+def test_parts_of_parts_are_verified_however_deep(store):
+    made = [put(store, "expand-0", {"whole": "w"})]
+    for depth in range(1, 40):
+        made.append(put(store, f"expand-{depth}", {"whole": "w"}, [made[-1], made[-1]]))
+    assert store.verify(made[-1].key) == made[-1]
+    (folder_of(store, made[0].key) / "whole").write_text("x")
+    with pytest.raises(DamagedArtifact, match=made[0].key):
+        store.verify(made[-1].key)
+
+
+@pytest.mark.parametrize("target", ["a file", "a folder"])
+def test_a_link_out_of_the_artifact_is_damage(store, tmp_path, target):
+    put(store, KEY, {"sub/a": "1"})
+    place = folder_of(store, KEY) / ("sub/a" if target == "a file" else "sub")
+    place.rename(tmp_path / "elsewhere")
+    place.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DamagedArtifact, match="link"):
+        store.verify(KEY)
+    made = put(store, KEY, {"sub/a": "1"})
+    assert store.lookup(KEY) == made
+    assert (tmp_path / "elsewhere").exists()
+
+
+def test_an_artifact_that_was_moved_to_another_disk_and_linked_is_whole(store, tmp_path):
+    made = put(store, KEY, {"sub/a": "1"})
+    folder_of(store, KEY).rename(tmp_path / "elsewhere")
+    folder_of(store, KEY).symlink_to(tmp_path / "elsewhere")
+    assert store.verify(KEY) == made
+    other = put(store, KEY, {"sub/a": "2"})
+    assert store.verify(KEY) == other
+    assert (tmp_path / "elsewhere" / "sub" / "a").read_text() == "1"
+    assert os.listdir(Path(store.root, "artifacts")) == [KEY]
+
+
+@pytest.mark.parametrize(
+    ("files", "facts", "said"),
+    [
+        ({"a": "1"}, {"counts": {"loss": float("nan")}}, "counts.loss"),
+        ({"a": "1"}, {"counts": {}, "runtime": [float("inf")]}, "JSON"),
+        ({"a\\b": "1"}, {}, "path"),
+        ({}, {}, "no file"),
+    ],
+    ids=["NaN", "Infinity", "a backslash", "nothing"],
+)
+def test_what_could_not_be_read_again_is_not_written(store, files, facts, said):
+    with pytest.raises(DataError, match=f"{KEY}.*{said}"):
+        put(store, KEY, files, **facts)
+    assert store.keys() == []
+
+
+# While another process makes it again
+
+
+def while_reading(monkeypatch, act: Callable[[], object]) -> None:
+    """Act once, when the first file of an artifact has been hashed."""
+    hashes, done = store_module.sha256_of, []
+
+    def hash_(path: Path) -> str:
+        found = hashes(path)
+        if not done:
+            done.append(path)
+            act()
+        return found
+
+    monkeypatch.setattr(store_module, "sha256_of", hash_)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [{"a": "2", "b": "2"}, {"b": "1"}, {"a": "1", "c": "1"}, {"a": "1", "b": "1"}],
+    ids=["other bytes", "a file less", "another file", "equal bytes"],
+)
+@pytest.mark.parametrize("read", ["lookup", "verify"])
+def test_what_another_process_commits_while_we_hash_is_what_we_find(
+    store, monkeypatch, files, read
+):
+    put(store, KEY, {"a": "1", "b": "1"})
+    new = []
+    other = Store(store.url)  # as another process has it
+    while_reading(monkeypatch, lambda: new.append(put(other, KEY, files)))
+    found = getattr(store, read)(KEY)
+    assert [found] == new and other.lookup(KEY) == found
+    assert (store.local(found) / "b").exists() == ("b" in files)
+
+
+@pytest.mark.parametrize("read", ["lookup", "verify"])
+def test_a_damaged_artifact_that_is_mended_while_we_hash_is_never_removed(store, monkeypatch, read):
+    with_parts(store)
+    flip(folder_of(store, full("expand_shard-1")) / "rows")
+    while_reading(monkeypatch, lambda: with_parts(Store(store.url)))
+    with contextlib.suppress(DamagedArtifact):
+        getattr(store, read)(KEY)
+    assert len(store.keys()) == 3
+    assert store.lookup(KEY)
+
+
+def test_looking_at_a_damaged_store_changes_nothing(store):
+    with_parts(store)
+    flip(folder_of(store, full("expand_shard-1")) / "rows")
+    flip(folder_of(store, KEY) / MANIFEST, 30)
+    before = everything_in(store)
+    for command in (["verify"], ["show", KEY], ["gc"], ["export-run", KEY]):
+        said = CliRunner().invoke(app, [*command, "--store", store.url])
+        assert said.exit_code in (0, 1, 2) and not isinstance(said.exception, DamagedArtifact)
+    assert everything_in(store) == before
+
+
 def test_a_folder_without_manifest_does_not_exist_and_is_replaced(store):
     folder = folder_of(store, KEY)
     folder.mkdir(parents=True)
@@ -237,15 +465,15 @@ import os, signal, sys
 from pathlib import Path
 from expandr_core import store as module
 store = module.Store(sys.argv[1])
-folder = store.scratch / "work" / "expand-1" / "out"
+folder = store.scratch / "work" / "KEY" / "out"
 folder.mkdir(parents=True)
 (folder / "a").write_text("1")
 if sys.argv[2] == "before the manifest":
     module.content_digest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 else:
     Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-store.commit("expand-1", folder, [], {"counts": {}})
-"""
+store.commit("KEY", folder, [], {"counts": {}})
+""".replace("KEY", KEY)
 
 
 @pytest.mark.parametrize("when", ["before the manifest", "before the rename"])
@@ -286,11 +514,11 @@ LOCKER = """
 import logging, sys, time
 from expandr_core.store import Store
 logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
-with Store(sys.argv[1]).lock("expand-1") as work:
+with Store(sys.argv[1]).lock("KEY") as work:
     (work / "unfinished").touch()
     print("got it", flush=True)
     time.sleep(float(sys.argv[2]))
-"""
+""".replace("KEY", KEY)
 
 
 def locker(store: Store, seconds: int) -> subprocess.Popen:

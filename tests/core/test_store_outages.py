@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from shaky_proxy import KINDS, ShakyProxy
+from store_keys import full
 from store_world import KEY, put, with_parts
 
 from expandr_core import s3 as s3_module
@@ -36,11 +37,11 @@ def uses(store: Store, folder: Path) -> Iterator[tuple[str, Callable[[], Any], A
     store.write_record("1", {"name": "1"})
 
     def hold() -> bool:
-        with store.lock("expand-3") as work:
+        with store.lock(full("expand-3")) as work:
             return work.is_dir()
 
     yield "find an artifact", lambda: store.lookup(KEY), made
-    yield "find none", lambda: store.lookup("expand-2"), None
+    yield "find none", lambda: store.lookup(full("expand-2")), None
     yield "commit", lambda: put(store, KEY, {"whole": "w"}, store.parts(made)), made
     yield "download", lambda: (store.local(made) / "whole").read_text(), "w"
     yield "list", lambda: store.keys("expand-"), [KEY]

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from store_keys import full
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from expandr_core.artifacts import StageSpec
@@ -32,7 +33,7 @@ def make_store(folder: Path, rows: list[dict[str, str]] = ROWS) -> tuple[Store, 
     work = folder / "texts"
     work.mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows), work / "texts.parquet")
-    texts = store.commit("collection_texts-0", work, [], {"counts": {}}).at("texts.parquet")
+    texts = store.commit(full("collection_texts-0"), work, [], {"counts": {}}).at("texts.parquet")
     return store, make_spec("tiny_llm", OPTIONS, {"texts": texts}, device="cpu")
 
 

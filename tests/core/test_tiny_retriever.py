@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from store_keys import full
 
 from expandr_core.artifacts import Artifact
 from expandr_core.encoder import Encoder
@@ -34,7 +35,7 @@ def run_retriever(folder: Path, passages: list[str], seed: int = 0) -> tuple[Art
     pq.write_table(pa.table(corpus), work / "corpus.parquet")
     texts = {"kind": ["text"], "prompt": [""], "text": ["Where Dewcap grows"]}
     pq.write_table(pa.table(texts), work / "texts.parquet")
-    data = store.commit("prepare-0", work, [], {"counts": {}})
+    data = store.commit(full("prepare-0"), work, [], {"counts": {}})
     inputs = {"corpus": data.at("corpus.parquet"), "texts": data.at("texts.parquet")}
     spec = make_spec("tiny_retriever", OPTIONS, inputs, seed=seed, device="cpu")
     artifact = run_stage(spec, store, lambda *_: None)

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tiny_loop
 from prefect import flow
+from store_keys import full
 
 from expandr_core.artifacts import Artifact
 from expandr_core.options import JointLoopOptions
@@ -26,13 +27,15 @@ def filled(folder: Path, llm: Path) -> Store:
     from torch import Generator, randn
 
     store = Store(str(folder))
-    store.commit("tiny_llm-1", shutil.copytree(llm, store.scratch / "llm"), [], {"counts": {}})
+    store.commit(
+        full("tiny_llm-1"), shutil.copytree(llm, store.scratch / "llm"), [], {"counts": {}}
+    )
     tokenizer = make_tokenizer()
     vectors = randn(len(tokenizer), 16, generator=Generator().manual_seed(0))
     module = StaticEmbedding(tokenizer.backend_tokenizer, embedding_weights=vectors)
     retriever = store.scratch / "retriever"
     SentenceTransformer(modules=[module], device="cpu").save(str(retriever))
-    store.commit("tiny_retriever-1", retriever, [], {"counts": {}})
+    store.commit(full("tiny_retriever-1"), retriever, [], {"counts": {}})
     rows = [
         {"query_id": f"q{n:03}", "query": f"why is thing {n} grey?", "positive_id": f"p{n:03}",
          "positive": f"thing {n} is of grey text"}
@@ -41,7 +44,7 @@ def filled(folder: Path, llm: Path) -> Store:
     table = store.scratch / "queries"
     table.mkdir()
     pq.write_table(pa.Table.from_pylist(rows), table / "preference.parquet")
-    store.commit("prepare-1", table, [], {"counts": {}})
+    store.commit(full("prepare-1"), table, [], {"counts": {}})
     return store
 
 
@@ -62,6 +65,8 @@ def pairs_of(
 ) -> list[tuple[str, Artifact]]:
     """Make the pairs; return the titles and artifacts of all steps."""
     work = Workspace(store=store, device="cpu", placement=placement)
-    queries = work.find("prepare-1/preference.parquet")
-    make_pairs(work, queries, work.find("tiny_llm-1"), work.find("tiny_retriever-1"), options)
+    queries = work.find(f"{full('prepare-1')}/preference.parquet")
+    make_pairs(
+        work, queries, work.find(full("tiny_llm-1")), work.find(full("tiny_retriever-1")), options
+    )
     return work.made

@@ -19,6 +19,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_API_URL
+from store_keys import full
 
 from deployments.apply import apply_deployment
 from deployments.plan import Deployment
@@ -78,7 +79,7 @@ def filled(folder: Path, llm: Path, queries: int) -> Store:
     """Make a store with a language model and queries."""
     store = Store(str(folder))
     model = shutil.copytree(llm, store.scratch / "llm")
-    store.commit("tiny_llm-1", model, [], {"counts": {}})
+    store.commit(full("tiny_llm-1"), model, [], {"counts": {}})
     rows = [
         {"query_id": f"q{n:03}", "query": f"why is thing {n} grey?", "positive_id": "p",
          "positive": "text"}
@@ -87,7 +88,7 @@ def filled(folder: Path, llm: Path, queries: int) -> Store:
     table = store.scratch / "queries"
     table.mkdir()
     pq.write_table(pa.Table.from_pylist(rows), table / "queries.parquet")
-    store.commit("prepare-1", table, [], {"counts": {}})
+    store.commit(full("prepare-1"), table, [], {"counts": {}})
     return store
 
 
@@ -101,7 +102,7 @@ def options(samples: int) -> JointLoopOptions:
 
 def expanded(store: Store, placement: Placement, samples: int = 4) -> Artifact:
     [(_, made)] = expand(
-        options(samples), "tiny_llm-1", "prepare-1/queries.parquet", "candidates",
+        options(samples), full("tiny_llm-1"), f"{full('prepare-1')}/queries.parquet", "candidates",
         placement, store.url,
     )  # fmt: skip
     return made
@@ -186,6 +187,13 @@ def test_wrong_input_is_reported_and_not_tried_again(workers, llm_folder, tmp_pa
     expanding = options(4).expand.model_copy(update={"max_prompt_tokens": 9_000})
     too_long = options(4).model_copy(update={"expand": expanding})
     with pytest.raises(DataError, match="exceeds the model's context of 512 tokens") as error:
-        expand(too_long, "tiny_llm-1", "prepare-1/queries.parquet", "candidates", PLACED, store.url)
+        expand(
+            too_long,
+            full("tiny_llm-1"),
+            f"{full('prepare-1')}/queries.parquet",
+            "candidates",
+            PLACED,
+            store.url,
+        )
     runs = [run for run in stage_runs("expand-") if run.state_name == "BadInput"]
     assert [run.state.message for run in runs if run.state] == [str(error.value)]
