@@ -21,7 +21,7 @@ from transformers.utils.import_utils import is_liger_kernel_available
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from expandr_core.adapters import load_adapted
+from expandr_core.adapters import layers_to_adapt, load_adapted
 from expandr_core.errors import DataError
 from expandr_core.events import Progress
 from expandr_core.options import DPOOptions
@@ -125,8 +125,10 @@ def make_trainer(task: "Task", layout: Layout, report: Progress) -> TokenTrainer
     dev = Dataset.load_from_disk(str(task.pairs / "dev")) if has_dev else None
     arguments = _arguments(task, layout, seed, has_dev)
     dtype = torch.bfloat16 if layout.on_gpu else torch.float32
-    trainer = TokenTrainer(  # after its arguments: with ZeRO-3 they say how the model is loaded
-        model=load_adapted(task.llm, task.adapter, dtype),
+    # after its arguments: with ZeRO-3 they say how the model is loaded
+    model = load_adapted(task.llm, task.adapter, dtype)
+    trainer = TokenTrainer(
+        model=model,
         args=arguments,
         train_dataset=train,
         eval_dataset=dev,
@@ -135,7 +137,7 @@ def make_trainer(task: "Task", layout: Layout, report: Progress) -> TokenTrainer
             r=task.options.lora.rank,
             lora_alpha=task.options.lora.alpha,
             lora_dropout=0.0,
-            target_modules=list(task.options.lora.targets),
+            target_modules=layers_to_adapt(model, task.options.lora.targets),
             task_type="CAUSAL_LM",
         ),
         callbacks=[ProgressCallback(report)],

@@ -232,7 +232,7 @@ class TransformersGenerator:
             use_cache=True,
             logits_to_keep=1,
         ).past_key_values
-        shared.batch_select_indices(rows)
+        shared.reorder_cache(rows)
         sampling = _SeededSampling(
             [seed for index in batch for seed in requests[index].seeds],
             [t for index in batch for t in requests[index].sampling_temperatures],

@@ -1,5 +1,6 @@
 """Models from elsewhere: found, and tried before any work (`model_folder` has what files tell)."""
 
+import inspect
 import logging
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ from expandr_core.store import sha256_of
 
 log = logging.getLogger(__name__)
 Similarity = Literal["model", "cosine", "dot"]
+_UNSHARED = ("recurrent_gemma", "minimax")  # their caches cannot be taken apart by text
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -58,25 +60,20 @@ def _download(model: str) -> Path:
     return Path(folder)
 
 
-def check_llm(folder: Path) -> None:
+def check_llm(folder: Path) -> dict[str, int]:
     """Check that a folder holds a causal language model with tokenizer and chat template.
 
-    Only the headers of the weights are read.
+    Returns:
+        The layers that an adapter can adapt (see `adapters.linear_layers`).
 
     Raises:
         DataError: with what is wrong and what to do.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers import AutoTokenizer
 
-    if not (folder / "config.json").is_file():
-        raise DataError(f"{folder}: no config.json, so not a language model; correct llm.model")
-    architectures = read_config(folder).get("architectures") or ["none"]
-    if not set(architectures) & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
-        raise DataError(
-            f"{folder}/config.json: {architectures[0]} is not a causal language model; "
-            "name one such as LlamaForCausalLM in llm.model"
-        )
+    from expandr_core.adapters import linear_layers
+
+    _check_architecture(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -86,6 +83,38 @@ def check_llm(folder: Path) -> None:
             f"{folder}: the tokenizer does not load ({first_line(error)}); "
             "add the model's own tokenizer.json and tokenizer_config.json"
         ) from error
+    model = _without_weights(folder)
+    _check_tokenizer(folder, tokenizer, model)
+    return linear_layers(model)
+
+
+def _check_architecture(folder: Path) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
+
+    if not (folder / "config.json").is_file():
+        raise DataError(f"{folder}: no config.json, so not a language model; correct llm.model")
+    config = read_config(folder)
+    written, kind = (config.get("architectures") or ["none"])[0], config.get("model_type")
+    loaded = KNOWN.get(str(kind))
+    part = "text_config" in config and loaded is not None  # of a model of images and texts
+    if written not in KNOWN.values() and not (
+        part and written.endswith("ForConditionalGeneration")
+    ):
+        raise DataError(
+            f"{folder}/config.json: {written} is not a causal language model; "
+            "name one such as LlamaForCausalLM in llm.model"
+        )
+    if written != loaded and not part:
+        raise DataError(
+            f"{folder}/config.json: the architecture is {written}, in whose place transformers would "
+            f"take {loaded}, for the model_type {kind!r}; get the model's own config.json"
+        )
+
+
+def _without_weights(folder: Path) -> Any:
+    """Load a model from the headers of its weights alone; check that they are its own."""
+    from transformers import AutoModelForCausalLM
+
     try:
         model, loaded = cast(
             tuple[Any, dict[str, Any]],
@@ -99,13 +128,23 @@ def check_llm(folder: Path) -> None:
         )
     except Exception as error:
         raise DataError(f"{folder}: the model does not load ({first_line(error)})") from error
-    for fault in ("missing_keys", "mismatched_keys"):
+    modules = {name for name, _ in model.named_modules() if name}
+    loaded["unexpected_keys"] = [
+        name for name in loaded["unexpected_keys"] if name.rpartition(".")[0] in modules
+    ]
+    for fault in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if loaded[fault]:
             raise DataError(
                 f"{folder}: the weights do not fit config.json ({fault.replace('_', ' ')}: "
                 f"{sorted(map(str, loaded[fault]))[0]}, ...); get the model again"
             )
-    _check_tokenizer(folder, tokenizer, model)
+    kept = "past_key_values" in inspect.signature(model.forward).parameters
+    if not kept or model.config.model_type in _UNSHARED:
+        raise DataError(
+            f"{folder}: {type(model).__name__} keeps no keys and values of a prompt, which its texts "
+            "share here; name a model with attention, such as Qwen3, or a hybrid one, such as Qwen3-Next"
+        )
+    return model
 
 
 def _check_tokenizer(folder: Path, tokenizer: Any, model: Any) -> None:

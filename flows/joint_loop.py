@@ -20,7 +20,7 @@ from tasks.data import prepare_data
 from tasks.dpo import align
 from tasks.evaluate import publish
 from tasks.expand import write_expansions
-from tasks.models import build_llm, build_retriever, import_models
+from tasks.models import build_llm, build_retriever, check_adapter, import_models
 from tasks.placement import Placement
 from tasks.preferences import make_pairs
 from tasks.retriever import train_retriever
@@ -57,6 +57,7 @@ def joint_loop(
         fresh_since=begun() if fresh else None,
     )
     imported = import_models(work, options)
+    check_adapter(imported, options)
     data = prepare_data(work, options.data, options.world)
     llm = imported.get("llm") or build_llm(work, data, options)
     retriever = imported.get("retriever") or build_retriever(work, data, options)

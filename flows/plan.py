@@ -21,7 +21,7 @@ from expandr_core.stages.sample import OPTIONS as SampleOptions
 from flows.joint_loop import run_rounds
 from flows.run import Models, Run
 from tasks.data import Data, Evaluation, prepare_data
-from tasks.models import build_llm, build_retriever, import_models
+from tasks.models import build_llm, build_retriever, check_adapter, import_models
 from tasks.planned import PlannedWorkspace
 from tasks.preferences import choose_pairs
 from tasks.stage import Workspace
@@ -63,6 +63,7 @@ def plan(
     """
     work = Workspace(store=store, seed=options.seed, device=options.device)
     imported = import_models(work, options)
+    check_adapter(imported, options)
     data = prepare_data(work, options.data, options.world)
     if not rates and not calibrate:
         rates = learned(work, options, before)

@@ -1,12 +1,14 @@
 """Get the models that the loop starts from: imported, or built from the collection's text."""
 
-from collections.abc import Set
+from collections.abc import Iterable, Mapping, Set
 
 from expandr_core import models
+from expandr_core.adapters import check_targets
 from expandr_core.artifacts import Artifact
 from expandr_core.errors import DataError, naming
 from expandr_core.options import JointLoopOptions, RetrieverOptions
-from expandr_core.stages.import_model import ImportOptions
+from expandr_core.stages.import_model import LAYERS, ImportOptions
+from expandr_core.stages.tiny_llm import LAYERS as TINY_LAYERS
 from tasks.data import Data, training_texts
 from tasks.stage import Workspace
 
@@ -52,6 +54,19 @@ def _import_retriever(work: Workspace, retriever: RetrieverOptions) -> Artifact:
         passage_prompt=retriever.passage_prompt,
     )
     return work.make("import the retriever", "import_model", resolved, sources=sources)
+
+
+def check_adapter(imported: Mapping[str, Artifact], options: JointLoopOptions) -> None:
+    """Check that the language model has the layers that DPO is to adapt, before it has written a text.
+
+    Raises:
+        DataError: if it lacks one.
+    """
+    layers: Iterable[str] = TINY_LAYERS
+    if "llm" in imported:
+        counts = imported["llm"].counts
+        layers = [name.removeprefix(LAYERS) for name in counts if name.startswith(LAYERS)]
+    check_targets(layers, options.dpo.lora.targets)
 
 
 def build_llm(work: Workspace, data: Data, options: JointLoopOptions) -> Artifact:

@@ -42,6 +42,7 @@ from expandr_core.options.models import (
     VLLMOptions,
 )
 from expandr_core.options.preferences import (
+    ALL_LINEAR,
     DPOOptions,
     ExpandOptions,
     LoRAOptions,
@@ -54,6 +55,7 @@ from expandr_core.options.training import (
 )
 
 __all__ = [
+    "ALL_LINEAR",
     "ContrastiveTrainingOptions",
     "ConventionName",
     "DPOOptions",

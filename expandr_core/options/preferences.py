@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from expandr_core.options.base import Options, Positive, Prompt, runtime
 
+ALL_LINEAR = "all-linear"
+
 
 class SamplingOptions(Options):
     """How texts are sampled from the language model."""
@@ -117,8 +119,19 @@ class LoRAOptions(Options):
     rank: Positive = Field(default=8, description="Rank of the adapter.")
     alpha: Positive = Field(default=32, description="Its scale is alpha / rank.")
     targets: tuple[str, ...] = Field(
-        default=("q_proj", "v_proj"), min_length=1, description="Linear layers that are adapted."
+        default=("q_proj", "v_proj"),
+        min_length=1,
+        description="Linear layers that are adapted, by the ends of their names; 'all-linear': all but "
+        "the head and a mixture's experts.",
     )
+
+    @model_validator(mode="after")
+    def _all_or_some(self) -> "LoRAOptions":
+        if ALL_LINEAR in self.targets and len(self.targets) > 1:
+            raise ValueError(
+                f"targets: {ALL_LINEAR!r} stands alone; remove it, or all the other names"
+            )
+        return self
 
 
 class DPOOptions(Options):

@@ -19,6 +19,7 @@ from expandr_core.store import sha256_of
 VERSION = 3
 ROLE = "data"
 ISOLATION = "always"
+LAYERS = "layers/"  # what counts of layers that an adapter can adapt begin with
 
 
 class ImportOptions(Options):
@@ -45,14 +46,15 @@ def run(job: Job) -> None:
     try:
         if options.kind == "llm":
             _copy(job, folder)
-            models.check_llm(job.out)
+            layers = models.check_llm(job.out)
+            job.counts |= {f"{LAYERS}{name}": count for name, count in layers.items()}
         else:
             _import_retriever(job, options, folder)
     except DataError as error:
         raise DataError(str(error).replace(str(job.out), str(folder))) from error
     files = [path for path in job.out.rglob("*") if path.is_file()]
-    job.counts["files"] = len(files)
-    job.counts["bytes"] = sum(path.stat().st_size for path in files)
+    size = sum(path.stat().st_size for path in files)
+    job.counts = {"files": len(files), "bytes": size} | job.counts
 
 
 def _copy(job: Job, folder: Path) -> None:

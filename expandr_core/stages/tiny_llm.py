@@ -29,6 +29,10 @@ ISOLATION = "always"
 OPTIONS = TinyLLMOptions
 
 log = logging.getLogger(__name__)
+_PARTS = {"self_attn": "qkvo", "mlp": ("gate", "up", "down")}
+LAYERS = tuple(  # that an adapter can adapt
+    f"model.layers.*.{part}.{name}_proj" for part, names in _PARTS.items() for name in names
+)
 NOT_LEARNT = -100  # the label that the loss leaves out
 SPECIAL = ["<|pad|>", "<|begin|>", "<|end|>", "<|user|>", "<|assistant|>"]
 PAD, BEGIN, END = 0, 1, 2  # their ids
