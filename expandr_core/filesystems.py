@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from expandr_core.errors import DataError
 
@@ -33,8 +34,8 @@ def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         from expandr_core.s3 import S3  # slow to import
 
         return S3(), url.removeprefix("s3://").rstrip("/")
-    if "://" not in url:
-        url = str(Path(url).expanduser().absolute())
+    if "://" not in url:  # a path as it is: `::` in it chains nothing
+        return LocalFileSystem(), str(Path(url).expanduser().absolute()).rstrip("/")
     filesystem, path = fsspec.core.url_to_fs(url)
     return filesystem, path.rstrip("/")
 

@@ -77,8 +77,7 @@ class Store:
         self.url = self.root if self.is_local else url.rstrip("/")
         self.cache_bytes = cache_bytes
         default = Path(self.root, ".scratch") if self.is_local else Path("~/.cache/expandr")
-        self.scratch = Path(scratch or default).expanduser().absolute()
-        self.scratch.mkdir(parents=True, exist_ok=True)
+        self._scratch = Path(scratch or default).expanduser().absolute()
         if self.is_local:
             return
         if not url.startswith("s3://"):
@@ -97,6 +96,16 @@ class Store:
 
         self.leases = Leases(self.filesystem, self._at("locks"), self.scratch)
         self.cache = ReadCache(self.scratch / "cache", cache_bytes)
+
+    @property
+    def scratch(self) -> Path:
+        """The local folder for unfinished work and downloads, which is made when it is needed.
+
+        Who only reads a local store needs none: the store may be read-only, or not be there.
+        """
+        with contextlib.suppress(OSError):  # who writes into it will say so
+            self._scratch.mkdir(parents=True, exist_ok=True)
+        return self._scratch
 
     def _at(self, *parts: str) -> str:
         return "/".join([self.root, *parts])

@@ -171,11 +171,11 @@ def export_run(
 
     `expandr show LEADERBOARD` lists the keys of what was measured.
     """
-    from expandr_core.store import Store
     from expandr_core.trec import write_trec
+    from tasks.stage import open_store
 
     with complaints():
-        opened = Store(store)
+        opened = open_store(store)
         found = [each for each in opened.keys(key) if each.startswith("evaluate")]
         artifact = opened.lookup(found[0]) if len(found) == 1 else None
         if artifact is None:
@@ -231,11 +231,12 @@ def _run_loop(options: JointLoopOptions, store: str) -> None:
         from flows.preflight import check_run
         from flows.show import print_summary
         from flows.temporary_server import prefect_server
+        from tasks.stage import open_store
 
         check_run(options, absolute(store))
         with prefect_server(say):
             summary = joint_loop(options=options, store=absolute(store))
-        print_summary(out, summary)
+        print_summary(out, open_store(summary.store), summary)
 
 
 if __name__ == "__main__":

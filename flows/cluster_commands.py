@@ -107,11 +107,12 @@ def resume(
         from flows.resume import resume as resume_run
         from flows.show import print_summary
         from flows.temporary_server import prefect_server
+        from tasks.stage import open_store
 
         with prefect_server(say):
             summary = resume_run(out, run_name)
         if summary:
-            print_summary(out, summary)
+            print_summary(out, open_store(summary.store), summary)
 
 
 @app.command()

@@ -9,11 +9,12 @@ from rich.console import Console
 
 from expandr_core.artifacts import Artifact
 from expandr_core.errors import DataError
-from expandr_core.stage import make_spec, run_stage
+from expandr_core.stage import find, make_spec, run_stage
 from expandr_core.stages import encode as encode_stage
 from expandr_core.store import Store
 from flows.run import Summary
 from flows.show import find_run
+from tasks.stage import open_store
 
 
 def search_corpus(
@@ -30,7 +31,7 @@ def search_corpus(
     if not question.strip():
         raise DataError("the question is empty")
     logging.getLogger("expandr_core").setLevel(logging.WARNING)
-    store = Store(url)
+    store = open_store(url)
     run = find_run(store, run_name)
     if run is None:
         raise DataError(
@@ -72,7 +73,7 @@ def _expand(store: Store, run: Summary, question: str) -> str:
 
 
 def _encoded(store: Store, run: Summary) -> Artifact:
-    """Find the encoded corpus of the run's retriever, or encode it."""
+    """Find the encoded corpus of the run's retriever, in a store that may be read-only, or encode it."""
     retriever = run.options.retriever
     spec = make_spec(
         "encode",
@@ -81,7 +82,7 @@ def _encoded(store: Store, run: Summary) -> Artifact:
         seed=run.options.seed,
         device=run.options.device,
     )
-    return run_stage(spec, store, lambda done, total, unit: None)
+    return find(spec, store) or run_stage(spec, store, lambda done, total, unit: None)
 
 
 def _print(out: Console, store: Store, run: Summary, found: pa.Table) -> None:

@@ -1,6 +1,8 @@
 """Print runs, reports, artifacts and their lineage in the terminal."""
 
 import json
+import os
+import shlex
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,6 +16,8 @@ from expandr_core.errors import DataError
 from expandr_core.manifests import DamagedArtifact, fact
 from expandr_core.store import Store
 from flows.run import Summary
+from flows.terminal import absolute
+from tasks.stage import open_store
 
 HEADLINES = ("bm25", "query", "untrained", "aligned-1", "control")
 
@@ -37,9 +41,8 @@ def find_run(store: Store, name: str) -> Summary | None:
         ) from error
 
 
-def print_summary(out: Console, run: Summary) -> None:
-    """Print what a run brought, and where to look next."""
-    store = Store(run.store)
+def print_summary(out: Console, store: Store, run: Summary) -> None:
+    """Print what a run brought, and where to look next; the store may have moved since."""
     report = json.loads((store.local(run.report) / "report.json").read_text())
     out.print()
     out.print(headline_table(report))
@@ -54,15 +57,21 @@ def print_summary(out: Console, run: Summary) -> None:
     )
     for warning in report.get("warnings", ()):
         out.print(f"Warning: {warning}.", style="yellow", highlight=False)
-    store_option = "" if run.store.endswith("/store") else f" --store {run.store}"
+    option = _store_option(store)
     out.print("\nWhere to look next", style="bold")
     for what, command in (
         ("every system and test", str(where)),
-        ("how each number came to be", f"expandr show {run.name}{store_option}"),
-        ("try it", f'expandr search "your question"{store_option}'),
+        ("how each number came to be", f"expandr show {run.name}{option}"),
+        ("try it", f'expandr search "your question"{option}'),
         ("the run in Prefect's UI", "prefect server start   (then open http://127.0.0.1:4200)"),
     ):
         out.print(f"  {what:<28}{command}", highlight=False, soft_wrap=True)
+
+
+def _store_option(store: Store) -> str:
+    """Return what a command must be told to find this store, if it does not look there by itself."""
+    usual = absolute(os.environ.get("EXPANDR_STORE", "store"))
+    return "" if store.url == usual.rstrip("/") else f" --store {shlex.quote(store.url)}"
 
 
 def headline_table(report: dict[str, Any]) -> Table:
@@ -91,14 +100,14 @@ def headline_table(report: dict[str, Any]) -> Table:
 
 def print_leaderboard(out: Console, url: str, leaderboard: Artifact) -> None:
     """Print the means and the results on each dataset, and where to look next."""
-    folder = Store(url).local(leaderboard)
+    store = open_store(url)
+    folder = store.local(leaderboard)
     text = (folder / "leaderboard.md").read_text()
     results = text.partition("\n## Tests")[0].removeprefix("# Leaderboard\n")
     out.print(results, markup=False, highlight=False, soft_wrap=True)
     out.print(f"The rest, and CSV and JSON: {folder}", highlight=False, soft_wrap=True)
-    store_option = "" if url.endswith("/store") else f" --store {url}"
     out.print(
-        f"How each number came to be: expandr show {leaderboard.key}{store_option}",
+        f"How each number came to be: expandr show {leaderboard.key}{_store_option(store)}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
 
@@ -109,7 +118,7 @@ def show_any(out: Console, url: str, what: str) -> None:
     Raises:
         DataError: if there is neither.
     """
-    store = Store(url)
+    store = open_store(url)
     run = find_run(store, what)
     if run:
         _show_run(out, store, run)
@@ -138,7 +147,7 @@ def _show_run(out: Console, store: Store, run: Summary) -> None:
             counts,
         )
     out.print(table)
-    print_summary(out, run)
+    print_summary(out, store, run)
     out.print("\nlineage of the best models", style="bold")
     seen: set[str] = set()
     for role in ("llm", "retriever"):
@@ -189,7 +198,7 @@ def verify_all(out: Console, url: str, beginning: str) -> int:
     Raises:
         DataError: if no key begins so.
     """
-    store = Store(url)
+    store = open_store(url)
     keys = store.keys(beginning)
     if not keys:
         raise DataError(f"no artifact's key begins with {beginning!r} in {store.url}")

@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal
 import httpx
 import typer
 
-from expandr_core.store import Store
 from infra.local import browser, lifecycle
 from infra.local.__main__ import say
 from infra.local.cluster import Cluster, ClusterError, find_program
+from tasks.stage import open_store
 
 POLL_SECONDS = 2.0
 Step = tuple[str, str]  # title, digest
@@ -83,7 +83,7 @@ def _run(cluster: Cluster, preset: str, store: str, seconds: float) -> bool:
     say(f"pictures of the form, the run and the report: {shots}")
     ours = next(
         record
-        for record in Store(os.environ["EXPANDR_STORE"]).records()
+        for record in open_store(os.environ["EXPANDR_STORE"]).records()
         if record["flow_run_id"] == run
     )
     local = _local_record(store, preset, ours["options"])
@@ -132,7 +132,7 @@ def _family(cluster: Cluster, run: str) -> list[dict[str, Any]]:
 def _local_record(store: str, preset: str, options: dict[str, Any]) -> dict[str, Any]:
     """Return the record of the same loop on this machine alone; run it if there is none."""
     for attempt in ("look", "run"):
-        for record in reversed(Store(store).records()):
+        for record in reversed(open_store(store).records()):
             if record["options"] == options:
                 return record
         if attempt == "look":
