@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from expandr_core.errors import DataError
+from expandr_core.options import IdenticalIds
 
 Benchmark = Literal["BEIR", "NanoBEIR", "other"]
 Domain = Literal["in-domain", "out-of-domain", "other"]
@@ -77,6 +78,14 @@ class Dataset(NamedTuple):
     location: str
     md5: str = ""
     forums: tuple[str, ...] = ()
+
+    @property
+    def identical_ids(self) -> IdenticalIds:
+        """What the dataset's own library does with a passage that has the query's id.
+
+        beir leaves it out of what is found; for NanoBEIR, sentence-transformers and mteb do not.
+        """
+        return "keep" if self.benchmark == "NanoBEIR" else "ignore"
 
 
 def _domain(name: str) -> Domain:

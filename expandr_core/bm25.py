@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from expandr_core.errors import DataError
-from expandr_core.options import Language
+from expandr_core.options import IdenticalIds, Language
 from expandr_core.search import RUN, tie_order
 from expandr_core.terms import terms
 
@@ -78,7 +78,13 @@ class BM25:
         stream: Any = texts  # annotated as a list there, but only iterated over
         return self._tokenizer.streaming_tokenize(stream, update_vocabulary, allow_empty=False)
 
-    def search(self, query_ids: pa.Array, queries: Sequence[str], k: int) -> pa.Table:
+    def search(
+        self,
+        query_ids: pa.Array,
+        queries: Sequence[str],
+        k: int,
+        identical_ids: IdenticalIds = "ignore",
+    ) -> pa.Table:
         """Rank the k best passages of each query that share a term with it.
 
         Equal scores and a passage with the query's id are treated as in `search.search`.
@@ -95,8 +101,9 @@ class BM25:
             hits = np.flatnonzero(scores > 0)
             hits = hits[best(scores[hits], self._order[hits], k + 1)]
             ids = self.passage_ids.take(pa.array(hits))
-            other = np.array([passage_id != query_id for passage_id in ids], dtype=bool)
-            ids, hits = ids.filter(pa.array(other))[:k], hits[other][:k]
+            kept = np.array([passage_id != query_id for passage_id in ids], dtype=bool)
+            kept |= identical_ids == "keep"
+            ids, hits = ids.filter(pa.array(kept))[:k], hits[kept][:k]
             columns = [
                 pa.repeat(query_id, len(hits)),
                 ids,

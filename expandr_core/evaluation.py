@@ -6,7 +6,7 @@ run is written and measured block by block.
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,6 +20,8 @@ from expandr_core.stage import Job
 
 log = logging.getLogger(__name__)
 QUERIES_AT_ONCE = 1000
+LEFT_OUT = "identical_ids"  # counts
+LEFT_OUT_RELEVANT = "identical_ids/relevant"
 _ROWS_AT_ONCE = 8192
 Search = Callable[[pa.Table, Callable[[int], None]], pa.Table]
 
@@ -60,6 +62,36 @@ def measure(job: Job, search: Search) -> None:
     (job.out / "metrics.json").write_text(json.dumps(metrics, indent=1))
     job.counts |= metrics | {"queries_without_positive": total - len(per_query)}
     log.info("nDCG@10 %.4f on %d queries", metrics["ndcg_at_10"], len(per_query))
+
+
+def count_identical_ids(job: Job, passage_ids: pa.Array | pa.ChunkedArray) -> None:
+    """Count the queries whose id a passage has too, which was left out; and the relevant ones."""
+    queries = pq.read_table(job.inputs["queries"], columns=["query_id"])
+    both = queries.filter(pc.field("query_id").isin(passage_ids))["query_id"]
+    if not len(both):
+        return
+    qrels = _rows_of(job.inputs["qrels"], both)
+    itself = pc.field("query_id") == pc.field("passage_id")
+    relevant = qrels.filter(itself & (pc.field("relevance") > 0))
+    job.counts |= {LEFT_OUT: len(both), LEFT_OUT_RELEVANT: len(relevant)}
+    log.warning("%s", identical_ids_warning(job.counts))
+
+
+def identical_ids_warning(counts: Mapping[str, float]) -> str:
+    """Say how many passages the rule about identical ids left out; empty if none.
+
+    >>> print(identical_ids_warning({"identical_ids": 3, "identical_ids/relevant": 1})[:61])
+    the passage with the query's id is left out, as in beir, of 3
+    >>> identical_ids_warning({})
+    ''
+    """
+    if not counts.get(LEFT_OUT):
+        return ""
+    return (
+        f"the passage with the query's id is left out, as in beir, of {counts[LEFT_OUT]:.0f} queries' "
+        f"results, a relevant one of {counts[LEFT_OUT_RELEVANT]:.0f}; if the ids coincide by chance, "
+        "set evaluate.identical_ids to 'keep'"
+    )
 
 
 def _measure_block(

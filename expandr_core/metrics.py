@@ -1,7 +1,9 @@
-"""nDCG@10, MAP, Recall@100 and MRR@10 of each query, by pytrec_eval, as beir computes them.
+"""nDCG@10, MAP, Recall@100 and MRR@10 of each query, by pytrec_eval.
 
-MAP is over the whole run, so beir's MAP@k where k is the run's depth. Queries without a relevant
-passage have no metric; beir would count them as 0.
+nDCG@10 and Recall@100 are beir's. MAP is over the whole run, so beir's MAP@k where k is the run's
+depth. MRR@10 is trec_eval's reciprocal rank among the first ten, where equal scores are ordered by
+falling passage id and every passage judged above 0 is relevant; beir's own MRR leaves equal scores in
+the order in which they come. Queries without a relevant passage have no metric; beir counts them as 0.
 """
 
 from collections import defaultdict

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from expandr_core.encoder import Vectors
 from expandr_core.errors import DataError
+from expandr_core.options import IdenticalIds
 
 RUN = pa.schema(
     [
@@ -200,13 +201,18 @@ def inner_products(vectors: Vectors, query: Vectors) -> Vectors:
 
 
 def search(
-    query_ids: pa.Array, queries: Vectors, index: Index, k: int, memory_gb: float
+    query_ids: pa.Array,
+    queries: Vectors,
+    index: Index,
+    k: int,
+    memory_gb: float,
+    identical_ids: IdenticalIds = "ignore",
 ) -> pa.Table:
     """Rank the k nearest passages of each query.
 
     A passage whose id equals the query's is left out, as BEIR does by default
     (`ignore_identical_ids`): in ArguAna and Quora queries are themselves passages. Where ids of the
-    two coincide by chance, an unrelated passage is lost; comparability was preferred.
+    two coincide by chance, an unrelated passage is lost, which the stages count; "keep" keeps it.
 
     Args:
         query_ids: (queries,)
@@ -214,6 +220,7 @@ def search(
         index: the encoded corpus.
         k: passages per query; fewer only if the corpus is smaller.
         memory_gb: see `nearest`.
+        identical_ids: what becomes of a passage whose id is the query's.
 
     Returns:
         A run (see RUN): the queries in their order, ranks from 1.
@@ -222,6 +229,7 @@ def search(
     lookup = pc.SetLookupOptions(value_set=index.passage_ids)
     itself = pc.call_function("index_in", [query_ids], lookup)
     kept = places != itself.fill_null(-1).to_numpy()[:, None]
+    kept |= identical_ids == "keep"
     ranks = kept.cumsum(axis=1, dtype=np.int32)
     kept &= ranks <= k
     columns = [

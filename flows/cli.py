@@ -169,7 +169,8 @@ def export_run(
 ) -> None:
     """Write the run of an evaluation in TREC's format, for trec_eval, ir_measures or ranx.
 
-    `expandr show LEADERBOARD` lists the keys of what was measured.
+    Its scores fall strictly: of equal ones the next lower number is written, so that each tool finds
+    the same order. `expandr show LEADERBOARD` lists the keys of what was measured.
     """
     from expandr_core.trec import write_trec
     from tasks.stage import open_store

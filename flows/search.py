@@ -51,7 +51,7 @@ def search_corpus(
     encoded = _encoded(store, run)
     index = open_index(store.local(part) for part in store.parts(encoded))
     memory_gb = retriever.search_memory_gb
-    found = search(pa.array(["question"]), vectors, index, passages, memory_gb)
+    found = search(pa.array(["question"]), vectors, index, passages, memory_gb, "keep")
     _print(out, store, run, found)
 
 

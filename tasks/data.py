@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from expandr_core.artifacts import Artifact
 from expandr_core.errors import DataError
-from expandr_core.options import DataOptions, DemoWorldOptions
+from expandr_core.options import DataOptions, DemoWorldOptions, IdenticalIds
 from expandr_core.stages import collection_texts, prepare
 from tasks.stage import Workspace
 
@@ -37,11 +37,15 @@ class Data:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Queries with their judgements, and the corpus to search."""
+    """Queries with their judgements, and the corpus to search.
+
+    `identical_ids` is what the dataset's own library does with a passage that has the query's id.
+    """
 
     queries: Artifact
     qrels: Artifact
     corpus: Artifact
+    identical_ids: IdenticalIds = "ignore"
 
 
 def prepare_data(work: Workspace, options: DataOptions, world: DemoWorldOptions) -> Data:

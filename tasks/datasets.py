@@ -25,5 +25,6 @@ def get_dataset(work: Workspace, dataset: Dataset, options: DataOptions) -> Meas
     parts = {}
     for part in dataset.forums or [""]:
         files = [f"{part}/{name}.parquet".lstrip("/") for name in ("queries", "qrels", "corpus")]
-        parts[part] = Evaluation(*(made.at(file) for file in files))
+        queries, qrels, corpus = (made.at(file) for file in files)
+        parts[part] = Evaluation(queries, qrels, corpus, dataset.identical_ids)
     return MeasuredOn(dataset, parts)

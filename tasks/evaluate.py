@@ -1,10 +1,12 @@
 """Measure systems, compare them, and publish the report."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from expandr_core.artifacts import Artifact
-from expandr_core.options import EvaluateOptions, RetrieverOptions
+from expandr_core.evaluation import identical_ids_warning
+from expandr_core.options import EvaluateOptions, IdenticalIds, RetrieverOptions
 from expandr_core.stages import compare as compare_stage
 from expandr_core.stages import evaluate as evaluate_stage
 from expandr_core.stages import evaluate_bm25
@@ -41,6 +43,7 @@ def measure_retriever(
         encoding=retriever_options.encoding,
         expansion_weight=expansion_weight,
         depth=options.depth,
+        identical_ids=_identical_ids(evaluation, options),
         search_memory_gb=retriever_options.search_memory_gb,
     )
     inputs = {"retriever": retriever, "embeddings": vectors, "expansions": expansions}
@@ -56,12 +59,27 @@ def measure_bm25(
 ) -> Artifact:
     """Measure BM25, with the words of the expansions if there are any."""
     inputs = {"corpus": evaluation.corpus, "expansions": expansions}
-    resolved = evaluate_bm25.OPTIONS(depth=options.depth, language=options.bm25_language)
+    resolved = evaluate_bm25.OPTIONS(
+        depth=options.depth,
+        identical_ids=_identical_ids(evaluation, options),
+        language=options.bm25_language,
+    )
     return work.make(title, "evaluate_bm25", resolved, inputs | _judged(evaluation))
+
+
+def _identical_ids(evaluation: Evaluation, options: EvaluateOptions) -> IdenticalIds:
+    chosen = options.identical_ids
+    return evaluation.identical_ids if chosen == "dataset" else chosen
 
 
 def _judged(evaluation: Evaluation) -> dict[str, Artifact | None]:
     return {"queries": evaluation.queries, "qrels": evaluation.qrels}
+
+
+def identical_ids_warnings(measured: Mapping[str, Artifact]) -> tuple[str, ...]:
+    """Warn of passages that were left out for their ids, given an evaluation of each place."""
+    said = {place: identical_ids_warning(each.counts) for place, each in measured.items()}
+    return tuple(f"{place}: {warning}" for place, warning in said.items() if warning)
 
 
 @dataclass
@@ -143,7 +161,10 @@ class Scoreboard:
             ),
             test=self.options.test,
             significance_level=self.options.significance_level,
-            warnings=empty_warnings([*self.expansions, *self.work.made]),
+            warnings=(
+                *empty_warnings([*self.expansions, *self.work.made]),
+                *identical_ids_warnings({self.split: next(iter(self.measured.values()))}),
+            ),
         )
         return self.work.make(title, "compare", options, dict(self.measured))
 

@@ -12,7 +12,7 @@ from expandr_core.stages.compare import StepOptions
 from expandr_core.stages.leaderboard import RankedSystem, place_of
 from tasks.data import Evaluation
 from tasks.datasets import MeasuredOn
-from tasks.evaluate import measure_bm25, measure_retriever
+from tasks.evaluate import identical_ids_warnings, measure_bm25, measure_retriever
 from tasks.expand import empty_warnings, write_expansions, write_greedy
 from tasks.retriever import encode_corpus
 from tasks.stage import Workspace
@@ -174,7 +174,18 @@ class Suite:
             steps=tuple(steps),
             test=self.options.test,
             significance_level=self.options.significance_level,
-            warnings=empty_warnings(self.work.made),
+            warnings=(
+                *empty_warnings(self.work.made),
+                *identical_ids_warnings(
+                    {
+                        place_of(dataset.name, part): self.inputs[
+                            f"measured/{place_of(dataset.name, part)}/bm25/0"
+                        ]
+                        for dataset in self.datasets
+                        for part in dataset.parts
+                    }
+                ),
+            ),
         )
         return self.work.make("rank the systems", "leaderboard", options, self.inputs)
 

@@ -15,6 +15,7 @@ Language = Literal[
     "italian", "lithuanian", "nepali", "norwegian", "persian", "polish", "portuguese", "romanian",
     "russian", "serbian", "spanish", "swedish", "tamil", "turkish", "yiddish",
 ]  # fmt: skip
+IdenticalIds = Literal["ignore", "keep"]
 ConventionName = Literal["model", "contriever", "bge", "e5", "gte", "minilm", "last-token"]
 
 

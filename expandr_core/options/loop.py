@@ -22,6 +22,11 @@ class EvaluateOptions(Options):
         default=0.05, gt=0, lt=1, description="After Holm's correction."
     )
     greedy: bool = Field(default=True, description="Also report expansions decoded greedily.")
+    identical_ids: Literal["dataset", "ignore", "keep"] = added(
+        "dataset",
+        description="A passage with the query's id is left out of what is found, as beir does, or "
+        "kept. 'dataset': as the dataset's own library does; kept in NanoBEIR, left out elsewhere.",
+    )
     bm25_language: Language = added(
         "english",
         description="Whose stemmer and stop words BM25 uses. Scripts without spaces need none: there "

@@ -146,7 +146,7 @@ def _read_folders(job: Job, sources: dict[str, _Source]) -> None:
         before = done
 
         def progress(read: int, before: int = before) -> None:
-            job.progress((before + read) >> 10, total >> 10, "kB")
+            job.progress(min(before + read, total) >> 10, total >> 10, "kB")
 
         _read_folder(job, forum, source, progress)
         done += sum(file.filesystem.size(file.path) or 0 for file in source)

@@ -19,8 +19,8 @@ from pydantic import Field
 
 from expandr_core.encoder import Encoder, Vectors, encode_expanded, encoder_of
 from expandr_core.errors import DataError
-from expandr_core.evaluation import measure
-from expandr_core.options import EncodingOptions, Options, Positive, runtime
+from expandr_core.evaluation import count_identical_ids, measure
+from expandr_core.options import EncodingOptions, IdenticalIds, Options, Positive, added, runtime
 from expandr_core.search import Index, open_index, search
 from expandr_core.stage import Job
 
@@ -38,6 +38,9 @@ class OPTIONS(Options):
         ge=0, le=1, description="Share of the expansions in the search vector; 0 without any."
     )
     depth: Positive = Field(default=1000, description="Passages kept per query.")
+    identical_ids: IdenticalIds = added(
+        "ignore", description="What becomes of a passage with the query's id."
+    )
     search_memory_gb: float = runtime(2.0, gt=0, description="Memory that exact search may take.")
 
 
@@ -70,9 +73,18 @@ def _search_all(job: Job, encoder: Encoder, index: Index) -> None:
             vectors[start : start + len(part)] = _vectors(encoder, part, options.expansion_weight)
             report(start + len(part))
         query_ids = block["query_id"].combine_chunks()
-        return search(query_ids, vectors, index, options.depth, options.search_memory_gb)
+        return search(
+            query_ids,
+            vectors,
+            index,
+            options.depth,
+            options.search_memory_gb,
+            options.identical_ids,
+        )
 
     measure(job, search_block)
+    if options.identical_ids == "ignore":
+        count_identical_ids(job, index.passage_ids)
 
 
 def _vectors(encoder: Encoder, block: pa.Table, weight: float) -> Vectors:

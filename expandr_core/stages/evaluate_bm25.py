@@ -12,8 +12,8 @@ from pydantic import Field
 
 from expandr_core.bm25 import BM25
 from expandr_core.collection import Passage
-from expandr_core.evaluation import measure
-from expandr_core.options import Language, Options, Positive, added
+from expandr_core.evaluation import count_identical_ids, measure
+from expandr_core.options import IdenticalIds, Language, Options, Positive, added
 from expandr_core.stage import Job
 
 VERSION = 2
@@ -27,6 +27,9 @@ class OPTIONS(Options):
     depth: Positive = Field(default=1000, description="Passages kept per query.")
     k1: float = Field(default=1.5, ge=0, description="How slowly repetitions of a term saturate.")
     b: float = Field(default=0.75, ge=0, le=1, description="How much long passages are held back.")
+    identical_ids: IdenticalIds = added(
+        "ignore", description="What becomes of a passage with the query's id."
+    )
     language: Language = added("english", description="Whose stemmer and stop words are used.")
 
 
@@ -43,6 +46,9 @@ def run(job: Job) -> None:
     def search_block(block: pa.Table, report: Callable[[int], None]) -> pa.Table:
         rows = zip(block["query"].to_pylist(), block["expansions"].to_pylist(), strict=True)
         texts = [" ".join([query, *expansions]) for query, expansions in rows]
-        return index.search(block["query_id"].combine_chunks(), texts, options.depth)
+        query_ids = block["query_id"].combine_chunks()
+        return index.search(query_ids, texts, options.depth, options.identical_ids)
 
     measure(job, search_block)
+    if options.identical_ids == "ignore":
+        count_identical_ids(job, ids)

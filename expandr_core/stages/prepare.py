@@ -105,7 +105,7 @@ def run(job: Job) -> None:
     total = sum(file.filesystem.size(file.path) or 0 for file in [*files.values(), *triples])
 
     def progress(done: int) -> None:
-        job.progress(done >> 10, total >> 10, "kB")
+        job.progress(min(done, total) >> 10, total >> 10, "kB")  # packed files have more in them
 
     reader = Reader(options.bad_rows, job.counts, job.spec.sources, progress)
     collection = _read_collection(job, reader, files)

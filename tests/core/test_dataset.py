@@ -373,6 +373,13 @@ def test_nano_beir_has_the_splits_that_sentence_transformers_knows():
     assert {each.split for each in NANO_BEIR.values()} == {f"Nano{name}" for name in names}
 
 
+def test_a_passage_with_the_query_s_id_is_treated_as_each_benchmark_s_library_does():
+    assert {each.identical_ids for each in BEIR.values()} == {"ignore"}
+    assert {each.identical_ids for each in NANO_BEIR.values()} == {"keep"}
+    [own] = find_datasets(["./law"])
+    assert own.identical_ids == "ignore"
+
+
 def test_datasets_are_found_by_name_group_and_place():
     [scifact] = find_datasets(["scifact=/data/sf"])
     assert (scifact.benchmark, scifact.domain, scifact.md5) == ("BEIR", "out-of-domain", "")

@@ -275,3 +275,27 @@ def test_bm25_searches_with_the_query_s_and_the_expansions_words(world):
     )
     assert found(expanded) == found(rewritten)
     assert found(expanded) != found(alone)
+
+
+def test_passages_left_out_for_the_query_s_id_are_counted_and_can_be_kept(tmp_path):
+    store = Store(str(tmp_path / "store"))
+    corpus = [("1", "", "red bird"), ("2", "", "blue song"), ("x", "", "red stone")]
+    data = put(store, "data-1", {
+        "corpus.parquet": table(["passage_id", "title", "text"], corpus),
+        "queries.parquet": table(["query_id", "query", "cluster"],
+                                 [("1", "red bird", "1"), ("2", "red", "2"), ("3", "blue", "3")]),
+        "qrels.parquet": table(["query_id", "passage_id", "relevance"],
+                               [("1", "1", 1), ("2", "x", 1), ("3", "2", 1)]),
+    })  # fmt: skip
+    inputs = {name: data.at(f"{name}.parquet") for name in ("corpus", "queries", "qrels")}
+    made, _ = make(store, "evaluate_bm25", evaluate_bm25.OPTIONS(), inputs)
+    assert (made.counts["identical_ids"], made.counts["identical_ids/relevant"]) == (2, 1)
+    assert made.counts["ndcg_at_10"] == pytest.approx(2 / 3)
+    assert evaluation.identical_ids_warning(made.counts) == (
+        "the passage with the query's id is left out, as in beir, of 2 queries' results, a "
+        "relevant one of 1; if the ids coincide by chance, set evaluate.identical_ids to 'keep'"
+    )
+    options = evaluate_bm25.OPTIONS(identical_ids="keep")
+    kept, _ = make(store, "evaluate_bm25", options, inputs)
+    assert kept.counts["ndcg_at_10"] == 1.0
+    assert "identical_ids" not in kept.counts

@@ -157,6 +157,8 @@ def test_a_passage_with_the_query_s_id_is_left_out_and_replaced_by_the_next(tmp_
     assert run["query_id"].to_pylist() == ["q", "q", "other", "other"]
     assert run["passage_id"].to_pylist() == ["b", "c", "q", "b"]
     assert run["rank"].to_pylist() == [1, 2, 1, 2]
+    kept = search(pa.array(["q"]), queries[:1], index, 2, WIDE, "keep")
+    assert kept["passage_id"].to_pylist() == ["q", "b"]
 
 
 @pytest.mark.parametrize("damage", [np.nan, np.inf])
