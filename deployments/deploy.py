@@ -90,6 +90,6 @@ def next_steps() -> list[str]:
         word = "Then"
     return [
         *steps,
-        f"{word}: start a run, by Run on {url_for(loop)} or by",
+        f"{word}: start a run, by Run on {url_for('deployment', loop.id)} or by",
         "    prefect deployment run joint-loop/manual --param preset=tiny",
     ]

@@ -2,6 +2,7 @@
 
 import contextlib
 import getpass
+import hashlib
 import json
 import os
 import secrets
@@ -34,8 +35,12 @@ class Cluster(BaseModel):
     workers: dict[str, int] = {"cpu": 1, "gpu-infer": 1, "gpu-train": 1}
 
     def save(self) -> None:
-        """Keep the settings, so that the other commands need the folder only."""
+        """Keep the settings, so that the other commands need the folder only.
+
+        Others cannot enter the folder; if we are root, PostgreSQL's user can, but not list it.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
         (self.folder / SETTINGS).write_text(self.model_dump_json(indent=1))
 
     @classmethod
@@ -80,6 +85,12 @@ class Cluster(BaseModel):
             partial.write_text("".join(lines))
             partial.rename(path)
         return dict(line.split("=", 1) for line in path.read_text().split())
+
+    @property
+    def disk(self) -> str:
+        """Name of Swift's disk: its servers answer everybody on this machine who knows it."""
+        secret = self.secrets["EXPANDR_S3_HASH_SECRET"].encode()
+        return f"disk-{hashlib.sha256(secret).hexdigest()}"
 
     def client_environment(self, *, home: Path | None = None) -> dict[str, str]:
         """Return what `prefect`, `expandr` and the workers need to reach this cluster."""

@@ -169,7 +169,7 @@ def _swift(cluster: Cluster, module: str, kind: str) -> Program:
 
 
 def write_configuration(cluster: Cluster) -> None:
-    """Write every configuration file; those with a secret in them are readable by their owner only."""
+    """Write every configuration file; files and folders are for their owner only."""
     folder = cluster.folder
     homes = [
         "api",
@@ -178,8 +178,13 @@ def write_configuration(cluster: Cluster) -> None:
         "client",
         *(f"workers/{name}" for name in workers(cluster)),
     ]
-    for name in ("logs", "run", "redis", "swift", "s3/disk", *homes):
+    for name in ("logs", "run", "redis", "swift", "s3", "workers", *homes):
         (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name).chmod(0o700)
+    disk = folder / "s3" / cluster.disk
+    if (folder / "s3" / "disk").exists():  # as it was called before the name was a secret
+        (folder / "s3" / "disk").rename(disk)
+    disk.mkdir(exist_ok=True)
     values = {
         **{name: str(port) for name, port in cluster.ports.items()},
         "folder": str(folder),
@@ -197,7 +202,7 @@ def write_configuration(cluster: Cluster) -> None:
         _fill("swift-server.conf", folder / "swift" / f"{kind}-server.conf", values | special)
     ports = [word for kind in SWIFT for word in (kind, str(cluster.ports[kind]))]
     rings = _python("infra.local.rings", f"{folder}/swift", *ports)
-    subprocess.run(rings, cwd=REPOSITORY, check=True)
+    subprocess.run(rings, cwd=REPOSITORY, check=True, input=cluster.disk, text=True, umask=0o077)
     _write_supervisor(cluster)
 
 
@@ -223,6 +228,7 @@ def _write_supervisor(cluster: Cluster) -> None:
         "logfile": f"{cluster.folder}/logs/supervisord.log",
         "pidfile": f"{cluster.folder}/run/supervisord.pid",
         "directory": str(cluster.folder),
+        "umask": "077",
     }
     forget = [word for name in cluster.secrets for word in ("--unset", name)]
     for name, program in (services(cluster) | workers(cluster)).items():
@@ -244,5 +250,7 @@ def _write_supervisor(cluster: Cluster) -> None:
         if program.user:
             section["user"] = program.user
         config[f"program:{name}"] = section
-    with (cluster.folder / "supervisord.conf").open("w") as file:
+    path = cluster.folder / "supervisord.conf"
+    path.touch(mode=0o600)
+    with path.open("w") as file:
         config.write(file)

@@ -107,6 +107,19 @@ def test_an_upload_that_is_damaged_on_the_way_is_refused(cluster, tmp_path, monk
     S3.clear_instance_cache()
 
 
+def test_other_users_reach_neither_the_folder_nor_swift_s_own_servers(cluster, s3):
+    s3.put_object(Bucket="expandr", Key="private", Body=b"")
+    modes = {
+        path: path.stat().st_mode & 0o077 for path in cluster.folder.iterdir() if path.is_dir()
+    }
+    assert set(modes.values()) == {0}
+    assert cluster.folder.stat().st_mode & 0o066 == 0
+    for kind in programs.SWIFT:
+        address = f"http://127.0.0.1:{cluster.ports[kind]}"
+        assert httpx.get(f"{address}/disk/0/AUTH_expandr/expandr").status_code == 507
+        assert httpx.get(f"{address}/{cluster.disk}/0/AUTH_expandr/x/y").status_code != 507
+
+
 @pytest.mark.parametrize(
     "name", ["postgres", "redis", "s3", "s3-object", "api", "services", "nginx"]
 )

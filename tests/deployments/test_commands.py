@@ -41,6 +41,7 @@ def test_deploying_says_what_to_do_next():
     said = RUNNER.invoke(app, ["deploy", "--store", "/shared/store"]).output
     assert "prefect worker start --pool cpu\n" in said
     assert "prefect worker start --pool gpu-train --limit 1\n" in said
+    assert "by Run on http://127.0.0.1:" in said
     assert "prefect deployment run joint-loop/manual --param preset=tiny\n" in said
     with get_client(sync_client=True) as server:
         client: Any = server

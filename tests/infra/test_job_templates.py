@@ -49,6 +49,8 @@ def test_the_containers_of_gpu_pools_have_a_gpu_and_its_libraries(pool, gpus):
     image = f"expandr-{'gpu' if gpus else 'cpu'}:0.1.0"
     docker = filled("docker", pool)
     devices = docker["container_create_kwargs"].get("device_requests", [])
+    assert docker["container_create_kwargs"]["cap_drop"] == ["ALL"]
+    assert docker["container_create_kwargs"]["security_opt"] == ["no-new-privileges"]
     assert (docker["image"], [each["count"] for each in devices]) == (image, [1] * gpus)
     pod = filled("kubernetes", pool)["job_manifest"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]

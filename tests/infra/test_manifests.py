@@ -1,15 +1,24 @@
 """Each file is what its reader expects, as far as schemas and linters can tell."""
 
+import contextlib
 import json
+import os
+import re
 import shutil
+import socket
+import subprocess
+import time
 import tomllib
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
+import redis
 import yaml
-from outside import INFRA, run
+from outside import INFRA, program, run
 
 COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
 KUBERNETES = INFRA / "kubernetes"
@@ -33,6 +42,14 @@ def test_a_service_of_compose_waits_only_for_what_can_come(name):
     for volume in service.get("volumes", []):
         source = volume.partition(":")[0]
         assert source in COMPOSE["volumes"] or source.startswith("$") or (INFRA / source).exists()
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_no_process_of_compose_gets_more_rights_than_it_is_given(name):
+    service = COMPOSE["services"][name]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["cap_drop"] == ["ALL"]
+    assert ("user" in service) == (name in ("postgres", "redis"))  # our own images have one
 
 
 def test_the_dockerfile_passes_hadolint():
@@ -92,6 +109,96 @@ def test_the_kustomized_cluster_is_valid_and_complete(rendered):
                 assert secret is None or ("Secret", secret["name"]) in names
             if container["image"].startswith("registry.invalid/"):
                 assert pod["securityContext"]["runAsNonRoot"]
+
+
+def test_every_pod_fits_the_restricted_standard_that_the_namespace_enforces(rendered):
+    (namespace,) = [each for each in rendered if each["kind"] == "Namespace"]
+    assert namespace["metadata"]["labels"] == {"pod-security.kubernetes.io/enforce": "restricted"}
+    others = objects((KUBERNETES / "job-workers.yaml").read_text())
+    template = json.loads((INFRA / "job-templates" / "kubernetes.json").read_text())
+    others.append(template["job_configuration"]["job_manifest"])
+    pods = [each.get("spec", {}).get("template") for each in (*rendered, *others)]
+    pods = [pod["spec"] for pod in pods if pod]
+    assert len(pods) == 11
+    for pod in pods:
+        outer = pod["securityContext"]
+        assert outer["runAsNonRoot"] and outer["runAsUser"] > 0
+        assert outer["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in pod["containers"]:
+            inner = container["securityContext"]
+            assert inner["allowPrivilegeEscalation"] is False
+            assert inner["capabilities"] == {"drop": ["ALL"]}
+
+
+def words_of(value: Any) -> Iterator[str]:
+    """Yield every string in commands, arguments and checks."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for each in value:
+            yield from words_of(each)
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from words_of(each)
+
+
+def test_no_password_is_an_argument_of_a_process(rendered):
+    processes = [
+        service.get(name)
+        for service in COMPOSE["services"].values()
+        for name in ("command", "healthcheck", "pre_stop")
+    ]
+    for each in rendered:
+        for container in (
+            each.get("spec", {}).get("template", {}).get("spec", {}).get("containers", [])
+        ):
+            processes += [
+                container.get(name)
+                for name in ("command", "args", "lifecycle", "readinessProbe", "livenessProbe")
+            ]
+    words = list(words_of(processes))
+    assert len(words) > 80
+    filled_in = {name for word in words for name in re.findall(r"(?<!\$)\$[({](\w+)", word)}
+    assert filled_in <= {"POOL", "NAME", "LIMIT", "PREFECT_SERVER_API_AUTH_STRING"}
+
+
+def redis_commands() -> dict[str, list[str]]:
+    compose = [word.replace("$$", "$") for word in COMPOSE["services"]["redis"]["command"]]
+    (pods,) = [
+        each
+        for each in objects((KUBERNETES / "redis.yaml").read_text())
+        if "template" in each["spec"]
+    ]
+    return {
+        "compose": compose,
+        "kubernetes": pods["spec"]["template"]["spec"]["containers"][0]["args"],
+    }
+
+
+@pytest.mark.parametrize("setup", ["compose", "kubernetes"])
+def test_redis_asks_for_the_password_and_does_not_show_it(setup, tmp_path):
+    program("redis-server")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = redis_commands()[setup]
+    command[-1] = command[-1].replace("appendonly yes", f"appendonly yes\nport {port}")
+    environment = os.environ | {"REDISCLI_AUTH": "canary"}
+    log = (tmp_path / "log").open("w")
+    server = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log)
+    try:
+        client = redis.Redis(port=port, password="canary")
+        deadline = time.monotonic() + 30
+        while server.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(redis.ConnectionError):
+                client.ping()
+                break
+        assert client.config_get("appendonly") == {"appendonly": "yes"}
+        with pytest.raises(redis.AuthenticationError):
+            redis.Redis(port=port).ping()
+        assert b"canary" not in Path(f"/proc/{server.pid}/cmdline").read_bytes()
+    finally:
+        server.terminate()
+    assert server.wait(30) == 0  # the shell is gone, so that a stop reaches Redis
 
 
 @pytest.mark.parametrize(("pool", "gpus"), [("cpu", None), ("gpu-infer", 1), ("gpu-train", 1)])
