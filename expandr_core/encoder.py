@@ -47,7 +47,6 @@ def load_retriever(folder: Path, device: str, encoding: EncodingOptions) -> "Sen
     Raises:
         DataError: if the folder is no such model, or is one that we could not use faithfully.
     """
-    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
     from transformers.utils.logging import disable_progress_bar
 
     from expandr_core.sentence_models import load_sentence_model
@@ -64,15 +63,27 @@ def load_retriever(folder: Path, device: str, encoding: EncodingOptions) -> "Sen
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise DataError(f"{folder}: the retriever cannot be loaded: {error}") from error
     refuse_default_prompt(folder, model)
-    first: Any = model[0]
-    if isinstance(first, StaticEmbedding):  # its limit, if any, is the tokenizer's
-        truncation = first.tokenizer.truncation
-        own = truncation["max_length"] if truncation else encoding.max_tokens
-        first.tokenizer.enable_truncation(min(own, encoding.max_tokens))
-    else:
-        own = model.max_seq_length or encoding.max_tokens
-        model.max_seq_length = min(own, encoding.max_tokens)
+    limit_texts(model, encoding.max_tokens)
     return model.float().eval()
+
+
+def limit_texts(model: "SentenceTransformer", max_tokens: int) -> None:
+    """Let a model cut longer texts, each of its encoders by itself, if it does not cut shorter."""
+    from sentence_transformers.base.modules import Router
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    first: Any = model[0]
+    routes: list[Any] = [first]
+    if isinstance(first, Router):
+        routes = [modules[0] for modules in first.sub_modules.values()]  # pyright: ignore[reportIndexIssue]
+    for encoder in routes:
+        if isinstance(encoder, StaticEmbedding):  # its limit, if any, is the tokenizer's
+            truncation = encoder.tokenizer.truncation
+            own = truncation["max_length"] if truncation else max_tokens
+            encoder.tokenizer.enable_truncation(min(own, max_tokens))
+        else:
+            own = getattr(encoder, "max_seq_length", None) or max_tokens
+            encoder.max_seq_length = min(own, max_tokens)
 
 
 def refuse_default_prompt(folder: Path, model: "SentenceTransformer") -> None:

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER, MANIFEST = "adapter_config.json", "manifest.json"
 SENTENCE_CONFIG = "config_sentence_transformers.json"
+ROUTER = "router_config.json"
 CONVERT = "python -m expandr_core.convert_weights"
 ANCHORDR = "expandr_core.anchordr.AnchorDR"  # the one module of ours that a folder may name
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"}
@@ -44,7 +45,7 @@ def model_files(folder: Path) -> list[str]:
 
 
 def module_folders(folder: Path) -> list[Path]:
-    """Return the model's folder and those of its sentence-transformers modules."""
+    """Return the model's folder and those of its sentence-transformers modules, routed ones too."""
     names = {"", *(str(module.get("path", "")) for module in _modules(folder))}
     folders = [(folder / name).resolve() for name in sorted(names)]
     if not all(part.is_relative_to(folder.resolve()) for part in folders):
@@ -99,7 +100,29 @@ def _modules(folder: Path) -> list[dict[str, Any]]:
     modules = _read_json(path) if path.is_file() else []
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise DataError(f"{path}: not a list of modules; get the file again")
-    return modules
+    return [
+        each
+        for module in modules
+        for each in (module, *routed(folder, str(module.get("path", ""))))
+    ]
+
+
+def routed(folder: Path, path: str) -> list[dict[str, str]]:
+    """Return type and path of the modules of a router, which has one encoder for each kind of text.
+
+    Args:
+        folder: the model's.
+        path: of a module in it; if that is no router, it has none.
+    """
+    for name in (ROUTER, "config.json"):  # the latter is what older versions wrote
+        config = folder / path / name
+        found = _read_json(config) if config.is_file() else None
+        if isinstance(found, dict) and isinstance(found.get("types"), dict):
+            return [
+                {"type": str(kind), "path": f"{path}/{name}".strip("/")}
+                for name, kind in found["types"].items()
+            ]
+    return []
 
 
 def check_folder(folder: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any, cast
 from expandr_core.conventions import Convention
 from expandr_core.errors import DataError
 from expandr_core.models import first_line
+from expandr_core.portable import OLD, pooling
 
 
 def write_modules(folder: Path, convention: Convention) -> None:
@@ -19,19 +20,19 @@ def write_modules(folder: Path, convention: Convention) -> None:
     Raises:
         DataError: if the model is not an encoder, or its weights or tokenizer do not fit.
     """
-    from sentence_transformers.sentence_transformer.modules import Pooling
-
     config = _check_model(folder)
     limit = min(convention.max_tokens, getattr(config, "max_position_embeddings", None) or 10**9)
     if convention.pooling == "lasttoken":
         _end_texts(folder)
-    pooling = folder / "1_Pooling"
-    pooling.mkdir()
-    Pooling(config.hidden_size, convention.pooling).save(str(pooling))
-    classes = "sentence_transformers.sentence_transformer.modules"
+    said = {"embedding_dimension": config.hidden_size, "include_prompt": True}
+    part = folder / "1_Pooling"
+    part.mkdir()
+    (part / "config.json").write_text(
+        json.dumps(pooling(said | {"pooling_mode": convention.pooling}), indent=2)
+    )
     modules = [
-        {"idx": 0, "name": "0", "path": "", "type": f"{classes}.Transformer"},
-        {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{classes}.Pooling"},
+        {"idx": 0, "name": "0", "path": "", "type": f"{OLD}.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{OLD}.Pooling"},
     ]
     limits = {"max_seq_length": limit, "do_lower_case": False}
     (folder / "modules.json").write_text(json.dumps(modules, indent=2))

@@ -13,6 +13,7 @@ from expandr_core.conventions import CONVENTIONS, Convention
 from expandr_core.errors import DataError
 from expandr_core.model_folder import ANCHORDR
 from expandr_core.models import Similarity
+from expandr_core.portable import saved_modules
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -117,16 +118,10 @@ def complete(
     _settle(folder, convention, known, similarity, prompts)
 
 
-def _modules(folder: Path) -> list[tuple[str, Path]]:
-    """Return class name and folder of each module."""
-    modules = json.loads((folder / "modules.json").read_bytes())
-    return [(module["type"].rpartition(".")[2], folder / module["path"]) for module in modules]
-
-
 def _check_pooling(folder: Path, convention: str, known: Convention) -> None:
     from sentence_transformers.sentence_transformer.modules import Pooling
 
-    for name, path in _modules(folder):
+    for name, path in saved_modules(folder):
         if name == "Pooling":
             mode = Pooling.load(str(path)).pooling_mode
             _same(path / "config.json", "pooling", mode, convention, known.pooling)
@@ -163,7 +158,8 @@ def _similarity(
         return known.similarity
     if chosen != "model":
         return chosen
-    if _modules(path.parent)[-1][0] == "Normalize":
+    modules = json.loads((path.parent / "modules.json").read_bytes())
+    if modules[-1]["type"].rpartition(".")[2] == "Normalize":
         return "cosine"
     raise DataError(
         f"{path}: no similarity_fn_name, and the vectors are not normalised, so nothing says how "

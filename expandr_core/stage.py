@@ -161,6 +161,7 @@ def run_stage(spec: StageSpec, store: Store, progress: Progress) -> Artifact:
         module_of(spec.stage).run(job)
         story = provenance(spec, job.counts, time.monotonic() - started)
         story |= {"start_seconds": progress.seconds}
+        _as_the_umask_says(job.out)
         artifact = store.commit(spec.key, job.out, job.parts, story)
         shutil.rmtree(work, ignore_errors=True)
         return artifact
@@ -211,6 +212,14 @@ def _make_folders(job: Job) -> None:
     shutil.rmtree(job.out, ignore_errors=True)
     job.out.mkdir()
     job.checkpoints.mkdir(exist_ok=True)
+
+
+def _as_the_umask_says(out: Path) -> None:
+    """Give files the access that a new folder has; safetensors writes its own for the owner alone."""
+    access = out.stat().st_mode & 0o666
+    for path in out.rglob("*"):
+        if path.is_file():
+            path.chmod(access)
 
 
 def run_shard(

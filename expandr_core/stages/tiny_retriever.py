@@ -14,13 +14,14 @@ from expandr_core.bpe import train_bpe
 from expandr_core.corpus_sample import sample_passages
 from expandr_core.errors import DataError
 from expandr_core.options import TinyRetrieverOptions
+from expandr_core.portable import make_portable
 from expandr_core.seeding import derive_seed
 from expandr_core.stage import Job
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-VERSION = 1
+VERSION = 2
 ROLE = "train"
 ISOLATION = "always"
 OPTIONS = TinyRetrieverOptions
@@ -47,6 +48,7 @@ def run(job: Job) -> None:
     pairs = list(crop_pairs(passages, options.steps, options.batch_size, random))
     model, loss = _train(job, tokenizer, pairs)
     model.save(str(job.out), create_model_card=False)
+    make_portable(job.out)
     job.counts |= {
         "passages": len(passages),
         "crop_pairs": len(pairs),

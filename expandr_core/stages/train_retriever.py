@@ -3,30 +3,37 @@
 Input roles: `retriever` (the model to start from), `examples` (a retriever.parquet), `expansions`
 (shards; without them, the paper's baseline SFT is trained on the same rows, as many times), and
 `negatives` (a negatives.parquet, for examples that bring no hard negatives). Writes a folder as
-`SentenceTransformer.save` does, and training_log.parquet (step, loss, dev_ndcg_at_10).
+`SentenceTransformer.save` does, which says itself how it was used (similarity, prompts, longest text);
+expansion.json, how queries are expanded and fused; and training_log.parquet (step, loss,
+dev_ndcg_at_10).
 
 Differs from the reference: temperature and normalisation are those of reward and evaluation, known
 positives are never negatives, a place without a hard negative stays empty, and with a dev part the
 weights that are best on it are kept.
 """
 
+import json
 import logging
 import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from expandr_core.errors import DataError
 from expandr_core.events import Progress
-from expandr_core.options import ContrastiveTrainingOptions, EncodingOptions
+from expandr_core.model_folder import SENTENCE_CONFIG
+from expandr_core.options import ContrastiveTrainingOptions, EncodingOptions, identity
 from expandr_core.seeding import derive_seed
 from expandr_core.stage import Job
 
 if TYPE_CHECKING:
     from expandr_core.retriever_trainer import History, Weights
 
-VERSION = 3
+VERSION = 4
 ROLE = "train"
 ISOLATION = "always"
+USE = "expansion.json"
 log = logging.getLogger(__name__)
 
 
@@ -93,6 +100,7 @@ def run(job: Job) -> None:
         job.counts |= train(task, device, job.progress)
     else:
         job.counts |= launch(train_with_others, options.processes, task, device)
+    _write_use(job, options)
 
 
 def train_with_others(task: Task, device: str) -> dict[str, float]:
@@ -136,7 +144,7 @@ def train(task: Task, device: str, report: Progress) -> dict[str, float]:
     history = trainer.train(report, task.checkpoint)
     if not rank():
         _write_log(history, task.out)
-        _save(history.best or model.state_dict(), task.retriever, task.out)
+        _save(history.best or model.state_dict(), task)
     return rows.counts() | _counts(history)
 
 
@@ -168,10 +176,54 @@ def _counts(history: "History") -> dict[str, float]:
     return counts
 
 
-def _save(weights: "Weights", start: Path, folder: Path) -> None:
-    """Save trained weights with everything else as in the start model, its limits included."""
+def _save(weights: "Weights", task: Task) -> None:
+    """Save trained weights with everything else as in the start model, as it was trained to be used."""
+    from expandr_core.encoder import limit_texts, normalizes
+    from expandr_core.portable import make_portable
     from expandr_core.sentence_models import load_sentence_model
 
-    trained: Any = load_sentence_model(start, "cpu").float()
+    encoding = task.options.encoding
+    if not all(bool(weight.isfinite().all()) for weight in weights.values()):
+        raise DataError("weights are no numbers after the last step; lower training.learning_rate")
+    trained: Any = load_sentence_model(task.retriever, "cpu").float()
     trained.load_state_dict(weights)
-    trained.save(str(folder), create_model_card=False)
+    limit_texts(trained, encoding.max_tokens)
+    trained.similarity_fn_name = "cosine" if normalizes(trained, encoding) else "dot"
+    trained.save(str(task.out), create_model_card=False)
+    make_portable(task.out)
+    for path in sorted(task.retriever.iterdir()):  # licence, notice, model card
+        kept = path.suffix.lower() in ("", ".md", ".txt") and path.is_file()
+        if kept and not (task.out / path.name).exists():
+            shutil.copyfile(path, task.out / path.name)
+
+
+def _write_use(job: Job, options: OPTIONS) -> None:
+    """Write down how queries are expanded, and how the vectors of query and expansions become one."""
+    config = json.loads((job.out / SENTENCE_CONFIG).read_bytes())
+    use = {
+        "expansion": _expansion(job) if options.expansion_weight else None,
+        "fusion": {
+            "expansion_weight": options.expansion_weight,
+            "normalize": config["similarity_fn_name"] == "cosine",
+            "rule": "scale each vector to length 1 if normalize, average the expansions' vectors and "
+            "scale the mean likewise; expansion_weight of it and the rest of the query's vector, "
+            "scaled likewise, is searched with",
+        },
+        "encoding": identity(options.encoding),
+    }
+    (job.out / USE).write_text(json.dumps(use, indent=1, ensure_ascii=False))
+
+
+def _expansion(job: Job) -> dict[str, Any] | None:
+    """Return prompt and sampling of the expansions that the training saw; None if there were none."""
+    from expandr_core.prompts import PROMPTS
+    from expandr_core.stages import expand
+
+    artifact = job.spec.inputs.get("expansions")
+    said = job.store.manifest(artifact.key).get("options") if artifact else None
+    if not said:
+        return None
+    asked = identity(expand.OPTIONS(**said))
+    sampling = {name: value for name, value in asked["sampling"].items() if name != "samples"}
+    kept = {name: asked[name] for name in ("prompt", "max_prompt_tokens", "engine")}
+    return kept | {"text": PROMPTS[asked["prompt"]], "sampling": sampling}

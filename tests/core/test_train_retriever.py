@@ -146,12 +146,6 @@ def test_a_loss_that_is_not_a_number_stops_the_stage(store):
         trained(store, make_inputs(store), encoding=DOT, learning_rate=1e30)
 
 
-def test_the_model_keeps_its_own_length_limit(store):
-    inputs = make_inputs(store)
-    artifact = trained(store, inputs, epochs=1, encoding=EncodingOptions(max_tokens=8))
-    assert artifact.files["tokenizer.json"] == inputs["retriever"].files["tokenizer.json"]
-
-
 def test_the_best_step_on_the_dev_part_is_kept(store):
     """With a learning rate that soon ruins the model, the best step is not the last."""
     inputs = make_inputs(store)
