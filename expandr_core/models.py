@@ -61,7 +61,7 @@ def _download(model: str) -> Path:
 
 
 def check_llm(folder: Path) -> dict[str, int]:
-    """Check that a folder holds a causal language model with tokenizer and chat template.
+    """Check that a folder holds a causal language model with tokenizer and chat template, and try it.
 
     Returns:
         The layers that an adapter can adapt (see `adapters.linear_layers`).
@@ -72,6 +72,8 @@ def check_llm(folder: Path) -> dict[str, int]:
     from transformers import AutoTokenizer
 
     from expandr_core.adapters import linear_layers
+    from expandr_core.finite import check_finite
+    from expandr_core.llm_trial import try_llm
 
     _check_architecture(folder)
     try:
@@ -85,6 +87,8 @@ def check_llm(folder: Path) -> dict[str, int]:
         ) from error
     model = _without_weights(folder)
     _check_tokenizer(folder, tokenizer, model)
+    check_finite(folder, model)
+    try_llm(folder, model)
     return linear_layers(model)
 
 

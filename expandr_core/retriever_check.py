@@ -6,6 +6,7 @@ import numpy as np
 
 from expandr_core.encoder import Encoder, Vectors
 from expandr_core.errors import DataError
+from expandr_core.finite import check_finite
 from expandr_core.models import first_line
 from expandr_core.options import EncodingOptions
 
@@ -32,6 +33,7 @@ def check(folder: Path, encoding: EncodingOptions) -> None:
     text = ""
     try:
         encoder = Encoder(folder, "cpu", encoding)
+        check_finite(folder, encoder.model)
         sentences = [*SENTENCES, *_own_words(encoder)]
         found["queries"] = encoder.encode_queries(sentences)
         found["passages"] = encoder.encode_passages(sentences)

@@ -66,7 +66,8 @@ def check_adapter(imported: Mapping[str, Artifact], options: JointLoopOptions) -
     if "llm" in imported:
         counts = imported["llm"].counts
         layers = [name.removeprefix(LAYERS) for name in counts if name.startswith(LAYERS)]
-    check_targets(layers, options.dpo.lora.targets)
+    if layers:  # an import of before tells none; DPO checks it itself
+        check_targets(layers, options.dpo.lora.targets)
 
 
 def build_llm(work: Workspace, data: Data, options: JointLoopOptions) -> Artifact:

@@ -1,7 +1,9 @@
 """Language models that are not Llamas: hybrids and mixtures write right texts, others are refused."""
 
 import json
+import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +14,11 @@ from safetensors.torch import load_file, save_file
 from tiny_models import BOS, EOS, make_tokenizer
 from transformers import AutoModelForCausalLM
 
+from expandr_core import finite
 from expandr_core.adapters import check_targets, layers_to_adapt, linear_layers
 from expandr_core.errors import DataError
 from expandr_core.generator import Request, TransformersGenerator
+from expandr_core.llm_trial import try_llm
 from expandr_core.models import check_folder, check_llm
 from expandr_core.options import LoRAOptions, SamplingOptions
 from expandr_core.stages.tiny_llm import LAYERS
@@ -193,3 +197,41 @@ def test_all_linear_stands_alone():
     assert LoRAOptions(targets=("all-linear",)).targets == ("all-linear",)
     with pytest.raises(ValueError, match="'all-linear' stands alone"):
         LoRAOptions(targets=("all-linear", "q_proj"))
+
+
+# Whether it can be used is tried
+
+
+def test_weights_are_looked_through_piece_by_piece_and_masks_may_be_infinite(tmp_path, monkeypatch):
+    """Pythia's masks, which transformers ignores, became minus infinity when they were halved."""
+    monkeypatch.setattr(finite, "PIECE", 100)
+    folder = save(tmp_path / "llm", "GPTNeoXConfig")
+    weights = load_file(folder / "model.safetensors")
+    weights["gpt_neox.layers.0.attention.masked_bias"] = torch.tensor(-torch.inf).half()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    check_llm(folder)
+    name = "gpt_neox.layers.1.mlp.dense_4h_to_h.weight"
+    weights[name][-1, -1] = torch.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DataError, match=rf"model\.safetensors: {name} holds numbers .* not finite"):
+        check_llm(folder)
+
+
+def test_a_model_that_fails_at_its_first_text_is_refused(tmp_path):
+    folder = save(tmp_path / "llm", "LlamaConfig")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = torch.full((32,), 3e38)  # finite, and logits are not
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DataError, match=f"{folder}: .*not finite"):
+        check_llm(folder)
+
+
+def test_a_model_that_the_memory_does_not_hold_is_accepted_without_a_text(tmp_path, caplog):
+    folder = save(tmp_path / "llm", "LlamaConfig", hidden_size=64)
+    model = SimpleNamespace(
+        parameters=lambda: [SimpleNamespace(numel=lambda: 10**15)],
+        config=SimpleNamespace(),
+    )
+    with caplog.at_level(logging.WARNING, "expandr_core"):
+        try_llm(folder, model)
+    assert "no text was tried; the model takes 4000000.0 GB" in caplog.text

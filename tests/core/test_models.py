@@ -147,6 +147,18 @@ def without_head(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
+def diverged(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"][3, 1] = float("inf")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def diverged_in_bytes(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["scale"] = torch.tensor([1.0, float("nan")]).to(torch.float8_e4m3fn)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
 def lost_shard(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     index = {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
@@ -171,6 +183,8 @@ def adapter(folder: Path) -> None:
         (no_weights, ["no weights"]),
         (truncated, ["model.safetensors: damaged", "again"]),
         (without_head, ["missing keys: lm_head.weight"]),
+        (diverged, ["model.layers.0.mlp.up_proj.weight", "not finite"]),
+        (diverged_in_bytes, ["scale holds numbers", "not finite"]),
         (lost_shard, ["model-00001-of-00002.safetensors is missing", "index.json lists it"]),
         (adapter, ["an adapter", "merge it"]),
         (
@@ -229,7 +243,7 @@ def outside(folder: Path) -> None:
     ("damage", "parts"),
     [
         (foreign_module, ["custom_st.Transformer", "not run"]),
-        (not_finite, ["nan", "finite"]),
+        (not_finite, ["model.safetensors: embedding.weight", "nan", "finite"]),
         (outside, ["outside the folder"]),
         (lambda folder: (folder / "tokenizer.json").unlink(), ["does not work"]),
         (truncated, ["damaged"]),
