@@ -63,6 +63,17 @@ class S3(S3FileSystem):
                 return await super()._info(path, *arguments, **named)
             raise
 
+    async def _expand_path(
+        self,
+        path: str | list[str],
+        recursive: bool = False,
+        maxdepth: int | None = None,
+        assume_literal: bool = True,
+    ) -> list[str]:
+        """List what is at a path, as it is: brackets and stars in names are no pattern here."""
+        paths = [path] if isinstance(path, str) else path
+        return await super()._expand_path(paths, recursive, maxdepth, assume_literal=True)
+
     async def _cat_file(self, *arguments: Any, **named: Any) -> Any:
         named["max_concurrency"] = 1  # more would ask for the size first, and here all is small
         return await _patiently(super()._cat_file, *arguments, **named)

@@ -201,3 +201,14 @@ def test_damaged_parts_of_many_are_found_and_stay(remote, s3):
 def test_a_store_is_a_folder_or_on_s3(tmp_path):
     with pytest.raises(DataError, match="a store is a folder or s3"):
         Store("memory://bucket", tmp_path)
+
+
+def test_brackets_in_a_store_s_name_are_no_pattern(s3, tmp_path):
+    plain, bracketed = (
+        Store(f"s3://bucket/{name}", tmp_path / name) for name in ("stores1", "stores[1]")
+    )
+    for store in (plain, bracketed):
+        put(store, KEY, {"x": "x"})
+    bracketed.remove(KEY)
+    left = [each["Key"] for each in s3.client.list_objects_v2(Bucket="bucket")["Contents"]]
+    assert [name.split("/")[0] for name in left if name.endswith("/x")] == ["stores1"]
