@@ -1,10 +1,8 @@
 """Garbage collection: find what no kept run needs, and what dead work left behind.
 
 An artifact is kept if a kept run used it, or if it is young, and with it everything that its lineage
-names (inputs and shards, up to the data). Nothing younger than the limit goes. So a run that goes on
-loses nothing that it made; but it has no record yet, so an old artifact that it *found* is safe only
-if a kept run used it as well, or once the run has made something of it. If it is gone all the same,
-the run fails at reading it, and makes it again when it is retried.
+names (inputs and shards, up to the data). Nothing younger than the limit goes, and nothing that the
+note of a run names which went on since then. So a run that goes on keeps what it made and what it found.
 """
 
 import contextlib
@@ -22,7 +20,7 @@ from typing import Any
 from expandr_core.filesystems import flock
 from expandr_core.manifests import MANIFEST, DamagedArtifact, is_key
 from expandr_core.read_cache import last_change, size_of
-from expandr_core.run_records import read_record
+from expandr_core.run_records import NOTES, read_record
 from expandr_core.store import Store
 
 log = logging.getLogger(__name__)
@@ -69,6 +67,13 @@ def find_garbage(store: Store, keep_runs: int | None, before: datetime) -> list[
         key, _, rest = path.partition("/")
         artifacts.setdefault(key, {})[rest] = facts
     needed = {key for name in kept for key in _keys_in(_read(store, name))}
+    notes = _list(store, NOTES)
+    needed |= {
+        key
+        for path, (_, changed) in notes.items()
+        if changed >= before and not path.startswith(".")
+        for key in _keys_in(read_record(store.filesystem, f"{store.root}/{NOTES}", path[:-5]))
+    }
     needed |= {
         key
         for key, files in artifacts.items()
@@ -80,6 +85,11 @@ def find_garbage(store: Store, keep_runs: int | None, before: datetime) -> list[
         Garbage("run", path, *runs[path], _remover(store, "runs", path))
         for path in runs
         if path in dropped or (path.startswith(".") and runs[path][1] < before)
+    ]
+    found += [
+        Garbage("run that did not end", path, *notes[path], _remover(store, NOTES, path))
+        for path in notes
+        if notes[path][1] < before
     ]
     found += sorted(_artifacts(store, artifacts, needed, before), key=lambda each: each.changed)[
         ::-1

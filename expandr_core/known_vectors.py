@@ -10,7 +10,6 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from expandr_core.artifacts import Artifact
-from expandr_core.manifests import DamagedArtifact, sha256_of
+from expandr_core.manifests import DamagedArtifact, flow_run_of, sha256_of
 from expandr_core.store import Store
 
 log = logging.getLogger(__name__)
@@ -165,7 +164,7 @@ class KnownVectors:
 
 
 def encodings_with(
-    store: Store, stage: str, name: str, sha256: str, passages: int, since: datetime | None
+    store: Store, stage: str, name: str, sha256: str, passages: int, made_by: str
 ) -> list[dict[str, Any]]:
     """Return the manifests of finished encodings that have a certain file.
 
@@ -176,15 +175,15 @@ def encodings_with(
         sha256: of the file.
         passages: encodings of about so many come first, since they may be of the same corpus; then
             the latest.
-        since: older ones are left out; to the second, as manifests note it.
+        made_by: those of other Prefect flow runs are left out, if it is not empty.
     """
 
     def read(key: str) -> dict[str, Any] | None:
         with contextlib.suppress(FileNotFoundError, DamagedArtifact):
             manifest = store.manifest(key)
             files = {file["path"]: file["sha256"] for file in manifest["files"]}
-            old = since and datetime.fromisoformat(manifest["created"]) < since
-            if files.get(name) == sha256 and not old:
+            other = made_by and flow_run_of(manifest) != made_by
+            if files.get(name) == sha256 and not other:
                 return manifest
         return None
 

@@ -159,6 +159,12 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a number that JSON has")
 
 
+def flow_run_of(manifest: dict[str, Any]) -> str:
+    """Return the id of the Prefect flow run that an artifact was made for; empty if for none."""
+    runtime = manifest.get("runtime")
+    return str(runtime.get("prefect_flow_run", "")) if isinstance(runtime, dict) else ""
+
+
 def _seal(manifest: dict[str, Any]) -> str:
     text = json.dumps(manifest, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()

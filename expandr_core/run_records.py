@@ -1,4 +1,7 @@
-"""Records of runs: which artifacts each used, in order. One JSON file each, named by the run."""
+"""Records of runs: which artifacts each used, in order. One JSON file each, named by the run.
+
+A run that goes on, or has failed, has a note in the folder NOTES instead.
+"""
 
 import json
 import logging
@@ -10,6 +13,7 @@ from fsspec import AbstractFileSystem
 from expandr_core.errors import DataError
 
 log = logging.getLogger(__name__)
+NOTES = "begun"
 
 
 def write_record(

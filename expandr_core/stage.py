@@ -29,7 +29,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -188,11 +187,16 @@ def count_shards(spec: StageSpec, store: Store) -> int:
 
 
 def find(spec: StageSpec, store: Store) -> Artifact | None:
-    """Look the artifact up; one from before `fresh_since` in the spec's runtime does not count."""
-    since = spec.runtime.get("fresh_since")
-    if not since:
-        return store.lookup(spec.key)
-    return store.lookup(spec.key, not_before=datetime.fromisoformat(since))
+    """Look the artifact up; in a fresh run, only what was made for this run counts.
+
+    That is told by the run's id, and not by times, which are those of other machines' clocks.
+    """
+    return store.lookup(spec.key, only_of(spec))
+
+
+def only_of(spec: StageSpec) -> str:
+    """Return the id of the flow run whose artifacts alone count; empty if all do."""
+    return spec.runtime["prefect_flow_run"] if spec.runtime.get("fresh") else ""
 
 
 def _job(

@@ -22,7 +22,6 @@ import logging
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ from expandr_core.manifests import (
     MANIFEST,
     DamagedArtifact,
     describe_files,
-    fact,
+    flow_run_of,
     is_key,
     reference,
     sealed,
@@ -49,7 +48,7 @@ from expandr_core.manifests import (
     unsealed,
 )
 from expandr_core.read_cache import ReadCache
-from expandr_core.run_records import read_records, write_record
+from expandr_core.run_records import NOTES, read_records, write_record
 
 log = logging.getLogger(__name__)
 _FILES_AT_ONCE = 8
@@ -129,16 +128,15 @@ class Store:
         """
         return unsealed(self.filesystem.cat_file(f"{self._folder(key)}/{MANIFEST}"), key)
 
-    def lookup(self, key: str, not_before: datetime | None = None) -> Artifact | None:
+    def lookup(self, key: str, made_by: str = "") -> Artifact | None:
         """Return the artifact if it is there and whole; warn of a damaged one.
 
         Args:
             key: the artifact's key.
-            not_before: an older artifact counts as not there, and stays. With a time zone; the
-                second counts, since manifests note no less.
+            made_by: the artifact of another Prefect flow run counts as not there, and stays.
         """
         try:
-            if not_before and _created(self.manifest(key)) < not_before.replace(microsecond=0):
+            if made_by and flow_run_of(self.manifest(key)) != made_by:
                 return None
             return self.verify(key)
         except FileNotFoundError:
@@ -372,6 +370,19 @@ class Store:
         """Keep the record of a run: which artifacts it used, in order."""
         write_record(self.filesystem, self._at("runs"), name, record)
 
+    def write_note(self, name: str, note: dict[str, Any]) -> None:
+        """Keep a note of a run that has no record: it goes on, or has failed."""
+        write_record(self.filesystem, self._at(NOTES), name, note)
+
+    def drop_note(self, name: str) -> None:
+        """Remove a run's note, once it has a record."""
+        with contextlib.suppress(FileNotFoundError):
+            self.filesystem.rm_file(self._at(NOTES, f"{name}.json"))
+
+    def notes(self) -> list[dict[str, Any]]:
+        """Return the notes of all runs without a record, oldest first; see `records`."""
+        return list(read_records(self.filesystem, self._at(NOTES)))
+
     def records(self) -> list[dict[str, Any]]:
         """Return the records of all runs, oldest first; a broken one is left out with a warning."""
         return list(read_records(self.filesystem, self._at("runs")))
@@ -384,12 +395,3 @@ def _is_same(path: Path, sha256: str) -> bool:
 def _is_within(path: str, folder: str) -> bool:
     """Tell whether a file lies in a folder itself, and not behind a link."""
     return Path(path).resolve().is_relative_to(Path(folder).resolve())
-
-
-def _created(manifest: dict[str, Any]) -> datetime:
-    """Return when an artifact was made."""
-    try:
-        created = datetime.fromisoformat(fact(manifest, "created"))
-    except (TypeError, ValueError) as error:
-        raise DamagedArtifact(f"{manifest['key']}: its time of making is none") from error
-    return created if created.tzinfo else created.replace(tzinfo=UTC)

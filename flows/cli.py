@@ -1,6 +1,7 @@
 """The command line: `expandr --help`."""
 
 import importlib
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,6 +31,23 @@ app.add_typer(plan_command)
 app.add_typer(cluster_commands)
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        names = {"expandr": "expandr-on-prefect", "Prefect": "prefect"}
+        versions = (f"{name} {metadata.version(of)}" for name, of in names.items())
+        out.print(*versions, sep=", ", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say it.")
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def run(
     config: Annotated[Path, typer.Argument(help="YAML file of options; the rest are defaults.")],
@@ -41,7 +59,8 @@ def run(
 
     Run it again after a crash or a kill: every finished stage and shard is found in the store.
     """
-    _run_loop(load_options(config, seed, changes or []), store)
+    said = [str(config), *_changes(seed, changes)]
+    _run_loop(load_options(config, seed, changes or []), store, said)
 
 
 @app.command()
@@ -52,11 +71,25 @@ def demo(store: StoreOption = "store", seed: SeedOption = None, changes: SetOpti
         fail(
             f"{config} is missing; install from a clone, with `make install` or `pip install -e .`"
         )
-    _run_loop(load_options(config, seed, changes or []), store)
+    said = ["demo", *_changes(seed, changes)]
+    _run_loop(load_options(config, seed, changes or []), store, said)
     out.print(
         "\nThis is a demonstration: an invented world and models of a million parameters, which "
         "show the mechanism\nand not the paper's numbers. Another world: [bold]--seed 1[/bold]."
     )
+
+
+@app.command()
+def runs(
+    store: StoreOption = "store",
+    limit: Annotated[int, typer.Option(min=1, help="Runs to list, the latest.")] = 30,
+) -> None:
+    """List the runs in the store, those that go on and that failed too, with what they brought."""
+    with complaints():
+        from flows.runs import print_runs
+        from tasks.stage import open_store
+
+        print_runs(out, open_store(absolute(store)), limit)
 
 
 @app.command()
@@ -139,11 +172,13 @@ def evaluate(
             fail(f"--input {name}: only {', '.join(named)} can be given")
         named[name].append(value)
     with complaints(AGAIN):
+        from prefect import tags
+
         from flows.evaluate_suite import evaluate_suite
         from flows.model_pairs import MeasuredModels
         from flows.preflight import check_suite
         from flows.show import print_leaderboard
-        from flows.temporary_server import prefect_server
+        from flows.temporary_server import begun, prefect_server
 
         models = MeasuredModels(
             runs=tuple(runs or ()),
@@ -153,9 +188,14 @@ def evaluate(
         )
         wanted, store = tuple(datasets.split(",")), absolute(store)
         check_suite(wanted, options, models, store)
-        with prefect_server(say):
-            summary = evaluate_suite(
-                wanted, options=options, models=models, samples=samples, store=store
+        with prefect_server(say), tags(str(config), *_changes(seed, changes)):
+            summary = begun(
+                evaluate_suite,
+                datasets=wanted,
+                options=options,
+                models=models,
+                samples=samples,
+                store=store,
             )
         print_leaderboard(out, summary.store, summary.leaderboard)
 
@@ -209,7 +249,7 @@ def stage(
     options = load_options(config, seed, changes or [])
     with complaints(AGAIN):
         from flows.preflight import check_data, check_store
-        from flows.temporary_server import prefect_server
+        from flows.temporary_server import begun, prefect_server
 
         flow = getattr(importlib.import_module(f"flows.{name}"), name)
         pairs = (text.partition("=") for text in inputs or [])
@@ -222,21 +262,29 @@ def stage(
         if name == "prepare":
             check_data(options)
         with prefect_server(say):
-            for title, artifact in flow(options=options, store=absolute(store), **named):
+            for title, artifact in begun(flow, options=options, store=absolute(store), **named):
                 out.print(f"{title}: {artifact.key}", highlight=False)
 
 
-def _run_loop(options: JointLoopOptions, store: str) -> None:
+def _changes(seed: int | None, changes: list[str] | None) -> list[str]:
+    """Return what was said on the command line to change a config."""
+    return [*(changes or []), *([] if seed is None else [f"seed={seed}"])]
+
+
+def _run_loop(options: JointLoopOptions, store: str, said: list[str]) -> None:
+    """Run the loop; what was said of it is shown with it, here and in Prefect."""
     with complaints("`expandr resume` goes on with it; what was finished is found in the store"):
+        from prefect import tags
+
         from flows.joint_loop import joint_loop
         from flows.preflight import check_run
         from flows.show import print_summary
-        from flows.temporary_server import prefect_server
+        from flows.temporary_server import begun, prefect_server
         from tasks.stage import open_store
 
         check_run(options, absolute(store))
-        with prefect_server(say):
-            summary = joint_loop(options=options, store=absolute(store))
+        with prefect_server(say), tags(*said):
+            summary = begun(joint_loop, options=options, store=absolute(store))
         print_summary(out, open_store(summary.store), summary)
 
 

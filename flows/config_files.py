@@ -1,8 +1,6 @@
 """Config files of the command line, and options that change them."""
 
 import contextlib
-import difflib
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from expandr_core.errors import DataError
 from expandr_core.options import JointLoopOptions, Options
+from flows.option_paths import OptionPath, meant, options_below
 from flows.terminal import fail
 
 SetOption = Annotated[
@@ -20,7 +19,6 @@ SetOption = Annotated[
     typer.Option("--set", help="Change an option, such as `--set dpo.beta=0.2`; repeatable."),
 ]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Change every random choice.")]
-OptionPath = tuple[str, ...]
 
 
 def load_options(config: Path, seed: int | None, changes: list[str]) -> JointLoopOptions:
@@ -69,24 +67,6 @@ def _apply(values: dict[str, Any], change: str) -> OptionPath:
     return path
 
 
-def options_below(path: Sequence[Any]) -> dict[str, Any]:
-    """Return the options of a group by name; none if it is no group."""
-    group: Any = JointLoopOptions
-    for name in path:
-        field = group.model_fields.get(name)
-        group = field.annotation if field else None
-        if not (isinstance(group, type) and issubclass(group, Options)):
-            return {}
-    return group.model_fields
-
-
-def option_paths(path: OptionPath = ()) -> Iterator[OptionPath]:
-    """Yield the path of every option and group below a group."""
-    for name in options_below(path):
-        yield (*path, name)
-        yield from option_paths((*path, name))
-
-
 def _complaint(problem: ErrorDetails, config: Path, said: dict[OptionPath, str]) -> str:
     """Say what is wrong, where it was said, and what may have been meant."""
     path = tuple(map(str, problem["loc"]))
@@ -96,7 +76,7 @@ def _complaint(problem: ErrorDetails, config: Path, said: dict[OptionPath, str])
     where = " and ".join(on_command_line) or str(config)
     name = ".".join(path)
     if problem["type"] == "extra_forbidden":
-        return f"{where}: there is no option {name}; {_meant(path)}"
+        return f"{where}: there is no option {name}; {meant(path)}"
     below = options_below(path)
     if below and problem["type"] != "value_error":
         return f"{where}: {name} is a group of options, such as {name}.{next(iter(below))}"
@@ -104,17 +84,3 @@ def _complaint(problem: ErrorDetails, config: Path, said: dict[OptionPath, str])
     given = problem["input"]
     shown = "" if isinstance(given, dict | Options) else f", not {given!r:.100}"
     return f"{where}: {name}: {what}{shown}"
-
-
-def _meant(path: OptionPath) -> str:
-    """Suggest options that are written much like this one, or elsewhere as this one."""
-    elsewhere = [".".join(each) for each in option_paths() if each[-1] == path[-1]]
-    alike = difflib.get_close_matches(path[-1], options_below(path[:-1]), n=2)
-    meant = [".".join((*path[:-1], name)) for name in alike] or elsewhere
-    if not meant:
-        every = [".".join(each) for each in option_paths()]
-        meant = difflib.get_close_matches(".".join(path), every, n=2, cutoff=0.75)
-    if meant:
-        return f"did you mean {' or '.join(meant)}?"
-    names = ", ".join(options_below(path[:-1]))
-    return f"here are {names}" if names else "see configs/ for what there is"

@@ -19,7 +19,7 @@ from expandr_core.beir_datasets import find_datasets
 from expandr_core.options import JointLoopOptions
 from flows.model_pairs import MeasuredModels, find_pairs
 from flows.presets import Preset, place, resolve
-from flows.run import begun
+from flows.run import noted, run_name
 from tasks.datasets import get_dataset
 from tasks.placement import Placement
 from tasks.stage import Workspace
@@ -36,6 +36,9 @@ class SuiteSummary(BaseModel):
         name: of the run in the store.
         leaderboard: the artifact with the leaderboard's files.
         steps: title and artifact of each step, in order.
+        datasets: what was measured on, as it was asked for.
+        preset: that it started from.
+        tags: of the run in Prefect.
     """
 
     name: str
@@ -45,6 +48,9 @@ class SuiteSummary(BaseModel):
     finished: datetime
     leaderboard: Artifact
     steps: list[tuple[str, Artifact]]
+    datasets: list[str] = []
+    preset: str = "none"
+    tags: list[str] = []
 
 
 @flow(name="evaluate-suite")
@@ -52,6 +58,7 @@ def evaluate_suite(
     datasets: tuple[str, ...],
     preset: Preset = "none",
     options: JointLoopOptions = DEFAULTS,
+    back_to_default: tuple[str, ...] = (),
     models: MeasuredModels = MODELS,
     samples: Samples = 3,
     placement: Placement = HERE,
@@ -66,6 +73,7 @@ def evaluate_suite(
         preset: A configuration to start from; "none" is the paper's, as far as its code tells.
         options: The options of every stage; models, expand, evaluate and seed matter here. What
             differs from its default changes the preset.
+        back_to_default: Options of the preset that get their default back, such as dpo.beta.
         models: Which models are measured, if not those that the options name.
         samples: Seeds of sampled expansions, besides the greedy one.
         placement: Where each kind of stage runs. What a deployment's form begins with means "here" for
@@ -74,38 +82,47 @@ def evaluate_suite(
         store: Folder or s3:// URL that keeps every artifact.
     """
     started = datetime.now(UTC)
-    options = resolve(preset, options)
+    options = resolve(preset, options, back_to_default)
     wanted = find_datasets(datasets)
     work = Workspace(
         store=store,
         seed=options.seed,
         device=options.device,
         placement=place(preset, placement),
-        fresh_since=begun() if fresh else None,
+        fresh=fresh,
     )
-    pairs = find_pairs(work, options, models)
-    found = [get_dataset(work, dataset, options.data) for dataset in wanted]
+    with noted(work, started, "evaluate-suite", ", ".join(datasets), preset):
+        pairs = find_pairs(work, options, models)
+        found = [get_dataset(work, dataset, options.data) for dataset in wanted]
 
-    suite = Suite(work, pairs, options.evaluate, samples)
-    for dataset in found:
-        suite.measure(dataset)
-    leaderboard = suite.leaderboard()
-
-    summary = record_suite(work, leaderboard, started)
+        suite = Suite(work, pairs, options.evaluate, samples)
+        for dataset in found:
+            suite.measure(dataset)
+        leaderboard = suite.leaderboard()
+        summary = record_suite(work, leaderboard, started, datasets, preset)
     publish_leaderboard(work, leaderboard)
     return summary
 
 
-def record_suite(work: Workspace, leaderboard: Artifact, started: datetime) -> SuiteSummary:
+def record_suite(
+    work: Workspace,
+    leaderboard: Artifact,
+    started: datetime,
+    datasets: tuple[str, ...],
+    preset: str,
+) -> SuiteSummary:
     """Write the record of this run into the store, which keeps what it made from `expandr gc`."""
     summary = SuiteSummary(
-        name=f"{started:%Y%m%dT%H%M%S}-{flow_run.name}",
+        name=run_name(started),
         flow_run_id=str(flow_run.id),
         store=work.store,
         started=started,
         finished=datetime.now(UTC),
         leaderboard=leaderboard,
         steps=work.made,
+        datasets=list(datasets),
+        preset=preset,
+        tags=list(flow_run.tags),
     )
     record = {"kind": "evaluate-suite", **summary.model_dump(mode="json")}
     work.open().write_record(summary.name, record)

@@ -14,7 +14,7 @@ from prefect import flow, get_run_logger
 from expandr_core.artifacts import Artifact
 from expandr_core.options import JointLoopOptions
 from flows.presets import Preset, place, resolve
-from flows.run import Models, Run, Summary, begun, record_run
+from flows.run import Models, Run, Summary, noted, record_run
 from flows.systems import measure_on_dev, measure_round, measure_start, open_scoreboard
 from tasks.data import prepare_data
 from tasks.dpo import align
@@ -33,6 +33,7 @@ DEFAULTS, HERE = JointLoopOptions(), Placement()
 def joint_loop(
     preset: Preset = "none",
     options: JointLoopOptions = DEFAULTS,
+    back_to_default: tuple[str, ...] = (),
     placement: Placement = HERE,
     fresh: bool = False,
     store: str = "store",
@@ -42,28 +43,31 @@ def joint_loop(
     Args:
         preset: A configuration to start from; "none" is the paper's, as far as its code tells.
         options: The options of every stage. What differs from its default changes the preset.
+        back_to_default: Options of the preset that get their default back, such as loop.rounds.
         placement: Where each kind of stage runs. What a deployment's form begins with means "here" for
             the preset tiny, which one worker of the pool cpu can run alone.
         fresh: Make every artifact again, even if the store has it.
         store: Folder or s3:// URL that keeps every artifact.
     """
     started = datetime.now(UTC)
-    options = resolve(preset, options)
+    options = resolve(preset, options, back_to_default)
     work = Workspace(
         store=store,
         seed=options.seed,
         device=options.device,
         placement=place(preset, placement),
-        fresh_since=begun() if fresh else None,
+        fresh=fresh,
     )
-    imported = import_models(work, options)
-    check_adapter(imported, options)
-    data = prepare_data(work, options.data, options.world)
-    llm = imported.get("llm") or build_llm(work, data, options)
-    retriever = imported.get("retriever") or build_retriever(work, data, options)
-    run = Run(work, data, options)
-    best, report = run_rounds(run, Models(0, llm, retriever))
-    summary = record_run(run, report, best, started)
+    named = options.data.collection or options.data.triples
+    with noted(work, started, "joint-loop", named, preset):
+        imported = import_models(work, options)
+        check_adapter(imported, options)
+        data = prepare_data(work, options.data, options.world)
+        llm = imported.get("llm") or build_llm(work, data, options)
+        retriever = imported.get("retriever") or build_retriever(work, data, options)
+        run = Run(work, data, options)
+        best, report = run_rounds(run, Models(0, llm, retriever))
+        summary = record_run(run, report, best, started, preset)
     publish(work, report)
     return summary
 

@@ -49,7 +49,7 @@ def plan(
         from flows.plan import plan as plan_flow
         from flows.preflight import check_run
         from flows.show import find_run
-        from flows.temporary_server import prefect_server
+        from flows.temporary_server import begun, prefect_server
         from tasks.stage import open_store
 
         run = find_run(open_store(absolute(store)), run_name) if run_name else None
@@ -64,7 +64,8 @@ def plan(
         rates = _read(throughputs) if throughputs else None
         check_run(options, absolute(store))
         with prefect_server(say):
-            made = plan_flow(
+            made = begun(
+                plan_flow,
                 options=options,
                 rates=rates,
                 before=run.started if run else None,

@@ -7,31 +7,57 @@ import yaml
 
 from expandr_core.errors import DataError
 from expandr_core.options import JointLoopOptions, Options
+from flows.option_paths import meant, option_paths
 from tasks.placement import SPREAD, Placement
 
 Preset = Literal["none", "tiny", "demo", "scifact", "paper", "cosine-0.02"]
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
-def resolve(preset: Preset, options: JointLoopOptions) -> JointLoopOptions:
+def resolve(
+    preset: Preset, options: JointLoopOptions, back_to_default: tuple[str, ...] = ()
+) -> JointLoopOptions:
     """Return the preset's options, changed by each field of `options` that is not at its default.
 
-    A form sends every field, so a field at its default cannot be told from one left alone: to give
-    an option of a preset its default back, start from the preset "none".
+    A form sends every field, so a field at its default cannot be told from one left alone.
+
+    Args:
+        preset: where to begin.
+        options: what differs from its default changes the preset.
+        back_to_default: options or groups of the preset that get their default back, such as
+            "loop.rounds" or "dpo".
 
     Raises:
-        DataError: if the preset's file is missing.
-        ValueError: if the two together are not valid options.
+        DataError: if the preset's file is missing, or there is no such option.
+        ValueError: if all together are not valid options.
     """
+    values = _values_of(preset)
+    for name in back_to_default:
+        _put(values, tuple(name.split(".")), JointLoopOptions().model_dump())
     if preset == "none":
         return options
+    return JointLoopOptions(**_merged(values, _changes(options, JointLoopOptions())))
+
+
+def _values_of(preset: Preset) -> dict[str, Any]:
+    """Read what a preset's file says."""
+    if preset == "none":
+        return {}
     path = CONFIGS / f"{preset}.yaml"
     if not path.is_file():
         raise DataError(
             f"{path} is missing; install from a clone, with `make install` or `pip install -e .`"
         )
-    values = yaml.safe_load(path.read_text())
-    return JointLoopOptions(**_merged(values, _changes(options, JointLoopOptions())))
+    return yaml.safe_load(path.read_text())
+
+
+def _put(values: dict[str, Any], path: tuple[str, ...], defaults: dict[str, Any]) -> None:
+    """Set one of the values to its default."""
+    if path not in option_paths():
+        raise DataError(f"back_to_default: there is no option {'.'.join(path)}; {meant(path)}")
+    for name in path[:-1]:
+        values, defaults = values.setdefault(name, {}), defaults[name]
+    values[path[-1]] = defaults[path[-1]]
 
 
 def place(preset: Preset, placement: Placement) -> Placement:

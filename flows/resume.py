@@ -4,6 +4,7 @@ import contextlib
 from datetime import UTC, datetime
 from uuid import UUID
 
+from prefect import tags
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowFilter,
@@ -20,6 +21,7 @@ from rich.console import Console
 from expandr_core.errors import DataError
 from flows.joint_loop import joint_loop
 from flows.run import Summary
+from flows.temporary_server import begun
 
 
 def resume(out: Console, reference: str) -> Summary | None:
@@ -49,7 +51,9 @@ def resume(out: Console, reference: str) -> Summary | None:
             out.print(f"{run.name} ({run.id}) was {state}; it waits for a worker of its pool")
             return None
     out.print(f"{run.name} ({run.id}) is {state}; it goes on here")
-    return Summary.model_validate(joint_loop(**joint_loop.validate_parameters(run.parameters)))
+    with tags(*run.tags):
+        parameters = joint_loop.validate_parameters(run.parameters)
+        return Summary.model_validate(begun(joint_loop, **parameters))
 
 
 def _find(client: SyncPrefectClient, reference: str) -> FlowRun:

@@ -1,14 +1,17 @@
 """A run: what every step of the loop needs, and the record that it leaves behind."""
 
+import contextlib
+import os
+import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from uuid import UUID
 
-from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 from pydantic import BaseModel
 
 from expandr_core.artifacts import Artifact
+from expandr_core.models import first_line
 from expandr_core.options import JointLoopOptions
 from tasks.data import Data
 from tasks.stage import Workspace
@@ -41,6 +44,8 @@ class Summary(BaseModel):
         best_round: the round that was best on dev; 0 if none beat the start.
         models: the best LLM and retriever, and the corpus.
         steps: title and artifact of each step, in order.
+        preset: that it started from.
+        tags: of the run in Prefect; `expandr run` notes there which config was changed, and how.
     """
 
     name: str
@@ -53,20 +58,65 @@ class Summary(BaseModel):
     best_round: int
     models: dict[str, Artifact]
     steps: list[tuple[str, Artifact]]
+    preset: str = "none"
+    tags: list[str] = []
 
 
-def begun() -> datetime:
-    """Return when this flow run was created; retries do not change it."""
-    with get_client(sync_client=True) as client:
-        created = client.read_flow_run(UUID(str(flow_run.id))).created
-    assert created is not None  # the server has it
-    return created
+def run_name(started: datetime) -> str:
+    """Name this flow run as the store does: by time, so that names sort, and as Prefect does."""
+    return f"{started:%Y%m%dT%H%M%S}-{flow_run.name}"
 
 
-def record_run(run: Run, report: Artifact, best: Models, started: datetime) -> Summary:
+@contextlib.contextmanager
+def noted(work: Workspace, started: datetime, flow: str, data: str, preset: str) -> Iterator[None]:
+    """Keep a note of this run in the store until it has a record; if it fails, for good.
+
+    Args:
+        work: where the run keeps its artifacts; the note names those that it has so far.
+        started: when.
+        flow: which flow runs.
+        data: what it works on, for people.
+        preset: that it started from.
+    """
+    name, store = run_name(started), work.open()
+    note = {
+        "name": name,
+        "flow": flow,
+        "flow_run_id": str(flow_run.id),
+        "started": started.isoformat(),
+        "state": "running",
+        "message": "",
+        "host": platform.node(),
+        "process": os.getpid(),
+        "data": data,
+        "preset": preset,
+        "tags": list(flow_run.tags),
+    }
+
+    def write() -> None:
+        steps = [(title, artifact.model_dump(mode="json")) for title, artifact in work.made]
+        store.write_note(name, note | {"steps": steps})
+
+    write()
+    work.after_each_step(write)
+    try:
+        yield
+    except BaseException as error:
+        failed = isinstance(error, Exception)
+        note["state"] = "failed" if failed else "interrupted"
+        note["message"] = first_line(error) if failed else ""
+        with contextlib.suppress(Exception):  # the store may be what failed
+            write()
+        raise
+    store.drop_note(name)
+
+
+def record_run(
+    run: Run, report: Artifact, best: Models, started: datetime, preset: str = "none"
+) -> Summary:
     """Write the record of this run into the store."""
     summary = Summary(
-        name=f"{started:%Y%m%dT%H%M%S}-{flow_run.name}",
+        name=run_name(started),
         flow_run_id=str(flow_run.id),
         store=run.work.store,
         started=started,
@@ -76,6 +126,8 @@ def record_run(run: Run, report: Artifact, best: Models, started: datetime) -> S
         best_round=best.round,
         models={"llm": best.llm, "retriever": best.retriever, "corpus": run.data.corpus},
         steps=run.work.made,
+        preset=preset,
+        tags=list(flow_run.tags),
     )
     run.work.open().write_record(summary.name, summary.model_dump(mode="json"))
     return summary

@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 
@@ -29,6 +29,7 @@ from expandr_core.events import die_with_parent
 if TYPE_CHECKING:
     from prefect.settings.context import SettingKey
 
+Result = TypeVar("Result")
 STARTS = 4  # what dies so often would die again
 PATIENCE = 300.0  # seconds to begin to answer; databases of before are brought up to date first
 
@@ -154,6 +155,21 @@ def prefect_server(warn: Callable[[str], None]) -> Iterator[None]:
             f"Prefect's temporary server failed meanwhile ({error or type(error).__name__}). What was "
             "finished is in the store: `expandr runs` lists its runs, `expandr resume` goes on"
         ) from error
+
+
+def begun(flow: Callable[..., Result], **parameters: Any) -> Result:
+    """Run a flow; ask again if a busy server answers "conflict" to the wish for a run.
+
+    Nothing of the flow has run then; a server with SQLite has been seen to say so under load.
+    """
+    for _ in range(STARTS - 1):
+        try:
+            return flow(**parameters)
+        except httpx.HTTPStatusError as error:
+            path = error.request.url.path
+            if error.response.status_code != 409 or not path.endswith(("/flows/", "/flow_runs/")):
+                raise
+    return flow(**parameters)
 
 
 def serve(number: int, parent: int) -> None:

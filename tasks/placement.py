@@ -27,7 +27,7 @@ from pydantic import Field
 from expandr_core.artifacts import StageSpec
 from expandr_core.errors import DataError
 from expandr_core.options import Options, Positive
-from expandr_core.stage import count_shards, module_of
+from expandr_core.stage import count_shards, module_of, only_of
 from expandr_core.store import Store
 
 Place = Literal["here", "cpu", "gpu-infer", "gpu-train"]
@@ -168,7 +168,7 @@ class _PoolRun:
             "part": part,
         }
         words = [self.pool, store, spec.key, *(f"{number}" for number in part or ())]
-        words += [spec.runtime["fresh_since"]] if "fresh_since" in spec.runtime else []
+        words += [only_of(spec)] if only_of(spec) else []
         self.key = "/".join(words)
         self.number = self.attempts = 0
         self.stuck_after = STUCK_AFTER.get(pool.type, STUCK_IN_CONTAINER_AFTER)

@@ -12,8 +12,7 @@ EXPANDR_VLLM_PYTHON, the interpreter that has vLLM.
 import errno
 import json
 import os
-from collections.abc import Mapping
-from datetime import datetime
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from prefect import task
@@ -100,10 +99,15 @@ class Workspace(BaseModel):
     store: str
     seed: int = 0
     placement: Placement = Placement()
-    fresh_since: datetime | None = None
+    fresh: bool = False
     device: Device = "auto"
     timeout_hours: float = 48
     _made: list[tuple[str, Artifact]] = PrivateAttr(default_factory=list)
+    _after_step: list[Callable[[], None]] = PrivateAttr(default_factory=list)
+
+    def after_each_step(self, call: Callable[[], None]) -> None:
+        """Call this whenever an artifact has been made or found."""
+        self._after_step.append(call)
 
     @property
     def made(self) -> list[tuple[str, Artifact]]:
@@ -139,6 +143,8 @@ class Workspace(BaseModel):
         state = step(title, spec, self.store, self.placement, return_state=True)
         artifact = state.result()  # raises what the task raised
         self._made.append((title, artifact))
+        for call in self._after_step:
+            call()
         return artifact
 
     def spec(
@@ -150,7 +156,7 @@ class Workspace(BaseModel):
         first_shards: int,
     ) -> StageSpec:
         """Specify a stage of this run; see `make`."""
-        fresh = {"fresh_since": self.fresh_since.isoformat()} if self.fresh_since else {}
+        fresh = {"fresh": True} if self.fresh else {}
         return make_spec(
             stage,
             options,

@@ -19,7 +19,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from datetime import datetime
 from functools import cache
 from pathlib import Path
 
@@ -40,7 +39,7 @@ from expandr_core.known_vectors import (
     write_passages,
 )
 from expandr_core.options import EncodingOptions, Options, VectorType
-from expandr_core.stage import Job, run_shard
+from expandr_core.stage import Job, only_of, run_shard
 
 VERSION = 4
 ROLE = "embed"
@@ -90,14 +89,13 @@ def _known_vectors(job: Job) -> KnownVectors:
     stretches = _stretches(job.inputs["corpus"])
     wanted = np.concatenate([stretch.digests for stretch in stretches])
     known = KnownVectors(job.store, wanted)
-    since = job.spec.runtime.get("fresh_since")
     earlier = encodings_with(
         job.store,
         job.spec.stage,
         ENCODER,
         hashlib.sha256(_what_encodes(job).encode()).hexdigest(),
         len(wanted),
-        datetime.fromisoformat(since).replace(microsecond=0) if since else None,
+        only_of(job.spec),
     )
     known.add_encodings(earlier)
     return known

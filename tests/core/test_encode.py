@@ -194,8 +194,8 @@ def test_what_was_encoded_before_a_fresh_start_is_not_reused(store, retriever):
     rows = passages(9)
     encoded(store, retriever, rows)
     spec = spec_of(store, retriever, rows)
-    in_an_hour = {"fresh_since": (datetime.now(UTC) + timedelta(hours=1)).isoformat()}
-    fresh = spec.model_copy(update={"runtime": spec.runtime | in_an_hour})
+    of_another_run = {"fresh": True, "prefect_flow_run": "another"}
+    fresh = spec.model_copy(update={"runtime": spec.runtime | of_another_run})
     assert work_of(run_stage(fresh, store, lambda *_: None)) == (9, 0)
 
 

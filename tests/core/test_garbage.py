@@ -94,6 +94,19 @@ def test_all_runs_are_kept_unless_a_number_is_given(store):
     assert collect(store, None) == {full("dpo-unrecorded")}
 
 
+def test_what_a_run_that_goes_on_has_found_stays_however_old_it_is(store):
+    three_runs(store)
+    age(Path(store.root, "artifacts"), 10)
+    age(Path(store.root, "runs"), 10)
+    whole = store.verify(full("expand-2"))
+    store.write_note("4", {"name": "4", "steps": [["a title", whole.model_dump()]]})
+    yesterday = datetime.now(UTC) - DAY
+    gone = {full("dpo-2"), full("dpo-unrecorded")} | OF_RUN["1"]
+    assert collect(store, 1, yesterday) == {"1.json", "2.json"} | gone
+    age(Path(store.root, "begun"), 10)  # it was killed
+    assert collect(store, 1, yesterday) == {"4.json"} | (OF_RUN["2"] - {full("dpo-2")})
+
+
 def test_looking_removes_nothing(store):
     three_runs(store)
     before = sorted(store.keys())

@@ -90,6 +90,22 @@ def test_the_bounds_are_told():
     )
 
 
+@pytest.mark.parametrize("name", ["joint-loop", "evaluate-suite"])
+def test_what_presets_set_an_option_to_is_told_beside_it(name):
+    found = {path: field["description"] for path, field, _ in fields_of(FORMS[name])}
+    assert found["options.loop.rounds"].endswith("Presets: tiny 1. (at least 1)")
+    assert "Presets: tiny 0.01, demo 0.0005, scifact" in found["options.dpo.learning_rate"]
+    assert "Presets: for candidates tiny 4, demo 8" in found["options.expand.candidates.samples"]
+    assert "cosine-0.02 facebook/contriever." in found["options.retriever.model"]
+    assert "Presets" not in found["options.dpo.zero"]
+
+
+def test_options_that_get_their_default_back_are_choices():
+    found = {path: field for path, field, _ in fields_of(FORMS["joint-loop"])}
+    choices = found["back_to_default"]["items"]["enum"]
+    assert {"loop", "loop.rounds", "expand.candidates.samples", "device"} <= set(choices)
+
+
 @pytest.fixture(scope="module")
 def deployed(prefect_server, tmp_path_factory):
     deploy(str(tmp_path_factory.mktemp("store")))
@@ -124,6 +140,7 @@ def test_the_server_refuses_wrong_options_and_names_the_field(deployed, options,
     "wrong",
     [
         {"preset": "large"},
+        {"back_to_default": ["loop.round"]},
         {"placement": {"train": "gpu"}},
         {"placement": {"trian": "cpu"}},
         {"prest": "tiny"},
@@ -143,7 +160,8 @@ def test_no_part_of_a_form_takes_fields_that_it_does_not_have(name):
 
 
 def test_the_server_takes_the_form_as_the_ui_sends_it(deployed):
-    submit(preset="tiny", options=JointLoopOptions().model_dump(mode="json"), fresh=False)
+    options = JointLoopOptions().model_dump(mode="json")
+    submit(preset="tiny", options=options, back_to_default=["loop.rounds"], fresh=False)
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,14 @@ import pytest
 import tiny_loop
 from finished_loop import finished, task_runs
 from prefect import flow
+from typer.testing import CliRunner
 
 from expandr_core.artifacts import Artifact
 from expandr_core.errors import DataError
 from expandr_core.options import Options, PreferenceOptions
 from expandr_core.stages import dpo, merge
 from expandr_core.store import MANIFEST, Store
+from flows.cli import app
 from flows.run import Summary
 from flows.show import find_run
 from tasks.stage import Workspace
@@ -43,6 +45,9 @@ def test_the_loop_ends_with_a_summary_and_a_report(first):
         assert title in report
     [record] = store.records()
     assert Summary(**record) == summary
+    assert store.notes() == []
+    shown = CliRunner().invoke(app, ["runs", "--store", store.url], env={"COLUMNS": "200"})
+    assert summary.name in shown.output and "nDCG@10 on test 0." in shown.output
 
 
 def test_every_step_is_an_artifact_that_is_whole(first):

@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from deployments.plan import plan
+from expandr_core.errors import DataError
 from expandr_core.options import (
     ExpandOptions,
     JointLoopOptions,
@@ -50,6 +51,28 @@ def test_a_nested_default_is_told_from_the_default_of_its_class():
     assert changed.expand.candidates == candidates.model_copy(
         update={"top_p": 1.0, "max_new_tokens": 64}
     )
+
+
+def test_options_of_a_preset_get_their_default_back():
+    tiny, back = resolve("tiny", DEFAULTS), ("loop.rounds", "expand.candidates.samples", "dpo")
+    assert (tiny.loop.rounds, DEFAULTS.loop.rounds) == (1, 2)
+    changed = resolve("tiny", DEFAULTS, back)
+    assert changed.loop == tiny.loop.model_copy(update={"rounds": 2})
+    samples = {"samples": DEFAULTS.expand.candidates.samples}
+    assert changed.expand.candidates == tiny.expand.candidates.model_copy(update=samples)
+    assert changed.dpo == DEFAULTS.dpo
+    assert changed.training == tiny.training
+
+
+def test_what_is_said_beside_it_counts_more_than_a_default():
+    options = JointLoopOptions(loop=LoopOptions(rounds=5))
+    assert resolve("tiny", options, ("loop",)).loop.rounds == 5
+
+
+@pytest.mark.parametrize("preset", ["none", "tiny"])
+def test_a_misspelt_option_gets_no_default_back(preset):
+    with pytest.raises(DataError, match=r"no option loop\.round; did you mean loop\.rounds\?"):
+        resolve(preset, DEFAULTS, ("loop.round",))
 
 
 def test_what_does_not_fit_together_is_refused():

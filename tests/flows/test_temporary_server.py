@@ -14,13 +14,13 @@ from prefect.logging import disable_run_logger
 
 from deployments.connection import asked_of
 from expandr_core.errors import DataError
-from flows.temporary_server import TemporaryServer
+from flows.temporary_server import TemporaryServer, begun
 from tasks.progress import only_shown
 
 ROOT = Path(__file__).parents[2]
 COMMAND = """
 import os, sys
-from flows.temporary_server import TemporaryServer
+from flows.temporary_server import TemporaryServer, begun
 
 def warn(message):
     print(message, flush=True)
@@ -83,3 +83,25 @@ def test_only_errors_of_prefects_server_are_told_as_such():
     ]
     assert [asked_of(url, error) for error in errors] == [True, False]
     assert not asked_of(url, httpx.ConnectError("refused"))
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "asked"),
+    [
+        ("/flow_runs/", 409, 4),
+        ("/flows/", 409, 4),
+        ("/flow_runs/", 404, 1),
+        ("/artifacts/", 409, 1),
+    ],
+)
+def test_a_conflict_about_a_run_that_has_not_begun_is_asked_again(path, status, asked):
+    request = httpx.Request("POST", f"http://127.0.0.1:4200/api{path}")
+    tries = []
+
+    def flow() -> None:
+        tries.append(path)
+        raise httpx.HTTPStatusError("", request=request, response=httpx.Response(status))
+
+    with pytest.raises(httpx.HTTPStatusError):
+        begun(flow)
+    assert len(tries) == asked
