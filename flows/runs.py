@@ -31,7 +31,7 @@ def print_runs(out: Console, store: Store, limit: int) -> None:
         cells = (
             run.get("name", "?"),
             run["state"],
-            ", ".join(tag for tag in run.get("tags", []) if tag != TAG),
+            ", ".join(_said(run)),
             run.get("preset", ""),
             data,
             run.get("message", "") or _headline(store, run),
@@ -43,6 +43,12 @@ def print_runs(out: Console, store: Store, limit: int) -> None:
     out.print(table)
     if len(runs) > limit:
         out.print(f"and {len(runs) - limit} before; --limit shows more", highlight=False)
+
+
+def _said(run: dict[str, Any]) -> list[str]:
+    """Return the tags of a run, which are a set: the config first, then what changed it."""
+    tags = [tag for tag in run.get("tags", []) if tag != TAG]
+    return sorted(tags, key=lambda tag: ("=" in tag, tag))
 
 
 def _state(note: dict[str, Any]) -> str:

@@ -35,7 +35,7 @@ def test_runs_that_go_on_or_failed_or_were_killed_are_told_apart(tmp_path):
     note(
         store,
         "1",
-        tags=["configs/a.yaml", "dpo.beta=0.2", "expandr"],
+        tags=["dpo.beta=0.2", "expandr", "configs/a.yaml"],
         state="failed",
         message="no [data]",
     )
