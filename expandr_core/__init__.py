@@ -18,7 +18,8 @@ Nothing here imports Prefect or reads an environment variable. In the order of t
     query_shards                   shards that stay the same when other rows change
     encoder, bulk_encoding         texts to vectors, many at once, and the vector of an expanded query
     known_vectors                  vectors that the store has already, found by content
-    rewards                        reciprocal ranks among the candidates, ties, the pair
+    retriever_check, portable      a retriever tried before any work; one that opens elsewhere
+    rewards, acceptance            reciprocal ranks among the candidates, ties, the pair, if it counts
     pair_audit                     what the pairs teach besides, before anything is trained on them
     lazy_pairs                     how many shards to write for, until there are enough pairs
     training_rows, hard_negatives  what the retriever is trained on, and the batches

@@ -175,8 +175,8 @@ def reason_to_stop(facts: Mapping[str, float], minimum_pairs: int, length_share:
     pairs = int(facts["pairs"])
     if pairs < minimum_pairs:
         return (
-            f"there are {pairs} preference pairs and at least {minimum_pairs} are wanted; lower "
-            "preferences.acceptance_value, give more queries, or lower preferences.minimum_pairs"
+            f"there are {pairs} preference pairs and at least {minimum_pairs} are wanted; "
+            f"{_remedy_of_few(facts, minimum_pairs)}"
         )
     share = 0.5 + (facts["chosen_longer"] - facts["rejected_longer"]) / (2 * pairs)
     one_sided = max(share, 1 - share) > length_share and facts["length_p"] < CERTAIN
@@ -191,6 +191,19 @@ def reason_to_stop(facts: Mapping[str, float], minimum_pairs: int, length_share:
             "preferences.length_share to go on all the same"
         )
     return ""
+
+
+def _remedy_of_few(facts: Mapping[str, float], minimum_pairs: int) -> str:
+    """Say what brings enough pairs, or that nothing does with these queries."""
+    if facts.get("accepted", 0) >= minimum_pairs:
+        return f"raise preferences.max_pairs to {minimum_pairs} or more"
+    possible = int(facts.get("with_preference", 0))
+    if possible >= minimum_pairs:
+        return (
+            f"set preferences.acceptance to threshold and preferences.acceptance_value to -2, which "
+            f"accepts {possible}, or lower preferences.minimum_pairs"
+        )
+    return f"give more queries, or lower preferences.minimum_pairs to {int(facts['pairs'])}"
 
 
 def render(facts: Audit) -> str:

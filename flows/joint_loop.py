@@ -76,14 +76,18 @@ def run_rounds(run: Run, base: Models) -> tuple[Models, Artifact]:
     """Run round after round from the models of the start; return the best models and the report."""
     options, data = run.options, run.data
     best = current = base
+    pairs = choose_pairs(run, current, ", round 1")  # if they are too few, before all else
     board, dev = open_scoreboard(run, data.reported), open_scoreboard(run, "dev")
     control = measure_start(run, board, base)
     measure_on_dev(run, dev, base)
 
     for number in range(1, options.loop.rounds + 1):
-        llm = align_llm(run, current, f", round {number}")
+        when = f", round {number}"
+        if number > 1:
+            pairs = choose_pairs(run, current, when)
+        llm = align(run.work, current.llm, pairs, options.dpo, options.expand, when)
         start = base if options.loop.retriever_start == "base" else current
-        retriever = retrain_retriever(run, llm, start, current, f", round {number}")
+        retriever = retrain_retriever(run, llm, start, current, when)
         previous, current = current, Models(number, llm, retriever)
         measure_round(run, board, control, base, previous, current)
         measure_on_dev(run, dev, current)
@@ -98,12 +102,10 @@ def run_rounds(run: Run, base: Models) -> tuple[Models, Artifact]:
     return best, board.report()
 
 
-def align_llm(run: Run, current: Models, when: str) -> Artifact:
-    """Let the LLM write candidates and answers, reward them, and align it with the pairs."""
-    work, options = run.work, run.options
+def choose_pairs(run: Run, current: Models, when: str) -> Artifact:
+    """Let the LLM write candidates and answers, reward them, and choose the pairs to align it with."""
     models = (current.llm, current.retriever)
-    pairs = make_pairs(work, run.data.preference, *models, options, when)
-    return align(work, current.llm, pairs, options.dpo, options.expand, when)
+    return make_pairs(run.work, run.data.preference, *models, run.options, when)
 
 
 def retrain_retriever(

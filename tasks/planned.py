@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import PrivateAttr
 
 from expandr_core.artifacts import Artifact
-from expandr_core.options import Options
+from expandr_core.options import Options, PreferenceOptions
 from expandr_core.plan import Rates, Step, last_of_each, predicted
 from expandr_core.stage import make_spec
 from tasks.stage import Workspace
@@ -52,6 +52,10 @@ class PlannedWorkspace(Workspace):
     def language_model(self, llm: Artifact) -> dict[str, Artifact]:
         """Take an adapter that was not made for the model; it costs the same."""
         return {"llm": llm}
+
+    def settled(self, preferences: PreferenceOptions, rewards: Artifact) -> PreferenceOptions:
+        """Leave the rule of acceptance open; the calibration knows which share is accepted."""
+        return preferences
 
     def publish(self, artifact: Artifact, path: str, name: str) -> None:
         """Show nothing: there is nothing to show."""

@@ -92,6 +92,7 @@ def choose_pairs(
     more_to_come: bool = False,
 ) -> Artifact:
     """Choose each query's best and worst candidate; none is an error, unless more can come."""
+    options = work.settled(options, rewards)
     resolved = pairs_stage.OPTIONS(**options.model_dump(), more_to_come=more_to_come)
     return work.make(f"choose pairs{when}", "pairs", resolved, {"rewards": rewards})
 
@@ -111,7 +112,8 @@ def audit_pairs(
     inputs = {"pairs": pairs, "rewards": rewards}
     audit = work.make(f"audit the pairs{when}", "audit_pairs", audit_stage.OPTIONS(), inputs)
     work.publish(audit, "audit.md", "pairs-audit")
-    reason = reason_to_stop(audit.counts, options.minimum_pairs, options.length_share)
+    facts = pairs.counts | audit.counts
+    reason = reason_to_stop(facts, options.minimum_pairs, options.length_share)
     if reason:
         raise DataError(f"{reason} ({pairs.key}; see {audit.key}/audit.md)")
     return audit

@@ -22,11 +22,12 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
+from expandr_core.acceptance import settled
 from expandr_core.adapters import language_model
 from expandr_core.artifacts import Artifact, StageSpec
 from expandr_core.child import needs_child, run_in_child
 from expandr_core.errors import DataError
-from expandr_core.options import Device, Options
+from expandr_core.options import Device, Options, PreferenceOptions
 from expandr_core.stage import find, make_spec, run_stage
 from expandr_core.store import Store
 from tasks.placement import Placement, PoolError, run_on_pool
@@ -172,6 +173,10 @@ class Workspace(BaseModel):
     def language_model(self, llm: Artifact) -> dict[str, Artifact]:
         """Return what runs a language model, by role: "llm" and, if it is kept apart, its "adapter"."""
         return language_model(self.open(), llm)
+
+    def settled(self, preferences: PreferenceOptions, rewards: Artifact) -> PreferenceOptions:
+        """Return the options with the rule of acceptance that suits the encoder of the rewards."""
+        return settled(preferences, rewards, self.open())
 
     def read_json(self, artifact: Artifact, path: str) -> Any:
         """Read a JSON file of an artifact."""

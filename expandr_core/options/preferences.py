@@ -1,6 +1,6 @@
 """What the language model writes, which of it becomes preference pairs, and DPO."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -69,13 +69,18 @@ class ExpandOptions(Options):
 class PreferenceOptions(Options):
     """Which candidates become preference pairs."""
 
-    acceptance: Literal["threshold", "quantile"] = Field(
-        default="threshold",
+    acceptance: Literal["auto", "threshold", "quantile"] = Field(
+        default="auto",
         description="A query is accepted if its best candidate's summed similarity (to the positive "
-        "and to the answer) reaches the threshold, or is above this quantile of all queries.",
+        "and to the answer) reaches the threshold, or is above this quantile of all queries. auto: "
+        "Contriever has the paper's threshold, 0.6; with other encoders, whose similarities lie "
+        "elsewhere, all but the lowest tenth of the queries are accepted (if lazy, the threshold).",
     )
     acceptance_value: float = Field(
-        default=0.6, ge=-2, le=2, description="0.6 suits Contriever; it depends on the encoder."
+        default=0.6,
+        ge=-2,
+        le=2,
+        description="The threshold, or the quantile; given alone it is a threshold.",
     )
     minimum_margin: float = Field(
         default=0.0, ge=0, lt=2, description="Smallest difference between the rewards of a pair."
@@ -103,8 +108,20 @@ class PreferenceOptions(Options):
         default=0.1, ge=0, lt=1, description="Share of the pairs that only measures DPO."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_value_alone_is_a_threshold(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "acceptance_value" in given:
+            return {"acceptance": "threshold"} | given
+        return given
+
     @model_validator(mode="after")
     def _knows_the_threshold(self) -> "PreferenceOptions":
+        if self.acceptance == "auto" and self.acceptance_value != 0.6:
+            raise ValueError(
+                f"acceptance 'auto' takes no acceptance_value ({self.acceptance_value}); say "
+                "'threshold' or 'quantile', or leave the value out"
+            )
         if self.lazy and self.acceptance == "quantile":
             raise ValueError(
                 "lazy pairs need acceptance 'threshold': a quantile of all queries is known only "

@@ -1,7 +1,8 @@
 """Pairs: of each query's candidates the best is `chosen` and the worst `rejected`.
 
 The acceptance rule of the reference (the best candidate's summed similarity reaches 0.6) depends on
-the encoder; a quantile of all queries can be used instead. Every dropped query is counted by reason.
+the encoder; for any but Contriever, a quantile of all queries is used by default. Every dropped query
+is counted by reason.
 
 Of too many pairs a seeded sample is kept, or, if `lazy`, those of the first shards. A query's shard is
 a hash of its id, so the first shards are a random subset too, the same one for every seed.
@@ -68,11 +69,12 @@ def run(job: Job) -> None:
         for rows in _queries(shard / "rewards.parquet")
     ]
     best = {pair["query_id"]: pair.pop("best_similarity") for pair in pairs}
-    threshold = options.acceptance_value
+    threshold = options.acceptance_value  # also of "auto", which a flow has made one of the others
     if options.acceptance == "quantile" and best:
         threshold = float(np.quantile(list(best.values()), options.acceptance_value))
     kept = []
     for pair in pairs:
+        counts["with_preference"] += 0 < pair["margin"] >= options.minimum_margin
         if best[pair["query_id"]] < threshold - ROUNDING:
             counts["dropped/below_acceptance"] += 1
         elif pair["chosen_text"] == pair["rejected_text"] or pair["margin"] <= 0:
@@ -85,7 +87,7 @@ def run(job: Job) -> None:
         raise DataError(
             f"no preference pair is left of {len(pairs)} queries (dropped by reason: {dict(counts)}; "
             f"best summed similarity {max(best.values(), default=0):.2f}, threshold {threshold:.2f}); "
-            "lower preferences.acceptance_value, or use acceptance 'quantile'"
+            f"{_remedy(counts)}"
         )
     counts["accepted"] += len(kept)
     if not options.lazy:
@@ -103,6 +105,19 @@ def run(job: Job) -> None:
     if kept:
         _measure(job, kept)
     log.info("%d pairs of %d queries", len(kept), counts["queries"])
+
+
+def _remedy(counts: Counter[str]) -> str:
+    """Say what to do if nothing is left, by what could have been a pair."""
+    if counts["with_preference"]:
+        return "lower preferences.acceptance_value, or use acceptance 'quantile'"
+    if counts["dropped/below_minimum_margin"]:
+        return "lower preferences.minimum_margin"
+    return (
+        "the retriever does not tell the candidates of any query apart by more than its rounding: "
+        "name another in retriever.model, or let candidates differ more "
+        "(expand.candidates.sampling_temperatures)"
+    )
 
 
 def _queries(path: Path) -> Iterator[list[dict[str, Any]]]:

@@ -109,3 +109,15 @@ def test_when_to_stop(changes, reason):
 def test_a_length_share_of_one_never_stops():
     always = LONGER | {"chosen_longer": 100, "rejected_longer": 0}
     assert reason_to_stop(always, minimum_pairs=1, length_share=1) == ""
+
+
+@pytest.mark.parametrize(
+    ("facts", "remedy"),
+    [
+        ({"accepted": 80}, "raise preferences.max_pairs to 60"),
+        ({"accepted": 20, "with_preference": 70}, "acceptance_value to -2, which accepts 70"),
+        ({"accepted": 20, "with_preference": 50}, "lower preferences.minimum_pairs to 20"),
+    ],
+)
+def test_of_too_few_pairs_the_remedy_is_one_that_works(facts, remedy):
+    assert remedy in reason_to_stop(LONGER | {"pairs": 20} | facts, 60, 0.9)

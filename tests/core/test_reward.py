@@ -2,6 +2,7 @@
 
 import random
 import shutil
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,6 +10,7 @@ import pytest
 from evaluation_world import make, of_shards, put
 from store_keys import full
 
+from expandr_core.acceptance import settled
 from expandr_core.artifacts import Artifact
 from expandr_core.encoder import Encoder
 from expandr_core.errors import DataError
@@ -89,6 +91,7 @@ def rewarded(
     answers: list[list[tuple[str, int, str]]],
     queries: list[str],
     encoding: EncodingOptions = DOT,
+    story: dict[str, Any] | None = None,
 ):
     """Run the stage on shards of (query_id, sample, text) rows."""
     name = str(len(store.keys()))
@@ -104,7 +107,9 @@ def rewarded(
         }
     )
     inputs = {
-        "retriever": store.commit(full(f"retriever-{name}"), model, [], {"counts": {}}),
+        "retriever": store.commit(
+            full(f"retriever-{name}"), model, [], {"counts": {}} | (story or {})
+        ),
         "candidates": expansions(store, f"candidates-{name}", candidates),
         "answers": expansions(store, f"answers-{name}", answers),
         "examples": put(store, f"examples-{name}", {"e.parquet": examples}).at("e.parquet"),
@@ -293,6 +298,28 @@ def test_a_quantile_of_the_queries_can_be_accepted(paired):
         assert [row["query_id"] for row in rows] == expected
 
 
+def test_by_default_only_contriever_has_the_papers_threshold(tmp_path, retriever_folder):
+    """Of ten queries, the cosines of one are far lower than those of the others; 0.6 is below all."""
+    texts = {f"q{number}": FOUR for number in range(9)} | {"r": ["far", "c"]}
+    rows, answers = candidate_rows(texts), [(id_, 0, "answer") for id_ in texts]
+    chosen, usual = {}, PreferenceOptions(dev_share=0)
+    for convention in ("contriever", "gte"):
+        store = Store(str(tmp_path / convention))
+        options = {"stage": "import_model", "inputs": {}, "options": {"convention": convention}}
+        made = rewarded(store, retriever_folder, [rows], [answers], list(texts), DOT, options)
+        chosen[convention] = settled(usual, made, store)
+    assert chosen["contriever"].acceptance == "threshold"
+    assert chosen["contriever"].acceptance_value == 0.6
+    pairs, _ = make(store, "pairs", chosen["gte"], {"rewards": made})
+    assert pairs.counts["accepted"] == 9 and 0.6 < pairs.counts["acceptance_threshold"] < 1.3
+    open_rule = usual.model_copy(update={"acceptance": "quantile"})
+    assert settled(open_rule, made, store) is open_rule
+    value = PreferenceOptions(acceptance_value=0.9, dev_share=0)
+    assert value.acceptance == "threshold"
+    with pytest.raises(ValueError, match=r"'auto' takes no acceptance_value"):
+        PreferenceOptions(acceptance="auto", acceptance_value=0.9)
+
+
 def test_without_preference_there_is_no_pair(paired):
     # "a b" and "b a" are equally good: no margin
     counts, rows = paired({"q1": ["a b", "b a"], "q2": FOUR})
@@ -365,6 +392,13 @@ def test_the_part_that_measures_dpo_is_a_seeded_share(paired):
 def test_no_pair_at_all_is_an_error_that_says_why(paired):
     with pytest.raises(DataError, match=r"'dropped/below_acceptance': 1.*lower preferences"):
         paired({"q": ["far", "c"]}, acceptance_value=1.9)
+
+
+def test_if_nothing_can_be_told_apart_the_error_does_not_blame_the_acceptance(paired):
+    with pytest.raises(DataError, match=r"'dropped/no_preference': 1.*retriever does not tell"):
+        paired({"q": ["a b", "b a"]}, acceptance_value=-2)
+    with pytest.raises(DataError, match=r"lower preferences.minimum_margin"):
+        paired({"q": ["b", "far"]}, acceptance_value=-2, minimum_margin=1.9)
 
 
 def test_every_query_is_a_pair_or_counted_as_dropped(paired):

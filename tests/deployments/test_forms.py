@@ -67,7 +67,7 @@ def test_choices_are_drop_downs_of_these_values():
     assert found["preset"]["enum"] == ["none", "tiny", "demo", "scifact", "paper", "cosine-0.02"]
     assert found["placement.train"]["enum"] == ["here", "cpu", "gpu-infer", "gpu-train"]
     assert found["options.device"]["enum"] == ["auto", "cpu", "cuda"]
-    assert found["options.preferences.acceptance"]["enum"] == ["threshold", "quantile"]
+    assert found["options.preferences.acceptance"]["enum"] == ["auto", "threshold", "quantile"]
 
 
 def test_the_suite_s_form_says_what_can_be_measured():

@@ -50,6 +50,12 @@ def test_the_loop_ends_with_a_summary_and_a_report(first):
     assert summary.name in shown.output and "nDCG@10 on test 0." in shown.output
 
 
+def test_pairs_that_could_be_too_few_are_audited_before_anything_is_measured(first):
+    stages = [artifact.stage for _, artifact in first.summary.steps]
+    audited = stages.index("audit_pairs")
+    assert not {"encode", "evaluate", "evaluate_bm25", "dpo"} & set(stages[:audited])
+
+
 def test_every_step_is_an_artifact_that_is_whole(first):
     store = Store(first.summary.store)
     for title, artifact in first.summary.steps:
