@@ -141,12 +141,12 @@ def test_kills_leave_no_process_and_do_not_change_the_bytes(folder, outcomes, tm
     (tmp_path / "spec.json").write_text(spec.model_dump_json())
     command = [sys.executable, "-m", "expandr_core.stage", str(tmp_path / "spec.json"), store.url]
     stage = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(checkpoints, "checkpoint-2.pt")
+    wait_for(checkpoints, "checkpoint-[2-9].pt")  # old ones go
     ranks = ranks_of(stage)
     assert len(ranks) == 2
     stage.kill()
     stage.wait()
-    assert not psutil.wait_procs(ranks, timeout=20)[1]
+    assert not psutil.wait_procs(ranks, timeout=120)[1]
 
     def kill_second_rank() -> None:
         wait_for(checkpoints, "checkpoint-1[0-9].pt")

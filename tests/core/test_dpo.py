@@ -4,9 +4,6 @@ import json
 import logging
 import math
 import shutil
-import signal
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ from expandr_core.artifacts import Artifact
 from expandr_core.child import run_in_child
 from expandr_core.dpo_trainer import Layout, make_trainer, train
 from expandr_core.errors import DataError
+from expandr_core.events import Progress
 from expandr_core.generator import Request, TransformersGenerator
 from expandr_core.options import SamplingOptions
 from expandr_core.stage import Job, make_spec, run_stage
@@ -278,30 +276,29 @@ def test_a_batch_that_cannot_be_shared_is_the_input_s_fault(store, llm_folder, w
         run_stage(spec_of(inputs, **wrong), store, no_progress)
 
 
-def kill_at_checkpoint(checkpoints: Path, step: int) -> None:
-    """Kill -9 the stage's process once it has a checkpoint of that step or a later one."""
-    deadline = time.monotonic() + 400
-    while not any(
-        int(path.parent.name.rpartition("-")[2]) >= step
-        for path in checkpoints.glob("*-zero-*/checkpoint-*/trainer_state.json")
-    ):
-        assert time.monotonic() < deadline, "no checkpoint came"
-        time.sleep(0.01)
-    for child in psutil.Process().children():
-        if "expandr_core.stage" in child.cmdline():
-            child.send_signal(signal.SIGKILL)
+def kill_after(step: int) -> Progress:
+    """Return a report that kills -9 the stage's process once the step after this one is done.
+
+    A process takes part in that step only when its own part of this one's checkpoint is written.
+    """
+    killed = []
+
+    def report(done: int, total: int, unit: str) -> None:
+        if unit == "steps" and done > step and not killed:
+            for child in psutil.Process().children():
+                if "expandr_core.stage" in child.cmdline():
+                    killed.append(child)
+                    child.kill()
+
+    return report
 
 
 def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path, llm_folder, caplog):
     """Kill -9 the real child process as soon as it has a checkpoint, then run the stage again."""
     stores = [Store(str(tmp_path / name)) for name in ("killed", "whole")]
     specs = [spec_of(put_inputs(store, llm_folder), epochs=20) for store in stores]
-    checkpoints = stores[0].scratch / "work" / specs[0].key / "checkpoints"
-    killer = threading.Thread(target=kill_at_checkpoint, args=(checkpoints, 2))
-    killer.start()
     with pytest.raises(RuntimeError, match="was killed by SIGKILL"):
-        run_in_child(specs[0], stores[0], no_progress)
-    killer.join()
+        run_in_child(specs[0], stores[0], kill_after(2))
     with caplog.at_level(logging.INFO, "expandr_core"):
         resumed = run_in_child(specs[0], stores[0], no_progress)
     assert "going on from checkpoint-" in caplog.text

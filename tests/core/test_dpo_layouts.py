@@ -1,8 +1,8 @@
 """DPO by several processes, with DeepSpeed, with accumulation: one adapter, also after a kill."""
 
+import contextlib
 import importlib.util
 import logging
-import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_dpo import kill_at_checkpoint, no_progress, put_inputs, row
+from test_dpo import kill_after, no_progress, put_inputs, row
 
 from expandr_core.artifacts import Artifact, StageSpec
 from expandr_core.child import run_in_child
@@ -90,13 +90,15 @@ def test_a_killed_training_of_several_goes_on_to_the_same_bytes(
     store, inputs = store_of(tmp_path / "store", llm_folder)
     spec = spec_of(inputs, **LAYOUTS[name])
     trained = set[psutil.Process]()
-    folder = store.scratch / "work" / spec.key / "checkpoints"
-    killer = threading.Thread(target=kill_at_checkpoint, args=(folder, 13))
-    killer.start()
+    kill = kill_after(13)
+
+    def report(done: int, total: int, unit: str) -> None:
+        trained.update(processes())
+        kill(done, total, unit)
+
     with pytest.raises(RuntimeError, match="was killed by SIGKILL"):
-        run_in_child(spec, store, lambda *_: trained.update(processes()))
-    killer.join()
-    assert len(trained) >= 3 and not psutil.wait_procs(trained, timeout=10)[1]
+        run_in_child(spec, store, report)
+    assert len(trained) >= 3 and not psutil.wait_procs(trained, timeout=60)[1]
     with caplog.at_level(logging.INFO, "expandr_core"):
         resumed = run_in_child(spec, store, no_progress)
     assert "going on from checkpoint-13" in caplog.text
@@ -105,11 +107,13 @@ def test_a_killed_training_of_several_goes_on_to_the_same_bytes(
 
 
 def processes() -> list[psutil.Process]:
-    """Return the stage's process, and those that train for it."""
-    stages = [
-        each for each in psutil.Process().children() if "expandr_core.stage" in each.cmdline()
-    ]
-    return [each for stage in stages for each in [stage, *stage.children(recursive=True)]]
+    """Return the stage's process, and those that train for it; none once it was killed."""
+    with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is one, too
+        stages = [
+            each for each in psutil.Process().children() if "expandr_core.stage" in each.cmdline()
+        ]
+        return [each for stage in stages for each in [stage, *stage.children(recursive=True)]]
+    return []
 
 
 def test_what_ends_the_stage_ends_all_its_processes_and_leaves_no_artifact(llm_folder, tmp_path):
