@@ -1,10 +1,15 @@
 """The stages dpo and merge: what is trained on, where it starts, and that a kill changes nothing."""
 
+import contextlib
 import json
 import logging
 import math
 import shutil
+import signal
+import threading
+import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
@@ -21,12 +26,12 @@ from expandr_core.artifacts import Artifact
 from expandr_core.child import run_in_child
 from expandr_core.dpo_trainer import Layout, make_trainer, train
 from expandr_core.errors import DataError
-from expandr_core.events import Progress
 from expandr_core.generator import Request, TransformersGenerator
 from expandr_core.options import SamplingOptions
 from expandr_core.stage import Job, make_spec, run_stage
 from expandr_core.stages import dpo, merge, pairs
 from expandr_core.store import Store
+from expandr_core.training import last_checkpoint
 
 SETTINGS = {
     "learning_rate": 0.01,
@@ -276,29 +281,39 @@ def test_a_batch_that_cannot_be_shared_is_the_input_s_fault(store, llm_folder, w
         run_stage(spec_of(inputs, **wrong), store, no_progress)
 
 
-def kill_after(step: int) -> Progress:
-    """Return a report that kills -9 the stage's process once the step after this one is done.
+def kill_at_checkpoint(checkpoints: Path, step: int, processes: int = 1) -> None:
+    """Kill -9 the stage once all its processes have written a checkpoint of that step or later."""
+    deadline = time.monotonic() + 400
+    while not any(
+        int(path.name.rpartition("-")[2]) >= step and is_whole(path, processes)
+        for path in checkpoints.glob("*-zero-*/checkpoint-*")
+    ):
+        assert time.monotonic() < deadline, "no checkpoint came"
+        time.sleep(0.01)
+    for child in psutil.Process().children():
+        if "expandr_core.stage" in child.cmdline():
+            child.send_signal(signal.SIGKILL)
 
-    A process takes part in that step only when its own part of this one's checkpoint is written.
-    """
-    killed = []
 
-    def report(done: int, total: int, unit: str) -> None:
-        if unit == "steps" and done > step and not killed:
-            for child in psutil.Process().children():
-                if "expandr_core.stage" in child.cmdline():
-                    killed.append(child)
-                    child.kill()
-
-    return report
+def is_whole(checkpoint: Path, processes: int) -> bool:
+    """Tell whether training would go on from a checkpoint, by a copy: a damaged one is deleted."""
+    with TemporaryDirectory() as folder, contextlib.suppress(OSError, shutil.Error):
+        shutil.copytree(checkpoint, Path(folder, checkpoint.name))
+        return last_checkpoint(Path(folder), processes) is not None
+    return False  # it changed meanwhile
 
 
 def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path, llm_folder, caplog):
     """Kill -9 the real child process as soon as it has a checkpoint, then run the stage again."""
     stores = [Store(str(tmp_path / name)) for name in ("killed", "whole")]
     specs = [spec_of(put_inputs(store, llm_folder), epochs=20) for store in stores]
+    checkpoints = stores[0].scratch / "work" / specs[0].key / "checkpoints"
+    killer = threading.Thread(target=kill_at_checkpoint, args=(checkpoints, 2))
+    killer.start()
     with pytest.raises(RuntimeError, match="was killed by SIGKILL"):
-        run_in_child(specs[0], stores[0], kill_after(2))
+        run_in_child(specs[0], stores[0], no_progress)
+    killer.join()
+    caplog.clear()
     with caplog.at_level(logging.INFO, "expandr_core"):
         resumed = run_in_child(specs[0], stores[0], no_progress)
     assert "going on from checkpoint-" in caplog.text

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import logging
+import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_dpo import kill_after, no_progress, put_inputs, row
+from test_dpo import kill_at_checkpoint, no_progress, put_inputs, row
 
 from expandr_core.artifacts import Artifact, StageSpec
 from expandr_core.child import run_in_child
@@ -90,14 +91,13 @@ def test_a_killed_training_of_several_goes_on_to_the_same_bytes(
     store, inputs = store_of(tmp_path / "store", llm_folder)
     spec = spec_of(inputs, **LAYOUTS[name])
     trained = set[psutil.Process]()
-    kill = kill_after(13)
-
-    def report(done: int, total: int, unit: str) -> None:
-        trained.update(processes())
-        kill(done, total, unit)
-
+    folder = store.scratch / "work" / spec.key / "checkpoints"
+    killer = threading.Thread(target=kill_at_checkpoint, args=(folder, 13, 2))
+    killer.start()
     with pytest.raises(RuntimeError, match="was killed by SIGKILL"):
-        run_in_child(spec, store, report)
+        run_in_child(spec, store, lambda *_: trained.update(processes()))
+    killer.join()
+    caplog.clear()
     assert len(trained) >= 3 and not psutil.wait_procs(trained, timeout=60)[1]
     with caplog.at_level(logging.INFO, "expandr_core"):
         resumed = run_in_child(spec, store, no_progress)
