@@ -172,11 +172,10 @@ def evaluate(
             fail(f"--input {name}: only {', '.join(named)} can be given")
         named[name].append(value)
     with complaints(AGAIN):
-        from prefect import tags
-
         from flows.evaluate_suite import evaluate_suite
         from flows.model_pairs import MeasuredModels
         from flows.preflight import check_suite
+        from flows.run import said_of_it
         from flows.show import print_leaderboard
         from flows.temporary_server import begun, prefect_server
 
@@ -187,8 +186,9 @@ def evaluate(
             training=tuple(named["training"]),
         )
         wanted, store = tuple(datasets.split(",")), absolute(store)
+        said = [str(config), *_changes(seed, changes)]
         check_suite(wanted, options, models, store)
-        with prefect_server(say), tags(str(config), *_changes(seed, changes)):
+        with prefect_server(say), said_of_it(said):
             summary = begun(
                 evaluate_suite,
                 datasets=wanted,
@@ -274,16 +274,15 @@ def _changes(seed: int | None, changes: list[str] | None) -> list[str]:
 def _run_loop(options: JointLoopOptions, store: str, said: list[str]) -> None:
     """Run the loop; what was said of it is shown with it, here and in Prefect."""
     with complaints("`expandr resume` goes on with it; what was finished is found in the store"):
-        from prefect import tags
-
         from flows.joint_loop import joint_loop
         from flows.preflight import check_run
+        from flows.run import said_of_it
         from flows.show import print_summary
         from flows.temporary_server import begun, prefect_server
         from tasks.stage import open_store
 
         check_run(options, absolute(store))
-        with prefect_server(say), tags(*said):
+        with prefect_server(say), said_of_it(said):
             summary = begun(joint_loop, options=options, store=absolute(store))
         print_summary(out, open_store(summary.store), summary)
 

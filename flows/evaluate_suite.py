@@ -91,7 +91,7 @@ def evaluate_suite(
         placement=place(preset, placement),
         fresh=fresh,
     )
-    with noted(work, started, "evaluate-suite", ", ".join(datasets), preset):
+    with noted(work, started, "evaluate-suite", ", ".join(datasets), preset) as tags:
         pairs = find_pairs(work, options, models)
         found = [get_dataset(work, dataset, options.data) for dataset in wanted]
 
@@ -99,7 +99,7 @@ def evaluate_suite(
         for dataset in found:
             suite.measure(dataset)
         leaderboard = suite.leaderboard()
-        summary = record_suite(work, leaderboard, started, datasets, preset)
+        summary = record_suite(work, leaderboard, started, (datasets, preset, tags))
     publish_leaderboard(work, leaderboard)
     return summary
 
@@ -108,10 +108,10 @@ def record_suite(
     work: Workspace,
     leaderboard: Artifact,
     started: datetime,
-    datasets: tuple[str, ...],
-    preset: str,
+    asked: tuple[tuple[str, ...], str, list[str]],
 ) -> SuiteSummary:
     """Write the record of this run into the store, which keeps what it made from `expandr gc`."""
+    datasets, preset, tags = asked
     summary = SuiteSummary(
         name=run_name(started),
         flow_run_id=str(flow_run.id),
@@ -122,7 +122,7 @@ def record_suite(
         steps=work.made,
         datasets=list(datasets),
         preset=preset,
-        tags=list(flow_run.tags),
+        tags=tags,
     )
     record = {"kind": "evaluate-suite", **summary.model_dump(mode="json")}
     work.open().write_record(summary.name, record)

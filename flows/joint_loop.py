@@ -59,7 +59,7 @@ def joint_loop(
         fresh=fresh,
     )
     named = options.data.collection or options.data.triples
-    with noted(work, started, "joint-loop", named, preset):
+    with noted(work, started, "joint-loop", named, preset) as tags:
         imported = import_models(work, options)
         check_adapter(imported, options)
         data = prepare_data(work, options.data, options.world)
@@ -67,7 +67,7 @@ def joint_loop(
         retriever = imported.get("retriever") or build_retriever(work, data, options)
         run = Run(work, data, options)
         best, report = run_rounds(run, Models(0, llm, retriever))
-        summary = record_run(run, report, best, started, preset)
+        summary = record_run(run, report, best, started, preset, tags)
     publish(work, report)
     return summary
 

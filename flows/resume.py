@@ -4,7 +4,6 @@ import contextlib
 from datetime import UTC, datetime
 from uuid import UUID
 
-from prefect import tags
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowFilter,
@@ -20,7 +19,7 @@ from rich.console import Console
 
 from expandr_core.errors import DataError
 from flows.joint_loop import joint_loop
-from flows.run import Summary
+from flows.run import Summary, said_of_it
 from flows.temporary_server import begun
 
 
@@ -51,7 +50,7 @@ def resume(out: Console, reference: str) -> Summary | None:
             out.print(f"{run.name} ({run.id}) was {state}; it waits for a worker of its pool")
             return None
     out.print(f"{run.name} ({run.id}) is {state}; it goes on here")
-    with tags(*run.tags):
+    with said_of_it(run.tags):
         parameters = joint_loop.validate_parameters(run.parameters)
         return Summary.model_validate(begun(joint_loop, **parameters))
 

@@ -4,9 +4,12 @@ import contextlib
 import os
 import platform
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from uuid import UUID
 
+from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 from pydantic import BaseModel
 
@@ -15,6 +18,8 @@ from expandr_core.models import first_line
 from expandr_core.options import JointLoopOptions
 from tasks.data import Data
 from tasks.stage import Workspace
+
+_SAID: ContextVar[list[str] | None] = ContextVar("said", default=None)
 
 
 @dataclass(frozen=True)
@@ -62,13 +67,35 @@ class Summary(BaseModel):
     tags: list[str] = []
 
 
+@contextlib.contextmanager
+def said_of_it(words: list[str]) -> Iterator[None]:
+    """Tag the run that begins meanwhile, and not its tasks: Prefect asks of each tag of a task anew."""
+    token = _SAID.set(words)
+    try:
+        yield
+    finally:
+        _SAID.reset(token)
+
+
+def tag_run() -> list[str]:
+    """Let Prefect show what was said of this run; return all its tags."""
+    said = _SAID.get()
+    if not said:
+        return list(flow_run.tags)
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(UUID(str(flow_run.id)), tags=said)
+    return said
+
+
 def run_name(started: datetime) -> str:
     """Name this flow run as the store does: by time, so that names sort, and as Prefect does."""
     return f"{started:%Y%m%dT%H%M%S}-{flow_run.name}"
 
 
 @contextlib.contextmanager
-def noted(work: Workspace, started: datetime, flow: str, data: str, preset: str) -> Iterator[None]:
+def noted(
+    work: Workspace, started: datetime, flow: str, data: str, preset: str
+) -> Iterator[list[str]]:
     """Keep a note of this run in the store until it has a record; if it fails, for good.
 
     Args:
@@ -77,8 +104,11 @@ def noted(work: Workspace, started: datetime, flow: str, data: str, preset: str)
         flow: which flow runs.
         data: what it works on, for people.
         preset: that it started from.
+
+    Yields:
+        The tags of the run.
     """
-    name, store = run_name(started), work.open()
+    name, store, tags = run_name(started), work.open(), tag_run()
     note = {
         "name": name,
         "flow": flow,
@@ -90,7 +120,7 @@ def noted(work: Workspace, started: datetime, flow: str, data: str, preset: str)
         "process": os.getpid(),
         "data": data,
         "preset": preset,
-        "tags": list(flow_run.tags),
+        "tags": tags,
     }
 
     def write() -> None:
@@ -100,7 +130,7 @@ def noted(work: Workspace, started: datetime, flow: str, data: str, preset: str)
     write()
     work.after_each_step(write)
     try:
-        yield
+        yield tags
     except BaseException as error:
         failed = isinstance(error, Exception)
         note["state"] = "failed" if failed else "interrupted"
@@ -112,7 +142,7 @@ def noted(work: Workspace, started: datetime, flow: str, data: str, preset: str)
 
 
 def record_run(
-    run: Run, report: Artifact, best: Models, started: datetime, preset: str = "none"
+    run: Run, report: Artifact, best: Models, started: datetime, preset: str, tags: list[str]
 ) -> Summary:
     """Write the record of this run into the store."""
     summary = Summary(
@@ -127,7 +157,7 @@ def record_run(
         models={"llm": best.llm, "retriever": best.retriever, "corpus": run.data.corpus},
         steps=run.work.made,
         preset=preset,
-        tags=list(flow_run.tags),
+        tags=tags,
     )
     run.work.open().write_record(summary.name, summary.model_dump(mode="json"))
     return summary

@@ -25,7 +25,9 @@ def print_runs(out: Console, store: Store, limit: int) -> None:
     runs.sort(key=lambda run: str(run.get("name", "")))
     table = Table(box=None)
     for title in ("run", "state", "config", "preset", "data", "headline"):
-        table.add_column(title, overflow="fold", no_wrap=title == "state", min_width=len(title))
+        names = [str(run.get("name", "")) for run in runs] if title == "run" else []
+        width = min(40, max(map(len, [title, *names])))  # a name is there to be copied
+        table.add_column(title, overflow="fold", no_wrap=title == "state", min_width=width)
     for run in runs[-limit:]:
         data = run.get("data") or _data(run)
         cells = (

@@ -48,21 +48,12 @@ def core_logs() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def only_shown(what: str, told: set[str] | None = None) -> Iterator[None]:
-    """Let no work end because Prefect's server, which would only show something of it, is away.
-
-    Args:
-        what: would be shown.
-        told: where to note that the log says it, if it need not say so again.
-    """
+def only_shown(what: str) -> Iterator[None]:
+    """Let no work end because Prefect's server, which would only show something of it, is away."""
     try:
         yield
     except httpx.HTTPError as error:
-        if told is None or what not in told:
-            message = error or type(error).__name__
-            get_run_logger().warning("Prefect cannot show %s: %s", what, message)
-        if told is not None:
-            told.add(what)
+        get_run_logger().warning("Prefect cannot show %s: %s", what, error or type(error).__name__)
 
 
 @contextlib.contextmanager
@@ -84,17 +75,21 @@ def progress(title: str) -> Iterator[Report]:
 
 def _artifact(title: str) -> Report:
     artifact_id: Any = None
-    told = set[str]()
+    away = False
 
     def report(done: int, total: int, unit: str) -> None:
-        nonlocal artifact_id
+        nonlocal artifact_id, away
+        if away:
+            return
         percent = 100.0 * done / max(total, 1)
-        with only_shown(f"the progress of {title}", told):
+        with only_shown(f"the progress of {title}"):
             if artifact_id is None:
                 text = f"{title}: {total:,} {unit}"
                 artifact_id = create_progress_artifact(progress=percent, description=text)
             else:
                 update_progress_artifact(artifact_id, progress=percent)
+            return
+        away = True  # each further try would take the patience of Prefect's client
 
     return report
 

@@ -77,16 +77,15 @@ def test_a_record_whose_report_is_gone_is_listed(tmp_path):
     [(DataError("wrong"), "failed", "wrong"), (KeyboardInterrupt(), "interrupted", "")],
 )
 def test_a_run_that_ends_too_early_leaves_a_note(tmp_path, monkeypatch, error, state, message):
-    from prefect import tags
-
     from flows.joint_loop import joint_loop
+    from flows.run import said_of_it
 
     def fail(*_: object) -> None:
         raise error
 
     monkeypatch.setattr("flows.joint_loop.import_models", fail)
     store = Store(str(tmp_path))
-    with tags("my.yaml"), pytest.raises(type(error)):
+    with said_of_it(["my.yaml"]), pytest.raises(type(error)):
         joint_loop(preset="tiny", store=store.url)
     [found] = store.notes()
     assert (found["state"], found["message"], found["preset"]) == (state, message, "tiny")

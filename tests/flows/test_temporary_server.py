@@ -15,7 +15,7 @@ from prefect.logging import disable_run_logger
 from deployments.connection import asked_of
 from expandr_core.errors import DataError
 from flows.temporary_server import TemporaryServer, begun
-from tasks.progress import only_shown
+from tasks.progress import only_shown, progress
 
 ROOT = Path(__file__).parents[2]
 COMMAND = """
@@ -73,6 +73,20 @@ def test_a_server_that_does_not_start_is_one_sentence(tmp_path):
 def test_work_goes_on_where_prefect_cannot_show_it():
     with disable_run_logger(), only_shown("the report"):
         raise httpx.ConnectError("refused")
+
+
+def test_progress_that_cannot_be_shown_is_tried_once_a_stage(monkeypatch):
+    tries = []
+
+    def refused(**_: object) -> None:
+        tries.append(1)
+        raise httpx.ConnectError("refused")
+
+    monkeypatch.setattr("tasks.progress.create_progress_artifact", refused)
+    with disable_run_logger(), progress("train") as report:
+        for done in (0, 5, 5):
+            report(done, 5, "steps")
+    assert tries == [1]
 
 
 def test_only_errors_of_prefects_server_are_told_as_such():
