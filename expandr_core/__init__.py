@@ -13,6 +13,7 @@ Nothing here imports Prefect or reads an environment variable. In the order of t
     models                         what a model folder must have
     adapters                       a language model's adapter that is kept apart from it
     control_tokens                 what spells a control token of the model is plain characters
+    chat_templates, thoughts       what the options say of a chat template; texts without thoughts
     prompts, generator             the five prompts as token ids; texts sampled from a causal LM
     vllm_generator, vllm_program   the engine vLLM, and what of it runs in its own interpreter
     query_shards                   shards that stay the same when other rows change

@@ -22,15 +22,16 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # how SentencePiece names a byte
 _BRACKETS = set("<[{|")
 
 
-def control_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
-    """Return the tokens that mean more than their characters, with their ids.
+@lru_cache(4)
+def control_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
+    """Return the tokens that mean more than their characters, by id.
 
     These are the special ones, and of the others that were added those that the chat template writes
     or that are in brackets (`<think>`, `<|fim_prefix|>`); not words, spaces and the names of bytes.
     """
-    template = str(tokenizer.get_chat_template()) if tokenizer.chat_template else ""
+    template = str(tokenizer.chat_template or "")
     return {
-        token.content: number
+        number: token.content
         for number, token in tokenizer.added_tokens_decoder.items()
         if token.content.strip()
         and not _BYTE.fullmatch(token.content)
@@ -78,12 +79,12 @@ def _spells_any(tokenizer: "PreTrainedTokenizerBase", text: str, ids: list[int])
 @lru_cache(4)
 def _control_ids(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
     unknown = cast("int | None", tokenizer.unk_token_id)  # what any text may have
-    return frozenset(control_tokens(tokenizer).values()) - {unknown}
+    return frozenset(control_tokens(tokenizer)) - {unknown}
 
 
 @lru_cache(4)
 def _pattern(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
-    longest_first = sorted(control_tokens(tokenizer), key=len, reverse=True)
+    longest_first = sorted(control_tokens(tokenizer).values(), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
@@ -124,7 +125,7 @@ def _renamed(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer | None":
     if not isinstance(backend, Tokenizer):
         return None
     state = json.loads(backend.to_str())
-    names = {token: _MARK + token for token in control_tokens(tokenizer)}
+    names = {token: _MARK + token for token in control_tokens(tokenizer).values()}
     for token in state["added_tokens"]:
         if token["content"] in names:
             token |= {"content": names[token["content"]], "normalized": False}

@@ -19,7 +19,7 @@ from openai.types.chat import ChatCompletionUserMessageParam
 
 from expandr_core.errors import DataError
 from expandr_core.generator import Codec, Completion, Request
-from expandr_core.options import EndpointOptions, SamplingOptions
+from expandr_core.options import ChatOptions, EndpointOptions, SamplingOptions
 
 RETRIED = (408, 409, 429)  # of the wrong requests; and whatever is the server's own fault
 Task = asyncio.Task[tuple[int, list[Completion]]]
@@ -28,7 +28,7 @@ Task = asyncio.Task[tuple[int, list[Completion]]]
 class EndpointGenerator:
     """A causal LM that a server runs; the tokenizer and the template are those of a local folder."""
 
-    def __init__(self, folder: Path, options: EndpointOptions):
+    def __init__(self, folder: Path, options: EndpointOptions, chat: ChatOptions | None = None):
         """Check the options, and read the tokenizer.
 
         Raises:
@@ -44,7 +44,8 @@ class EndpointGenerator:
             raise DataError(
                 f"llm.endpoint.url for {url.hostname}: a URL must hold no key; set OPENAI_API_KEY"
             )
-        self.codec, self.options = Codec(folder), options
+        self.codec, self.options = Codec(folder, chat), options
+        self._variables = dict(chat.template) if chat else {}
 
     def generate(
         self, requests: Sequence[Request], sampling: SamplingOptions, max_prompt_tokens: int
@@ -123,6 +124,8 @@ class EndpointGenerator:
                     text = answer.choices[0].text
                 else:
                     said = ChatCompletionUserMessageParam(role="user", content=content)
+                    if self._variables:  # vLLM and others take them so
+                        asked["extra_body"] = {"chat_template_kwargs": self._variables}
                     answer = await client.chat.completions.create(messages=[said], **asked)
                     text = answer.choices[0].message.content or ""
             except openai.APIError as error:
@@ -130,9 +133,9 @@ class EndpointGenerator:
         if answer.usage is None:
             raise DataError(f"{self.options.url}: answers without `usage`; use another server")
         stopped = answer.choices[0].finish_reason == "stop"
-        return Completion(
-            text, "stop" if stopped else "length", answer.usage.completion_tokens - stopped
-        )
+        tokens = answer.usage.completion_tokens - stopped
+        text, thoughts = self.codec.answer(text)
+        return Completion(text, "stop" if stopped else "length", tokens, thoughts)
 
     def _explained(self, error: openai.APIError, key: str) -> Exception:
         """Tell a wrong request from a server in trouble; never with the key."""

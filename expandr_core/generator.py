@@ -16,22 +16,23 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol
 
 import torch
 from transformers import (
     AutoConfig,
-    AutoTokenizer,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
 )
 
 from expandr_core.adapters import load_adapted
+from expandr_core.chat_templates import load_tokenizer
 from expandr_core.device import run_device
 from expandr_core.errors import DataError
-from expandr_core.options import Prompt, SamplingOptions
-from expandr_core.prompts import fitted_turn, turn_end_id
+from expandr_core.options import ChatOptions, Prompt, SamplingOptions
+from expandr_core.prompts import fitted_turn, prompt_ids, turn_end_id
+from expandr_core.thoughts import known_markers, opened_by, remove_thoughts, without_special
 
 NOT_FINITE = (
     "the language model's logits are not finite (NaN or infinity), so no text can be drawn: its "
@@ -66,11 +67,13 @@ class Completion:
     Attributes:
         finish_reason: "stop" if the model ended its turn, "length" if it was cut.
         tokens: number of generated tokens, the turn's end not counted.
+        thoughts: whether the model wrote thoughts before it, which are left out.
     """
 
     text: str
     finish_reason: Literal["stop", "length"]
     tokens: int
+    thoughts: bool = False
 
 
 class Generator(Protocol):
@@ -92,12 +95,12 @@ class Codec:
         ends: all tokens that end a text, the model's own ends of sequence too.
     """
 
-    def __init__(self, folder: Path):
-        """Read a model's tokenizer and configuration from a local folder."""
-        self.tokenizer = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+    def __init__(self, folder: Path, chat: ChatOptions | None = None):
+        """Read a model's tokenizer and configuration from a local folder; `chat` is of its template."""
+        self.tokenizer = load_tokenizer(folder, chat)
         self.turn_end = turn_end_id(self.tokenizer)
+        self._opened = opened_by(self.tokenizer, prompt_ids(self.tokenizer, "a"))
+        self._markers = known_markers(self.tokenizer)
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         self._context: int | None = getattr(config, "max_position_embeddings", None)
         settings = folder / "generation_config.json"
@@ -135,8 +138,12 @@ class Codec:
     def completion(self, ids: list[int]) -> Completion:
         """Decode a text up to the first token that ends it; without one it was cut."""
         length = next((n for n, token in enumerate(ids) if token in self.ends), len(ids))
-        text = cast(str, self.tokenizer.decode(ids[:length], skip_special_tokens=True))
-        return Completion(text, "stop" if length < len(ids) else "length", length)
+        text, thoughts = self.answer(without_special(self.tokenizer, ids[:length]))
+        return Completion(text, "stop" if length < len(ids) else "length", length, thoughts)
+
+    def answer(self, text: str) -> tuple[str, bool]:
+        """Return a text without the thoughts before it, and whether there were any."""
+        return remove_thoughts(text, self._opened, self._markers)
 
 
 class _SeededSampling(LogitsProcessor):
@@ -182,10 +189,16 @@ class _SeededSampling(LogitsProcessor):
 class TransformersGenerator:
     """A causal LM in this process, on a CPU or one GPU."""
 
-    def __init__(self, folder: Path, device: str, adapter: Path | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        device: str,
+        adapter: Path | None = None,
+        chat: ChatOptions | None = None,
+    ):
         """Load the model from a local folder, with an adapter: bfloat16 on a GPU, float32 on a CPU."""
         self.device = run_device(device)
-        self.codec = Codec(folder)
+        self.codec = Codec(folder, chat)
         dtype = torch.float32 if self.device == "cpu" else torch.bfloat16
         self.model = load_adapted(folder, adapter, dtype).to(self.device).eval()
         self.pad = self.codec.tokenizer.pad_token_id

@@ -153,7 +153,8 @@ def _without_weights(folder: Path) -> Any:
 
 def _check_tokenizer(folder: Path, tokenizer: Any, model: Any) -> None:
     """Check that the tokenizer is the model's, and that the chat template works."""
-    from expandr_core.prompts import control_tokens, prompt_ids, turn_end_id
+    from expandr_core.control_tokens import control_tokens
+    from expandr_core.prompts import prompt_ids, turn_end_id
 
     rows = model.get_input_embeddings().weight.shape[0]
     remedy = "use the tokenizer the model was trained with"

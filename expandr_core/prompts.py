@@ -7,7 +7,7 @@ both see identical prompts with exactly one beginning-of-sequence token (the ref
 import re
 from typing import TYPE_CHECKING, cast
 
-from expandr_core.control_tokens import encode_chat, encode_text
+from expandr_core.control_tokens import control_tokens, encode_chat, encode_text
 from expandr_core.errors import DataError
 from expandr_core.options import Prompt
 
@@ -34,7 +34,7 @@ _PREAMBLE = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 
-_MARKUP = re.compile(r"<.*>|\[.*\]", re.DOTALL)
+_ANSWER = "\ue000"  # of the assistant, where the end of a turn is looked for
 
 
 def render_prompt(name: Prompt, query: str, passage: str = "") -> str:
@@ -91,18 +91,6 @@ def prompt_ids(tokenizer: "PreTrainedTokenizerBase", content: str) -> list[int]:
     return ids
 
 
-def control_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
-    """Return the tokens that stand for no text: the special ones, and added ones such as `<think>`.
-
-    Words that were added to a vocabulary are text.
-    """
-    return {
-        number: token.content
-        for number, token in tokenizer.added_tokens_decoder.items()
-        if token.special or _MARKUP.fullmatch(token.content)
-    }
-
-
 def fitted_prompt_ids(
     tokenizer: "PreTrainedTokenizerBase", name: Prompt, query: str, passage: str, max_tokens: int
 ) -> list[int]:
@@ -150,10 +138,10 @@ def turn_end_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     It is the first token the template writes after the assistant's words; where the template writes
     none, the tokenizer's end of sequence.
     """
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}]
     rendered = tokenizer.apply_chat_template(turns, tokenize=False)
     assert isinstance(rendered, str)
-    after = rendered[rendered.rindex("b") + 1 :].strip() if "b" in rendered else ""
+    after = rendered.rpartition(_ANSWER)[2].strip() if _ANSWER in rendered else ""
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     for token in tokenizer.encode(after, add_special_tokens=False):
         if token in special:

@@ -24,7 +24,7 @@ from expandr_core.adapters import read_config
 from expandr_core.child import end_tree
 from expandr_core.errors import DataError
 from expandr_core.generator import NOT_FINITE, Codec, Completion, Request
-from expandr_core.options import Device, SamplingOptions, VLLMOptions
+from expandr_core.options import ChatOptions, Device, SamplingOptions, VLLMOptions
 
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[1]
@@ -54,6 +54,7 @@ def open_vllm(
     device: Device,
     python: str = "",
     adapter: Path | None = None,
+    chat: ChatOptions | None = None,
 ) -> Iterator["VLLMGenerator"]:
     """Load a model into vLLM, for as long as the context lasts.
 
@@ -64,6 +65,7 @@ def open_vllm(
         device: where; it must be what that vLLM was built for.
         python: the interpreter that has vLLM; the project's `.venv-vllm` by default.
         adapter: folder of a LoRA adapter of the model, which stays apart from its weights.
+        chat: how the chat template is rendered.
 
     Raises:
         DataError: if there is no such interpreter.
@@ -80,7 +82,7 @@ def open_vllm(
             for number in range(options.data_parallel):
                 settings = settings_of(folder, options, max_tokens, device, number, adapter)
                 copies.append(_Copy(interpreter, settings, Path(temporary, str(number))))
-            yield VLLMGenerator(Codec(folder), copies)
+            yield VLLMGenerator(Codec(folder, chat), copies)
         finally:
             for copy in copies:
                 end_tree(copy.process)

@@ -29,5 +29,5 @@ def dpo(
         store: Folder or s3:// URL that keeps every artifact.
     """
     work = Workspace(store=store, seed=options.seed, device=options.device, placement=placement)
-    align(work, work.find(llm), work.find(pairs), options.dpo, options.expand)
+    align(work, work.find(llm), work.find(pairs), options)
     return work.made

@@ -85,7 +85,7 @@ def run_rounds(run: Run, base: Models) -> tuple[Models, Artifact]:
         when = f", round {number}"
         if number > 1:
             pairs = choose_pairs(run, current, when)
-        llm = align(run.work, current.llm, pairs, options.dpo, options.expand, when)
+        llm = align(run.work, current.llm, pairs, options, when)
         start = base if options.loop.retriever_start == "base" else current
         retriever = retrain_retriever(run, llm, start, current, when)
         previous, current = current, Models(number, llm, retriever)

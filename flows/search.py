@@ -58,14 +58,17 @@ def search_corpus(
 def _expand(store: Store, run: Summary, question: str) -> str:
     """Write the likeliest expansion of the question."""
     from expandr_core.adapters import language_model
+    from expandr_core.chat_templates import chat_options, template_of
     from expandr_core.generator import Request, TransformersGenerator
     from expandr_core.prompts import remove_preamble
 
-    options = run.options.expand
+    options, llm = run.options.expand, run.options.llm
     paths = {
         role: store.local(part) for role, part in language_model(store, run.models["llm"]).items()
     }
-    generator = TransformersGenerator(paths["llm"], run.options.device, paths.get("adapter"))
+    chat = chat_options(template_of(paths["llm"]), llm.template, llm.date)
+    adapter = paths.get("adapter")
+    generator = TransformersGenerator(paths["llm"], run.options.device, adapter, chat)
     request = Request(options.prompt, question, "", (0,), (0.0,))
     batches = generator.generate([request], options.expansion, options.max_prompt_tokens)
     [[(_, [completion])]] = list(batches)

@@ -1,7 +1,7 @@
 """Align the language model with the pairs."""
 
 from expandr_core.artifacts import Artifact
-from expandr_core.options import DPOOptions, ExpandOptions
+from expandr_core.options import JointLoopOptions
 from expandr_core.stages import dpo as stage
 from expandr_core.stages import merge
 from tasks.stage import Workspace
@@ -11,20 +11,23 @@ def align(
     work: Workspace,
     llm: Artifact,
     pairs: Artifact,
-    options: DPOOptions,
-    expand: ExpandOptions,
+    options: JointLoopOptions,
     when: str = "",
 ) -> Artifact:
     """Train an adapter by DPO; return the language model with it, merged if the options say so.
 
     The prompt is the one that the texts were written for.
     """
+    chat = work.chat(llm, options.llm)
     resolved = stage.OPTIONS(
-        **options.model_dump(), prompt=expand.prompt, max_prompt_tokens=expand.max_prompt_tokens
+        **options.dpo.model_dump(),
+        prompt=options.expand.prompt,
+        max_prompt_tokens=options.expand.max_prompt_tokens,
+        chat=chat,
     )
     start = work.language_model(llm)
     adapter = work.make(f"align by DPO{when}", "dpo", resolved, start | {"pairs": pairs})
-    if not options.merge:
+    if not options.dpo.merge:
         return adapter
     inputs = {"llm": start["llm"], "adapter": adapter}
-    return work.make(f"merge the adapter{when}", "merge", merge.OPTIONS(), inputs)
+    return work.make(f"merge the adapter{when}", "merge", merge.OPTIONS(chat=chat), inputs)

@@ -26,6 +26,7 @@ def _write(
         engine=llm_options.engine,
         vllm=llm_options.vllm if llm_options.engine == "vllm" else None,
         endpoint=llm_options.endpoint if llm_options.engine == "endpoint" else None,
+        chat=work.chat(llm, llm_options),
     )
     inputs_by_role = {"queries": queries, **work.language_model(llm)}
     return work.make(title, "expand", resolved, inputs_by_role, first_shards=first_shards)

@@ -5,9 +5,11 @@ from collections.abc import Iterable, Mapping, Set
 from expandr_core import models
 from expandr_core.adapters import check_targets
 from expandr_core.artifacts import Artifact
+from expandr_core.chat_templates import chat_options, template_of
 from expandr_core.errors import DataError, naming
 from expandr_core.options import JointLoopOptions, RetrieverOptions
 from expandr_core.stages.import_model import LAYERS, ImportOptions
+from expandr_core.stages.tiny_llm import CHAT_TEMPLATE
 from expandr_core.stages.tiny_llm import LAYERS as TINY_LAYERS
 from tasks.data import Data, training_texts
 from tasks.stage import Workspace
@@ -31,13 +33,17 @@ def import_models(
             "llm.engine is 'endpoint', but a server keeps its model and the loop trains it; use "
             "'vllm' or 'transformers' here, and an endpoint with the flow expand alone"
         )
-    imported = {}
+    imported, llm = {}, options.llm
     if "retriever" in roles and options.retriever.model != "tiny":
         with naming("retriever.model"):
             imported["retriever"] = _import_retriever(work, options.retriever)
-    if "llm" in roles and options.llm.model != "tiny":
+    if "llm" in roles and llm.model == "tiny":
+        chat_options(CHAT_TEMPLATE, llm.template, llm.date)  # so that it says what is wrong
+    elif "llm" in roles:
         with naming("llm.model"):
-            folder, sources = models.model_source(options.llm.model)
+            folder, sources = models.model_source(llm.model)
+        chat_options(template_of(folder), llm.template, llm.date)
+        with naming("llm.model"):
             resolved = ImportOptions(kind="llm", folder=str(folder))
             imported["llm"] = work.make("import the LLM", "import_model", resolved, sources=sources)
     return imported

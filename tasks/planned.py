@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import PrivateAttr
 
 from expandr_core.artifacts import Artifact
-from expandr_core.options import Options, PreferenceOptions
+from expandr_core.options import ChatOptions, LLMOptions, Options, PreferenceOptions
 from expandr_core.plan import Rates, Step, last_of_each, predicted
 from expandr_core.stage import make_spec
 from tasks.stage import Workspace
@@ -56,6 +56,10 @@ class PlannedWorkspace(Workspace):
     def settled(self, preferences: PreferenceOptions, rewards: Artifact) -> PreferenceOptions:
         """Leave the rule of acceptance open; the calibration knows which share is accepted."""
         return preferences
+
+    def chat(self, llm: Artifact, options: LLMOptions) -> ChatOptions:
+        """Take the variables as they are: no template is there to be asked."""
+        return ChatOptions(template=options.template)
 
     def publish(self, artifact: Artifact, path: str, name: str) -> None:
         """Show nothing: there is nothing to show."""

@@ -13,6 +13,7 @@ import errno
 import json
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from prefect import task
@@ -25,9 +26,10 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 from expandr_core.acceptance import settled
 from expandr_core.adapters import language_model
 from expandr_core.artifacts import Artifact, StageSpec
+from expandr_core.chat_templates import chat_options, find_template
 from expandr_core.child import needs_child, run_in_child
 from expandr_core.errors import DataError
-from expandr_core.options import Device, Options, PreferenceOptions
+from expandr_core.options import ChatOptions, Device, LLMOptions, Options, PreferenceOptions
 from expandr_core.stage import find, make_spec, run_stage
 from expandr_core.store import Store
 from tasks.placement import Placement, PoolError, run_on_pool
@@ -177,6 +179,21 @@ class Workspace(BaseModel):
     def settled(self, preferences: PreferenceOptions, rewards: Artifact) -> PreferenceOptions:
         """Return the options with the rule of acceptance that suits the encoder of the rewards."""
         return settled(preferences, rewards, self.open())
+
+    def chat(self, llm: Artifact, options: LLMOptions) -> ChatOptions:
+        """Return what determines how the model's chat template is rendered.
+
+        Raises:
+            DataError: if the template does not read one of the variables of `llm.template`.
+        """
+        template = find_template(partial(self._read, self.language_model(llm)["llm"]))
+        return chat_options(template, options.template, options.date)
+
+    def _read(self, artifact: Artifact, path: str) -> str | None:
+        """Read a file of an artifact, if it has one of that name, and fetch no other."""
+        if path not in artifact.files:
+            return None
+        return self.open().local(artifact.at(path)).read_text(encoding="utf-8")
 
     def read_json(self, artifact: Artifact, path: str) -> Any:
         """Read a JSON file of an artifact."""

@@ -1,5 +1,6 @@
 """A Llama of random weights, and its tokenizer: milliseconds a text, and everything a real one has."""
 
+from itertools import pairwise
 from pathlib import Path
 
 TEXTS = ["hello world this is a test of text", "please write a passage to answer the question"]
@@ -86,4 +87,38 @@ def save_retriever(folder: Path, dimensions: int = 16) -> Path:
     weights = torch.randn(tokenizer.get_vocab_size(), dimensions, generator=generator)
     embedding = StaticEmbedding(tokenizer, embedding_weights=weights)
     SentenceTransformer(modules=[embedding], device="cpu").save(str(folder))
+    return folder
+
+
+def save_parrot(folder: Path, tokenizer, text: list[int]) -> Path:
+    """Save a Llama that after the assistant's token, or after any token of its own, writes the next.
+
+    Args:
+        folder: where.
+        tokenizer: whose template ends a prompt with the token that `text` begins with.
+        text: the last token of every prompt and the tokens that follow it, no two of them the same.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        max_position_embeddings=512,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        pad_token_id=0,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, weights in model.named_parameters():
+            weights.fill_(1 if "norm" in name else 0)
+        for place, (token, following) in enumerate(pairwise(text)):
+            model.model.embed_tokens.weight[token, place] = 1
+            model.lm_head.weight[following, place] = 100
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder

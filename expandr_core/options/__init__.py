@@ -34,12 +34,15 @@ from expandr_core.options.loop import (
     LoopOptions,
 )
 from expandr_core.options.models import (
+    DEFAULT_DATE,
+    ChatOptions,
     EncodingOptions,
     EndpointOptions,
     LLMOptions,
     RetrieverOptions,
     TinyLLMOptions,
     TinyRetrieverOptions,
+    Variables,
     VLLMOptions,
 )
 from expandr_core.options.preferences import (
@@ -57,6 +60,8 @@ from expandr_core.options.training import (
 
 __all__ = [
     "ALL_LINEAR",
+    "DEFAULT_DATE",
+    "ChatOptions",
     "ContrastiveTrainingOptions",
     "ConventionName",
     "DPOOptions",
@@ -84,6 +89,7 @@ __all__ = [
     "TinyLLMOptions",
     "TinyRetrieverOptions",
     "VLLMOptions",
+    "Variables",
     "VectorType",
     "added",
     "identity",

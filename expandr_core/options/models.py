@@ -1,8 +1,9 @@
 """The language model and the retriever, and how they are used everywhere."""
 
-from typing import Literal
+from datetime import date
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, FiniteFloat
 
 from expandr_core.options.base import (
     ConventionName,
@@ -13,6 +14,26 @@ from expandr_core.options.base import (
     added,
     runtime,
 )
+
+DEFAULT_DATE = "2024-07-26"  # what Llama's templates write where nobody tells them the date
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
+Variables = dict[Variable, bool | int | FiniteFloat | str]
+
+
+def _day(value: object) -> object:
+    if isinstance(value, date):  # YAML reads it so
+        return value.isoformat()[:10]
+    return date.fromisoformat(value).isoformat() if isinstance(value, str) and value else value
+
+
+Day = Annotated[str, BeforeValidator(_day)]
+
+
+class ChatOptions(Options):
+    """How a model's chat template is rendered, as the stages that write or train prompts need it."""
+
+    template: Variables = added({}, description="Variables of the chat template.")
+    date: Day = added("", description="The date that it writes; empty where it writes none.")
 
 
 class TinyLLMOptions(Options):
@@ -84,6 +105,16 @@ class LLMOptions(Options):
         "from the collection's text (paper: meta-llama/Meta-Llama-3-8B-Instruct).",
     )
     tiny: TinyLLMOptions = Field(default=TinyLLMOptions(), title="The tiny LLM, if 'tiny'")
+    template: Variables = added(
+        {},
+        description="Variables of the model's chat template, such as `enable_thinking: false`; those "
+        "that it does not read are refused.",
+    )
+    date: Day = Field(
+        default=DEFAULT_DATE,
+        description="The date, as YEAR-MONTH-DAY, for chat templates that write today's. It is in the "
+        "key where the template reads it.",
+    )
     engine: Engine = Field(
         default="transformers",
         description="What runs the model: transformers; vLLM, which is made for it; or a server "

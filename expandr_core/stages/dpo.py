@@ -20,19 +20,21 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
+from expandr_core.chat_templates import load_tokenizer
 from expandr_core.control_tokens import encode_text
 from expandr_core.device import run_device
 from expandr_core.errors import DataError
 from expandr_core.events import Progress
-from expandr_core.options import DPOOptions, Prompt
+from expandr_core.options import ChatOptions, DPOOptions, Prompt, added
 from expandr_core.prompts import fitted_prompt_ids, turn_end_id
 from expandr_core.stage import Job
+from expandr_core.thoughts import MARKERS, opened_by
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
-VERSION = 2
+VERSION = 3
 ROLE = "train"
 ISOLATION = "always"
 AVERAGED = 5  # steps, for the measures at the beginning and at the end
@@ -44,6 +46,7 @@ class OPTIONS(DPOOptions):
 
     prompt: Prompt = "q2d"
     max_prompt_tokens: int = 1024
+    chat: ChatOptions = added(ChatOptions())
 
 
 @dataclass(frozen=True)
@@ -101,16 +104,12 @@ def prepare(job: Job) -> Task:
         DataError: if the processes cannot share a step evenly, no pair is left for training, or a prompt
             leaves no room for a text.
     """
-    from transformers import AutoTokenizer
-
     from expandr_core.dpo_trainer import save_pairs, shares_of_batch
     from expandr_core.training import last_checkpoint
 
     options: OPTIONS = job.options
     shares_of_batch(options)  # before the processes are started
-    tokenizer = AutoTokenizer.from_pretrained(
-        job.inputs["llm"], local_files_only=True, trust_remote_code=False
-    )
+    tokenizer = load_tokenizer(job.inputs["llm"], options.chat)
     pairs: dict[str, list[dict[str, list[int]]]] = {"train": [], "dev": []}
     for row in pq.read_table(job.inputs["pairs"] / "pairs.parquet").to_pylist():
         pairs[row["part"]].append(preference_ids(tokenizer, row, options))
@@ -184,8 +183,10 @@ def preference_ids(
             f"{options.max_tokens}; raise it, or lower expand.max_prompt_tokens"
         )
     ids = {"prompt_ids": prompt}
+    end = MARKERS.get(opened_by(tokenizer, prompt), "")  # a text comes after the thoughts
+    before = tokenizer.encode(f"\n{end}\n\n", add_special_tokens=False) if end else []
     for side in ("chosen", "rejected"):
-        text = encode_text(tokenizer, row[f"{side}_text"])
+        text = before + encode_text(tokenizer, row[f"{side}_text"])
         if row[f"{side}_finish_reason"] == "stop":
             text.append(turn_end_id(tokenizer))
         ids[f"{side}_ids"] = text[:room]

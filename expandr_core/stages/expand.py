@@ -18,12 +18,14 @@ import pyarrow.parquet as pq
 
 from expandr_core.errors import DataError
 from expandr_core.options import (
+    ChatOptions,
     EndpointOptions,
     Engine,
     Options,
     Prompt,
     SamplingOptions,
     VLLMOptions,
+    added,
 )
 from expandr_core.prompts import remove_preamble
 from expandr_core.query_shards import query_shards, rows_digest, shard_count, shard_sizes
@@ -61,6 +63,7 @@ class OPTIONS(Options):
     engine: Engine = "transformers"
     vllm: VLLMOptions | None = None
     endpoint: EndpointOptions | None = None
+    chat: ChatOptions = added(ChatOptions())
 
 
 def shards(job: Job) -> int:
@@ -87,15 +90,18 @@ def _open_engine(job: Job, engines: ExitStack) -> "Generator":
         python = job.spec.runtime.get("vllm_python", "")
         settings = options.vllm or VLLMOptions()
         return engines.enter_context(
-            open_vllm(job.inputs["llm"], settings, max_tokens, device, python, adapter)
+            open_vllm(
+                job.inputs["llm"], settings, max_tokens, device, python, adapter, options.chat
+            )
         )
     if options.engine == "endpoint":
         from expandr_core.endpoint_generator import EndpointGenerator
 
-        return EndpointGenerator(job.inputs["llm"], options.endpoint or EndpointOptions())
+        endpoint = options.endpoint or EndpointOptions()
+        return EndpointGenerator(job.inputs["llm"], endpoint, options.chat)
     from expandr_core.generator import TransformersGenerator
 
-    return TransformersGenerator(job.inputs["llm"], device, adapter)
+    return TransformersGenerator(job.inputs["llm"], device, adapter, options.chat)
 
 
 def expand(job: Job, load: "Callable[[], Generator]") -> None:
@@ -147,7 +153,7 @@ def _only_empty(options: OPTIONS, counts: Mapping[str, float]) -> DataError:
     causes += [
         "the model only thinks, and max_new_tokens "
         f"({options.sampling.max_new_tokens}) ends before it answers (raise it, or switch thinking "
-        "off in the model's template)",
+        "off where the chat template can, as by llm.template.enable_thinking=false)",
         "its weights are broken, so that it ends every turn at once (try another model, or get it anew)",
     ]
     return DataError(
@@ -214,6 +220,8 @@ def _write_shard(
             counts["duplicate"] += len(texts) - len(set(texts))
             counts["truncated"] += sum(c.finish_reason == "length" for c in completions)
             counts["tokens"] += sum(c.tokens for c in completions)
+            if thoughts := sum(c.thoughts for c in completions):
+                counts["thoughts"] += thoughts
             written[index] = [
                 {
                     "query_id": queries[index]["query_id"],

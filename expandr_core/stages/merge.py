@@ -3,7 +3,7 @@
 import logging
 import shutil
 
-from expandr_core.options import Options
+from expandr_core.options import ChatOptions, Options, added
 from expandr_core.stage import Job
 
 log = logging.getLogger(__name__)
@@ -15,15 +15,18 @@ TOKENIZER_FILES = ("token*", "special_tokens*", "chat_template*", "*.model", "vo
 
 
 class OPTIONS(Options):
-    """Merging has no options."""
+    """How the prompt of the check is rendered."""
+
+    chat: ChatOptions = added(ChatOptions())
 
 
 def run(job: Job) -> None:
     """Write the merged model of `llm` and `adapter`, with the tokenizer's files."""
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
+    from expandr_core.chat_templates import load_tokenizer
     from expandr_core.prompts import prompt_ids
 
     base = AutoModelForCausalLM.from_pretrained(
@@ -33,9 +36,7 @@ def run(job: Job) -> None:
         dtype="auto",
         generation_config=GenerationConfig(),  # its own file is copied, whatever it says
     )
-    tokenizer = AutoTokenizer.from_pretrained(
-        job.inputs["llm"], local_files_only=True, trust_remote_code=False
-    )
+    tokenizer = load_tokenizer(job.inputs["llm"], job.options.chat)
     adapted = PeftModel.from_pretrained(base, str(job.inputs["adapter"])).eval()
     ids = torch.tensor([prompt_ids(tokenizer, "Please write a passage about the moon.")])
     with torch.inference_mode():
