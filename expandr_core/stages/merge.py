@@ -3,6 +3,7 @@
 import logging
 import shutil
 
+from expandr_core.model_folder import INDEX, model_files
 from expandr_core.options import ChatOptions, Options, added
 from expandr_core.stage import Job
 
@@ -10,8 +11,6 @@ log = logging.getLogger(__name__)
 VERSION = 1
 ROLE = "train"
 ISOLATION = "always"
-TOKENIZER_FILES = ("token*", "special_tokens*", "chat_template*", "*.model", "vocab*", "merges*",
-                   "added_tokens*", "generation_config.json")  # fmt: skip
 
 
 class OPTIONS(Options):
@@ -21,7 +20,7 @@ class OPTIONS(Options):
 
 
 def run(job: Job) -> None:
-    """Write the merged model of `llm` and `adapter`, with the tokenizer's files."""
+    """Write the merged model of `llm` and `adapter`, with all that is beside the weights of `llm`."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, GenerationConfig
@@ -51,8 +50,9 @@ def run(job: Job) -> None:
             f"length (at most {tolerance:.0e}); the merge is wrong"
         )
     merged.save_pretrained(job.out)
-    for pattern in TOKENIZER_FILES:
-        for path in job.inputs["llm"].glob(pattern):
-            shutil.copy(path, job.out)
+    for name in model_files(job.inputs["llm"]):  # the tokenizer, licence, notice, model card
+        path = job.inputs["llm"] / name
+        if path.suffix != ".safetensors" and name not in (INDEX, "config.json") and "/" not in name:
+            shutil.copyfile(path, job.out / name)
     job.counts["relative_logit_difference"] = difference
     log.info("merged; the logits differ by %.1e of their length", difference)

@@ -5,6 +5,7 @@ learnt as a whole; of a "chat", only what answers the prompt. Writes a folder as
 does.
 """
 
+import json
 import logging
 from collections.abc import Iterator
 from itertools import cycle, islice
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-VERSION = 1
+VERSION = 2
 ROLE = "train"
 ISOLATION = "always"
 OPTIONS = TinyLLMOptions
@@ -61,6 +62,9 @@ def run(job: Job) -> None:
     model, loss = _train(job, tokenizer, list(islice(cycle(examples), wanted)))
     model.save_pretrained(job.out)
     tokenizer.save_pretrained(job.out)
+    settings = job.out / "tokenizer_config.json"
+    old = {"tokenizer_class": "PreTrainedTokenizerFast"}  # which transformers 4 knows, and 5 too
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | old, indent=2))
     job.counts |= {
         "texts": len(rows),
         "examples": len(examples),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from test_dpo import no_progress, put_inputs, spec_of
 from transformers import AutoModelForCausalLM
 
@@ -49,7 +49,9 @@ def test_the_sum_of_two_adapters_is_both_of_them(llm_folder, tmp_path):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_rounds_with_the_adapter_apart_are_those_with_merged_models(llm_folder, tmp_path):
+def test_rounds_with_the_adapter_apart_are_those_with_merged_models(
+    llm_folder, tmp_path, monkeypatch
+):
     """Two trainings, each from the model of the one before: their texts and logits are the same."""
     store = Store(str(tmp_path / "store"))
     inputs = put_inputs(store, llm_folder)
@@ -71,6 +73,10 @@ def test_rounds_with_the_adapter_apart_are_those_with_merged_models(llm_folder, 
         found[name] = load_adapted(parts["llm"], parts["adapter"], torch.float32)
     expected = logits(found["merged"])
     torch.testing.assert_close(logits(found["apart"]), expected, rtol=1e-3, atol=1e-3)
+    monkeypatch.chdir(store.local(first).parent)  # an adapter names its model as the store does
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    opened = logits(AutoPeftModelForCausalLM.from_pretrained(seconds["apart"].key))
+    torch.testing.assert_close(opened, logits(found["apart"]), rtol=1e-3, atol=1e-3)
     start = logits(load_adapted(llm_folder, store.local(first), torch.float32))
     assert (expected - start).abs().max() > 0.1
 

@@ -33,6 +33,7 @@ from expandr_core.stages import dpo, merge, pairs
 from expandr_core.store import Store
 from expandr_core.training import last_checkpoint
 
+LEGAL = ("LICENSE", "NOTICE.txt", "README.md")
 SETTINGS = {
     "learning_rate": 0.01,
     "epochs": 2,
@@ -245,13 +246,16 @@ def test_training_prefers_the_chosen_and_its_merge_equals_base_plus_adapter(stor
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    inputs = put_inputs(store, llm_folder)
+    folder = Path(shutil.copytree(llm_folder, store.scratch / "licensed"))
+    for name in LEGAL:
+        (folder / name).write_text(name)
+    inputs = put_inputs(store, folder)
     spec = spec_of(inputs, epochs=8)
     adapter = run_stage(spec, store, no_progress)
     assert adapter.counts["dev_accuracies"] == 1
     assert adapter.counts["last/loss"] < adapter.counts["first/loss"] <= math.log(2)
     again = Store(str(store.scratch / "again"))
-    put_inputs(again, llm_folder)
+    put_inputs(again, folder)
     assert run_stage(spec, again, no_progress).files == adapter.files  # two runs, the same bytes
 
     both = {"llm": inputs["llm"], "adapter": adapter}
@@ -266,6 +270,8 @@ def test_training_prefers_the_chosen_and_its_merge_equals_base_plus_adapter(stor
     torch.testing.assert_close(after, adapted, rtol=1e-3, atol=1e-3)
     assert (after - before).abs().max() > 0.1
     assert TransformersGenerator(merged, "cpu").codec.turn_end == EOS
+    for name in LEGAL:
+        assert (merged / name).read_text() == name
 
 
 def test_no_pair_for_training_is_the_input_s_fault(store, llm_folder):

@@ -1,5 +1,6 @@
 """The tiny LLM: what it learns from, that it loads like any other, and that a kill costs nothing."""
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -84,6 +85,8 @@ def test_the_model_loads_like_any_other_and_has_learnt_the_format(tmp_path: Path
     assert turn_end_id(tokenizer) == tokenizer.eos_token_id == model.generation_config.eos_token_id
     assert model(torch.tensor([prompt])).logits.shape[-1] == len(tokenizer)
     assert not list(folder.rglob("*.bin")) and list(folder.glob("*.safetensors"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"  # transformers 4 has no other
 
 
 def test_training_lowers_the_loss(tmp_path: Path):
