@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from test_expand import QUERIES, by_id, put_queries, rows_of, specified
-from tiny_models import BOS
+from tiny_models import BOS, EOS
 
 from expandr_core.endpoint_generator import EndpointGenerator
 from expandr_core.errors import DataError
@@ -21,6 +21,7 @@ from expandr_core.stage import run_stage
 from expandr_core.store import Store
 
 KEY = "sk-not-to-be-seen-anywhere"
+OPENAI = {"model": "llama", "temperature": 0.8, "top_p": 0.95, "max_tokens": 24}
 SAMPLING = SamplingOptions(top_p=0.95, max_new_tokens=24)
 
 
@@ -42,6 +43,8 @@ class Server(ThreadingHTTPServer):
         self.troubles: list[tuple[int, dict[str, str]]] = []
         self.delay = 0.0
         self.content: Callable[[int], str | None] = "text of seed {}".format
+        self.known: set[str] | None = None  # fields it takes, where it refuses the others
+        self.answer: Any = None  # JSON, or a page, that it answers with instead
         self.asked: list[tuple[str, str, dict[str, Any], float]] = []
         self.at_once = self.most_at_once = 0
         self.lock = threading.Lock()
@@ -70,6 +73,9 @@ class Handler(BaseHTTPRequestHandler):
         if not status:
             self.close_connection = True
             return
+        unknown = sorted(body.keys() - server.known) if server.known else []
+        if unknown:
+            status = 422
         said = server.content(body["seed"])
         text = said and f"{said} at {body['temperature']}"
         reason = "length" if body["seed"] % 2 else "stop"
@@ -80,11 +86,17 @@ class Handler(BaseHTTPRequestHandler):
             "usage": {"prompt_tokens": 3, "completion_tokens": 8, "total_tokens": 11},
         }  # fmt: skip
         wrong = {"error": {"message": f"no, {authorization}, no", "type": "x", "code": status}}
+        if unknown:
+            wrong = {"detail": f"Unexpected fields in the request: {unknown}"}
+        answer = server.answer or answer
         content = json.dumps(answer if status == 200 else wrong).encode()
+        kind = "application/json"
+        if isinstance(server.answer, str):
+            content, kind = server.answer.encode(), "text/html"
         self.send_response(status)
         for name, value in {"Content-Length": str(len(content)), **headers}.items():
             self.send_header(name, value)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.end_headers()
         self.wfile.write(content)
 
@@ -144,7 +156,88 @@ def test_every_text_is_asked_for_with_its_own_seed_and_the_prompt_s_ids(server, 
         query = f"why is thing {body['seed'] // 10} grey?"
         assert body.pop("prompt") == fitted_prompt_ids(tokenizer, "q2d", query, "", 160)
         assert body.pop("seed") in range(80)
-        assert body == {"model": "llama", "temperature": 0.8, "top_p": 0.95, "max_tokens": 24}
+        assert body == OPENAI | {
+            "top_k": 0,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "repeat_penalty": 1.0,
+            "min_tokens": 0,
+            "stop_token_ids": [EOS],
+        }
+
+
+def test_a_server_with_other_fields_is_told_the_same_in_its_own(server, llm_folder):
+    """As `transformers serve`, which refuses fields it does not know."""
+    known = {"prompt", "seed", "generation_config", *OPENAI}
+    server.known = known
+    found = generated(llm_folder, options(server), requests(3))
+    assert len(found) == 8 and all(text.text for texts in found.values() for text in texts)
+    taken = [body for *_, body, _ in server.asked if body.keys() <= known]
+    assert len(taken) == 24 and len(server.asked) <= 24 + 4  # refused at most once by each at work
+    assert all(OPENAI.items() <= body.items() for body in taken)
+    assert {body["generation_config"] for body in taken} == {
+        json.dumps(
+            {
+                "do_sample": True,
+                "max_new_tokens": 24,
+                "eos_token_id": [EOS],
+                "temperature": 0.8,
+                "top_p": 0.95,
+                "top_k": 0,
+            }
+        )
+    }
+
+
+def test_a_server_that_takes_no_such_fields_is_used_with_a_warning(server, llm_folder, caplog):
+    server.known = {"prompt", "seed", *OPENAI}
+    found = generated(llm_folder, options(server), requests(3))
+    assert sum(len(texts) for texts in found.values()) == 24
+    assert len([each for each in caplog.messages if "takes no top_k" in each]) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "said"),
+    [
+        ("<html>Welcome to nginx</html>", DataError, "with a page.*correct llm.endpoint.url"),
+        ({"error": {"message": "out of memory"}}, RuntimeError, "without a text: .*out of memory"),
+        ({"object": "error", "message": "busy"}, RuntimeError, "without a text: .*busy"),
+        ({"choices": []}, RuntimeError, "without a text"),
+        ({"choices": None}, RuntimeError, "without a text"),
+        ({"choices": [{"text": "a"}, {"text": "b"}]}, DataError, "2 texts to one prompt.*'chat'"),
+        ({"choices": [{"text": "a"}]}, DataError, "without `usage`"),
+    ],
+)
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_success_without_a_text_is_an_error_that_tells_what_came(
+    server, llm_folder, api, answer, error, said
+):
+    server.answer = answer
+    with pytest.raises(error, match=said):
+        generated(llm_folder, options(server, api=api), requests(1)[:1])
+
+
+def test_tokens_are_never_fewer_than_none(server, llm_folder):
+    usage = {"prompt_tokens": 3, "completion_tokens": 0, "total_tokens": 3}
+    server.answer = {"choices": [{"text": "", "finish_reason": "stop"}], "usage": usage}
+    found = generated(llm_folder, options(server), requests(1)[:1])
+    assert found == {0: [Completion("", "stop", 0)]}
+
+
+def test_a_server_that_minds_no_seed_is_noticed(server, llm_folder, caplog):
+    server.content = lambda seed: "always the same"
+    with pytest.raises(DataError, match=r"texts equal another of their query.*neither `seed`"):
+        generated(llm_folder, options(server), requests(8))
+    assert len(server.asked) < 64  # it is told before all are written
+
+    server.content = lambda seed: f"text {max(seed % 10, 3)}"  # four of ten are equal
+    assert len(generated(llm_folder, options(server), requests(10))) == 8
+    assert len([each for each in caplog.messages if "24 of 80" in each or "equal" in each]) == 1
+
+    caplog.clear()
+    greedy = [Request("q2d", "why?", "", tuple(range(40)), (0.0,) * 40)]
+    server.content = lambda seed: "always the same"
+    assert len(generated(llm_folder, options(server), greedy)) == 1 and not caplog.messages
 
 
 def test_prompts_begin_once(server, llm_folder):
@@ -277,7 +370,7 @@ def test_many_empty_texts_are_a_warning_in_the_reports(server, llm_folder, tmp_p
 
     store = Store(str(tmp_path / "store"))
     queries = put_queries(store, QUERIES)
-    server.content = lambda seed: None if seed % 2 else "a text"
+    server.content = lambda seed: None if seed % 2 else f"text {seed}"
     spec = specified(
         store, llm_folder, queries, engine="endpoint", endpoint=options(server, api="chat")
     )
