@@ -51,40 +51,65 @@ def kind_of(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
         return ""
 
 
+SCRATCH_REMEDY = (
+    "free some space there (`expandr gc`), name another scratch folder, or give the read cache a "
+    "lower limit"
+)
+STORE_REMEDY = "free some space there (`expandr gc --delete`), or move the store to a larger disk"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NAMED = ": the disk is full"
+
+
 @contextlib.contextmanager
-def naming_a_full_disk(folder: Path) -> Iterator[None]:
-    """Where a disk is full, say which and what to do."""
+def naming_a_full_disk(folder: Path, remedy: str = SCRATCH_REMEDY) -> Iterator[None]:
+    """Where a disk is full, say which and what to do; one that is named already stays as it is."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        # shutil.Error, of a whole folder, tells only in words why each file could not be copied
+        texts = str(error) if isinstance(error, shutil.Error) else ""
+        found = [code for code in _FULL if code == error.errno or os.strerror(code) in texts]
+        if not found or _NAMED in str(error):
             raise
-        raise OSError(
-            error.errno,
-            f"{folder}: the disk is full ({error}); free some space there (`expandr gc`), name "
-            "another scratch folder, or give the read cache a lower limit",
-        ) from error
+        raise OSError(found[0], f"{folder}{_NAMED} ({error}); {remedy}") from error
 
 
 def replace_folder(folder: Path, target: Path) -> None:
-    """Move a folder to its place, at once or not at all; what is there goes."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    """Move a folder to its place, at once or not at all; what is there goes.
+
+    Raises:
+        OSError: naming the disk if it is full; nothing partial stays, and the former folder does.
+    """
     beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        folder.rename(beside)
-    except OSError as error:
-        if error.errno != errno.EXDEV:  # another disk
-            raise
-        with naming_a_full_disk(target.parent):
-            shutil.copytree(folder, beside)
-        shutil.rmtree(folder)
     former = beside.with_name(f"{beside.name}.former")
-    with contextlib.suppress(FileNotFoundError):
-        target.rename(former)
-    beside.rename(target)
+    try:
+        with naming_a_full_disk(target.parent, STORE_REMEDY):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _move(folder, beside)
+            with contextlib.suppress(FileNotFoundError):
+                target.rename(former)
+            beside.rename(target)
+    except BaseException:
+        if former.is_dir() and not target.exists():
+            former.rename(target)
+        if not folder.exists() and beside.exists():
+            _move(beside, folder)  # who made it can try again
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
     if former.is_symlink():  # what it leads to is not ours
         former.unlink()
     shutil.rmtree(former, ignore_errors=True)
+
+
+def _move(folder: Path, target: Path) -> None:
+    """Move a folder, to another disk as well."""
+    try:
+        folder.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.copytree(folder, target)
+        shutil.rmtree(folder)
 
 
 @contextlib.contextmanager

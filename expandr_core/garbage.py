@@ -2,17 +2,19 @@
 
 An artifact is kept if a kept run used it, or if it is young, and with it everything that its lineage
 names (inputs and shards, up to the data). Nothing younger than the limit goes, and nothing that the
-note of a run names which went on since then. So a run that goes on keeps what it made and what it found.
+note of a run names which went on since then, or whose step may still run. So a run that goes on keeps
+what it made and what it found. A record or note that is not understood stops everything.
 """
 
 import contextlib
+import functools
 import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,12 @@ from typing import Any
 from expandr_core.filesystems import flock
 from expandr_core.manifests import MANIFEST, DamagedArtifact, is_key
 from expandr_core.read_cache import last_change, size_of
-from expandr_core.run_records import NOTES, read_record
+from expandr_core.run_records import NOTES, needs_of, read_record
 from expandr_core.store import Store
 
 log = logging.getLogger(__name__)
 _AT_ONCE = 32
+_LONGEST_STEP = timedelta(hours=48)  # after which a step ends by itself; see tasks/stage.py
 Files = dict[str, tuple[int, datetime]]  # size and time of the last change by path
 
 
@@ -37,14 +40,14 @@ class Garbage:
         name: which it is.
         size: in bytes.
         changed: when it changed last.
-        remove: removes it, unless somebody has begun to use it.
+        remove: removes it, unless somebody has begun to use it; tells whether it is gone.
     """
 
     kind: str
     name: str
     size: int
     changed: datetime
-    remove: Callable[[], object] = field(repr=False)
+    remove: Callable[[], bool] = field(repr=False)
 
 
 def find_garbage(store: Store, keep_runs: int | None, before: datetime) -> list[Garbage]:
@@ -66,14 +69,10 @@ def find_garbage(store: Store, keep_runs: int | None, before: datetime) -> list[
     for path, facts in _list(store, "artifacts").items():
         key, _, rest = path.partition("/")
         artifacts.setdefault(key, {})[rest] = facts
-    needed = {key for name in kept for key in _keys_in(_read(store, name))}
+    needed = {key for name in kept for key in _needs(store, "runs", name)[0]}
     notes = _list(store, NOTES)
-    needed |= {
-        key
-        for path, (_, changed) in notes.items()
-        if changed >= before and not path.startswith(".")
-        for key in _keys_in(read_record(store.filesystem, f"{store.root}/{NOTES}", path[:-5]))
-    }
+    noted = _noted(store, notes, before)
+    needed |= {key for keys in noted.values() for key in keys}
     needed |= {
         key
         for key, files in artifacts.items()
@@ -89,7 +88,7 @@ def find_garbage(store: Store, keep_runs: int | None, before: datetime) -> list[
     found += [
         Garbage("run that did not end", path, *notes[path], _remover(store, NOTES, path))
         for path in notes
-        if notes[path][1] < before
+        if notes[path][1] < before and path not in noted
     ]
     found += sorted(_artifacts(store, artifacts, needed, before), key=lambda each: each.changed)[
         ::-1
@@ -99,10 +98,19 @@ def find_garbage(store: Store, keep_runs: int | None, before: datetime) -> list[
     return found + list(_scratch(store, before))
 
 
-def remove_garbage(found: list[Garbage]) -> None:
-    """Remove what was found, several at a time."""
+def remove_garbage(found: list[Garbage]) -> list[str]:
+    """Remove what was found, several at a time; return for each why it is still there, or ""."""
+
+    def remove(each: Garbage) -> str:
+        try:
+            return "" if each.remove() else "somebody uses it, or has made it again"
+        except FileNotFoundError:  # another was faster
+            return ""
+        except OSError as error:
+            return str(error)
+
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        list(pool.map(lambda each: each.remove(), found))
+        return list(pool.map(remove, found))
 
 
 def _list(store: Store, folder: str) -> Files:
@@ -129,8 +137,35 @@ def _unless_missing(error: OSError) -> None:
         raise error
 
 
-def _read(store: Store, name: str) -> dict[str, Any]:
-    return read_record(store.filesystem, f"{store.root}/runs", name)
+def _needs(store: Store, folder: str, name: str) -> tuple[set[str], str]:
+    """Return the keys that a record or a note names, which must be understood, and its state."""
+    record = read_record(store.filesystem, f"{store.root}/{folder}", name)
+    needs_of(record, f"{store.root}/{folder}/{name}.json")
+    return set(_keys_in(record)), str(record.get("state", ""))
+
+
+def _noted(store: Store, notes: Files, before: datetime) -> dict[str, set[str]]:
+    """Return what runs need, by note, that went on since then or whose present step may still run."""
+    may_run = datetime.now(UTC) - _LONGEST_STEP
+    found = {}
+    for path, (_, changed) in notes.items():
+        if path.startswith(".") or not path.endswith(".json") or changed < min(before, may_run):
+            continue
+        name = path.removesuffix(".json")
+        with contextlib.suppress(FileNotFoundError):  # it has a record by now
+            needs, state = _needs(store, NOTES, name)
+            if changed >= before or state not in ("failed", "interrupted"):
+                found[path] = needs
+    return found
+
+
+@functools.lru_cache(maxsize=1)
+def _found_since(
+    store: Store, notes: tuple[tuple[str, tuple[int, datetime]], ...], before: datetime
+) -> set[str]:
+    """Return what runs need that have gone on while garbage was collected, with its lineage."""
+    noted = _noted(store, dict(notes), before)
+    return _with_lineage(store, {key for keys in noted.values() for key in keys})
 
 
 def _keys_in(value: Any) -> Iterator[str]:
@@ -183,8 +218,11 @@ def _artifacts(
             yield from _replaced(store, key, files, before)
 
 
-def _remove_artifact(store: Store, key: str, finished: bool, before: datetime) -> None:
-    """Remove an artifact unless it was made, or made again, since it was found, or is being made."""
+def _remove_artifact(store: Store, key: str, finished: bool, before: datetime) -> bool:
+    """Remove an artifact unless it was made, or made again, since it was found, or is in use."""
+    notes = tuple(sorted(_list(store, NOTES).items()))
+    if notes and key in _found_since(store, notes, before):
+        return False
     with flock(store.scratch / "locks" / key, wait=False) as free:
         files = _list(store, f"artifacts/{key}")
         if (
@@ -192,11 +230,12 @@ def _remove_artifact(store: Store, key: str, finished: bool, before: datetime) -
             or (MANIFEST in files) != finished
             or any(time >= before for _, time in files.values())
         ):
-            return
+            return False
         if is_key(key):
             store.remove(key)
         else:  # what a kill left beside them
             store.filesystem.rm(f"{store.root}/artifacts/{key}", recursive=True)
+        return True
 
 
 def _replaced(store: Store, key: str, files: Files, before: datetime) -> Iterator[Garbage]:
@@ -213,8 +252,14 @@ def _replaced(store: Store, key: str, files: Files, before: datetime) -> Iterato
                 )
 
 
-def _remover(store: Store, folder: str, name: str) -> Callable[[], object]:
-    return partial(store.filesystem.rm_file, f"{store.root}/{folder}/{name}")
+def _remover(store: Store, folder: str, name: str) -> Callable[[], bool]:
+    return partial(_done, store.filesystem.rm_file, f"{store.root}/{folder}/{name}")
+
+
+def _done(call: Callable[..., object], *arguments: Any) -> bool:
+    """Call what raises an error if it fails; return True."""
+    call(*arguments)
+    return True
 
 
 def _remote_rest(store: Store, before: datetime) -> Iterator[Garbage]:
@@ -228,7 +273,7 @@ def _remote_rest(store: Store, before: datetime) -> Iterator[Garbage]:
         path, started = upload["Key"], upload["Initiated"]
         if f"{bucket}/{path}".startswith(f"{store.root}/") and started < before:
             name = path.removeprefix(f"{prefix}/")
-            remove = partial(filesystem.abort_mpu, bucket, path, upload["UploadId"])
+            remove = partial(_done, filesystem.abort_mpu, bucket, path, upload["UploadId"])
             yield Garbage("parts of a file", name, 0, started, remove)
 
 
@@ -242,7 +287,7 @@ def _scratch(store: Store, before: datetime) -> Iterator[Garbage]:
     for path in sorted((store.scratch / "tensorboard").glob("*")):
         changed = datetime.fromtimestamp(last_change(path), UTC)
         if changed < before:
-            remove = partial(shutil.rmtree, path, ignore_errors=True)
+            remove = partial(_done, shutil.rmtree, path)
             yield Garbage("curves of a training", path.name, size_of(path), changed, remove)
     if store.is_local:
         return
@@ -253,8 +298,9 @@ def _scratch(store: Store, before: datetime) -> Iterator[Garbage]:
             yield Garbage("download", path.name, size_of(path), used, remove)
 
 
-def _remove_work(store: Store, path: Path) -> None:
+def _remove_work(store: Store, path: Path) -> bool:
     """Remove the work on a key, unless a process of this machine holds it."""
     with flock(store.scratch / "locks" / path.name, wait=False) as free:
         if free:
-            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(path)
+        return free

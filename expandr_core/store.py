@@ -30,6 +30,7 @@ from fsspec.implementations.local import LocalFileSystem
 from expandr_core.artifacts import Artifact, content_digest
 from expandr_core.errors import DataError
 from expandr_core.filesystems import (
+    STORE_REMEDY,
     flock,
     naming_a_full_disk,
     open_filesystem,
@@ -256,7 +257,10 @@ class Store:
             self._upload(key, digest, folder, files)  # which notes the ETags
             self.filesystem.pipe_file(f"{target}/{MANIFEST}", sealed(manifest).encode())
         elif self._there(key, digest):  # its files stay: somebody may read them
-            with partial_file(Path(target, MANIFEST)) as partial:
+            with (
+                naming_a_full_disk(Path(target), STORE_REMEDY),
+                partial_file(Path(target, MANIFEST)) as partial,
+            ):
                 partial.write_text(content)
             shutil.rmtree(folder)
         else:

@@ -130,7 +130,7 @@ def gc(
     """List what no kept run needs and what dead work left behind, with sizes; `--delete` removes it.
 
     What a kept run used stays, and all that it was made of, up to the data. Of scratch folders and
-    downloads only those of this machine are seen. A run that goes on keeps what it has made, by age.
+    downloads only those of this machine are seen. A run that goes on keeps what it has made and found.
     """
     from flows.garbage import collect_garbage, parse_age
     from tasks.stage import open_store

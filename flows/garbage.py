@@ -41,10 +41,13 @@ def collect_garbage(
         table.add_row(each.kind, each.name, f"{each.size / 1e6:,.1f} MB", f"{days:.1f} days")
     if found:
         out.print(table)
-    if delete:
-        remove_garbage(found)
-    kinds = Counter(each.kind for each in found)
-    total = sum(each.size for each in found)
+    left = dict(zip(found, remove_garbage(found), strict=True)) if delete else {}
+    for each, why in left.items():
+        if why:
+            out.print(f"left: {each.kind} {each.name}: {why}", markup=False, soft_wrap=True)
+    gone = [each for each in found if not left.get(each)]
+    kinds = Counter(each.kind for each in gone)
+    total = sum(each.size for each in gone)
     listed = ", ".join(f"{count} x {kind}" for kind, count in kinds.items()) or "nothing"
     verb = "removed" if delete else "would go"
     out.print(

@@ -107,6 +107,25 @@ def test_what_a_run_that_goes_on_has_found_stays_however_old_it_is(store):
     assert collect(store, 1, yesterday) == {"4.json"} | (OF_RUN["2"] - {full("dpo-2")})
 
 
+def test_what_a_running_run_names_stays_whatever_the_age_that_is_asked_for(store):
+    three_runs(store)
+    step = ["a title", store.verify(full("expand-2")).model_dump()]
+    store.write_note("4", {"name": "4", "state": "running", "steps": [step]})
+    store.write_note("5", {"name": "5", "state": "failed", "steps": []})
+    gone = {full("dpo-2"), full("dpo-unrecorded")} | OF_RUN["1"]
+    assert collect(store, 1) == {"1.json", "2.json", "5.json"} | gone
+
+
+def test_what_a_run_finds_while_garbage_is_collected_stays(store):
+    three_runs(store)
+    found = find_garbage(store, 1, in_a_month())
+    step = ["a title", store.verify(full("expand-2")).model_dump()]
+    store.write_note("4", {"name": "4", "state": "running", "steps": [step]})
+    left = {each.name for each, why in zip(found, remove_garbage(found), strict=True) if why}
+    assert left == OF_RUN["2"] - {full("dpo-2")}
+    assert store.verify(full("expand-2"))
+
+
 def test_looking_removes_nothing(store):
     three_runs(store)
     before = sorted(store.keys())
@@ -143,6 +162,51 @@ def test_a_record_that_cannot_be_read_stops_it(store):
     with pytest.raises(DataError, match=r"runs/2\.json"):
         find_garbage(store, 2, in_a_month())
     assert collect(store, 1)  # what the dropped one needed does not matter
+
+
+RECORDS = {
+    "an empty object": "{}",
+    "no object": "[]",
+    "nothing": "",
+    "no steps": '{"name": "2"}',
+    "steps of another type": '{"name": "2", "steps": {"a": 1}}',
+    "a step without an artifact": '{"name": "2", "steps": [["title"]]}',
+    "an artifact without a key": '{"name": "2", "steps": [["title", {"digest": "0"}]]}',
+    "a key that is none": '{"name": "2", "steps": [["title", {"key": "x", "digest": "0"}]]}',
+    "deep": "[" * 100_000,
+    "another encoding": '{"name": "\xe9", "steps": []}',
+}
+
+
+@pytest.mark.parametrize("folder", ["runs", "begun"])
+@pytest.mark.parametrize("text", RECORDS.values(), ids=RECORDS)
+def test_a_record_that_is_not_understood_stops_it_and_takes_nothing(store, folder, text):
+    three_runs(store)
+    Path(store.root, folder).mkdir(exist_ok=True)
+    Path(store.root, folder, "2.json").write_text(text, encoding="latin-1")
+    before = sorted(Path(store.root).rglob("*"))
+    command = ["gc", "--older-than", "0d", "--delete", "--store", store.url]
+    age(Path(store.root, "runs"), 1)
+    said = CliRunner().invoke(app, command)
+    assert said.exit_code == 2 and f"{folder}/2.json" in said.output, said.output
+    assert sorted(Path(store.root).rglob("*")) == before
+
+
+def test_it_says_what_it_did_and_not_what_it_meant(store, monkeypatch):
+    three_runs(store)
+    remove = Store.remove
+
+    def remove_or_fail(store: Store, key: str) -> None:
+        if key == full("dpo-1"):
+            raise PermissionError(13, "Permission denied", key)
+        remove(store, key)
+
+    monkeypatch.setattr(Store, "remove", remove_or_fail)
+    command = ["gc", "--keep-runs", "1", "--older-than", "0d", "--delete", "--store", store.url]
+    said = CliRunner().invoke(app, command)
+    assert f"left: artifact {full('dpo-1')}: [Errno 13] Permission denied" in said.output
+    assert "removed: 2 x run, 8 x artifact" in said.output
+    assert store.keys("dpo-") == sorted([full("dpo-1"), full("dpo-3")])
 
 
 def test_what_dead_work_left_goes(store):

@@ -1,6 +1,7 @@
 """The artifact store: what enters a key, what is found, and that no damage goes unnoticed."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,75 @@ def test_the_scratch_folder_may_be_on_another_disk(tmp_path):
         made = put(store, KEY, {"a": "1"})
         assert store.lookup(KEY) == made
         assert os.listdir(Path(store.root, "artifacts")) == [KEY]
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from expandr_core.store import Store
+store = Store(sys.argv[1], sys.argv[2])
+with store.lock("KEY") as work:
+    (work / "out").mkdir(exist_ok=True)
+    (work / "out" / "a").write_text("2" * 5000)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
+    if sys.argv[4] == "a record":
+        store.write_record("1", {"steps": ["1" * 5000]})
+    store.commit("KEY", work / "out", [], {"counts": {}, "notes": "1" * 3000})
+""".replace("KEY", KEY)
+
+
+@pytest.fixture
+def another_disk() -> Iterator[Path]:
+    if not os.access("/dev/shm", os.W_OK):
+        pytest.skip("there is no second disk")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("former", ["1", "2" * 5000, None], ids=["other", "equal", "none"])
+def test_a_full_disk_of_the_store_is_named_and_nothing_partial_stays(
+    tmp_path, another_disk, former
+):
+    store = Store(str(tmp_path / "store"), another_disk)
+    if former:
+        put(store, KEY, {"a": former})
+    before = everything_in(store)
+    limit = (
+        "2000" if former and len(former) > 1 else "4000"
+    )  # the manifest is too large, or the file
+    command = [sys.executable, "-c", FULL, store.url, str(another_disk), limit, "an artifact"]
+    last = subprocess.run(command, capture_output=True, text=True).stderr.splitlines()[-1]
+    assert last.startswith("OSError") and f"{store.root}/artifacts" in last
+    assert last.count("the disk is full") == 1 and "scratch" not in last and "gc --delete" in last
+    assert everything_in(store) == before
+    assert [path.name for path in Path(store.root, "artifacts").glob("*")] == [KEY] * bool(former)
+    assert (another_disk / "work" / KEY / "out" / "a").stat().st_size == 5000  # nothing is lost
+
+
+def test_a_full_disk_at_a_record_is_named_and_nothing_partial_stays(tmp_path, another_disk):
+    store = Store(str(tmp_path / "store"), another_disk)
+    command = [sys.executable, "-c", FULL, store.url, str(another_disk), "4000", "a record"]
+    last = subprocess.run(command, capture_output=True, text=True).stderr.splitlines()[-1]
+    assert last.startswith("OSError") and f"{store.root}/runs: the disk is full" in last
+    assert list(Path(store.root, "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize("step", ["first", "second", "third"])
+def test_a_full_disk_while_renaming_leaves_the_former_artifact(store, monkeypatch, step):
+    former, renames, rename = put(store, KEY, {"a": "1"}), [], Path.rename
+
+    def fail(path: Path, target: Path) -> Path:
+        renames.append(target)
+        if len(renames) == ["first", "second", "third"].index(step) + 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match=f"{store.root}/artifacts: the disk is full"):
+        put(store, KEY, {"a": "2"})
+    assert store.lookup(KEY) == former
+    assert os.listdir(Path(store.root, "artifacts")) == [KEY]
 
 
 def test_equal_content_has_equal_digests_under_another_key(store):
