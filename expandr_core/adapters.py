@@ -40,7 +40,7 @@ def write_config(folder: Path, **changes: Any) -> None:
     """
     values = read_config(folder) | changes
     values["target_modules"] = sorted(values["target_modules"])
-    (folder / CONFIG).write_text(json.dumps(values, indent=1))
+    (folder / CONFIG).write_text(json.dumps(values, indent=1, allow_nan=False))
 
 
 def add(other: Path, folder: Path) -> None:

@@ -17,6 +17,7 @@ from peft import LoraConfig
 from torch.utils.tensorboard import SummaryWriter
 from transformers import AutoTokenizer, PrinterCallback, set_seed
 from transformers.integrations.integration_utils import TensorBoardCallback
+from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils.import_utils import is_liger_kernel_available
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
@@ -27,7 +28,7 @@ from expandr_core.events import Progress
 from expandr_core.options import DPOOptions
 from expandr_core.ranks import rank
 from expandr_core.seeding import derive_seed
-from expandr_core.training import ProgressCallback
+from expandr_core.training import FiniteCallback, ProgressCallback
 
 if TYPE_CHECKING:
     from expandr_core.stages.dpo import Task
@@ -36,10 +37,50 @@ Zero = Literal["none", "2", "3"]
 
 
 class TokenTrainer(DPOTrainer):
-    """TRL's trainer for pairs that are token ids; by itself it goes through strings and the template."""
+    """TRL's trainer for pairs that are token ids; by itself it goes through strings and the template.
+
+    What it measures on the dev part are means over its pairs. TRL's own are means over batches, of which
+    the last is smaller, or filled up by pairs of the first.
+    """
+
+    _rewards: list[torch.Tensor]  # of each batch: (pairs, 2), chosen and rejected
 
     def _prepare_dataset(self, dataset: Dataset, *arguments: Any, **named: Any) -> Dataset:
         return dataset
+
+    def evaluation_loop(self, *arguments: Any, **named: Any) -> EvalLoopOutput:
+        """Measure loss, rewards, accuracy and margin as means over pairs."""
+        self._rewards = []
+        output = super().evaluation_loop(*arguments, **named)
+        chosen, rejected = torch.cat(self._rewards).double().unbind(dim=1)
+        margins = chosen - rejected
+        means = {
+            "loss": -torch.nn.functional.logsigmoid(margins),
+            "rewards/chosen": chosen,
+            "rewards/rejected": rejected,
+            "rewards/accuracies": (margins > 0).double(),
+            "rewards/margins": margins,
+        }
+        measured = {f"eval_{name}": value.mean().item() for name, value in means.items()}
+        return output._replace(metrics=(output.metrics or {}) | measured)
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], *arguments: Any, **named: Any
+    ) -> tuple[None, None, None]:
+        """Compute the rewards of a batch's pairs, as TRL's loss does."""
+        inputs = self._prepare_inputs(inputs)
+        scored = inputs.pop("completion_mask")
+        reference = [inputs.pop(f"ref_{side}_logps") for side in ("chosen", "rejected")]
+        labels = inputs["input_ids"].masked_fill(scored == 0, -100)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            output = model(**inputs, labels=labels, use_cache=False, fused_lm_head=True)
+        ratios = output.log_probs.sum(dim=1) - torch.cat(reference)  # (chosen, then rejected)
+        rewards = self.beta * torch.stack(ratios.chunk(2), dim=1)  # (pairs, 2)
+        gathered: Any = self.accelerator.gather_for_metrics(
+            rewards
+        )  # without what fills up a batch
+        self._rewards.append(gathered)
+        return None, None, None
 
 
 @dataclass(frozen=True)
@@ -140,7 +181,7 @@ def make_trainer(task: "Task", layout: Layout, report: Progress) -> TokenTrainer
             target_modules=layers_to_adapt(model, task.options.lora.targets),
             task_type="CAUSAL_LM",
         ),
-        callbacks=[ProgressCallback(report)],
+        callbacks=[ProgressCallback(report), FiniteCallback(_remedy(task.options))],
     )
     trainer.remove_callback(PrinterCallback)
     if not rank():
@@ -148,6 +189,14 @@ def make_trainer(task: "Task", layout: Layout, report: Progress) -> TokenTrainer
     order = training_order(len(train), task.options.epochs, task.options.batch_size, seed)
     trainer.train_dataset = trainer.train_dataset.select(order)
     return trainer
+
+
+def _remedy(options: DPOOptions) -> str:
+    return (
+        f"lower dpo.learning_rate ({options.learning_rate:g}) or raise dpo.warmup_steps "
+        f"({options.warmup_steps}); if it diverges at step 1 whatever the rate, the model that it "
+        "starts from is broken"
+    )
 
 
 def _arguments(task: "Task", layout: Layout, seed: int, has_dev: bool) -> DPOConfig:
@@ -175,6 +224,7 @@ def _arguments(task: "Task", layout: Layout, seed: int, has_dev: bool) -> DPOCon
         deepspeed=layout.deepspeed(),
         seed=seed,
         logging_steps=1,  # a mean over more would forget the steps before a kill
+        logging_nan_inf_filter=False,  # which would hide a loss that is not a number
         eval_strategy="steps" if has_dev else "no",
         eval_steps=steps,
         save_strategy="steps",
@@ -191,6 +241,7 @@ def train(task: "Task", layout: Layout, report: Progress) -> TokenTrainer:
     """Train, or go on from the last checkpoint; the first process writes the adapter.
 
     Raises:
+        DataError: if a loss, gradient or weight is not finite.
         RuntimeError: if the memory of a GPU does not suffice, with what to lower.
     """
     if layout.zero != "none":

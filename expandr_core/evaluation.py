@@ -59,7 +59,7 @@ def measure(job: Job, search: Search) -> None:
         raise DataError("no query has a relevant passage; there is nothing to measure")
     pq.write_table(per_query, job.out / "per_query.parquet", compression="zstd")
     metrics = mean_metrics(per_query) | {"queries": len(per_query)}
-    (job.out / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    (job.out / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False))
     job.counts |= metrics | {"queries_without_positive": total - len(per_query)}
     log.info("nDCG@10 %.4f on %d queries", metrics["ndcg_at_10"], len(per_query))
 

@@ -14,7 +14,7 @@ Progress = Callable[[int, int, str], None]
 
 def say(**event: Any) -> None:
     """Print one event on standard output, whatever `sys.stdout` is by now."""
-    sys.__stdout__.write(json.dumps(event) + "\n")  # pyright: ignore[reportOptionalMemberAccess]
+    sys.__stdout__.write(json.dumps(event, allow_nan=False) + "\n")  # pyright: ignore[reportOptionalMemberAccess]
     sys.__stdout__.flush()  # pyright: ignore[reportOptionalMemberAccess]
 
 

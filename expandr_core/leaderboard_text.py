@@ -7,7 +7,7 @@ import pyarrow as pa
 from expandr_core.beir_datasets import SHARED_CORPUS
 from expandr_core.markdown import format_p, format_score, markdown_table, warning_lines
 from expandr_core.metrics import TITLES
-from expandr_core.significance import TEST_NAMES
+from expandr_core.significance import TEST_NAMES, too_few_to_tell
 
 SHOWN = 5  # wins and losses a step
 _ORDER = ("ndcg_at_10", "recall_at_100", "mrr_at_10", "map")
@@ -111,7 +111,10 @@ def _steps(report: dict[str, Any], titles: dict[str, str]) -> list[str]:
         "",
         f"Difference in {TITLES[report['metric']]}, {TEST_NAMES[report['test']]}, two-sided, Holm's "
         f"correction over these {len(rows)} tests; * p < {report['significance_level']:g}. Of several "
-        "seeds, each query has the mean; queries of forums are weighted so that forums count alike.",
+        "seeds, each query has the mean; queries of forums are weighted so that forums count alike."
+        + too_few_to_tell(
+            (step["clusters"] for step in report["steps"]), report["significance_level"]
+        ),
         "",
         *markdown_table(header, rows, left=3),
     ]

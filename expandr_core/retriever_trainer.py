@@ -30,6 +30,7 @@ from expandr_core.mini_batches import MiniBatchEncoder, TextBatch
 from expandr_core.options import ContrastiveTrainingOptions
 from expandr_core.ranks import gather, rank, shares, sum_gradients
 from expandr_core.seeding import derive_seed
+from expandr_core.training import all_finite, diverged
 from expandr_core.training_rows import TrainingRows, batches_of
 
 log = logging.getLogger(__name__)
@@ -115,7 +116,8 @@ class RetrieverTrainer:
             checkpoint: to go on from, see `checkpoints.newest_checkpoint`.
 
         Raises:
-            RuntimeError: if the loss is not a number at some step, or the memory does not suffice.
+            DataError: if a loss, gradient or weight is not finite at some step.
+            RuntimeError: if the memory does not suffice.
         """
         if checkpoint:
             self._load(checkpoint)
@@ -156,12 +158,16 @@ class RetrieverTrainer:
                 f"the memory of {self.model.device} does not suffice at step {step}; lower "
                 f"training.mini_batch_size ({self.options.mini_batch_size})"
             ) from error
-        if not math.isfinite(loss):
-            raise RuntimeError(f"the loss is {loss} at step {step}; lower training.learning_rate")
-        self.history.losses.append(loss)
-        nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
+        norm = nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM).item()
         self.optimizer.step()
         self.schedule.step()
+        remedy = f"lower training.learning_rate ({self.options.learning_rate:g})"
+        for name, value in (("the loss", loss), ("the gradients' norm", norm)):
+            if not math.isfinite(value):
+                raise diverged(f"{name} is {value}", step, remedy)
+        if not all_finite(self.parameters):
+            raise diverged("a weight is not finite", step, remedy)
+        self.history.losses.append(loss)
         self.optimizer.zero_grad()
 
     def gradients(self, batch: Prepared, seed: int) -> float:

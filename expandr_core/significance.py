@@ -2,9 +2,14 @@
 
 Queries of one cluster (say, about the same thing) are not independent, so they are averaged first
 and each cluster is one observation.
+
+The t-test takes the spread of the differences for what it is known to be. Of few observations it is
+not known, and of equal ones there is none: two of +0.5 would be certain. There the randomisation test is
+taken instead, which is exact for few: n observations cannot bring less than 2 / 2^n.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -23,7 +28,9 @@ DIFFERENCES = pa.schema(
         ("difference", pa.float64()),
     ]
 )
+FEWEST = 10  # observations that the t-test needs
 _RESAMPLES = 9999
+_ROUNDING = 1e-9  # differences that differ less, among themselves, are equal
 
 
 class Difference(NamedTuple):
@@ -55,8 +62,9 @@ def compare_queries(
         before: query_id, cluster and the metric, one row a query.
         after: the same for the other system.
         metric: the column to compare.
-        test: "t" for a paired t-test; "randomisation" for 9999 random exchanges of the two systems
-            within clusters (all of them, if there are fewer).
+        test: "t" for a paired t-test, where there are FEWEST clusters that differ among each other;
+            "randomisation" for 9999 random exchanges of the two systems within clusters (all of
+            them, if there are fewer).
         seed: of the random exchanges.
 
     Raises:
@@ -88,11 +96,18 @@ def query_differences(before: pa.Table, after: pa.Table, metric: str) -> pa.Tabl
         See DIFFERENCES; a positive difference is a win of the second system.
 
     Raises:
-        DataError: if the two are not about the same queries in the same clusters.
+        DataError: if the two are not about the same queries in the same clusters, or a score is no
+            number.
     """
     before, after = before.sort_by("query_id"), after.sort_by("query_id")
     _require_same_queries(before, after)
     scores = [table[metric].to_numpy() for table in (before, after)]
+    for query_id, *values in zip(before["query_id"].to_pylist(), *scores, strict=True):
+        if not all(map(math.isfinite, values)):
+            raise DataError(
+                f"query {query_id!r}: its {metric} is not a number ({values[0]}, {values[1]}); measure "
+                "the systems again"
+            )
     return pa.table([before["query_id"], *scores, scores[1] - scores[0]], schema=DIFFERENCES)
 
 
@@ -131,12 +146,18 @@ def paired_p(differences: NDArray[np.float64], test: Test, seed: int) -> float:
     0.25
     >>> paired_p(np.zeros(5), "t", seed=0), paired_p(np.ones(1), "t", seed=0)
     (1.0, 1.0)
+
+    Two equal differences are no better evidence, by either test:
+
+    >>> paired_p(np.array([0.5, 0.5]), "t", seed=0)
+    0.5
     """
     from scipy import stats
 
     if len(differences) < 2 or not differences.any():
         return 1.0
-    if test == "t":
+    varied = np.ptp(differences) > _ROUNDING * np.abs(differences).max()
+    if test == "t" and varied and len(differences) >= FEWEST:
         return float(stats.ttest_rel(differences, np.zeros_like(differences)).pvalue)
     result = stats.permutation_test(
         (differences,),
@@ -157,7 +178,30 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     >>> [round(p, 3) for p in holm([0.04, 0.01, 0.03])]
     [0.06, 0.03, 0.06]
+
+    One that is not a number concludes nothing, as 1 does, and counts as a test all the same:
+
+    >>> holm([0.01, float("nan")])
+    [0.02, 1.0]
     """
     from statsmodels.stats.multitest import multipletests
 
-    return np.asarray(multipletests(p_values, method="holm")[1]).tolist() if p_values else []
+    known = [1.0 if math.isnan(p) else p for p in p_values]
+    return np.asarray(multipletests(known, method="holm")[1]).tolist() if known else []
+
+
+def too_few_to_tell(clusters: Iterable[int], significance_level: float) -> str:
+    """Explain, for a report, the tests whose observations are few; "" if none has few.
+
+    Args:
+        clusters: number of observations of each test.
+        significance_level: of the report.
+    """
+    few = [number for number in clusters if number < FEWEST]
+    if not few:
+        return ""
+    least = 2 + math.floor(math.log2(1 / significance_level))
+    return (
+        f" Tests of fewer than {FEWEST} observations are randomisation tests, whichever is asked for; "
+        f"fewer than {least} are too few to tell anything at {significance_level:g}."
+    )

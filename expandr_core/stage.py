@@ -32,6 +32,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from expandr_core.artifacts import Artifact, StageSpec
 from expandr_core.errors import DataError
 from expandr_core.events import Beginning, Progress, die_with_parent, report_events, say
@@ -134,7 +136,7 @@ def make_spec(
         stage=stage,
         version=module_of(stage).VERSION,
         seed=seed,
-        options=json.loads(json.dumps(identity(options))),
+        options=json.loads(json.dumps(identity(options), allow_nan=False)),
         runtime={"options": options.model_dump(mode="json"), **runtime},
         inputs=inputs or {},
         sources=sources or {},
@@ -271,6 +273,14 @@ def _make_shard(job: Job, spec: StageSpec, write: Callable[[Path], dict[str, flo
         return shard
 
 
+def _read_spec(path: Path) -> StageSpec:
+    """Read what to make; what cannot be understood now cannot be later."""
+    try:
+        return StageSpec.model_validate_json(path.read_text())
+    except ValidationError as error:
+        raise DataError(f"{path}: not the specification of a stage: {error}") from error
+
+
 def main(
     spec_path: str, store_url: str, scratch: str | None = None, cache_bytes: str | None = None
 ) -> int:
@@ -278,7 +288,7 @@ def main(
     die_with_parent()
     report = report_events()
     try:
-        spec = StageSpec.model_validate_json(Path(spec_path).read_text())
+        spec = _read_spec(Path(spec_path))
         store = Store(store_url, scratch, int(cache_bytes) if cache_bytes else None)
         artifact = run_stage(spec, store, report)
     except DataError as error:

@@ -1,4 +1,4 @@
-"""What every training stage shares: progress from the Trainer, and the checkpoint to go on from.
+"""What every training stage shares: progress, an end to what diverges, the checkpoint to go on from.
 
 A checkpoint is a folder `checkpoint-<step>` that the Trainer fills over some time; a kill can leave
 it, or its removal, half done. The Trainer itself would take the one with the highest number.
@@ -6,11 +6,15 @@ it, or its removal, half done. The Trainer itself would take the one with the hi
 
 import json
 import logging
+import math
 import re
 import shutil
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from transformers import (
     TrainerCallback,
@@ -19,6 +23,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from expandr_core.errors import DataError
 from expandr_core.events import Progress
 
 log = logging.getLogger(__name__)
@@ -50,6 +55,55 @@ class ProgressCallback(TrainerCallback):
     ) -> None:
         """Report one more step."""
         self.report(state.global_step, state.max_steps, "steps")
+
+
+class FiniteCallback(TrainerCallback):
+    """End a training at the first loss, gradient or weight that is not finite, before it is saved.
+
+    Of weights that several processes share, each looks at its own; what ends one of them ends all.
+    """
+
+    def __init__(self, remedy: str):
+        """Advise that in the DataError."""
+        self.remedy = remedy
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: object,
+    ) -> None:
+        """Look at what was measured."""
+        for name, value in (logs or {}).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise diverged(f"{name} is {value}", state.global_step, self.remedy)
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: torch.nn.Module | None = None,
+        **kwargs: object,
+    ) -> None:
+        """Look at the trained weights; with ZeRO-3, at this process's part of each."""
+        assert model is not None
+        trained = [each for each in model.parameters() if each.requires_grad]
+        if not all_finite(getattr(each, "ds_tensor", each) for each in trained):
+            raise diverged("a weight is not finite", state.global_step, self.remedy)
+
+
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Tell whether there is neither a NaN nor an infinity in any of the tensors."""
+    own = [each.detach() for each in tensors]
+    return bool(torch.nn.utils.get_total_norm(own).isfinite())
+
+
+def diverged(what: str, step: int, remedy: str) -> DataError:
+    """Say at which step a training went wrong, and what helps; who raises it keeps nothing."""
+    return DataError(f"the training diverged: {what} at step {step}, and nothing is kept; {remedy}")
 
 
 def last_checkpoint(folder: Path, processes: int = 1) -> str | None:

@@ -21,7 +21,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
-from pydantic import BaseModel, ConfigDict, PrivateAttr
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from expandr_core.acceptance import settled
 from expandr_core.adapters import language_model
@@ -43,7 +43,7 @@ def _is_worth_retrying(task: Any, run: TaskRun, state: State) -> bool:
         return False
     if isinstance(error, OSError) and error.errno == errno.EROFS:
         return False
-    return not isinstance(error, DataError | TypeError | PoolError)
+    return not isinstance(error, DataError | TypeError | PoolError | ValidationError)
 
 
 @task(
@@ -83,7 +83,7 @@ def open_store(url: str) -> Store:
     limit = os.environ.get("EXPANDR_CACHE_GB", "")
     try:
         cache_bytes = int(float(limit) * 1e9) if limit else None
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise DataError(f"EXPANDR_CACHE_GB={limit}: say a number of gigabytes") from error
     return Store(url, os.environ.get("EXPANDR_SCRATCH"), cache_bytes)
 

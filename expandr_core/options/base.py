@@ -26,9 +26,11 @@ def _keep_order(schema: dict[str, Any]) -> None:
 
 
 class Options(BaseModel):
-    """Typed, frozen, and closed: a misspelled option is an error."""
+    """Typed, frozen, and closed: a misspelled option is an error, and so is a number without end."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_keep_order)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_keep_order
+    )
 
 
 def runtime(default: Any, **field: Any) -> Any:

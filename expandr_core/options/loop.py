@@ -16,7 +16,9 @@ class EvaluateOptions(Options):
 
     depth: int = Field(default=1000, ge=100, description="Passages kept per query in the run.")
     test: Literal["t", "randomisation"] = Field(
-        default="t", description="Paired test between two systems."
+        default="t",
+        description="Paired test between two systems. Of fewer than ten clusters, or where all differ "
+        "alike, it is the randomisation test either way.",
     )
     significance_level: float = Field(
         default=0.05, gt=0, lt=1, description="After Holm's correction."

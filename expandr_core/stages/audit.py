@@ -69,7 +69,7 @@ def run(job: Job) -> None:
     pq.write_table(pa.table(rows), job.out / "audit.parquet", compression="zstd")
     all_shares = [share for query_id in ids for share in shares.get(query_id, [])]
     report = _report(job, rows, np.array(all_shares), audited=bool(training))
-    (job.out / "audit.json").write_text(json.dumps(report, indent=1))
+    (job.out / "audit.json").write_text(json.dumps(report, indent=1, allow_nan=False))
     job.counts |= {"queries": len(ids), "expansions": len(all_shares)}
     job.counts |= {mark: sum(rows[mark]) for mark in MARKS[:2]}
     job.counts["copying"] = report["expansions"]["copying"]

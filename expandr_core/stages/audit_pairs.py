@@ -35,6 +35,6 @@ def run(job: Job) -> None:
     )
     facts = audit(pairs, candidates, job.spec.inputs["pairs"].counts)
     values: dict[str, Any] = asdict(facts)
-    (job.out / "audit.json").write_text(json.dumps(values, indent=1))
+    (job.out / "audit.json").write_text(json.dumps(values, indent=1, allow_nan=False))
     (job.out / "audit.md").write_text(render(facts))
     job.counts |= {name: value for name, value in values.items() if name != "margins"}

@@ -32,10 +32,11 @@ from expandr_core.significance import (
     compare_queries,
     holm,
     query_differences,
+    too_few_to_tell,
 )
 from expandr_core.stage import Job
 
-VERSION = 2
+VERSION = 3
 ROLE = "measure"
 ISOLATION = "never"
 METRIC = "ndcg_at_10"
@@ -232,7 +233,8 @@ def render(report: dict[str, Any]) -> str:
             "",
             f"Steps: difference in {TITLES[report['metric']]}, {TEST_NAMES[report['test']]}, two-sided, "
             f"Holm's correction over all steps; * p < {level:g}. Queries of one cluster are averaged "
-            "and count as one observation; wins and losses count queries.",
+            "and count as one observation; wins and losses count queries."
+            + too_few_to_tell((step["clusters"] for step in report["steps"]), level),
             "",
             *markdown_table(columns, steps, left=2),
             "",

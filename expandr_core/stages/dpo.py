@@ -205,7 +205,9 @@ def _write_log(job: Job, history: Iterable[dict[str, Any]]) -> None:
         if len(kept) > 1:
             steps.append(kept | _divergence(kept, job.options.beta))
     # a checkpoint gives entries back with their names sorted
-    Path(job.out, "training_log.json").write_text(json.dumps(steps, indent=1, sort_keys=True))
+    Path(job.out, "training_log.json").write_text(
+        json.dumps(steps, indent=1, sort_keys=True, allow_nan=False)
+    )
     trained = [entry for entry in steps if "loss" in entry]  # not the summary at the end
     job.counts["steps"] = trained[-1]["step"]
     for when, entries in (("first", trained[:AVERAGED]), ("last", trained[-AVERAGED:])):

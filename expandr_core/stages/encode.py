@@ -81,7 +81,7 @@ def _what_encodes(job: Job) -> str:
     spec = job.spec
     retriever = spec.inputs["retriever"].digest
     story = {"version": spec.version, "retriever": retriever, "options": spec.options}
-    return json.dumps(story, indent=1, sort_keys=True)
+    return json.dumps(story, indent=1, sort_keys=True, allow_nan=False)
 
 
 def _known_vectors(job: Job) -> KnownVectors:

@@ -52,7 +52,7 @@ from expandr_core.significance import (
 from expandr_core.stage import Job
 from expandr_core.stages.compare import METRIC, StepOptions
 
-VERSION = 1
+VERSION = 2
 ROLE = "measure"
 ISOLATION = "never"
 CHANGES = pa.schema(

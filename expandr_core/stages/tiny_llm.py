@@ -141,9 +141,10 @@ def _train(
         set_seed,
     )
 
-    from expandr_core.training import ProgressCallback, last_checkpoint
+    from expandr_core.training import FiniteCallback, ProgressCallback, last_checkpoint
 
     options: TinyLLMOptions = job.options
+    remedy = f"lower llm.tiny.learning_rate ({options.learning_rate:g})"
     seed = derive_seed("tiny_llm", job.seed) % 2**32
     use_cpu = run_device(job.spec.runtime.get("device", "auto")) == "cpu"
     coarse = not use_cpu or _multiplies_bfloat16()
@@ -166,6 +167,7 @@ def _train(
         use_cpu=use_cpu,
         seed=seed,
         report_to=[],
+        logging_nan_inf_filter=False,  # which would hide a loss that is not a number
         logging_steps=min(100, options.steps),
         disable_tqdm=True,
         dataloader_pin_memory=False,
@@ -176,7 +178,7 @@ def _train(
         arguments,
         data_collator=pad_batch,
         train_dataset=examples,  # pyright: ignore[reportArgumentType]
-        callbacks=[ProgressCallback(job.progress)],
+        callbacks=[ProgressCallback(job.progress), FiniteCallback(remedy)],
     )
     precision = "bfloat16" if coarse else "float32"
     log.info("training a Llama of %d parameters in %s", model.num_parameters(), precision)

@@ -92,9 +92,10 @@ def _train(
     from torch.utils.data import SequentialSampler
     from transformers import PrinterCallback, set_seed
 
-    from expandr_core.training import ProgressCallback
+    from expandr_core.training import FiniteCallback, ProgressCallback
 
     options: TinyRetrieverOptions = job.options
+    remedy = f"lower retriever.tiny.learning_rate ({options.learning_rate:g})"
     seed = derive_seed("tiny_retriever", job.seed) % 2**32
     set_seed(seed)
     embedding = StaticEmbedding(tokenizer, embedding_dim=options.dimensions)
@@ -115,6 +116,7 @@ def _train(
         use_cpu=True,  # quicker than moving the few numbers to a GPU
         seed=seed,
         report_to=[],
+        logging_nan_inf_filter=False,  # which would hide a loss that is not a number
         logging_steps=max(1, options.steps // 6),
         disable_tqdm=True,
         dataloader_pin_memory=False,
@@ -132,7 +134,7 @@ def _train(
         arguments,
         train_dataset=dataset,
         loss=loss,
-        callbacks=[ProgressCallback(job.progress)],
+        callbacks=[ProgressCallback(job.progress), FiniteCallback(remedy)],
     )
     log.info("training %d token embeddings", tokenizer.get_vocab_size())
     trainer.remove_callback(PrinterCallback)

@@ -1,5 +1,6 @@
 """A child process ends with everything that it has started."""
 
+import math
 import os
 import subprocess
 import sys
@@ -8,7 +9,9 @@ import time
 import psutil
 import pytest
 
+from expandr_core.artifacts import Artifact
 from expandr_core.child import end_tree, run_in_child
+from expandr_core.errors import DataError
 from expandr_core.stage import make_spec
 from expandr_core.stages.import_model import ImportOptions
 from expandr_core.store import Store
@@ -53,3 +56,10 @@ def test_a_stage_in_a_child_cannot_read_what_is_typed_at_the_terminal(tmp_path):
         os.dup2(terminal, 0)
         for each in (terminal, typed, keys):
             os.close(each)
+
+
+def test_a_specification_that_cannot_be_read_is_the_input_s_fault(tmp_path):
+    broken = Artifact(key="dpo-1", digest="0", counts={"loss": math.nan})  # which JSON has not
+    spec = make_spec("import_model", ImportOptions(kind="llm"), {"adapter": broken})
+    with pytest.raises(DataError, match=r"not the specification of a stage: .*\n.*counts\.loss"):
+        run_in_child(spec, Store(str(tmp_path)), lambda *_: None)

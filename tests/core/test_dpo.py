@@ -203,6 +203,49 @@ def test_a_single_step_logs_the_loss_of_the_start(store, llm_folder):
     assert first["kl"] == made.counts["first/kl"] == 0
 
 
+@pytest.mark.parametrize("at_once", [1, 3, 4])
+def test_dev_measures_are_means_over_pairs_however_many_are_scored_at_once(
+    tmp_path, llm_folder, at_once
+):
+    """Of nine pairs in batches of four, the ninth counted as much as four."""
+    lengths = [row(n, "dev", rejected="length") for n in range(9)]
+    dev = [each | {"chosen_text": "a text " * (n + 1)} for n, each in enumerate(lengths)]
+    inputs = put_inputs(store := Store(str(tmp_path)), llm_folder, [*ROWS[:10], *dev])
+    trainer = trainer_of(store, inputs, batch_size=12, device_batch_size=at_once)
+    with torch.no_grad():
+        for name, weight in trainer.model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.5, generator=torch.Generator().manual_seed(7))
+    measured = trainer.evaluate()
+    pairs = trainer.eval_dataset
+    rewards = []
+    for number in range(9):  # each pair alone
+        trainer.eval_dataset = pairs.select([number])
+        rewards.append(trainer.evaluate())
+    assert len({each["eval_rewards/accuracies"] for each in rewards}) == 2  # some are right
+    for name in ("loss", *(f"rewards/{each}" for each in ("accuracies", "margins", "chosen"))):
+        expected = sum(each[f"eval_{name}"] for each in rewards) / 9
+        assert measured[f"eval_{name}"] == pytest.approx(expected, rel=1e-5), name
+
+
+def test_a_training_that_diverges_ends_and_keeps_nothing(store, llm_folder):
+    inputs = put_inputs(store, llm_folder)
+    wild = {"learning_rate": 1e30, "warmup_steps": 0, "checkpoint_steps": 1, "epochs": 5}
+    with pytest.raises(DataError, match=r"diverged: .* at step [12],.*lower dpo\.learning_rate"):
+        run_stage(spec_of(inputs, **wild), store, no_progress)
+    assert not store.keys("dpo")
+    assert not list(store.scratch.glob("work/dpo-*/checkpoints/*/checkpoint-*/*2*"))
+
+
+def test_a_broken_model_is_told_from_a_training_that_diverges(store, llm_folder):
+    task = task_of(store, put_inputs(store, llm_folder))
+    trainer = make_trainer(task, ALONE, no_progress)
+    with torch.no_grad():
+        next(p for p in trainer.model.parameters() if not p.requires_grad).fill_(torch.nan)
+    with pytest.raises(DataError, match=r"at step 1,.*the model that it starts from is broken"):
+        trainer.train()
+
+
 def test_the_divergence_is_estimated_by_the_texts_of_the_reference():
     """Texts that the policy likes less by 3 and by 1 nats: two on average."""
     log = {"step": 1, "rewards/chosen": -0.1, "rewards/rejected": -0.3, "loss": 0.6}

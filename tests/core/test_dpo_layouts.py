@@ -17,11 +17,12 @@ from test_dpo import kill_at_checkpoint, no_progress, put_inputs, row
 
 from expandr_core.artifacts import Artifact, StageSpec
 from expandr_core.child import run_in_child
+from expandr_core.errors import DataError
 from expandr_core.stage import make_spec
 from expandr_core.stages import dpo
 from expandr_core.store import Store
 
-PAIRS = [row(number, "dev" if number >= 18 else "train") for number in range(22)]
+PAIRS = [row(number, "dev" if number >= 18 else "train") for number in range(23)]
 SETTINGS: dict[str, Any] = {
     "learning_rate": 0.01,
     "epochs": 4.4,  # of 18 pairs in batches of four: 20 steps, and no pass ends with a batch
@@ -104,6 +105,17 @@ def test_a_killed_training_of_several_goes_on_to_the_same_bytes(
     assert "going on from checkpoint-13" in caplog.text
     assert resumed.files == expected.files
     assert resumed.counts == expected.counts
+
+
+@pytest.mark.parametrize("name", ["two processes", "ZeRO-3"])
+@needs_deepspeed
+def test_a_training_of_several_that_diverges_ends_and_keeps_nothing(llm_folder, tmp_path, name):
+    store, inputs = store_of(tmp_path / "store", llm_folder)
+    wild = {"learning_rate": 1e30, "warmup_steps": 0}
+    with pytest.raises(DataError, match=r"diverged: .*lower dpo\.learning_rate"):
+        run_in_child(spec_of(inputs, **LAYOUTS[name], **wild), store, no_progress)
+    assert not processes()
+    assert not store.keys("dpo")
 
 
 def processes() -> list[psutil.Process]:

@@ -7,7 +7,6 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from evaluation_world import make, put, table
-from scipy import stats
 
 from expandr_core.beir_datasets import BEIR
 from expandr_core.errors import DataError
@@ -149,8 +148,7 @@ def test_only_all_fifteen_make_the_mean_of_all_fifteen():
 def test_the_tests_of_all_datasets_are_one_family_on_the_mean_of_the_samples(report):
     nq, scifact, law = report["steps"]
     assert [step["dataset"] for step in report["steps"]] == ["nq", "scifact", "law"]
-    expected = stats.ttest_rel([0.3, 0.3, 0.4, 0.8], [0.1, 0.2, 0.3, 0.4])
-    assert nq["p"] == pytest.approx(expected.pvalue)
+    assert nq["p"] == 2 / 2**4  # all four gain, and four are too few for a t-test
     assert nq["difference"] == pytest.approx(0.2)
     assert (scifact["difference"], scifact["p"]) == (0, 1)  # the samples' means are query only's
     assert (scifact["wins"], scifact["losses"]) == (0, 0)
@@ -168,8 +166,7 @@ def test_the_test_of_a_dataset_with_parts_is_of_their_unweighted_mean(report):
     results = rows(report)
     gain = results["sampled", "law"]["ndcg_at_10"] - results["query", "law"]["ndcg_at_10"]
     assert law["difference"] == pytest.approx(gain) == pytest.approx(0.25)
-    weighted = [4 / 2 * 0.4, 0, 0, 4 / 6 * 0.3]  # one query in a; three in b, of which one changed
-    assert law["p"] == pytest.approx(stats.ttest_1samp(weighted, 0).pvalue)
+    assert law["p"] == 0.5  # two of the four changed: one in a; one in b, which has three
 
 
 def test_every_query_s_difference_is_kept_with_its_text(made):

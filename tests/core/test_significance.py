@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from expandr_core.errors import DataError
-from expandr_core.significance import compare_queries, holm, paired_p
+from expandr_core.markdown import format_p
+from expandr_core.significance import compare_queries, holm, paired_p, too_few_to_tell
 
 
 def scores(values: dict[str, float], clusters: dict[str, str] | None = None) -> pa.Table:
@@ -50,14 +51,14 @@ def test_a_query_in_another_cluster_is_refused():
 
 
 def test_a_cluster_is_one_observation():
-    clusters = {"a": "x", "b": "x", "c": "y", "d": "z"}
-    before = scores(dict.fromkeys("abcd", 0.0), clusters)
-    after = scores({"a": 0.1, "b": 0.3, "c": 0.3, "d": 0.4}, clusters)
+    clusters = {f"q{n}": f"c{max(n, 1)}" for n in range(11)}
+    before = scores(dict.fromkeys(clusters, 0.0), clusters)
+    after = scores({"q0": 0.2, "q1": 0.0} | {f"q{n}": n / 10 for n in range(2, 11)}, clusters)
     found = compare(before, after)
-    assert (found.clusters, found.queries) == (3, 4)
-    # differences .2, .3, .4: mean .3, standard error .1/sqrt(3), so t = 5.196 with 2 degrees
-    assert found.difference == pytest.approx(0.3)
-    assert found.p == pytest.approx(0.0351, abs=1e-4)
+    assert (found.clusters, found.queries) == (10, 11)
+    # differences .1, .2, ..., 1: mean .55, standard error .30277/sqrt(10), so t = 5.745, 9 degrees
+    assert found.difference == pytest.approx(0.55)
+    assert found.p == pytest.approx(2.78e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("test", ["t", "randomisation"])
@@ -72,6 +73,38 @@ def test_nothing_is_concluded_from_equal_systems_or_one_cluster(test):
 def test_few_observations_are_exchanged_in_all_ways():
     # 2^4 ways to choose the signs of (.1, .2, .3, .4): a sum of at least 1 or at most -1 in two
     assert paired_p(np.array([0.1, 0.2, 0.3, 0.4]), "randomisation", 0) == pytest.approx(2 / 16)
+
+
+@pytest.mark.parametrize("test", ["t", "randomisation"])
+@pytest.mark.parametrize(
+    ("differences", "p"),
+    [([0.5, 0.5], 0.5), ([0.1, 0.1, 0.1], 0.25), ([0.6 - 0.5, 0.3 - 0.2, 0.1], 0.25)],
+    ids=["two", "three", "three that are equal but for rounding"],
+)
+def test_equal_differences_of_few_are_no_evidence(differences, p, test):
+    assert paired_p(np.array(differences), test, 0) == p
+
+
+def test_the_t_test_is_for_enough_observations_that_differ():
+    spread = np.arange(1, 10) / 10
+    assert paired_p(spread, "t", 0) == paired_p(spread, "randomisation", 0) == 2 / 2**9
+    assert paired_p(np.arange(1, 11) / 10, "t", 0) == pytest.approx(2.78e-4, abs=1e-6)
+    equal = np.full(40, 0.3) + np.arange(40) * 1e-17
+    assert paired_p(equal, "t", 0) == pytest.approx(2 / 10_000)
+
+
+def test_a_score_or_p_that_is_not_a_number_is_never_evidence():
+    nan = float("nan")
+    with pytest.raises(DataError, match=r"query 'b': its ndcg_at_10 is not a number \(0.2, nan\)"):
+        compare(scores({"a": 0.1, "b": 0.2}), scores({"a": 0.1, "b": nan}))
+    assert holm([nan, 0.01, 0.04]) == pytest.approx([1, 0.03, 0.08])
+    assert format_p(nan) == "not known"
+
+
+def test_a_report_tells_which_tests_are_of_too_few():
+    assert too_few_to_tell([10, 40], 0.05) == ""
+    assert "fewer than 6 are too few to tell anything at 0.05" in too_few_to_tell([2, 40], 0.05)
+    assert paired_p(np.full(6, 0.1), "t", 0) < 0.05 < paired_p(np.full(5, 0.1), "t", 0)
 
 
 def test_many_observations_are_exchanged_at_random_by_the_seed():

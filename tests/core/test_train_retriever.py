@@ -142,7 +142,7 @@ def test_fewer_rows_than_a_batch_and_no_hard_negatives_can_be_trained_on(store, 
 
 
 def test_a_loss_that_is_not_a_number_stops_the_stage(store):
-    with pytest.raises(RuntimeError, match=r"lower training.learning_rate"):
+    with pytest.raises(DataError, match=r"diverged: .*lower training.learning_rate"):
         trained(store, make_inputs(store), encoding=DOT, learning_rate=1e30)
 
 
