@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from test_expand import QUERIES, by_id, put_queries, rows_of, specified
 from tiny_models import BOS, EOS
 
+from expandr_core.artifacts import Artifact
 from expandr_core.endpoint_generator import EndpointGenerator
 from expandr_core.errors import DataError
 from expandr_core.generator import Completion, Request
@@ -363,6 +365,21 @@ def test_a_server_without_texts_ends_the_stage_and_nothing_is_kept(
     assert not store.keys("expand")
     server.content = "text of seed {}".format  # mended
     assert run_stage(spec, store, lambda done, total, unit: None).counts["empty"] == 0
+
+
+def test_two_runs_of_one_stage_at_once_write_its_texts_once(server, llm_folder, tmp_path):
+    store = Store(str(tmp_path / "store"))
+    spec = specified(
+        store, llm_folder, put_queries(store, QUERIES), engine="endpoint", endpoint=options(server)
+    )
+
+    def run(_: int) -> Artifact:
+        return run_stage(spec, Store(store.url), lambda done, total, unit: None)
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(run, range(2))
+    assert one == other
+    assert len(server.asked) == one.counts["texts"] == 64
 
 
 def test_many_empty_texts_are_a_warning_in_the_reports(server, llm_folder, tmp_path):
