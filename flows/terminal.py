@@ -27,7 +27,7 @@ for _name, _value in {
 }.items():  # before anything imports Prefect or transformers; what the user has set stays
     os.environ.setdefault(_name, _value)
 
-out = Console()
+out = Console(width=None if sys.stdout.isatty() else 250)  # a pipe has no edge to wrap lines at
 StoreOption = Annotated[
     str,
     typer.Option(envvar="EXPANDR_STORE", help="Folder or s3:// URL that keeps every artifact."),

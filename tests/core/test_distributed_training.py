@@ -166,7 +166,8 @@ def test_kills_leave_no_process_and_do_not_change_the_bytes(folder, outcomes, tm
     counts, out = outcomes["uninterrupted"]
     assert seen[-1] == (counts["steps"], counts["steps"], "steps")
     assert artifact.counts == counts
-    assert artifact.files == digests(out)
+    files = {name: sha256 for name, sha256 in artifact.files.items() if name != "expansion.json"}
+    assert files == digests(out)  # that one is the stage's, not the training's
 
 
 def wait_for(folder: Path, pattern: str) -> None:

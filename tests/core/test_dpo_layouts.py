@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import logging
+import re
 import threading
 from collections.abc import Callable
 from functools import cache
@@ -102,7 +103,7 @@ def test_a_killed_training_of_several_goes_on_to_the_same_bytes(
     assert len(trained) >= 3 and not psutil.wait_procs(trained, timeout=60)[1]
     with caplog.at_level(logging.INFO, "expandr_core"):
         resumed = run_in_child(spec, store, no_progress)
-    assert "going on from checkpoint-13" in caplog.text
+    assert re.search("going on from checkpoint-(13|20)", caplog.text)  # as late as the kill came
     assert resumed.files == expected.files
     assert resumed.counts == expected.counts
 
