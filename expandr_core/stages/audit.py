@@ -25,7 +25,7 @@ from expandr_core.leakage import RUN_OF_WORDS, copied_share, relevant_passages, 
 from expandr_core.options import Options
 from expandr_core.stage import Job
 
-VERSION = 1
+VERSION = 2
 ROLE = "measure"
 ISOLATION = "never"
 METRIC = "ndcg_at_10"

@@ -14,7 +14,7 @@ from expandr_core.options import Options
 from expandr_core.pair_audit import audit, render
 from expandr_core.stage import Job
 
-VERSION = 1
+VERSION = 2
 ROLE = "data"
 ISOLATION = "never"
 

@@ -16,7 +16,7 @@ from expandr_core.evaluation import count_identical_ids, measure
 from expandr_core.options import IdenticalIds, Language, Options, Positive, added
 from expandr_core.stage import Job
 
-VERSION = 2
+VERSION = 3
 ROLE = "measure"
 ISOLATION = "never"
 
