@@ -273,14 +273,6 @@ def _make_shard(job: Job, spec: StageSpec, write: Callable[[Path], dict[str, flo
         return shard
 
 
-def _read_spec(path: Path) -> StageSpec:
-    """Read what to make; what cannot be understood now cannot be later."""
-    try:
-        return StageSpec.model_validate_json(path.read_text())
-    except ValidationError as error:
-        raise DataError(f"{path}: not the specification of a stage: {error}") from error
-
-
 def main(
     spec_path: str, store_url: str, scratch: str | None = None, cache_bytes: str | None = None
 ) -> int:
@@ -288,10 +280,10 @@ def main(
     die_with_parent()
     report = report_events()
     try:
-        spec = _read_spec(Path(spec_path))
+        spec = StageSpec.model_validate_json(Path(spec_path).read_text())
         store = Store(store_url, scratch, int(cache_bytes) if cache_bytes else None)
         artifact = run_stage(spec, store, report)
-    except DataError as error:
+    except (DataError, ValidationError) as error:  # what is not understood now will not be later
         say(bad_input=str(error))
         return BAD_INPUT
     say(artifact=artifact.model_dump())

@@ -61,5 +61,5 @@ def test_a_stage_in_a_child_cannot_read_what_is_typed_at_the_terminal(tmp_path):
 def test_a_specification_that_cannot_be_read_is_the_input_s_fault(tmp_path):
     broken = Artifact(key="dpo-1", digest="0", counts={"loss": math.nan})  # which JSON has not
     spec = make_spec("import_model", ImportOptions(kind="llm"), {"adapter": broken})
-    with pytest.raises(DataError, match=r"not the specification of a stage: .*\n.*counts\.loss"):
+    with pytest.raises(DataError, match=r"for StageSpec\n.*counts\.loss"):
         run_in_child(spec, Store(str(tmp_path)), lambda *_: None)
