@@ -176,9 +176,7 @@ def test_cancelling_the_loop_ends_every_process(deployed, s3):
     deployment = lifecycle.api(cluster, "GET", "/deployments/name/joint-loop/manual")
     options = {"llm": {"tiny": {"steps": 100_000, "checkpoint_steps": 5}}}
     parameters = {**deployment["parameters"], "preset": "tiny", "options": options, "store": store}
-    parameters["placement"] |= {
-        "runs_at_once": 2
-    }  # one of our own; else tiny runs in the loop itself
+    parameters["placement"] |= {"runs_at_once": 2}  # one of ours; else the loop runs all itself
     path = f"/deployments/{deployment['id']}/create_flow_run"
     run = lifecycle.api(cluster, "POST", path, {"parameters": parameters})["id"]
     query = {"flow_runs": {"parent_flow_run_id": {"any_": [run]}}}
