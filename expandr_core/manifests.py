@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import (
     AfterValidator,
@@ -52,11 +52,12 @@ def _inside(path: str) -> str:
 
 # `$` would also match before a line break at the end
 _Key = Annotated[str, StringConstraints(pattern=rf"\A{_KEY}\z")]
+_Path = Annotated[str, AfterValidator(_inside)]
 _Digest = Annotated[str, StringConstraints(pattern=r"\A[0-9a-f]{64}\z")]
 
 
 class _File(BaseModel):
-    path: Annotated[str, AfterValidator(_inside)]
+    path: _Path
     size: NonNegativeInt
     sha256: _Digest
     etag: str | None = None
@@ -65,8 +66,8 @@ class _File(BaseModel):
 class _Reference(BaseModel):
     key: _Key
     digest: _Digest
-    path: str = ""
-    files: dict[str, str] = {}
+    path: Literal[""] | _Path = ""
+    files: dict[_Path, str] = {}
     counts: dict[str, FiniteFloat] = {}
 
 

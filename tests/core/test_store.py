@@ -345,6 +345,17 @@ def test_a_file_outside_the_artifact_is_damage(store, path):
     assert everything_in(store) == before
 
 
+@pytest.mark.parametrize("path", sorted({*PATHS} - {"", "\ud800"}))
+@pytest.mark.parametrize(
+    "change", [lambda path: {"path": path}, lambda path: {"files": {path: "0" * 64}}]
+)
+def test_a_part_outside_its_artifact_is_damage(store, path, change):
+    with_parts(store)
+    reseal(store, KEY, lambda manifest: manifest["parts"][0].update(change(path)))
+    with pytest.raises(DamagedArtifact, match=KEY):
+        store.verify(KEY)
+
+
 KEYS = ["../../outside", "..", "", "expand-1", f"{KEY}\n", f"{KEY}/..", f"x/{KEY}", KEY.upper()]
 
 
