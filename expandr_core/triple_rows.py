@@ -26,7 +26,9 @@ _ELSEWHERE = {
 }
 _NUMBERED = re.compile(r"negative_[0-9]+")
 _LIKE_A_TEXT = re.compile(
-    r"(hard[_-]?)?(neg|pos)(s|itives?|atives?)?([_-].*|[0-9]*)", re.IGNORECASE
+    r"(.*[_-]|hard|random|easy|mined)?(neg|pos)(s|itives?|atives?)?([_-].*|[0-9]*|passages?|docs?|documents?|texts?)"
+    r"|(hn|distractors?|rejected|(non|ir)[_-]?relevant)([_-].*)?",
+    re.IGNORECASE,
 )
 _BESIDE_TEXTS = re.compile(r".*[_-](scores?|ids?)", re.IGNORECASE)
 

@@ -79,3 +79,14 @@ def test_an_instruction_is_left_out_and_said_to_be():
 def test_a_row_that_cannot_be_told_is_refused_by_name(row, reason):
     with pytest.raises(BadRow, match=reason):
         triples_of(row)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["random_negative", "bm25_negatives", "mined-neg", "negativePassages", "hn", "distractors",
+     "rejected", "irrelevant", "non_relevant"],
+)  # fmt: skip
+def test_negatives_by_another_name_are_never_left_out_silently(name):
+    with pytest.raises(BadRow, match=f"{name} is not understood"):
+        triples_of({"query": "q", "positive": "p", name: ["n"]})
+    assert len(triples_of({"query": "q", "positive": "p", f"{name}_scores": [0.1]})[0]) == 1
