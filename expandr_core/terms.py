@@ -1,10 +1,11 @@
 """The words of a text, in any script: what BM25 searches for, and what the audits compare.
 
 Most scripts have spaces: a word is a run of letters, digits and the marks on them. Han, Hiragana,
-Katakana, Bopomofo, Hangul and Yi, and the scripts of South East Asia (Thai, Lao, Khmer, Myanmar and
-their neighbours) have none, or none between words. There every two characters that follow each other are
-a word, as in Lucene's CJK analyser, and a character that stands alone is one; the marks on a character
-belong to it. Forms that differ in their width only are one.
+Katakana, Bopomofo, Hangul and Yi, and the scripts of South East Asia (Thai, Lao, Khmer, Myanmar,
+Javanese, Balinese and their neighbours) have none, or none between words. There every two characters
+that follow each other are a word, as in Lucene's CJK analyser, and a character that stands alone is
+one; the marks on a character belong to it. Forms that differ in their width only are one, and so are a
+character, the sign of its radical and the variants that a selector chooses.
 """
 
 import functools
@@ -14,11 +15,13 @@ from typing import Any
 
 _SPACELESS = (
     r"[\p{Script=Han}\p{Script=Hira}\p{Script=Kana}\p{Script=Bopo}\p{Script=Hang}\p{Script=Yi}"
+    r"\p{Script=Java}\p{Script=Bali}"
     r"\p{Line_Break=SA}ー&&[\p{L}\p{N}]]"
 )
 _MARK = r"[\p{M}--[\uFE00-\uFE0F]]"  # not those that choose between a sign's text and its picture
 _WORD = rf"[[\p{{L}}\p{{N}}_]--{_SPACELESS}]"
-_WIDTH_FORMS = "[\uff01-\uffee]+"  # full and half width
+_FORMS = "[\u2e80-\u2fd5\uff01-\uffee]+"  # radicals, full and half width
+_SELECTORS = rf"(?<={_SPACELESS})[\uFE00-\uFE0F\U000E0100-\U000E01EF]+"
 
 
 @functools.cache
@@ -43,8 +46,8 @@ def terms(text: str, shortest: int = 1) -> list[str]:
     if text.isascii():
         found = _pattern(r"\w+").findall(text)
         return [word for word in found if len(word) >= shortest]
-    text = _pattern(_WIDTH_FORMS).sub(lambda run: unicodedata.normalize("NFKC", run[0]), text)
-    text = unicodedata.normalize("NFC", text)
+    text = _pattern(_FORMS).sub(lambda run: unicodedata.normalize("NFKC", run[0]), text)
+    text = _pattern(_SELECTORS).sub("", unicodedata.normalize("NFC", text))
     words = []
     runs = rf"({_WORD}[{_WORD}{_MARK}]*)|((?:{_SPACELESS}{_MARK}*)+)"
     for run in _pattern(runs).finditer(text):

@@ -22,12 +22,15 @@ def test_words_of_latin_letters_are_runs_of_word_characters(text):
 def test_scripts_without_spaces_are_cut_into_pairs_of_characters_with_their_marks():
     assert terms("患者は iPhoneを") == ["患者", "者は", "iPhone", "を"]
     assert terms("น้ำตาล") == ["น้ำ", "ำต", "ตา", "าล"]
+    assert terms("ꦧꦱꦗꦮ") == ["ꦧꦱ", "ꦱꦗ", "ꦗꦮ"]
     assert terms("𠮷野家 々ヶ") == ["𠮷野", "野家", "々ヶ"]
 
 
 def test_spellings_of_one_word_are_one():
     assert terms("ｶﾞｰﾄﾞ \uff21\uff22") == terms("ガード AB")
     assert terms("cafe\u0301") == terms("café")
+    assert terms("\u2f08\u9593") == terms("人間")  # a radical, as documents of print have it
+    assert terms("葛\U000e0100城\ufe00市") == terms("葛城市")
 
 
 def test_marks_belong_to_their_words_and_signs_have_none():
