@@ -30,6 +30,7 @@ DIFFERENCES = pa.schema(
 )
 FEWEST = 10  # observations that the t-test needs
 _RESAMPLES = 9999
+_NOTHING = 1e-12  # no more than the rounding of a sum of scores
 _ROUNDING = 1e-9  # differences that differ less, among themselves, are equal
 
 
@@ -154,7 +155,7 @@ def paired_p(differences: NDArray[np.float64], test: Test, seed: int) -> float:
     """
     from scipy import stats
 
-    if len(differences) < 2 or not differences.any():
+    if len(differences) < 2 or np.abs(differences).max() <= _NOTHING:
         return 1.0
     varied = np.ptp(differences) > _ROUNDING * np.abs(differences).max()
     if test == "t" and varied and len(differences) >= FEWEST:

@@ -85,6 +85,12 @@ def test_equal_differences_of_few_are_no_evidence(differences, p, test):
     assert paired_p(np.array(differences), test, 0) == p
 
 
+@pytest.mark.parametrize("test", ["t", "randomisation"])
+def test_the_rounding_of_sums_is_no_difference(test):
+    assert paired_p(np.full(20, 0.1 + 0.2 - 0.3), test, seed=0) == 1.0
+    assert paired_p(np.arange(1, 13) * 2.0**-56, test, seed=0) == 1.0
+
+
 def test_the_t_test_is_for_enough_observations_that_differ():
     spread = np.arange(1, 10) / 10
     assert paired_p(spread, "t", 0) == paired_p(spread, "randomisation", 0) == 2 / 2**9
