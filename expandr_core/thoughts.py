@@ -13,6 +13,7 @@ MARKERS = {  # what begins a block of thoughts, and what ends it
     "<reasoning>": "</reasoning>",
     "<seed:think>": "</seed:think>",
     "<|START_THINKING|>": "<|END_THINKING|>",
+    "<|begin_of_thought|>": "<|end_of_thought|>",
     "[THINK]": "[/THINK]",
     "\u25c1think\u25b7": "\u25c1/think\u25b7",
 }
