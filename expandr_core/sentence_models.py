@@ -23,6 +23,7 @@ CONFIG = "config_sentence_transformers.json"
 Prompts = dict[str, str]  # by kind, "query" and "document": a prompt's name, "" or "model"
 AS_NAMED: Prompts = {"query": "model", "document": "model"}
 PROMPT_NAMES = {"query": ("query",), "document": ("document", "passage", "corpus")}
+_HINTS = {"query": ("query",), "document": ("doc", "passage", "corpus")}
 _OPTIONS = {"query": "query_prompt", "document": "passage_prompt"}
 
 
@@ -204,7 +205,7 @@ def _refuse_doubt(path: Path, said: dict[str, Any], own: dict[str, str], chosen:
     """
     left = [name for name, prompt in said.items() if prompt and prompt not in own.values()]
     for kind, choice in chosen.items():
-        hints = [name for name in left if any(hint in name for hint in PROMPT_NAMES[kind])]
+        hints = [name for name in left if any(hint in name.lower() for hint in _HINTS[kind])]
         if choice == "model" and not own[kind] and (hints or (left and not any(own.values()))):
             raise DataError(
                 f"{path}: prompts {sorted(left)}, but none is named {PROMPT_NAMES[kind][0]!r}, so "

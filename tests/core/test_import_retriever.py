@@ -25,6 +25,7 @@ from expandr_core.encoder import Encoder
 from expandr_core.errors import DataError
 from expandr_core.models import model_source
 from expandr_core.options import ConventionName, EncodingOptions
+from expandr_core.sentence_models import complete
 from expandr_core.stage import make_spec, run_stage
 from expandr_core.stages.import_model import ImportOptions
 from expandr_core.store import Store
@@ -576,3 +577,12 @@ def test_truncate_dim_is_what_sentence_transformers_makes_of_it(transformer):
         expected = theirs(TEXTS, normalize_embeddings=True)
         assert expected.shape == (3, 5)
         np.testing.assert_allclose(ours(TEXTS), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["Document", "doc", "PASSAGE"])
+def test_a_prompt_for_passages_in_another_spelling_is_never_left_out_silently(tmp_path, name):
+    (tmp_path / "modules.json").write_text('[{"type": "x.Normalize"}]')
+    prompts = {"query": "q: ", name: "p: "}
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}))
+    with pytest.raises(DataError, match="passage_prompt"):
+        complete(tmp_path, "model", "cosine")
