@@ -20,8 +20,9 @@ help:  ## Show this list
 demo: install  ## Run the joint loop on the built-in world (ARGS="--seed 1" and more: expandr demo --help)
 	$(BIN)/expandr demo $(ARGS)
 
-test: install  ## Run the tests, but those that need vLLM (ARGS="tests/core -x" for some of them)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} EXPANDR_VLLM_PYTHON=none \
+# Those that need vLLM are run where EXPANDR_VLLM_PYTHON names an interpreter that has it.
+test: install  ## Run the tests (ARGS="tests/core -x" for some of them); those of vLLM: make test-vllm
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} EXPANDR_VLLM_PYTHON=$${EXPANDR_VLLM_PYTHON:-none} \
 		PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 \
 		$(BIN)/python -m pytest $(IN_PARALLEL) $(ARGS)
 
