@@ -132,7 +132,10 @@ def _labelled(record: dict[str, Any], name: str, texts: list[str]) -> tuple[list
     """Tell apart the texts of a row without negatives, if its labels say which are positive."""
     labels = record.get("labels", record.get("label"))
     labels = labels if isinstance(labels, list) else [labels]
-    if labels and _is_number(labels[0]):
+    labels = [
+        {"0": 0, "1": 1}.get(each, each) if isinstance(each, str) else each for each in labels
+    ]
+    if any(each is not None for each in labels):
         if len(labels) != len(texts) or any(label not in (0, 1) for label in labels):
             raise BadRow("labels do not fit", f'give each text of "{name}" the label 0 or 1')
         if 1 not in labels:

@@ -44,7 +44,7 @@ def test_a_title_stands_before_its_text():
 @pytest.mark.parametrize(
     "beside",
     [{}, {"negative": None}, {"negative": ""}, {"neg": []}, {"negative_passages": []},
-     {"label": 1}, {"position": 3}],
+     {"label": 1}, {"label": "1"}, {"label": None}, {"labels": []}, {"position": 3}],
 )  # fmt: skip
 def test_a_row_may_have_no_negative(beside):
     assert triples_of({"query": "q", "positive": "p", **beside})[0] == [("q", "p", "")]
@@ -68,6 +68,8 @@ def test_an_instruction_is_left_out_and_said_to_be():
         ({"query": "q", "positive": "p", "hard_neg": ["n"]}, "hard_neg is not understood"),
         ({"query": "q", "positive": "p", "positive_2": "o"}, "positive_2 is not understood"),
         ({"query": "q", "positive": "n", "label": 0}, "no text has the label 1; .*'n-tuple'"),
+        ({"query": "q", "positive": "n", "label": "0"}, "no text has the label 1; .*'n-tuple'"),
+        ({"query": "q", "positive": "n", "label": "contradiction"}, "labels do not fit"),
         ({"query": "q", "positive": "n", "score": 0.3}, "a score, and no negative; .*'n-tuple'"),
         ({"query": "q", "positive": ["p", "n"], "scores": [0.9, 0.3]}, "a score, and no negative"),
         ({"query": "q", "positive": ["p", "n"], "labels": [1]}, "labels do not fit"),
