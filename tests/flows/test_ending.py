@@ -57,6 +57,12 @@ with complaints("Do it again"):
 """
 
 
+def _listen() -> None:
+    """Handle signals as by default: `nohup` and a shell's `&` leave some ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @contextmanager
 def program(text: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """Run a program in a process group of its own, as a shell runs a command."""
@@ -68,9 +74,7 @@ def program(text: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGHUP, signal.SIG_DFL
-        ),  # `nohup` leaves it ignored
+        preexec_fn=_listen,
     )
     try:
         yield process
