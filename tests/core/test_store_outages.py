@@ -102,7 +102,7 @@ def test_no_secret_is_in_what_a_failure_says(s3, tmp_path, monkeypatch, caplog):
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setattr(s3_module, "PATIENCE", 0.5)
     S3.clear_instance_cache()
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "expandr_core"):
         store = Store("s3://bucket/prefix", tmp_path)
         s3.stop()
         with pytest.raises(OSError) as failure:
