@@ -29,7 +29,7 @@ test: install  ## Run the tests (ARGS="tests/core -x" for some of them); those o
 test-vllm: install vllm-env  ## Run the tests that need vLLM, in its own interpreter
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} EXPANDR_VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python \
 		$(BIN)/python -m pytest $(IN_PARALLEL) $(ARGS) \
-		tests/flows/test_vllm_demo.py tests/core/test_vllm.py
+		tests/flows/test_vllm_demo.py tests/core/generation/test_vllm_engine.py
 
 cluster: install  ## Start a cluster on this machine in ./cluster, and deploy to it (infra/README.md)
 	$(BIN)/python -m infra.local up

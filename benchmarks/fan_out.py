@@ -39,7 +39,7 @@ def parent(store: str, shards: int, seconds: float, seed: int) -> None:
     """Run the stage from a flow, placed on the pool."""
     from prefect import flow
 
-    from expandr_core.stage import module_of
+    from expandr_core.runtime.runner import module_of
     from tasks.placement import Placement
     from tasks.stage import Workspace
 

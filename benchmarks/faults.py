@@ -68,7 +68,7 @@ def ask(cluster: Cluster, method: str, path: str, content: Any = None) -> Any:
 
 def half_done(whole: str, store: str) -> str:
     """Copy the artifacts of the steps before a random one; return the title of that one."""
-    from expandr_core.filesystems import open_filesystem
+    from expandr_core.store.filesystems import open_filesystem
     from tasks.stage import open_store
 
     opened = open_store(whole)
@@ -94,7 +94,7 @@ def start(cluster: Cluster, preset: str, store: str) -> str:
 
 def manifests(store: str) -> dict[str, str]:
     """Return the ETag of each manifest, by key: it changes if an artifact is written again."""
-    from expandr_core.filesystems import open_filesystem
+    from expandr_core.store.filesystems import open_filesystem
 
     filesystem, path = open_filesystem(f"{store}/artifacts")
     files: Any = filesystem.find(path, detail=True)

@@ -32,9 +32,17 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from expandr_core import vllm_generator, vllm_program
-from expandr_core.encoder import Encoder
-from expandr_core.generator import Codec, Completion, Generator, Request, TransformersGenerator
+from expandr_core.encoders.encode import Encoder
+from expandr_core.generation import vllm_engine as vllm_generator
+from expandr_core.generation import vllm_program
+from expandr_core.generation.prompts import remove_preamble
+from expandr_core.generation.transformers_engine import (
+    Codec,
+    Completion,
+    Generator,
+    Request,
+    TransformersGenerator,
+)
 from expandr_core.options import (
     DataOptions,
     DemoWorldOptions,
@@ -43,10 +51,9 @@ from expandr_core.options import (
     TinyLLMOptions,
     VLLMOptions,
 )
-from expandr_core.prompts import remove_preamble
-from expandr_core.stage import make_spec, run_stage
+from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages import prepare, reward
-from expandr_core.store import Store
+from expandr_core.store.store import Store
 
 TEMPERATURES = (0.8, 0.9, 1.0, 1.1)
 SAMPLES = 32

@@ -2,10 +2,11 @@
 
     python -I benchmarks/generation_reference.py WORK.json
 
-Loads the model exactly as `expandr_core/vllm_program.py` does, calls the same engine as the paper's code
-does (a pass for each temperature, n = 8, batches of 256 prompts; answers one after the other; no seeds),
-and with all prompts in one call. In the reference's favour prompts are token ids here, texts are not
-decoded, and the faster of some runs counts. Prints a JSON line: [texts, tokens, seconds] of each.
+Loads the model exactly as `expandr_core/generation/vllm_program.py` does, calls the same engine as the
+paper's code does (a pass for each temperature, n = 8, batches of 256 prompts; answers one after the
+other; no seeds), and with all prompts in one call. In the reference's favour prompts are token ids
+here, texts are not decoded, and the faster of some runs counts. Prints a JSON line:
+[texts, tokens, seconds] of each.
 """
 
 import importlib.util

@@ -40,11 +40,12 @@ from benchmarks.gpu_models import (
     make_passages,
     make_retriever,
 )
-from expandr_core import dpo_trainer, vllm_generator
-from expandr_core.encoder import Encoder
-from expandr_core.generator import Generator, Request, TransformersGenerator
+from expandr_core.encoders.encode import Encoder
+from expandr_core.generation import vllm_engine as vllm_generator
+from expandr_core.generation.transformers_engine import Generator, Request, TransformersGenerator
 from expandr_core.options import EncodingOptions, SamplingOptions, VLLMOptions
 from expandr_core.stages import dpo
+from expandr_core.training import dpo as dpo_trainer
 
 PEAKS = {  # FLOP/s in bfloat16, dense; bytes/s
     "H100 80GB HBM3": (989e12, 3.35e12),

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from expandr_core.bpe import train_bpe
+from expandr_core.demo.bpe import train_bpe
 from expandr_core.stages.tiny_llm import train_tokenizer
 
 

@@ -17,12 +17,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from expandr_core.store import Store
+from expandr_core.store.store import Store
 
 
 def start(config: str, changes: list[str], store: Path) -> subprocess.Popen:
     """Start the loop in a process group of its own."""
-    command = [sys.executable, "-m", "flows.cli", "run", config, "--store", str(store)]
+    command = [sys.executable, "-m", "expandr_cli.main", "run", config, "--store", str(store)]
     for change in changes:
         command += ["--set", change]
     log = store.with_suffix(".log").open("ab")

@@ -21,12 +21,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from expandr_core.artifacts import Artifact, StageSpec
-from expandr_core.generator import Completion, Request
+from expandr_core.generation.transformers_engine import Completion, Request
 from expandr_core.options import EncodingOptions, Prompt, SamplingOptions
-from expandr_core.stage import Job, make_spec
+from expandr_core.runtime.runner import Job, make_spec
 from expandr_core.stages import encode, evaluate, expand, reward
-from expandr_core.store import Store
+from expandr_core.store.artifacts import Artifact, StageSpec
+from expandr_core.store.store import Store
 
 WORDS = [
     f"{a}{b}" for a in ("ba", "de", "fi", "go", "lu", "ma") for b in ("ra", "ne", "ti", "so", "pu")

@@ -16,11 +16,11 @@ import tempfile
 import time
 from pathlib import Path
 
-import flows.terminal  # noqa: F401  the environment of the command line, for both
-from expandr_core.artifacts import Artifact, StageSpec
-from expandr_core.child import needs_child, run_in_child
-from expandr_core.stage import make_spec, module_of, run_stage
-from expandr_core.store import Store
+import expandr_cli.terminal  # noqa: F401  the environment of the command line, for both
+from expandr_core.runtime.child import needs_child, run_in_child
+from expandr_core.runtime.runner import make_spec, module_of, run_stage
+from expandr_core.store.artifacts import Artifact, StageSpec
+from expandr_core.store.store import Store
 
 
 def replay(steps: list[StageSpec], store: Store) -> list[Artifact]:
@@ -60,7 +60,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="expandr-overhead-"))
     environment = os.environ | {"PREFECT_HOME": str(folder / "prefect")}
     stores = [str(folder / "loop"), str(folder / "plain")]
-    loop = ["-m", "flows.cli", "run", arguments.config, "--store", stores[0]]
+    loop = ["-m", "expandr_cli.main", "run", arguments.config, "--store", stores[0]]
     commands = {"prefect": loop, "script": ["-m", "benchmarks.overhead", "--replay", *stores]}
     seconds = {}
     for name, command in commands.items():

@@ -36,13 +36,13 @@ from beir.retrieval.evaluation import EvaluateRetrieval
 from beir.retrieval.models import SentenceBERT
 from beir.retrieval.search.dense import DenseRetrievalExactSearch
 
-from expandr_core.artifacts import Artifact
-from expandr_core.bulk_encoding import Precision
-from expandr_core.models import model_source
+from expandr_core.encoders.bulk import Precision
+from expandr_core.encoders.folders import model_source
 from expandr_core.options import DataOptions, EncodingOptions, VectorType
-from expandr_core.stage import make_spec, run_stage
+from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages import encode, evaluate, import_model, prepare
-from expandr_core.store import Store
+from expandr_core.store.artifacts import Artifact
+from expandr_core.store.store import Store
 
 DEPTH = 1000
 FIRST = 10

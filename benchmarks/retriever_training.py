@@ -33,15 +33,15 @@ from sentence_transformers import (
 )
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
-from expandr_core.bulk_encoding import Precision
-from expandr_core.contrastive import ContrastiveLoss
-from expandr_core.dev_metric import DevSet, dev_set, measure
-from expandr_core.encoder import load_retriever
-from expandr_core.fusion import Fusion
-from expandr_core.mini_batches import MiniBatchEncoder
+from expandr_core.encoders.bulk import Precision
+from expandr_core.encoders.encode import load_retriever
+from expandr_core.encoders.fusion import Fusion
 from expandr_core.options import ContrastiveTrainingOptions, EncodingOptions
-from expandr_core.retriever_trainer import RetrieverTrainer
-from expandr_core.training_rows import TrainingRows
+from expandr_core.training.contrastive import ContrastiveLoss
+from expandr_core.training.dev_metric import DevSet, dev_set, measure
+from expandr_core.training.grad_cache import MiniBatchEncoder
+from expandr_core.training.retriever import RetrieverTrainer
+from expandr_core.training.rows import TrainingRows
 
 TEMPERATURE = 0.05  # the default scale of their loss is 20
 LEARNING_RATE = 2e-5

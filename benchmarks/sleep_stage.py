@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from expandr_core.options import Options
-from expandr_core.stage import Job, run_shard
+from expandr_core.runtime.runner import Job, run_shard
 
 VERSION = 1
 ROLE = "generate"

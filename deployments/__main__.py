@@ -2,7 +2,7 @@
 
 import sys
 
-from flows.cli import app
+from expandr_cli.main import app
 
 if __name__ == "__main__":
     app(["deploy", *sys.argv[1:]])

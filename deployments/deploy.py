@@ -11,7 +11,7 @@ from deployments.changes import Change
 from deployments.connection import connected
 from deployments.plan import POOLS, PoolType, check_store, plan
 from deployments.pools import apply_pool, check_dead_after
-from expandr_core.store import Store
+from expandr_core.store.store import Store
 from tasks.placement import online_workers, worker_command
 
 
@@ -64,7 +64,7 @@ def store_note(store: str) -> str:
         return ""
     from botocore.exceptions import BotoCoreError
 
-    from expandr_core.leases import no_leases
+    from expandr_core.store.leases import no_leases
 
     try:
         with TemporaryDirectory() as scratch:

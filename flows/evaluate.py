@@ -2,8 +2,8 @@
 
 from prefect import flow
 
-from expandr_core.artifacts import Artifact
 from expandr_core.options import JointLoopOptions
+from expandr_core.store.artifacts import Artifact
 from tasks.data import Evaluation
 from tasks.evaluate import Mode, Scoreboard, publish
 from tasks.placement import Placement

@@ -14,9 +14,9 @@ from prefect import flow
 from prefect.runtime import flow_run
 from pydantic import BaseModel, Field
 
-from expandr_core.artifacts import Artifact
-from expandr_core.beir_datasets import find_datasets
+from expandr_core.data.catalog import find_datasets
 from expandr_core.options import JointLoopOptions
+from expandr_core.store.artifacts import Artifact
 from flows.model_pairs import MeasuredModels, find_pairs
 from flows.presets import Preset, place, resolve
 from flows.run import noted, run_name

@@ -4,8 +4,8 @@ from typing import Literal
 
 from prefect import flow
 
-from expandr_core.artifacts import Artifact
 from expandr_core.options import JointLoopOptions
+from expandr_core.store.artifacts import Artifact
 from tasks.expand import write_answers, write_candidates, write_expansions, write_greedy
 from tasks.placement import Placement
 from tasks.stage import Workspace

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 
 from prefect import flow, get_run_logger
 
-from expandr_core.artifacts import Artifact
 from expandr_core.options import JointLoopOptions
+from expandr_core.store.artifacts import Artifact
 from flows.presets import Preset, place, resolve
 from flows.run import Models, Run, Summary, noted, record_run
 from flows.systems import measure_on_dev, measure_round, measure_start, open_scoreboard

@@ -12,12 +12,12 @@ from prefect import flow, get_run_logger
 from prefect.logging import disable_run_logger
 from pydantic import BaseModel
 
-from expandr_core.artifacts import Artifact
 from expandr_core.errors import DataError
 from expandr_core.options import JointLoopOptions
-from expandr_core.plan import Rates, Step, measured, rates_of
-from expandr_core.stage import module_of
+from expandr_core.planning.cost_model import Rates, Step, measured, rates_of
+from expandr_core.runtime.runner import module_of
 from expandr_core.stages.sample import OPTIONS as SampleOptions
+from expandr_core.store.artifacts import Artifact
 from flows.joint_loop import run_rounds
 from flows.run import Models, Run
 from tasks.data import Data, Evaluation, prepare_data

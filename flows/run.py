@@ -13,9 +13,9 @@ from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 from pydantic import BaseModel
 
-from expandr_core.artifacts import Artifact
-from expandr_core.models import first_line
+from expandr_core.encoders.folders import first_line
 from expandr_core.options import JointLoopOptions
+from expandr_core.store.artifacts import Artifact
 from tasks.data import Data
 from tasks.stage import Workspace
 

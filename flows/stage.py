@@ -4,9 +4,9 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from expandr_core.artifacts import StageSpec
 from expandr_core.errors import DataError
-from expandr_core.stage import run_part, run_stage
+from expandr_core.runtime.runner import run_part, run_stage
+from expandr_core.store.artifacts import StageSpec
 from tasks.placement import BAD_INPUT
 from tasks.progress import core_logs, progress
 from tasks.stage import on_this_machine, open_store

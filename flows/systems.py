@@ -1,6 +1,6 @@
 """Which systems are measured, and which steps between them are tested."""
 
-from expandr_core.artifacts import Artifact
+from expandr_core.store.artifacts import Artifact
 from flows.run import Models, Run
 from tasks.evaluate import Scoreboard
 from tasks.expand import write_expansions, write_greedy

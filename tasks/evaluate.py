@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from expandr_core.artifacts import Artifact
-from expandr_core.evaluation import identical_ids_warning
+from expandr_core.evaluation.run_queries import identical_ids_warning
 from expandr_core.options import EvaluateOptions, IdenticalIds, RetrieverOptions
 from expandr_core.stages import compare as compare_stage
 from expandr_core.stages import evaluate as evaluate_stage
 from expandr_core.stages import evaluate_bm25
+from expandr_core.store.artifacts import Artifact
 from tasks.data import Evaluation
 from tasks.expand import empty_warnings
 from tasks.retriever import encode_corpus

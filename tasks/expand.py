@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-from expandr_core.artifacts import Artifact
 from expandr_core.options import JointLoopOptions, Prompt, SamplingOptions
 from expandr_core.stages import expand as stage
+from expandr_core.store.artifacts import Artifact
 from tasks.stage import Workspace
 
 

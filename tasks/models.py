@@ -2,15 +2,15 @@
 
 from collections.abc import Iterable, Mapping, Set
 
-from expandr_core import models
-from expandr_core.adapters import check_targets
-from expandr_core.artifacts import Artifact
-from expandr_core.chat_templates import chat_options, template_of
+from expandr_core.encoders import folders as models
 from expandr_core.errors import DataError, naming
+from expandr_core.generation.adapters import check_targets
+from expandr_core.generation.chat_templates import chat_options, template_of
 from expandr_core.options import JointLoopOptions, RetrieverOptions
 from expandr_core.stages.import_model import LAYERS, ImportOptions
 from expandr_core.stages.tiny_llm import CHAT_TEMPLATE
 from expandr_core.stages.tiny_llm import LAYERS as TINY_LAYERS
+from expandr_core.store.artifacts import Artifact
 from tasks.data import Data, training_texts
 from tasks.stage import Workspace
 

@@ -24,11 +24,11 @@ from prefect.runtime import flow_run as this_flow_run
 from prefect.states import Crashed
 from pydantic import Field
 
-from expandr_core.artifacts import StageSpec
 from expandr_core.errors import DataError
 from expandr_core.options import Options, Positive
-from expandr_core.stage import count_shards, module_of, only_of
-from expandr_core.store import Store
+from expandr_core.runtime.runner import count_shards, module_of, only_of
+from expandr_core.store.artifacts import StageSpec
+from expandr_core.store.store import Store
 
 Place = Literal["here", "cpu", "gpu-infer", "gpu-train"]
 BAD_INPUT = "BadInput"  # name of a failed state that no retry can mend

@@ -5,10 +5,10 @@ from typing import Any
 
 from pydantic import PrivateAttr
 
-from expandr_core.artifacts import Artifact
 from expandr_core.options import ChatOptions, LLMOptions, Options, PreferenceOptions
-from expandr_core.plan import Rates, Step, last_of_each, predicted
-from expandr_core.stage import make_spec
+from expandr_core.planning.cost_model import Rates, Step, last_of_each, predicted
+from expandr_core.runtime.runner import make_spec
+from expandr_core.store.artifacts import Artifact
 from tasks.stage import Workspace
 
 FILES = {"collection_texts": "texts.parquet"}  # what a step reads by name of another one's artifact

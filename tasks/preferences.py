@@ -1,14 +1,14 @@
 """Reward the candidates, choose the preference pairs, and audit these before anything is trained."""
 
-from expandr_core.artifacts import Artifact
 from expandr_core.errors import DataError
-from expandr_core.lazy_pairs import next_step, shards_with
 from expandr_core.options import JointLoopOptions, PreferenceOptions, RetrieverOptions
-from expandr_core.pair_audit import reason_to_stop
-from expandr_core.query_shards import shard_sizes
+from expandr_core.preferences.audit import reason_to_stop
+from expandr_core.preferences.lazy import next_step, shards_with
+from expandr_core.runtime.shards import shard_sizes
 from expandr_core.stages import audit_pairs as audit_stage
 from expandr_core.stages import pairs as pairs_stage
 from expandr_core.stages import reward as reward_stage
+from expandr_core.store.artifacts import Artifact
 from tasks.expand import write_answers, write_candidates
 from tasks.stage import Workspace
 

@@ -1,10 +1,10 @@
 """Encode the corpus, mine hard negatives, and train the retriever."""
 
-from expandr_core.artifacts import Artifact
 from expandr_core.options import RetrieverOptions, RetrieverTrainingOptions
 from expandr_core.stages import encode as encode_stage
 from expandr_core.stages import mine as mine_stage
 from expandr_core.stages import train_retriever as train_stage
+from expandr_core.store.artifacts import Artifact
 from tasks.stage import Workspace
 
 

@@ -23,15 +23,15 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
-from expandr_core.acceptance import settled
-from expandr_core.adapters import language_model
-from expandr_core.artifacts import Artifact, StageSpec
-from expandr_core.chat_templates import chat_options, find_template
-from expandr_core.child import needs_child, run_in_child
 from expandr_core.errors import DataError
+from expandr_core.generation.adapters import language_model
+from expandr_core.generation.chat_templates import chat_options, find_template
 from expandr_core.options import ChatOptions, Device, LLMOptions, Options, PreferenceOptions
-from expandr_core.stage import find, make_spec, run_stage
-from expandr_core.store import Store
+from expandr_core.preferences.acceptance import settled
+from expandr_core.runtime.child import needs_child, run_in_child
+from expandr_core.runtime.runner import find, make_spec, run_stage
+from expandr_core.store.artifacts import Artifact, StageSpec
+from expandr_core.store.store import Store
 from tasks.placement import Placement, PoolError, run_on_pool
 from tasks.progress import core_logs, only_shown, progress
 

@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from expandr_core.artifacts import Artifact
-from expandr_core.leaderboard import MeasuredDataset
+from expandr_core.evaluation.leaderboard import MeasuredDataset
 from expandr_core.options import EvaluateOptions, JointLoopOptions
 from expandr_core.stages import audit as audit_stage
 from expandr_core.stages import leaderboard as leaderboard_stage
 from expandr_core.stages.compare import StepOptions
 from expandr_core.stages.leaderboard import RankedSystem, place_of
+from expandr_core.store.artifacts import Artifact
 from tasks.data import Evaluation
 from tasks.datasets import MeasuredOn
 from tasks.evaluate import identical_ids_warnings, measure_bm25, measure_retriever

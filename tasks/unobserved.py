@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from expandr_core.artifacts import Artifact
-from expandr_core.child import needs_child, run_in_child
 from expandr_core.options import Options
-from expandr_core.stage import find, run_stage
+from expandr_core.runtime.child import needs_child, run_in_child
+from expandr_core.runtime.runner import find, run_stage
+from expandr_core.store.artifacts import Artifact
 from tasks.stage import Workspace, on_this_machine
 
 

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from expandr_core.anchordr import AnchorDR
-from expandr_core.anchordr_layers import AnchorDRConfig
-from expandr_core.anchordr_tokenizer import AnchorDRTokenizer
+from expandr_core.anchordr.layers import AnchorDRConfig
+from expandr_core.anchordr.model import AnchorDR
+from expandr_core.anchordr.tokenizer import AnchorDRTokenizer
 
 SENTENCES = [
     "what is the capital of france ?",

@@ -196,7 +196,7 @@ class RetrieverOptions(Options):
     convention: ConventionName = Field(
         default="model",
         description="Pooling, prompts, similarity and longest text of a model whose folder does not "
-        "say them (expandr_core/conventions.py has the values); 'model': it does.",
+        "say them (expandr_core/encoders/conventions.py has the values); 'model': it does.",
     )
     query_prompt: str = added(
         "model",

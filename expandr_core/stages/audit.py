@@ -1,4 +1,4 @@
-"""Audit: how much of a gain from expansions may be leakage (see `expandr_core.leakage`).
+"""Audit: how much of a gain from expansions may be leakage (see `expandr_core.evaluation.leakage`).
 
 Inputs: `queries`, `qrels`, `corpus`; `before`, the evaluation without expansions; `expansions-N` and
 `after-N`, the expansions of each sample and the evaluation with them; and, if it is known what the
@@ -20,10 +20,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
 
-from expandr_core.collection import Passage
-from expandr_core.leakage import RUN_OF_WORDS, copied_share, relevant_passages, seen_in_training
+from expandr_core.data.beir_layout import Passage
+from expandr_core.evaluation.leakage import (
+    RUN_OF_WORDS,
+    copied_share,
+    relevant_passages,
+    seen_in_training,
+)
 from expandr_core.options import Options
-from expandr_core.stage import Job
+from expandr_core.runtime.runner import Job
 
 VERSION = 2
 ROLE = "measure"

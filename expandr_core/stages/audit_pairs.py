@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from expandr_core.options import Options
-from expandr_core.pair_audit import audit, render
-from expandr_core.stage import Job
+from expandr_core.preferences.audit import audit, render
+from expandr_core.runtime.runner import Job
 
 VERSION = 2
 ROLE = "data"

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from expandr_core.corpus_sample import Passage, sample_passages
+from expandr_core.demo.corpus_sample import Passage, sample_passages
 from expandr_core.errors import DataError
+from expandr_core.generation.prompts import render_prompt
 from expandr_core.options import Options, Positive
-from expandr_core.prompts import render_prompt
+from expandr_core.runtime.runner import Job
 from expandr_core.seeding import derive_seed
-from expandr_core.stage import Job
 
 VERSION = 1
 ROLE = "data"

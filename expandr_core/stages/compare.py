@@ -19,12 +19,9 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from expandr_core.errors import DataError
-from expandr_core.markdown import format_p, markdown_table, warning_lines
-from expandr_core.metrics import METRICS, TITLES
-from expandr_core.options import Options
-from expandr_core.options.base import added
-from expandr_core.seeding import derive_seed
-from expandr_core.significance import (
+from expandr_core.evaluation.markdown import format_p, markdown_table, warning_lines
+from expandr_core.evaluation.metrics import METRICS, TITLES
+from expandr_core.evaluation.significance import (
     DIFFERENCES,
     TEST_NAMES,
     Difference,
@@ -34,7 +31,10 @@ from expandr_core.significance import (
     query_differences,
     too_few_to_tell,
 )
-from expandr_core.stage import Job
+from expandr_core.options import Options
+from expandr_core.options.base import added
+from expandr_core.runtime.runner import Job
+from expandr_core.seeding import derive_seed
 
 VERSION = 3
 ROLE = "measure"

@@ -18,10 +18,9 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from expandr_core import nano_beir
-from expandr_core.archives import fetch_archive, inside
-from expandr_core.beir_datasets import Dataset, is_archive
-from expandr_core.collection import (
+from expandr_core.data import nano_beir
+from expandr_core.data.archives import fetch_archive, inside
+from expandr_core.data.beir_layout import (
     CORPUS,
     QUERIES,
     Judgement,
@@ -34,12 +33,13 @@ from expandr_core.collection import (
     read_qrels,
     read_queries,
 )
-from expandr_core.datasets import RawFile, Reader, find_files, write_parquet
+from expandr_core.data.catalog import Dataset, is_archive
+from expandr_core.data.rows import RawFile, Reader, find_files, write_parquet
 from expandr_core.errors import DataError
-from expandr_core.filesystems import kind_of, open_filesystem
 from expandr_core.options import Options, runtime
-from expandr_core.stage import Job
+from expandr_core.runtime.runner import Job
 from expandr_core.stages.prepare import PASSAGES, QRELS, QUERY_ROWS
+from expandr_core.store.filesystems import kind_of, open_filesystem
 
 log = logging.getLogger(__name__)
 VERSION = 2

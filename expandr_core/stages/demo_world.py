@@ -10,10 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from expandr_core.demo_texts import training_texts
-from expandr_core.demo_world import World, make_world
+from expandr_core.demo.texts import training_texts
+from expandr_core.demo.world import World, make_world
 from expandr_core.options import DemoWorldOptions
-from expandr_core.stage import Job
+from expandr_core.runtime.runner import Job
 
 VERSION = 1
 ROLE = "data"

@@ -3,7 +3,7 @@
 Input roles: `llm`, `pairs`, and `adapter` if the model to start from is `llm` with an adapter that is
 kept apart; what is written is then the sum of that one and the trained one, an adapter of `llm` again.
 Writes the adapter and training_log.json; with a dev part, the adapter of the step with the lowest loss
-on it. `expandr_core.dpo_trainer` trains.
+on it. `expandr_core.training.dpo` trains.
 
 Differs from the reference: the prompt's token ids are those of generation and are never cut; the
 token that ends the assistant's turn is appended, and only to texts that the model had ended itself;
@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
-from expandr_core.chat_templates import load_tokenizer
-from expandr_core.control_tokens import encode_text
-from expandr_core.device import run_device
 from expandr_core.errors import DataError
-from expandr_core.events import Progress
+from expandr_core.generation.chat_templates import load_tokenizer
+from expandr_core.generation.control_tokens import encode_text
+from expandr_core.generation.prompts import fitted_prompt_ids, turn_end_id
+from expandr_core.generation.thoughts import MARKERS, opened_by
 from expandr_core.options import ChatOptions, DPOOptions, Prompt, added
-from expandr_core.prompts import fitted_prompt_ids, turn_end_id
-from expandr_core.stage import Job
-from expandr_core.thoughts import MARKERS, opened_by
+from expandr_core.runtime.child_protocol import Progress
+from expandr_core.runtime.device import run_device
+from expandr_core.runtime.runner import Job
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,8 +80,8 @@ def run(job: Job) -> None:
     """Train an adapter of `llm` on `pairs`; write it, and `training_log.json`."""
     import torch
 
-    from expandr_core.dpo_trainer import Layout
-    from expandr_core.ranks import launch
+    from expandr_core.training.distributed import launch
+    from expandr_core.training.dpo import Layout
 
     options: OPTIONS = job.options
     device = job.spec.runtime.get("device", "auto")
@@ -104,8 +104,8 @@ def prepare(job: Job) -> Task:
         DataError: if the processes cannot share a step evenly, no pair is left for training, or a prompt
             leaves no room for a text.
     """
-    from expandr_core.dpo_trainer import save_pairs, shares_of_batch
-    from expandr_core.training import last_checkpoint
+    from expandr_core.training.checkpoints import last_checkpoint
+    from expandr_core.training.dpo import save_pairs, shares_of_batch
 
     options: OPTIONS = job.options
     shares_of_batch(options)  # before the processes are started
@@ -140,7 +140,7 @@ def prepare(job: Job) -> Task:
 
 def train_with_others(task: Task, layout: Any, device: str) -> list[dict[str, Any]]:
     """Train as one of several processes; see `train`."""
-    from expandr_core.ranks import joined
+    from expandr_core.training.distributed import joined
 
     with joined(device) as (_, report):
         return train(task, layout, report)
@@ -148,14 +148,14 @@ def train_with_others(task: Task, layout: Any, device: str) -> list[dict[str, An
 
 def train(task: Task, layout: Any, report: Progress) -> list[dict[str, Any]]:
     """Train; the first process, or the only one, writes the adapter. Return the trainer's history."""
-    from expandr_core import dpo_trainer
+    from expandr_core.training import dpo as dpo_trainer
 
     return dpo_trainer.train(task, layout, report).state.log_history
 
 
 def _complete_adapter(task: Task, llm: str) -> None:
     """Name the model that the adapter belongs to, and add the adapter that training started from."""
-    from expandr_core.adapters import add, write_config
+    from expandr_core.generation.adapters import add, write_config
 
     if task.adapter is not None:
         add(task.adapter, task.out)

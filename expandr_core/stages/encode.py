@@ -27,10 +27,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from expandr_core.collection import Passage
-from expandr_core.encoder import Encoder, encoder_of
-from expandr_core.errors import DataError
-from expandr_core.known_vectors import (
+from expandr_core.data.beir_layout import Passage
+from expandr_core.encoders.encode import Encoder, encoder_of
+from expandr_core.encoders.vector_cache import (
     PASSAGES,
     VECTORS,
     KnownVectors,
@@ -38,8 +37,9 @@ from expandr_core.known_vectors import (
     encodings_with,
     write_passages,
 )
+from expandr_core.errors import DataError
 from expandr_core.options import EncodingOptions, Options, VectorType
-from expandr_core.stage import Job, only_of, run_shard
+from expandr_core.runtime.runner import Job, only_of, run_shard
 
 VERSION = 4
 ROLE = "embed"

@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from expandr_core.encoder import Encoder, Vectors, encode_expanded, encoder_of
+from expandr_core.encoders.encode import Encoder, Vectors, encode_expanded, encoder_of
 from expandr_core.errors import DataError
-from expandr_core.evaluation import count_identical_ids, measure
+from expandr_core.evaluation.run_queries import count_identical_ids, measure
 from expandr_core.options import EncodingOptions, IdenticalIds, Options, Positive, added, runtime
-from expandr_core.search import Index, open_index, search
-from expandr_core.stage import Job
+from expandr_core.retrieval.exact import Index, open_index, search
+from expandr_core.runtime.runner import Job
 
 VERSION = 3
 ROLE = "measure"

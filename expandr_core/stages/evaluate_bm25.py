@@ -1,7 +1,7 @@
 """Evaluate BM25 on queries and judgements, with or without expansions.
 
 Inputs: `corpus`, `queries`, `qrels`, and perhaps `expansions`, which are then appended to the query's
-text. Writes what the stage evaluate writes. How terms are made: see `expandr_core.bm25`.
+text. Writes what the stage evaluate writes. How terms are made: see `expandr_core.retrieval.bm25`.
 """
 
 from collections.abc import Callable
@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from expandr_core.bm25 import BM25
-from expandr_core.collection import Passage
-from expandr_core.evaluation import count_identical_ids, measure
+from expandr_core.data.beir_layout import Passage
+from expandr_core.evaluation.run_queries import count_identical_ids, measure
 from expandr_core.options import IdenticalIds, Language, Options, Positive, added
-from expandr_core.stage import Job
+from expandr_core.retrieval.bm25 import BM25
+from expandr_core.runtime.runner import Job
 
 VERSION = 3
 ROLE = "measure"

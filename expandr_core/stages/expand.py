@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expandr_core.errors import DataError
+from expandr_core.generation.prompts import remove_preamble
 from expandr_core.options import (
     ChatOptions,
     EndpointOptions,
@@ -27,13 +28,12 @@ from expandr_core.options import (
     VLLMOptions,
     added,
 )
-from expandr_core.prompts import remove_preamble
-from expandr_core.query_shards import query_shards, rows_digest, shard_count, shard_sizes
+from expandr_core.runtime.runner import Job, run_shard
+from expandr_core.runtime.shards import query_shards, rows_digest, shard_count, shard_sizes
 from expandr_core.seeding import derive_seed
-from expandr_core.stage import Job, run_shard
 
 if TYPE_CHECKING:
-    from expandr_core.generator import Generator
+    from expandr_core.generation.transformers_engine import Generator
 
 log = logging.getLogger(__name__)
 VERSION = 3
@@ -84,7 +84,7 @@ def _open_engine(job: Job, engines: ExitStack) -> "Generator":
     device = job.spec.runtime.get("device", "auto")
     adapter = job.inputs.get("adapter")
     if options.engine == "vllm":
-        from expandr_core.vllm_generator import open_vllm
+        from expandr_core.generation.vllm_engine import open_vllm
 
         max_tokens = options.max_prompt_tokens + options.sampling.max_new_tokens
         python = job.spec.runtime.get("vllm_python", "")
@@ -95,11 +95,11 @@ def _open_engine(job: Job, engines: ExitStack) -> "Generator":
             )
         )
     if options.engine == "endpoint":
-        from expandr_core.endpoint_generator import EndpointGenerator
+        from expandr_core.generation.endpoint_engine import EndpointGenerator
 
         endpoint = options.endpoint or EndpointOptions()
         return EndpointGenerator(job.inputs["llm"], endpoint, options.chat)
-    from expandr_core.generator import TransformersGenerator
+    from expandr_core.generation.transformers_engine import TransformersGenerator
 
     return TransformersGenerator(job.inputs["llm"], device, adapter, options.chat)
 
@@ -192,7 +192,7 @@ def _write_shard(
     job: Job, rows: pa.Table, generator: "Generator", out: Path, report: Callable[[int], None]
 ) -> dict[str, float]:
     """Generate the texts of one shard; write them sorted by (query_id, sample); count them."""
-    from expandr_core.generator import Request
+    from expandr_core.generation.transformers_engine import Request
 
     sampling: SamplingOptions = job.options.sampling
     repeats = sampling.samples // len(sampling.sampling_temperatures)

@@ -10,11 +10,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from expandr_core import models
+from expandr_core.encoders import folders as models
 from expandr_core.errors import DataError
 from expandr_core.options import ConventionName, Options, added, runtime
-from expandr_core.stage import Job
-from expandr_core.store import sha256_of
+from expandr_core.runtime.runner import Job
+from expandr_core.store.store import sha256_of
 
 VERSION = 3
 ROLE = "data"
@@ -74,8 +74,8 @@ def _check_digest(job: Job, original: Path, copy: Path, name: str) -> None:
 
 def _import_retriever(job: Job, options: ImportOptions, folder: Path) -> None:
     """Write a complete sentence-transformers model, and check it."""
-    from expandr_core.anchordr_checkpoint import is_published_anchordr
-    from expandr_core.sentence_models import complete, save_anchordr
+    from expandr_core.encoders.anchordr_checkpoint import is_published_anchordr
+    from expandr_core.encoders.sentence_transformer import complete, save_anchordr
 
     prompts = {"query": options.query_prompt, "document": options.passage_prompt}
     if is_published_anchordr(folder):

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from expandr_core.errors import DataError
-from expandr_core.leaderboard import (
+from expandr_core.evaluation.leaderboard import (
     MeasuredDataset,
     by_dataset,
     join_parts,
@@ -36,12 +36,9 @@ from expandr_core.leaderboard import (
     summarise,
     without_nan,
 )
-from expandr_core.leaderboard_text import render
-from expandr_core.metrics import METRICS
-from expandr_core.options import Options, Positive
-from expandr_core.options.base import added
-from expandr_core.seeding import derive_seed
-from expandr_core.significance import (
+from expandr_core.evaluation.leaderboard_text import render
+from expandr_core.evaluation.metrics import METRICS
+from expandr_core.evaluation.significance import (
     DIFFERENCES,
     Difference,
     Test,
@@ -49,7 +46,10 @@ from expandr_core.significance import (
     holm,
     query_differences,
 )
-from expandr_core.stage import Job
+from expandr_core.options import Options, Positive
+from expandr_core.options.base import added
+from expandr_core.runtime.runner import Job
+from expandr_core.seeding import derive_seed
 from expandr_core.stages.compare import METRIC, StepOptions
 
 VERSION = 2

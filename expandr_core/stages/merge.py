@@ -3,9 +3,9 @@
 import logging
 import shutil
 
-from expandr_core.model_folder import INDEX, model_files
 from expandr_core.options import ChatOptions, Options, added
-from expandr_core.stage import Job
+from expandr_core.runtime.model_folders import INDEX, model_files
+from expandr_core.runtime.runner import Job
 
 log = logging.getLogger(__name__)
 VERSION = 1
@@ -25,8 +25,8 @@ def run(job: Job) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    from expandr_core.chat_templates import load_tokenizer
-    from expandr_core.prompts import prompt_ids
+    from expandr_core.generation.chat_templates import load_tokenizer
+    from expandr_core.generation.prompts import prompt_ids
 
     base = AutoModelForCausalLM.from_pretrained(
         job.inputs["llm"],

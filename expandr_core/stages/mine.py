@@ -17,16 +17,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from expandr_core.encoder import Vectors
+from expandr_core.data.tables import file_in, join_expansions, places_of, read_columns
+from expandr_core.encoders.encode import Vectors
 from expandr_core.errors import DataError
-from expandr_core.hard_negatives import PASSAGES, Numbers
-from expandr_core.joined import file_in, join_expansions, places_of, read_columns
 from expandr_core.options import EncodingOptions, Options, Positive, runtime
-from expandr_core.stage import Job
+from expandr_core.runtime.runner import Job
+from expandr_core.training.hard_negatives import PASSAGES, Numbers
 
 if TYPE_CHECKING:
-    from expandr_core.encoder import Encoder
-    from expandr_core.search import Index
+    from expandr_core.encoders.encode import Encoder
+    from expandr_core.retrieval.exact import Index
 
 VERSION = 3
 ROLE = "embed"
@@ -54,8 +54,8 @@ class OPTIONS(Options):
 
 def run(job: Job) -> None:
     """Write `negatives.parquet`, block of queries by block."""
-    from expandr_core.encoder import encoder_of
-    from expandr_core.search import open_index
+    from expandr_core.encoders.encode import encoder_of
+    from expandr_core.retrieval.exact import open_index
 
     encoder = encoder_of(job)
     with job.all_shards("embeddings") as folders:
@@ -63,8 +63,8 @@ def run(job: Job) -> None:
 
 
 def _mine(job: Job, encoder: "Encoder", index: "Index") -> None:
-    from expandr_core.encoder import encode_expanded
-    from expandr_core.search import nearest
+    from expandr_core.encoders.encode import encode_expanded
+    from expandr_core.retrieval.exact import nearest
 
     options: OPTIONS = job.options
     if index.dimensions != encoder.dimensions:

@@ -20,12 +20,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from expandr_core.data.terms import count_words
 from expandr_core.errors import DataError
 from expandr_core.options import PreferenceOptions
-from expandr_core.rewards import choose_pair, tie_seed
+from expandr_core.preferences.rewards import choose_pair, tie_seed
+from expandr_core.runtime.runner import Job
 from expandr_core.seeding import derive_seed, unit_interval
-from expandr_core.stage import Job
-from expandr_core.terms import count_words
 
 log = logging.getLogger(__name__)
 VERSION = 1

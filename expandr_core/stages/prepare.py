@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from expandr_core.collection import (
+from expandr_core.data.beir_layout import (
     CORPUS,
     QUERIES,
     SPLITS,
@@ -30,13 +30,13 @@ from expandr_core.collection import (
     read_qrels,
     read_queries,
 )
-from expandr_core.datasets import RawFile, Reader, write_parquet
+from expandr_core.data.examples import Example, split_judgements
+from expandr_core.data.rows import RawFile, Reader, write_parquet
+from expandr_core.data.split import PARTS, Part, Split, normalise
+from expandr_core.data.triples import TripleTable, read_triples, triples_files
 from expandr_core.errors import DataError
-from expandr_core.examples import Example, split_judgements
 from expandr_core.options import DataOptions
-from expandr_core.split import PARTS, Part, Split, normalise
-from expandr_core.stage import Job
-from expandr_core.triples import TripleTable, read_triples, triples_files
+from expandr_core.runtime.runner import Job
 
 log = logging.getLogger(__name__)
 VERSION = 1

@@ -18,13 +18,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from expandr_core.artifacts import Artifact
-from expandr_core.encoder import Encoder, encoder_of
+from expandr_core.encoders.encode import Encoder, encoder_of
 from expandr_core.errors import DataError
 from expandr_core.options import EncodingOptions, Options
-from expandr_core.query_shards import one_row_a_query, rows_digest
-from expandr_core.rewards import ranks
-from expandr_core.stage import Job, run_shard
+from expandr_core.preferences.rewards import ranks
+from expandr_core.runtime.runner import Job, run_shard
+from expandr_core.runtime.shards import one_row_a_query, rows_digest
+from expandr_core.store.artifacts import Artifact
 
 log = logging.getLogger(__name__)
 VERSION = 5

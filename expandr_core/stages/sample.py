@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from expandr_core.options import Options, Positive
+from expandr_core.runtime.runner import Job
 from expandr_core.seeding import derive_seed
-from expandr_core.stage import Job
 
 VERSION = 1
 ROLE = "data"

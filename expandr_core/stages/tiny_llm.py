@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
-from expandr_core.bpe import train_bpe
-from expandr_core.control_tokens import encode_text
-from expandr_core.device import run_device
+from expandr_core.demo.bpe import train_bpe
 from expandr_core.errors import DataError
+from expandr_core.generation.control_tokens import encode_text
+from expandr_core.generation.prompts import prompt_ids
 from expandr_core.options import TinyLLMOptions
-from expandr_core.prompts import prompt_ids
+from expandr_core.runtime.device import run_device
+from expandr_core.runtime.runner import Job
 from expandr_core.seeding import derive_seed
-from expandr_core.stage import Job
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -141,7 +141,7 @@ def _train(
         set_seed,
     )
 
-    from expandr_core.training import FiniteCallback, ProgressCallback, last_checkpoint
+    from expandr_core.training.checkpoints import FiniteCallback, ProgressCallback, last_checkpoint
 
     options: TinyLLMOptions = job.options
     remedy = f"lower llm.tiny.learning_rate ({options.learning_rate:g})"

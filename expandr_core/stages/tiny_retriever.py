@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from random import Random
 from typing import TYPE_CHECKING
 
-from expandr_core.bpe import train_bpe
-from expandr_core.corpus_sample import sample_passages
+from expandr_core.demo.bpe import train_bpe
+from expandr_core.demo.corpus_sample import sample_passages
+from expandr_core.encoders.portable import make_portable
 from expandr_core.errors import DataError
 from expandr_core.options import TinyRetrieverOptions
-from expandr_core.portable import make_portable
+from expandr_core.runtime.runner import Job
 from expandr_core.seeding import derive_seed
-from expandr_core.stage import Job
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -92,7 +92,7 @@ def _train(
     from torch.utils.data import SequentialSampler
     from transformers import PrinterCallback, set_seed
 
-    from expandr_core.training import FiniteCallback, ProgressCallback
+    from expandr_core.training.checkpoints import FiniteCallback, ProgressCallback
 
     options: TinyRetrieverOptions = job.options
     remedy = f"lower retriever.tiny.learning_rate ({options.learning_rate:g})"

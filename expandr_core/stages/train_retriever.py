@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expandr_core.errors import DataError
-from expandr_core.events import Progress
-from expandr_core.model_folder import SENTENCE_CONFIG
 from expandr_core.options import ContrastiveTrainingOptions, EncodingOptions, identity
+from expandr_core.runtime.child_protocol import Progress
+from expandr_core.runtime.model_folders import SENTENCE_CONFIG
+from expandr_core.runtime.runner import Job
 from expandr_core.seeding import derive_seed
-from expandr_core.stage import Job
 
 if TYPE_CHECKING:
-    from expandr_core.retriever_trainer import History, Weights
+    from expandr_core.training.retriever import History, Weights
 
 VERSION = 4
 ROLE = "train"
@@ -74,9 +74,9 @@ class Task:
 
 def run(job: Job) -> None:
     """Train, or go on from the last checkpoint, and write the model."""
-    from expandr_core.checkpoints import newest_checkpoint
-    from expandr_core.joined import file_in
-    from expandr_core.ranks import launch
+    from expandr_core.data.tables import file_in
+    from expandr_core.training.distributed import launch
+    from expandr_core.training.rank_checkpoints import newest_checkpoint
 
     options: OPTIONS = job.options
     mined = job.inputs.get("negatives")
@@ -105,7 +105,7 @@ def run(job: Job) -> None:
 
 def train_with_others(task: Task, device: str) -> dict[str, float]:
     """Train as one of several processes; see `train`."""
-    from expandr_core.ranks import joined
+    from expandr_core.training.distributed import joined
 
     with joined(device) as (own_device, report):
         return train(task, own_device, report)
@@ -115,12 +115,12 @@ def train(task: Task, device: str, report: Progress) -> dict[str, float]:
     """Train; the first process, or the only one, writes the model. Return the counts."""
     import torch
 
-    from expandr_core.contrastive import ContrastiveLoss
-    from expandr_core.encoder import load_retriever, normalizes
-    from expandr_core.fusion import Fusion
-    from expandr_core.ranks import rank
-    from expandr_core.retriever_trainer import RetrieverTrainer
-    from expandr_core.training_rows import TrainingRows
+    from expandr_core.encoders.encode import load_retriever, normalizes
+    from expandr_core.encoders.fusion import Fusion
+    from expandr_core.training.contrastive import ContrastiveLoss
+    from expandr_core.training.distributed import rank
+    from expandr_core.training.retriever import RetrieverTrainer
+    from expandr_core.training.rows import TrainingRows
 
     options = task.options
     rows = TrainingRows(
@@ -178,9 +178,9 @@ def _counts(history: "History") -> dict[str, float]:
 
 def _save(weights: "Weights", task: Task) -> None:
     """Save trained weights with everything else as in the start model, as it was trained to be used."""
-    from expandr_core.encoder import limit_texts, normalizes
-    from expandr_core.portable import make_portable
-    from expandr_core.sentence_models import load_sentence_model
+    from expandr_core.encoders.encode import limit_texts, normalizes
+    from expandr_core.encoders.portable import make_portable
+    from expandr_core.encoders.sentence_transformer import load_sentence_model
 
     encoding = task.options.encoding
     if not all(bool(weight.isfinite().all()) for weight in weights.values()):
@@ -216,7 +216,7 @@ def _write_use(job: Job, options: OPTIONS) -> None:
 
 def _expansion(job: Job) -> dict[str, Any] | None:
     """Return prompt and sampling of the expansions that the training saw; None if there were none."""
-    from expandr_core.prompts import PROMPTS
+    from expandr_core.generation.prompts import PROMPTS
     from expandr_core.stages import expand
 
     artifact = job.spec.inputs.get("expansions")

@@ -82,8 +82,8 @@ def test_a_write_can_be_bound_to_what_it_replaces(s3):
 
 def test_an_upload_that_is_damaged_on_the_way_is_refused(cluster, tmp_path, monkeypatch):
     """Here and not beside the other tests of the store: their S3 server takes what it is sent."""
-    from expandr_core.s3 import S3
-    from expandr_core.store import Store
+    from expandr_core.store.s3 import S3
+    from expandr_core.store.store import Store
 
     settings = cluster.client_environment()
     proxy = ShakyProxy(settings["AWS_ENDPOINT_URL"])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from shaky_proxy import ShakyProxy
 
-from expandr_core.store import Store
+from expandr_core.store.store import Store
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def s3(monkeypatch) -> Iterator:
     boto3 = pytest.importorskip("boto3")
     from moto.server import ThreadedMotoServer
 
-    from expandr_core.s3 import S3
+    from expandr_core.store.s3 import S3
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from store_keys import full
 
-from expandr_core.artifacts import Artifact
 from expandr_core.options import Options
-from expandr_core.stage import make_spec, run_stage
-from expandr_core.store import Store
+from expandr_core.runtime.runner import make_spec, run_stage
+from expandr_core.store.artifacts import Artifact
+from expandr_core.store.store import Store
 
 WORDS = ["red", "blue", "bird", "song", "river", "stone"]
 

@@ -5,8 +5,8 @@ from typing import Any
 
 def train_all(tasks: list[Any]) -> list[dict[str, float]]:
     """Train one task after the other."""
-    from expandr_core.ranks import joined
     from expandr_core.stages.train_retriever import train
+    from expandr_core.training.distributed import joined
 
     with joined("cpu") as (device, report):
         return [train(task, device, report) for task in tasks]
@@ -16,7 +16,7 @@ def fail(where: int, message: str) -> None:
     """Fail in one process while the others wait for it."""
     import torch
 
-    from expandr_core.ranks import gather, joined, rank
+    from expandr_core.training.distributed import gather, joined, rank
 
     with joined("cpu"):
         if rank() == where:
@@ -27,7 +27,7 @@ def fail(where: int, message: str) -> None:
 def refuse(message: str) -> None:
     """Find the input at fault, in every process."""
     from expandr_core.errors import DataError
-    from expandr_core.ranks import joined
+    from expandr_core.training.distributed import joined
 
     with joined("cpu"):
         raise DataError(message)
@@ -37,7 +37,7 @@ def put_together(sizes: list[int]) -> list[tuple[list[float], list[float]]]:
     """Gather rows of numbers, and sum a gradient that only the first process has."""
     import torch
 
-    from expandr_core.ranks import gather, joined, rank, shares, sum_gradients
+    from expandr_core.training.distributed import gather, joined, rank, shares, sum_gradients
 
     found = []
     with joined("cpu"):

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from store_keys import full
 
-from expandr_core.artifacts import Artifact
-from expandr_core.store import Store
+from expandr_core.store.artifacts import Artifact
+from expandr_core.store.store import Store
 
 SIZE = 8
 THINGS = [(i, j) for i in range(SIZE) for j in range(SIZE) if i < j]
@@ -158,7 +158,7 @@ def _word_tokenizer(special: dict[str, int]) -> Any:
 
 def mean_reciprocal_rank(folder: Path, things: list[tuple[int, int]], expanded: bool) -> float:
     """Search all passages for the things' queries with a retriever."""
-    from expandr_core.encoder import Encoder, encode_expanded
+    from expandr_core.encoders.encode import Encoder, encode_expanded
     from expandr_core.options import EncodingOptions
 
     encoder = Encoder(folder, "cpu", EncodingOptions(max_tokens=32))

@@ -4,8 +4,8 @@ import shutil
 
 from store_keys import full
 
-from expandr_core.artifacts import Artifact
-from expandr_core.store import Store
+from expandr_core.store.artifacts import Artifact
+from expandr_core.store.store import Store
 
 KEY = full("expand-1")
 

@@ -6,7 +6,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from typer.testing import CliRunner
 
-from flows.cli import app
+from expandr_cli.main import app
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 RUNNER = CliRunner(env={"EXPANDR_STORE": "", "EXPANDR_NOTIFY_URL": ""})

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import tiny_loop
 
-from expandr_core.artifacts import Artifact
 from expandr_core.options import JointLoopOptions
+from expandr_core.store.artifacts import Artifact
 from flows.run import Summary
 
 

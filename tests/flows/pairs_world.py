@@ -9,9 +9,9 @@ import tiny_loop
 from prefect import flow
 from store_keys import full
 
-from expandr_core.artifacts import Artifact
 from expandr_core.options import JointLoopOptions
-from expandr_core.store import Store
+from expandr_core.store.artifacts import Artifact
+from expandr_core.store.store import Store
 from tasks.placement import Placement
 from tasks.preferences import make_pairs
 from tasks.stage import Workspace

@@ -9,11 +9,11 @@ import pytest
 from pydantic import PrivateAttr
 from store_keys import full
 
-from expandr_core.artifacts import Artifact
 from expandr_core.errors import DataError
 from expandr_core.options import JointLoopOptions, LLMOptions, Options
-from expandr_core.stage import make_spec
-from expandr_core.store import Store
+from expandr_core.runtime.runner import make_spec
+from expandr_core.store.artifacts import Artifact
+from expandr_core.store.store import Store
 from tasks.dpo import align
 from tasks.expand import write_answers, write_candidates, write_expansions, write_greedy
 from tasks.stage import Workspace

@@ -12,6 +12,8 @@ from test_joint_loop import task_runs
 from tiny_models import save_retriever
 from typer.testing import CliRunner
 
+from expandr_cli.main import app
+from expandr_cli.show import find_run
 from expandr_core.errors import DataError
 from expandr_core.options import (
     DataOptions,
@@ -23,12 +25,10 @@ from expandr_core.options import (
     RetrieverOptions,
     SamplingOptions,
 )
-from expandr_core.store import Store
-from flows.cli import app
+from expandr_core.store.store import Store
 from flows.evaluate_suite import SuiteSummary, evaluate_suite
 from flows.model_pairs import MeasuredModels
 from flows.prepare import prepare
-from flows.show import find_run
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 WORDS = [

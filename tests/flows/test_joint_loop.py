@@ -17,14 +17,14 @@ from finished_loop import finished, task_runs
 from prefect import flow
 from typer.testing import CliRunner
 
-from expandr_core.artifacts import Artifact
+from expandr_cli.main import app
+from expandr_cli.show import find_run
 from expandr_core.errors import DataError
 from expandr_core.options import Options, PreferenceOptions
 from expandr_core.stages import dpo, merge
-from expandr_core.store import MANIFEST, Store
-from flows.cli import app
+from expandr_core.store.artifacts import Artifact
+from expandr_core.store.store import MANIFEST, Store
 from flows.run import Summary
-from flows.show import find_run
 from tasks.stage import Workspace
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -243,7 +243,7 @@ def test_a_killed_loop_goes_on_where_it_was_and_ends_in_the_same_bytes(first, st
     assert not (store / "artifacts" / key).exists()
     assert list(checkpoints.iterdir())
 
-    assert run_as_a_program(home, "-m", "flows.cli", "resume").wait(400) == 0
+    assert run_as_a_program(home, "-m", "expandr_cli.main", "resume").wait(400) == 0
     summary = Summary(**Store(str(store)).records()[-1])
     assert {title: artifact.digest for title, artifact in summary.steps} == first.digests
     after = manifests(store)
@@ -254,7 +254,7 @@ def test_a_killed_loop_goes_on_where_it_was_and_ends_in_the_same_bytes(first, st
 
 def stage_ends_with_its_flow(home: Path) -> None:
     deadline = time.monotonic() + 30
-    while any("expandr_core.stage" in process.cmdline() for process in of_home(home)):
+    while any("expandr_core.runtime.runner" in process.cmdline() for process in of_home(home)):
         assert time.monotonic() < deadline, "the stage's process outlived the flow"
         time.sleep(0.05)
 
@@ -300,7 +300,7 @@ def kill_the_first_stage() -> None:
     while time.monotonic() < deadline:
         for child in psutil.Process().children(recursive=True):
             try:
-                if "expandr_core.stage" in child.cmdline():
+                if "expandr_core.runtime.runner" in child.cmdline():
                     return child.kill()
             except psutil.Error:
                 continue

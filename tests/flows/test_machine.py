@@ -1,6 +1,6 @@
 """What belongs to a machine comes from its environment, and changes no artifact."""
 
-from expandr_core.artifacts import StageSpec
+from expandr_core.store.artifacts import StageSpec
 from tasks.stage import on_this_machine
 
 

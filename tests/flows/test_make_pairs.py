@@ -11,9 +11,9 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.sorting import ArtifactSort
 
-from expandr_core.artifacts import Artifact
 from expandr_core.errors import DataError
-from expandr_core.store import MANIFEST, Store
+from expandr_core.store.artifacts import Artifact
+from expandr_core.store.store import MANIFEST, Store
 from tasks.placement import Placement
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

@@ -8,11 +8,11 @@ import pytest
 from store_keys import full
 from typer.testing import CliRunner
 
-from expandr_core.artifacts import Artifact
+from expandr_cli import search
+from expandr_cli.main import app
 from expandr_core.options import JointLoopOptions
-from expandr_core.store import Store
-from flows import search
-from flows.cli import app
+from expandr_core.store.artifacts import Artifact
+from expandr_core.store.store import Store
 from flows.run import Summary
 
 STORY = {

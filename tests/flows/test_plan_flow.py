@@ -10,12 +10,12 @@ import yaml
 from prefect import flow
 from typer.testing import CliRunner
 
-from expandr_core.artifacts import Artifact
+from expandr_cli.plan import by_stage
 from expandr_core.options import JointLoopOptions
-from expandr_core.plan import Step, measured, rates_of
-from expandr_core.store import Store
+from expandr_core.planning.cost_model import Step, measured, rates_of
+from expandr_core.store.artifacts import Artifact
+from expandr_core.store.store import Store
 from flows.plan import Plan, learned, plan, sampled
-from flows.plan_command import by_stage
 from tasks.data import prepare_data
 from tasks.stage import Workspace
 
@@ -85,7 +85,7 @@ def test_a_plan_of_lazy_pairs_leaves_out_what_will_not_be_written(first):
 
 
 def test_a_run_that_is_over_is_compared_with_a_plan_by_saved_throughputs(first, tmp_path):
-    from flows.cli import app
+    from expandr_cli.main import app
 
     file = tmp_path / "throughputs.yaml"
     rates = rates_of(measured(Store(first.summary.store), first.summary.steps), "the first run")
@@ -108,7 +108,7 @@ def test_a_run_that_is_over_is_compared_with_a_plan_by_saved_throughputs(first, 
 
 
 def test_a_run_that_nothing_came_before_is_not_compared_with_itself(first):
-    from flows.cli import app
+    from expandr_cli.main import app
 
     result = CliRunner().invoke(app, ["plan", "--run", "latest", "--store", first.summary.store])
     assert result.exit_code == 2

@@ -1,7 +1,7 @@
 """A round of the demo with vLLM, which applies the adapter apart, and SciFact where it is at hand.
 
-These tests need vLLM's interpreter, as tests/core/test_vllm.py does, and minutes. SciFact takes half an
-hour on two cores: EXPANDR_TEST_DATA names a folder that has it in BEIR layout.
+These tests need vLLM's interpreter, as tests/core/generation/test_vllm_engine.py does, and minutes.
+SciFact takes half an hour on two cores: EXPANDR_TEST_DATA names a folder that has it in BEIR layout.
 """
 
 import os
@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from finished_loop import Finished, finished
 
+from expandr_core.generation.vllm_engine import DEFAULT_PYTHON
 from expandr_core.options import DataOptions, JointLoopOptions, RetrieverOptions
-from expandr_core.store import Store
-from expandr_core.vllm_generator import DEFAULT_PYTHON
+from expandr_core.store.store import Store
 from flows.presets import Preset, resolve
 
 PYTHON = Path(os.environ.get("EXPANDR_VLLM_PYTHON") or DEFAULT_PYTHON)

@@ -18,9 +18,9 @@ from prefect.states import AwaitingRetry, Cancelled, Cancelling, Completed, Fail
 from deployments.apply import apply_deployment
 from deployments.plan import Deployment
 from deployments.pools import apply_pool
-from expandr_core.artifacts import StageSpec
 from expandr_core.errors import DataError
-from expandr_core.store import Store
+from expandr_core.store.artifacts import StageSpec
+from expandr_core.store.store import Store
 from flows.stage import stage
 from tasks.placement import BAD_INPUT, PoolError, run_on_pool
 

@@ -1,0 +1,291 @@
+"""The command line: `expandr --help`."""
+
+import importlib
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from expandr_cli.cluster import app as cluster_commands
+from expandr_cli.config_files import SeedOption, SetOption, load_options
+from expandr_cli.plan import app as plan_command
+from expandr_cli.terminal import StoreOption, absolute, complaints, fail, out, say
+from expandr_core.errors import DataError
+from expandr_core.options import JointLoopOptions
+from flows.presets import CONFIGS
+
+AGAIN = "The same command goes on from what was finished"
+app = typer.Typer(
+    name="expandr",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="""Teach a language model to expand queries the way a dense retriever likes them, and the
+    retriever to profit from the expansions, round after round.
+
+    Start with `expandr demo`. Then write a config of your own (see configs/), and `expandr run` it.
+    Every result is an artifact in the store: killed or repeated runs go on from what is there.""",
+)
+app.add_typer(plan_command)
+app.add_typer(cluster_commands)
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        names = {"expandr": "expandr-on-prefect", "Prefect": "prefect"}
+        versions = (f"{name} {metadata.version(of)}" for name, of in names.items())
+        out.print(*versions, sep=", ", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say it.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="YAML file of options; the rest are defaults.")],
+    store: StoreOption = "store",
+    seed: SeedOption = None,
+    changes: SetOption = None,
+) -> None:
+    """Run the joint loop as CONFIG says, and print what it brought.
+
+    Run it again after a crash or a kill: every finished stage and shard is found in the store.
+    """
+    said = [str(config), *_changes(seed, changes)]
+    _run_loop(load_options(config, seed, changes or []), store, said)
+
+
+@app.command()
+def demo(store: StoreOption = "store", seed: SeedOption = None, changes: SetOption = None) -> None:
+    """Run the joint loop on a small built-in world: minutes on two cores, no network, no GPU."""
+    config = CONFIGS / "demo.yaml"
+    if not config.is_file():
+        fail(
+            f"{config} is missing; install from a clone, with `make install` or `pip install -e .`"
+        )
+    said = ["demo", *_changes(seed, changes)]
+    _run_loop(load_options(config, seed, changes or []), store, said)
+    out.print(
+        "\nThis is a demonstration: an invented world and models of a million parameters, which "
+        "show the mechanism\nand not the paper's numbers. Another world: [bold]--seed 1[/bold]."
+    )
+
+
+@app.command()
+def runs(
+    store: StoreOption = "store",
+    limit: Annotated[int, typer.Option(min=1, help="Runs to list, the latest.")] = 30,
+) -> None:
+    """List the runs in the store, those that go on and that failed too, with what they brought."""
+    with complaints():
+        from expandr_cli.runs import print_runs
+        from tasks.stage import open_store
+
+        print_runs(out, open_store(absolute(store)), limit)
+
+
+@app.command()
+def show(
+    what: Annotated[
+        str,
+        typer.Argument(help="Run or key, its beginning, or 'latest'."),
+    ] = "latest",
+    store: StoreOption = "store",
+) -> None:
+    """Show a run or an artifact, and walk its lineage up to the data."""
+    from expandr_cli.show import show_any
+
+    with complaints():
+        show_any(out, store, what)
+
+
+@app.command()
+def verify(
+    key: Annotated[str, typer.Argument(help="Beginning of the keys to verify; all if empty.")] = "",
+    store: StoreOption = "store",
+) -> None:
+    """Compare every file of the store's artifacts with its manifest; exit with 1 if any is damaged."""
+    from expandr_cli.show import verify_all
+
+    with complaints():
+        damaged = verify_all(out, store, key)
+    raise typer.Exit(1 if damaged else 0)
+
+
+@app.command()
+def search(
+    question: Annotated[str, typer.Argument(help="What to search for.")],
+    run_name: Annotated[str, typer.Option("--run", help="Use the models of this run.")] = "latest",
+    passages: Annotated[int, typer.Option("-k", min=1, help="Passages to show.")] = 5,
+    expand: Annotated[bool, typer.Option(help="Let the LLM expand the question first.")] = True,
+    store: StoreOption = "store",
+) -> None:
+    """Search the corpus with the best LLM and retriever of a run."""
+    from expandr_cli.search import search_corpus
+
+    with complaints():
+        search_corpus(out, store, run_name, question, passages, expand)
+
+
+@app.command()
+def evaluate(
+    config: Annotated[Path, typer.Argument(help="YAML file, as for `expandr run`.")],
+    datasets: Annotated[
+        str,
+        typer.Option(
+            help="Separated by commas: scifact and its like, nano-scifact and its like, beir or "
+            "nano-beir for all of them, folders or s3:// URLs in BEIR layout, NAME=LOCATION."
+        ),
+    ],
+    runs: Annotated[
+        list[str] | None,
+        typer.Option("--run", help="Measure the best models of this run, or latest; repeatable."),
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            help="llm=KEY or retriever=KEY instead of CONFIG's; training=KEY to audit for leakage.",
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=0, help="Seeds of sampled expansions.")] = 3,
+    store: StoreOption = "store",
+    seed: SeedOption = None,
+    changes: SetOption = None,
+) -> None:
+    """Measure an LLM and a retriever on datasets, and rank: alone, expanded, and BM25 beside them.
+
+    Run it again with another dataset or run: what was measured is found in the store.
+    """
+    options = load_options(config, seed, changes or [])
+    named: dict[str, list[str]] = {"llm": [""], "retriever": [""], "training": []}
+    for name, _, value in (text.partition("=") for text in inputs or []):
+        if name not in named:
+            fail(f"--input {name}: only {', '.join(named)} can be given")
+        named[name].append(value)
+    with complaints(AGAIN):
+        from expandr_cli.preflight import check_suite
+        from expandr_cli.show import print_leaderboard
+        from expandr_cli.temporary_server import begun, prefect_server
+        from flows.evaluate_suite import evaluate_suite
+        from flows.model_pairs import MeasuredModels
+        from flows.run import said_of_it
+
+        models = MeasuredModels(
+            runs=tuple(runs or ()),
+            llm=named["llm"][-1],
+            retriever=named["retriever"][-1],
+            training=tuple(named["training"]),
+        )
+        wanted, store = tuple(datasets.split(",")), absolute(store)
+        said = [str(config), *_changes(seed, changes)]
+        check_suite(wanted, options, models, store)
+        with prefect_server(say), said_of_it(said):
+            summary = begun(
+                evaluate_suite,
+                datasets=wanted,
+                options=options,
+                models=models,
+                samples=samples,
+                store=store,
+            )
+        print_leaderboard(out, summary.store, summary.leaderboard)
+
+
+@app.command()
+def export_run(
+    key: Annotated[str, typer.Argument(help="Beginning of the key of an evaluation.")],
+    target: Annotated[Path, typer.Argument(help="File to write.")] = Path("run.trec"),
+    tag: Annotated[str, typer.Option(help="The system's name in the file.")] = "expandr",
+    store: StoreOption = "store",
+) -> None:
+    """Write the run of an evaluation in TREC's format, for trec_eval, ir_measures or ranx.
+
+    Its scores fall strictly: of equal ones the next lower number is written, so that each tool finds
+    the same order. `expandr show LEADERBOARD` lists the keys of what was measured.
+    """
+    from expandr_core.evaluation.trec import write_trec
+    from tasks.stage import open_store
+
+    with complaints():
+        opened = open_store(store)
+        found = [each for each in opened.keys(key) if each.startswith("evaluate")]
+        artifact = opened.lookup(found[0]) if len(found) == 1 else None
+        if artifact is None:
+            raise DataError(
+                f"{key!r} is the beginning of the keys of {len(found)} whole evaluations in {store}"
+            )
+        hits = write_trec(opened.local(artifact) / "run.parquet", target, tag)
+    out.print(f"{hits:,} hits in {target}", highlight=False)
+
+
+Stage = Literal["prepare", "expand", "preferences", "dpo", "retriever", "evaluate"]
+
+
+@app.command()
+def stage(
+    name: Annotated[Stage, typer.Argument(help="The stage.")],
+    config: Annotated[Path, typer.Argument(help="YAML file, as for `expandr run`.")],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", help="NAME=VALUE for the flow; artifacts are KEY or KEY/FILE."),
+    ] = None,
+    store: StoreOption = "store",
+    seed: SeedOption = None,
+    changes: SetOption = None,
+) -> None:
+    """Run one stage of the loop alone, on artifacts of earlier runs; see flows/NAME.py for its inputs.
+
+    Example: `expandr stage dpo configs/demo.yaml --input llm=tiny_llm-3fa9 --input pairs=pairs-77c1`
+    """
+    options = load_options(config, seed, changes or [])
+    with complaints(AGAIN):
+        from expandr_cli.preflight import check_data, check_store
+        from expandr_cli.temporary_server import begun, prefect_server
+
+        flow = getattr(importlib.import_module(f"flows.{name}"), name)
+        pairs = (text.partition("=") for text in inputs or [])
+        named = {name: value for name, _, value in pairs}
+        try:
+            flow.validate_parameters({"options": options, "store": store, **named})
+        except (TypeError, ValueError) as error:
+            fail(f"stage {name}: {error}")
+        check_store(absolute(store))
+        if name == "prepare":
+            check_data(options)
+        with prefect_server(say):
+            for title, artifact in begun(flow, options=options, store=absolute(store), **named):
+                out.print(f"{title}: {artifact.key}", highlight=False)
+
+
+def _changes(seed: int | None, changes: list[str] | None) -> list[str]:
+    """Return what was said on the command line to change a config."""
+    return [*(changes or []), *([] if seed is None else [f"seed={seed}"])]
+
+
+def _run_loop(options: JointLoopOptions, store: str, said: list[str]) -> None:
+    """Run the loop; what was said of it is shown with it, here and in Prefect."""
+    with complaints("`expandr resume` goes on with it; what was finished is found in the store"):
+        from expandr_cli.preflight import check_run
+        from expandr_cli.show import print_summary
+        from expandr_cli.temporary_server import begun, prefect_server
+        from flows.joint_loop import joint_loop
+        from flows.run import said_of_it
+        from tasks.stage import open_store
+
+        check_run(options, absolute(store))
+        with prefect_server(say), said_of_it(said):
+            summary = begun(joint_loop, options=options, store=absolute(store))
+        print_summary(out, open_store(summary.store), summary)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,163 @@
+"""The command `expandr plan`: what a run will cost, and what one has cost."""
+
+from collections.abc import Iterable
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+import yaml
+from pydantic import ValidationError
+from rich.table import Table
+
+from expandr_cli.config_files import SeedOption, SetOption, load_options
+from expandr_cli.terminal import StoreOption, absolute, complaints, fail, out, say
+
+if TYPE_CHECKING:
+    from expandr_core.planning.cost_model import Rates, Step
+
+app = typer.Typer()
+
+
+@app.command()
+def plan(
+    config: Annotated[
+        Path | None, typer.Argument(help="YAML file, as for `expandr run`; not with --run.")
+    ] = None,
+    store: StoreOption = "store",
+    seed: SeedOption = None,
+    changes: SetOption = None,
+    run_name: Annotated[
+        str, typer.Option("--run", help="Compare with what this run ('latest') has cost.")
+    ] = "",
+    throughputs: Annotated[
+        Path | None, typer.Option(help="YAML file of throughputs, as --save writes it.")
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the throughputs to this file.")] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure now, though there are runs to learn from.")
+    ] = False,
+    sample: Annotated[int, typer.Option(min=8, help="Queries of a calibration.")] = 64,
+) -> None:
+    """Predict a run's texts, tokens, hours and disk, stage by stage, before it is started.
+
+    What stages cost is learned from the store's latest runs with the same models, else measured on
+    samples of the data. The hours are those of one worker; nothing is taken for made already.
+    """
+    with complaints("The same command goes on from what was finished"):
+        from expandr_cli.preflight import check_run
+        from expandr_cli.show import find_run
+        from expandr_cli.temporary_server import begun, prefect_server
+        from expandr_core.planning.cost_model import measured
+        from flows.plan import plan as plan_flow
+        from tasks.stage import open_store
+
+        run = find_run(open_store(absolute(store)), run_name) if run_name else None
+        if run_name and (run is None or config):
+            fail("--run takes no CONFIG" if run else f"there is no run {run_name!r} in {store}")
+        if run:
+            options = run.options
+        elif config:
+            options = load_options(config, seed, changes or [])
+        else:
+            fail("name a CONFIG to plan, or a run to compare with, by --run")
+        rates = _read(throughputs) if throughputs else None
+        check_run(options, absolute(store))
+        with prefect_server(say):
+            made = begun(
+                plan_flow,
+                options=options,
+                rates=rates,
+                before=run.started if run else None,
+                calibrate=calibrate,
+                sample=sample,
+                store=absolute(store),
+            )
+        before = measured(open_store(absolute(store)), run.steps) if run else []
+    if save:
+        save.write_text(yaml.safe_dump(made.rates.model_dump(), sort_keys=False))
+    out.print(_table(made.steps, before), highlight=False)
+    out.print(f"Throughputs: {made.rates.source}.", highlight=False, soft_wrap=True)
+
+
+def _read(path: Path) -> "Rates":
+    """Read throughputs from a YAML (or JSON) file."""
+    from expandr_core.planning.cost_model import Rates
+
+    try:
+        return Rates(**yaml.safe_load(path.read_text()))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, ValidationError) as error:
+        fail(f"{path}: {error}; `expandr plan --save FILE` writes such a file")
+
+
+class Sum(NamedTuple):
+    """What the steps of a stage cost together."""
+
+    steps: int
+    volume: str
+    seconds: float
+    bytes: float
+
+
+def by_stage(steps: Iterable["Step"]) -> dict[str, Sum]:
+    """Sum up the steps of each stage, in the order of their first."""
+    grouped: dict[str, list[Step]] = {}
+    for step in steps:
+        grouped.setdefault(step.stage, []).append(step)
+    return {
+        stage: Sum(
+            len(own),
+            _volume(own),
+            sum(step.seconds for step in own),
+            sum(step.bytes for step in own),
+        )
+        for stage, own in grouped.items()
+    }
+
+
+def _volume(steps: list["Step"]) -> str:
+    """Say what a stage works on: its texts and tokens, or its first volume."""
+    counted = [step.counts if step.stage == "expand" else step.volume for step in steps]
+    names = ("texts", "tokens") if steps[0].stage == "expand" else list(counted[0])[:1]
+    return ", ".join(f"{sum(each[name] for each in counted):,.0f} {name}" for name in names)
+
+
+def _table(planned: list["Step"], measured: list["Step"]) -> Table:
+    """Lay out the stages; with what was measured beside it, if something was."""
+    sums, real = by_stage(planned), by_stage(measured)
+    table = Table("stage", "steps", "works on")
+    for name in ("time", "disk", *(("measured", "disk", "time / measured") if real else ())):
+        table.add_column(name, justify="right")
+    for stage, own in sums.items():
+        row = [stage, f"{own.steps}", own.volume, *_cost(own)]
+        if stage in real:
+            row += [*_cost(real[stage]), f"{own.seconds / real[stage].seconds:.2f}"]
+        table.add_row(*row)
+    table.add_section()
+    total = Sum(sum(own.steps for own in sums.values()), "", *_total(sums.values()))
+    row = ["all", f"{total.steps}", "", *_cost(total)]
+    if real:
+        both = Sum(0, "", *_total(own for stage, own in real.items() if stage in sums))
+        row += [*_cost(both), f"{total.seconds / both.seconds:.2f}"]
+    table.add_row(*row)
+    return table
+
+
+def _total(sums: Iterable[Sum]) -> tuple[float, float]:
+    own = list(sums)
+    return sum(each.seconds for each in own), sum(each.bytes for each in own)
+
+
+def _cost(own: Sum) -> tuple[str, str]:
+    """Write time and disk.
+
+    >>> _cost(Sum(1, "", 93784, 2_500_000))
+    ('1 day, 2:03:04', '2.5 MB')
+    >>> _cost(Sum(1, "", 7.26, 2_500_000_000))
+    ('7.3 s', '2.5 GB')
+    """
+    seconds = (
+        f"{own.seconds:.1f} s" if own.seconds < 60 else f"{timedelta(seconds=round(own.seconds))}"
+    )
+    unit, name = (1e9, "GB") if own.bytes >= 1e9 else (1e6, "MB")
+    return seconds, f"{own.bytes / unit:.1f} {name}"

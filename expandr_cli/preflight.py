@@ -1,0 +1,70 @@
+"""What a command checks before Prefect is there: where it writes, what it reads, and the models."""
+
+import uuid
+
+from expandr_core.data.catalog import find_datasets
+from expandr_core.encoders.folders import first_line
+from expandr_core.errors import DataError, naming
+from expandr_core.options import JointLoopOptions
+from expandr_core.stages import prepare
+from flows.model_pairs import MeasuredModels, find_pairs
+from tasks.models import import_models
+from tasks.stage import Workspace, open_store
+from tasks.unobserved import UnobservedWorkspace
+
+
+def check_run(options: JointLoopOptions, store: str) -> None:
+    """Check all that a run of the loop starts from; models that are named are imported.
+
+    Raises:
+        DataError: naming the option that is wrong.
+    """
+    check_store(store)
+    check_data(options)
+    check_models(options, store)
+
+
+def check_store(url: str) -> None:
+    """Check that artifacts can be kept there."""
+    try:
+        store = open_store(url)
+        probe = f"{store.root}/.probe-{uuid.uuid4().hex}"
+        store.filesystem.makedirs(store.root, exist_ok=True)
+        store.filesystem.pipe_file(probe, b"")
+        store.filesystem.rm_file(probe)
+    except DataError:
+        raise
+    except Exception as error:  # of the operating system, or of a library for S3
+        raise DataError(
+            f"--store {url}: nothing can be written there ({first_line(error)}); name another folder "
+            "or s3:// URL, or correct its permissions"
+        ) from error
+
+
+def check_data(options: JointLoopOptions) -> None:
+    """Check that the collection and the triples are there."""
+    named = [name for name in ("collection", "triples") if getattr(options.data, name)]
+    with naming(" and ".join(f"data.{name}" for name in named) or "data", OSError):
+        prepare.find_sources(options.data)
+
+
+def check_models(options: JointLoopOptions, store: str) -> None:
+    """Import the models that are named; what is in the store is found there."""
+    import_models(_workspace(options, store), options)
+
+
+def check_suite(
+    datasets: tuple[str, ...], options: JointLoopOptions, models: MeasuredModels, store: str
+) -> None:
+    """Check all that a measurement starts from; models that the options name are imported.
+
+    Raises:
+        DataError: saying what is wrong.
+    """
+    check_store(store)
+    find_datasets(datasets)
+    find_pairs(_workspace(options, store), options, models)
+
+
+def _workspace(options: JointLoopOptions, store: str) -> Workspace:
+    return UnobservedWorkspace(store=store, seed=options.seed, device=options.device)

@@ -1,0 +1,102 @@
+"""Search a run's corpus with its best LLM and retriever."""
+
+import logging
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from expandr_cli.show import find_run
+from expandr_core.errors import DataError
+from expandr_core.runtime.runner import find, make_spec, run_stage
+from expandr_core.stages import encode as encode_stage
+from expandr_core.store.artifacts import Artifact
+from expandr_core.store.store import Store
+from flows.run import Summary
+from tasks.stage import open_store
+
+
+def search_corpus(
+    out: Console, url: str, run_name: str, question: str, passages: int, expand: bool
+) -> None:
+    """Expand the question, search, and print the passages with their scores.
+
+    Raises:
+        DataError: if there is no such run, or the question is empty.
+    """
+    from expandr_core.encoders.encode import Encoder, encode_expanded
+    from expandr_core.retrieval.exact import open_index, search
+
+    if not question.strip():
+        raise DataError("the question is empty")
+    logging.getLogger("expandr_core").setLevel(logging.WARNING)
+    store = open_store(url)
+    run = find_run(store, run_name)
+    if run is None:
+        raise DataError(
+            f"no run {run_name!r} in {store.url}; `expandr demo` or `expandr run` first"
+        )
+    expansion = _expand(store, run, question) if expand else ""
+    if expansion:
+        out.print(f"expansion: {expansion}\n", markup=False, highlight=False, style="dim")
+    retriever = run.options.retriever
+    encoder = Encoder(
+        store.local(run.models["retriever"]),
+        run.options.device,
+        retriever.encoding,
+    )
+    expansions = [expansion] if expansion else []
+    vectors = encode_expanded(encoder, [question], [expansions], retriever.expansion_weight)
+    encoded = _encoded(store, run)
+    index = open_index(store.local(part) for part in store.parts(encoded))
+    memory_gb = retriever.search_memory_gb
+    found = search(pa.array(["question"]), vectors, index, passages, memory_gb, "keep")
+    _print(out, store, run, found)
+
+
+def _expand(store: Store, run: Summary, question: str) -> str:
+    """Write the likeliest expansion of the question."""
+    from expandr_core.generation.adapters import language_model
+    from expandr_core.generation.chat_templates import chat_options, template_of
+    from expandr_core.generation.prompts import remove_preamble
+    from expandr_core.generation.transformers_engine import Request, TransformersGenerator
+
+    options, llm = run.options.expand, run.options.llm
+    paths = {
+        role: store.local(part) for role, part in language_model(store, run.models["llm"]).items()
+    }
+    chat = chat_options(template_of(paths["llm"]), llm.template, llm.date)
+    adapter = paths.get("adapter")
+    generator = TransformersGenerator(paths["llm"], run.options.device, adapter, chat)
+    request = Request(options.prompt, question, "", (0,), (0.0,))
+    batches = generator.generate([request], options.expansion, options.max_prompt_tokens)
+    [[(_, [completion])]] = list(batches)
+    return remove_preamble(completion.text)
+
+
+def _encoded(store: Store, run: Summary) -> Artifact:
+    """Find the encoded corpus of the run's retriever, in a store that may be read-only, or encode it."""
+    retriever = run.options.retriever
+    spec = make_spec(
+        "encode",
+        encode_stage.OPTIONS(encoding=retriever.encoding, vector_type=retriever.vector_type),
+        {"corpus": run.models["corpus"], "retriever": run.models["retriever"]},
+        seed=run.options.seed,
+        device=run.options.device,
+    )
+    return find(spec, store) or run_stage(spec, store, lambda done, total, unit: None)
+
+
+def _print(out: Console, store: Store, run: Summary, found: pa.Table) -> None:
+    corpus = store.local(run.models["corpus"])
+    texts = pq.read_table(corpus, filters=pc.field("passage_id").isin(found["passage_id"]))
+    by_id = {row["passage_id"]: row for row in texts.to_pylist()}
+    for row in found.to_pylist():
+        passage = by_id[row["passage_id"]]
+        title = f"{passage['title']}: " if passage["title"] else ""
+        out.print(
+            f"{row['rank']:>3}. {row['score']:.3f}  {row['passage_id']}  {title}{passage['text']}",
+            markup=False,
+            highlight=False,
+        )

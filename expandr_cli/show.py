@@ -1,0 +1,213 @@
+"""Print runs, reports, artifacts and their lineage in the terminal."""
+
+import json
+import os
+import shlex
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.tree import Tree
+
+from expandr_cli.terminal import absolute
+from expandr_core.errors import DataError
+from expandr_core.store.artifacts import Artifact
+from expandr_core.store.manifests import DamagedArtifact, fact
+from expandr_core.store.store import Store
+from flows.run import Summary
+from tasks.stage import open_store
+
+HEADLINES = ("bm25", "query", "untrained", "aligned-1", "control")
+
+
+def find_run(store: Store, name: str) -> Summary | None:
+    """Find a run by the beginning of its name, or the latest; None if there is none.
+
+    Raises:
+        DataError: if a version with other options recorded it.
+    """
+    loops = [record for record in store.records() if "kind" not in record]  # others are suites
+    latest = name in ("latest", "")
+    records = [record for record in loops if latest or record["name"].startswith(name)]
+    try:
+        return Summary(**records[-1]) if records else None
+    except ValidationError as error:
+        field = ".".join(map(str, error.errors()[0]["loc"]))
+        raise DataError(
+            f"run {records[-1]['name']} was recorded by a version with other options ({field}); use "
+            "that version, or run it again: artifacts that did not change are found"
+        ) from error
+
+
+def print_summary(out: Console, store: Store, run: Summary) -> None:
+    """Print what a run brought, and where to look next; the store may have moved since."""
+    report = json.loads((store.local(run.report) / "report.json").read_text())
+    out.print()
+    out.print(headline_table(report))
+    cached = run.options.retriever.model, run.options.llm.model
+    where = store.local(run.report) / "report.md"
+    best = f"round {run.best_round}" if run.best_round else "the start: no round beat it"
+    out.print(
+        f"p: paired {report['test']}-test of nDCG@10, Holm's correction over "
+        f"{len(report['steps'])} steps; * significant at {report['significance_level']:g}.\n"
+        f"Best on the dev part: {best} (LLM: {cached[1]}, retriever: {cached[0]}).",
+        highlight=False,
+    )
+    for warning in report.get("warnings", ()):
+        out.print(f"Warning: {warning}.", style="yellow", highlight=False)
+    option = _store_option(store)
+    out.print("\nWhere to look next", style="bold")
+    for what, command in (
+        ("every system and test", str(where)),
+        ("how each number came to be", f"expandr show {run.name}{option}"),
+        ("try it", f'expandr search "your question"{option}'),
+        ("the run in Prefect's UI", "prefect server start   (then open http://127.0.0.1:4200)"),
+    ):
+        out.print(f"  {what:<28}{command}", highlight=False, soft_wrap=True)
+
+
+def _store_option(store: Store) -> str:
+    """Return what a command must be told to find this store, if it does not look there by itself."""
+    usual = absolute(os.environ.get("EXPANDR_STORE", "store"))
+    return "" if store.url == usual.rstrip("/") else f" --store {shlex.quote(store.url)}"
+
+
+def headline_table(report: dict[str, Any]) -> Table:
+    """Lay out the systems of the paper's argument, with the p-value of the step to each."""
+    systems = {system["role"]: system for system in report["systems"]}
+    rounds = sorted(role for role in systems if role.removeprefix("round-").isdigit())
+    before = {"untrained": "query", "aligned-1": "untrained", "control": "query"}
+    before |= {"round-1": "aligned-1"}
+    before |= dict(zip(rounds[1:], rounds, strict=False))
+    steps = {(step["before"], step["after"]): step for step in report["steps"]}
+    table = Table(title=f"{report['systems'][0]['queries']} queries of the "
+                  f"{report['systems'][0]['split']} part")  # fmt: skip
+    for name in ("system", "nDCG@10", "Recall@100", "step", "p"):
+        table.add_column(name, justify="left" if name in ("system", "step") else "right")
+    for role in [role for role in (*HEADLINES, *rounds) if role in systems]:
+        system = systems[role]
+        row = [system["title"], f"{system['ndcg_at_10']:.3f}", f"{system['recall_at_100']:.3f}"]
+        step = steps.get((before.get(role, ""), role))
+        if step:
+            star = " *" if step["significant"] else ""
+            versus = f"{step['difference']:+.3f} over {systems[step['before']]['title']}"
+            row += [versus, f"{step['corrected_p']:.2g}{star}"]
+        table.add_row(*row)
+    return table
+
+
+def print_leaderboard(out: Console, url: str, leaderboard: Artifact) -> None:
+    """Print the means and the results on each dataset, and where to look next."""
+    store = open_store(url)
+    folder = store.local(leaderboard)
+    text = (folder / "leaderboard.md").read_text()
+    results = text.partition("\n## Tests")[0].removeprefix("# Leaderboard\n")
+    out.print(results, markup=False, highlight=False, soft_wrap=True)
+    out.print(f"The rest, and CSV and JSON: {folder}", highlight=False, soft_wrap=True)
+    out.print(
+        f"How each number came to be: expandr show {leaderboard.key}{_store_option(store)}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def show_any(out: Console, url: str, what: str) -> None:
+    """Print a run or an artifact, with its lineage.
+
+    Raises:
+        DataError: if there is neither.
+    """
+    store = open_store(url)
+    run = find_run(store, what)
+    if run:
+        _show_run(out, store, run)
+        return
+    keys = store.keys(what)
+    if not keys:
+        raise DataError(f"{what!r} is neither a run nor an artifact in {store.url}")
+    if len(keys) > 1:
+        listed = "\n  ".join(keys[:20])
+        raise DataError(f"{what!r} is the beginning of {len(keys)} keys:\n  {listed}")
+    _show_artifact(out, store, keys[0])
+
+
+def _show_run(out: Console, store: Store, run: Summary) -> None:
+    seconds = (run.finished - run.started).total_seconds()
+    out.print(f"run {run.name}, {seconds:.0f} s, Prefect flow run {run.flow_run_id}", style="bold")
+    out.print("options that differ from the defaults:", highlight=False)
+    out.print_json(json.dumps(run.options.model_dump(mode="json", exclude_defaults=True)))
+    table = Table("step", "artifact", "seconds when made", "counts")
+    for title, artifact in run.steps:
+        counts = ", ".join(f"{k} {v:g}" for k, v in list(artifact.counts.items())[:3])
+        table.add_row(
+            escape(title),
+            artifact.key,
+            f"{fact(store.manifest(artifact.key), 'seconds'):.1f}",
+            counts,
+        )
+    out.print(table)
+    print_summary(out, store, run)
+    out.print("\nlineage of the best models", style="bold")
+    seen: set[str] = set()
+    for role in ("llm", "retriever"):
+        out.print(_lineage(store, run.models[role].key, role, seen))
+
+
+def _show_artifact(out: Console, store: Store, key: str) -> None:
+    manifest = store.manifest(key)
+    out.print(key, style="bold")
+    for name in ("digest", "created", "seconds", "commit", "hardware", "version", "seed"):
+        out.print(f"  {name:<10}{fact(manifest, name)}", highlight=False)
+    for name in ("options", "counts", "libraries", "sources"):
+        out.print(f"  {name}", highlight=False)
+        out.print_json(json.dumps(fact(manifest, name)), indent=2)
+    files = Table("file", "bytes", "SHA-256")
+    for file in manifest["files"]:
+        files.add_row(file["path"], f"{file['size']:,}", file["sha256"])
+    out.print(files)
+    if manifest["parts"]:
+        out.print(f"  {len(manifest['parts'])} parts, the first {manifest['parts'][0]['key']}")
+    out.print(f"  in {store.url}/artifacts/{key}", highlight=False, soft_wrap=True)
+    out.print("\nlineage", style="bold")
+    out.print(_lineage(store, key, "", set()))
+
+
+def _lineage(store: Store, key: str, role: str, seen: set[str]) -> Tree:
+    """Walk from an artifact to what it was made of, up to the files of the user."""
+    label = f"{role}: {key}" if role else key
+    if key in seen:
+        return Tree(f"{label} (see above)")
+    seen.add(key)
+    manifest = store.manifest(key)
+    seed, commit = f", seed {fact(manifest, 'seed')}", fact(manifest, "commit")
+    commit = f", commit {commit}" if commit else ""
+    tree = Tree(f"{label}  [dim]digest {manifest['digest'][:12]}{seed}{commit}[/dim]")
+    for role_, artifact in fact(manifest, "inputs").items():
+        file = f"/{artifact['path']}" if artifact["path"] else ""
+        branch = _lineage(store, artifact["key"], f"{role_}{file}", seen)
+        tree.add(branch)
+    for name, sha in fact(manifest, "sources").items():
+        tree.add(f"file {escape(name)}  [dim]SHA-256 {sha[:12]}[/dim]")
+    return tree
+
+
+def verify_all(out: Console, url: str, beginning: str) -> int:
+    """Compare every file with its manifest; print what is damaged and return how many are.
+
+    Raises:
+        DataError: if no key begins so.
+    """
+    store = open_store(url)
+    keys = store.keys(beginning)
+    if not keys:
+        raise DataError(f"no artifact's key begins with {beginning!r} in {store.url}")
+    damaged = 0
+    for key in keys:
+        try:
+            store.verify(key)
+        except (DamagedArtifact, FileNotFoundError) as error:
+            damaged += 1
+            out.print(f"damaged: {error}", markup=False, highlight=False, soft_wrap=True)
+    out.print(f"{len(keys) - damaged} of {len(keys)} artifacts are whole", highlight=False)
+    return damaged

@@ -1,0 +1,190 @@
+"""Prefect's server for one command, where PREFECT_API_URL names none.
+
+Prefect would start one itself. That one is in the terminal's process group, so Ctrl-C ends it before
+the run can be marked; it outlives a command that is killed; and once it is dead, every call fails for
+minutes. This one has a session of its own and dies with its command. Its socket belongs to the command:
+if the server dies, another one answers there, and Prefect's client only has to ask again.
+
+    python -m expandr_cli.temporary_server SOCKET PARENT
+"""
+
+import atexit
+import contextlib
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import httpx
+
+from expandr_core.errors import DataError
+from expandr_core.runtime.child_protocol import die_with_parent
+
+if TYPE_CHECKING:
+    from prefect.settings.context import SettingKey
+
+Result = TypeVar("Result")
+STARTS = 4  # what dies so often would die again
+PATIENCE = 300.0  # seconds to begin to answer; databases of before are brought up to date first
+
+
+class TemporaryServer:
+    """A server on a free port, which this process keeps alive until it ends."""
+
+    def __init__(self, environment: dict[str, str], warn: Callable[[str], None]):
+        """Start a server, and wait until it answers.
+
+        Args:
+            environment: of the server.
+            warn: told of what the user should know.
+
+        Raises:
+            DataError: if it does not start.
+        """
+        self._environment, self._warn = environment, warn
+        self._socket = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/api"
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        self._answers = self._over = False
+        self.process: subprocess.Popen | None = None
+        self._keeper = threading.Thread(target=self._keep, daemon=True)
+        self._keeper.start()
+        atexit.register(self.stop)  # after Prefect's threads have sent what they had
+        self._wait()
+
+    def _keep(self) -> None:
+        """Start the server again whenever it dies; the thread that starts it must outlive it."""
+        for start in range(STARTS):
+            self.process = self._start()
+            status = self.process.wait()
+            if self._over or not self._answers:
+                break
+            if start + 1 < STARTS:
+                self._warn(f"Prefect's temporary server died (status {status}); another one starts")
+        if not self._over:
+            self._socket.close()  # whoever asks is refused at once
+            if self._answers:
+                self._warn(
+                    f"Prefect's temporary server died {STARTS} times, so Prefect will not show how "
+                    "this run ends; what it makes is in the store all the same"
+                )
+
+    def _start(self) -> subprocess.Popen:
+        number = self._socket.fileno()
+        return subprocess.Popen(
+            [sys.executable, "-m", "expandr_cli.temporary_server", str(number), str(os.getpid())],
+            env=self._environment,
+            pass_fds=[number],
+            stdin=subprocess.DEVNULL,
+            stdout=self._errors,
+            stderr=self._errors,
+            start_new_session=True,
+        )
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while self._keeper.is_alive() and time.monotonic() < deadline:
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{self.url}/health", timeout=2).is_success:
+                    self._answers = True
+                    return
+        self.stop()
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").splitlines()
+        named = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
+        raise DataError(
+            f"Prefect's temporary server does not start ({named[-1] if named else 'no answer'}); its "
+            "database is in PREFECT_HOME, by default ~/.prefect: is that full, damaged or read-only? "
+            "Name another folder there, or a server of yours in PREFECT_API_URL"
+        )
+
+    def stop(self) -> None:
+        """End the server, politely at first."""
+        self._over = True
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+@contextlib.contextmanager
+def prefect_server(warn: Callable[[str], None]) -> Iterator[None]:
+    """Let flows run: on the server that PREFECT_API_URL names if it answers, else on one of our own.
+
+    Raises:
+        DataError: if there is none.
+    """
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_CLIENT_MAX_RETRIES,
+        PREFECT_UI_URL,
+        get_current_settings,
+        temporary_settings,
+    )
+
+    from deployments.connection import asked_of, connected
+
+    if PREFECT_API_URL.value():
+        with connected():
+            yield
+        return
+    settings = get_current_settings().to_environment_variables(exclude_unset=True)
+    server = TemporaryServer({**os.environ, **settings, "PREFECT_UI_ENABLED": "0"}, warn)
+    use: dict[SettingKey, Any] = {
+        PREFECT_API_URL: server.url,
+        PREFECT_UI_URL: "",
+        PREFECT_CLIENT_MAX_RETRIES: 3,
+    }
+    try:
+        with temporary_settings(use):
+            yield
+    except httpx.HTTPError as error:
+        if not asked_of(server.url, error):
+            raise
+        raise DataError(
+            f"Prefect's temporary server failed meanwhile ({error or type(error).__name__}). What was "
+            "finished is in the store: `expandr runs` lists its runs, `expandr resume` goes on"
+        ) from error
+
+
+def begun(flow: Callable[..., Result], **parameters: Any) -> Result:
+    """Run a flow; ask again if a busy server answers "conflict" to the wish for a run.
+
+    Nothing of the flow has run then; a server with SQLite has been seen to say so under load.
+    """
+    for _ in range(STARTS - 1):
+        try:
+            return flow(**parameters)
+        except httpx.HTTPStatusError as error:
+            path = error.request.url.path
+            if error.response.status_code != 409 or not path.endswith(("/flows/", "/flow_runs/")):
+                raise
+    return flow(**parameters)
+
+
+def serve(number: int, parent: int) -> None:
+    """Be the server, on an open socket, as long as the parent lives."""
+    die_with_parent()
+    if os.getppid() != parent:  # it died before that
+        return
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    listening = socket.socket(fileno=number)
+    app = create_app(ephemeral=True, final=True)
+    config = uvicorn.Config(app, log_level="error", lifespan="on", timeout_graceful_shutdown=2)
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,1 @@
+"""What is read: collections, training triples and datasets, row by row."""

@@ -1,0 +1,296 @@
+"""Raw files, local or on S3: where they lie, their rows one by one, what becomes of bad rows."""
+
+import codecs
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
+
+from expandr_core.errors import DataError
+from expandr_core.store.filesystems import kind_of, open_filesystem
+
+Row = TypeVar("Row")
+GZIP = ".gz"
+_GZIP_MAGIC = b"\x1f\x8b"
+_OTHER_NAMES = {  # of other layouts, for remedies
+    "_id": ("id", "docid", "doc_id", "pid", "passage_id", "corpus_id", "qid", "query_id"),
+    "text": ("contents", "content", "body", "passage", "document", "query", "question"),
+}
+_BLOCK = 1 << 20
+_ROWS = 8192
+
+
+class RawFile(NamedTuple):
+    """A file outside the store; `name` is what identifies it wherever its folder lies.
+
+    One that gzip packed is read as what is in it, and has that name.
+    """
+
+    filesystem: AbstractFileSystem
+    path: str
+    name: str
+
+    def __str__(self) -> str:
+        return self.path if self._is_local() else self.filesystem.unstrip_protocol(self.path)
+
+    def _is_local(self) -> bool:
+        return "file" in self.filesystem.protocol
+
+    @property
+    def source(self) -> str:
+        """The file's name without folder and ending.
+
+        >>> RawFile(AbstractFileSystem(), "/data/triples/fever.jsonl", "triples/fever.jsonl").source
+        'fever'
+        """
+        return Path(self.path.removesuffix(GZIP)).stem
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[io.BufferedIOBase]:
+        """Open for reading bytes, in blocks."""
+        try:
+            raw = self.filesystem.open(self.path, "rb", block_size=8 * _BLOCK)
+        except FileNotFoundError as error:
+            raise DataError(f"{self} is missing; put it there, or correct the location") from error
+        with io.BufferedReader(cast(io.RawIOBase, raw), _BLOCK) as file:
+            if not file.peek(2).startswith(_GZIP_MAGIC):
+                yield file
+                return
+            try:
+                yield gzip.GzipFile(fileobj=file)
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise DataError(
+                    f"{self}: what gzip packed cannot be read whole ({error}); get the file again"
+                ) from error
+
+    def sha256(self) -> str:
+        """SHA-256 of the content, in hex."""
+        digest = hashlib.sha256()
+        with self.open() as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+        return digest.hexdigest()
+
+
+def find_files(location: str, names: list[str], role: str) -> dict[str, RawFile]:
+    """Return those of the named files that exist in a folder or under an `s3://` URL.
+
+    A file that is missing may be there packed, as NAME.gz.
+
+    Raises:
+        DataError: if there is no such folder.
+    """
+    filesystem, folder = open_filesystem(location)
+    if kind_of(filesystem, folder) != "directory":
+        raise DataError(f"{location}: no such folder; correct data.{role}")
+    found = {}
+    for name in names:
+        for path in (f"{folder}/{name}", f"{folder}/{name}{GZIP}"):
+            if name not in found and kind_of(filesystem, path) == "file":
+                found[name] = RawFile(filesystem, path, f"{role}/{name}")
+    return found
+
+
+class BadRow(Exception):
+    """A row that cannot be used: a reason to count it by, the case at hand, and the remedy."""
+
+    def __init__(self, reason: str, remedy: str, case: str = ""):
+        super().__init__(f"{reason}{case and f' ({case})'}; {remedy}")
+        self.reason = reason
+
+
+class Reader:
+    """Reads raw files row by row; the first bad row stops it, or bad rows are counted by reason.
+
+    Args:
+        bad_rows: "refuse" or "skip".
+        counts: gets `skipped/<file>/<reason>`.
+        digests: expected SHA-256 by file name; a file that changed since is refused.
+        progress: called with the bytes read so far.
+    """
+
+    def __init__(
+        self,
+        bad_rows: Literal["refuse", "skip"] = "refuse",
+        counts: dict[str, float] | None = None,
+        digests: dict[str, str] | None = None,
+        progress: Callable[[int], None] = lambda done: None,
+    ):
+        self.bad_rows = bad_rows
+        self.counts = {} if counts is None else counts
+        self.digests = digests or {}
+        self.progress = progress
+        self._done = 0
+        self._first_bad: dict[str, str] = {}
+
+    def count(self, name: str, number: int = 1) -> None:
+        """Add to a count."""
+        self.counts[name] = self.counts.get(name, 0) + number
+
+    def bad(self, file: RawFile, line: int, row: BadRow) -> None:
+        """Refuse a bad row, or count it."""
+        if self.bad_rows == "refuse":
+            what = "" if file.name.startswith("triples/") else ", which changes the metrics"
+            raise DataError(
+                f"{file}:{line}: {row}, or set data.bad_rows to 'skip' to go on without such "
+                f"rows{what}"
+            ) from None
+        self._first_bad.setdefault(file.name, f"line {line}: {row}")
+        self.count(f"skipped/{file.name}/{row.reason}")
+
+    def rows(self, file: RawFile, parse: Callable[[int, str], Row | None]) -> Iterator[Row]:
+        """Yield what `parse(line number, line)` makes of each line that is not blank.
+
+        A parser raises `BadRow`, or returns None for a line that is no row, such as a header.
+
+        Raises:
+            DataError: for a bad row (if refused), or if no row remains.
+        """
+        digest = hashlib.sha256()
+        kept = 0
+        with file.open() as lines:
+            for number, raw in enumerate(lines, 1):
+                digest.update(raw)
+                self._done += len(raw)
+                if number % 4096 == 0:
+                    self.progress(self._done)
+                if number == 1:
+                    raw = raw.removeprefix(codecs.BOM_UTF8)
+                if not raw.strip():
+                    continue
+                try:
+                    row = parse(number, _decode(raw))
+                except BadRow as bad:
+                    self.bad(file, number, bad)
+                    continue
+                if row is not None:
+                    kept += 1
+                    yield row
+        self.progress(self._done)
+        if self.digests.get(file.name, digest.hexdigest()) != digest.hexdigest():
+            raise DataError(f"{file} was changed during the run; start the run again")
+        self.require(file, kept)
+
+    def require(self, file: RawFile, kept: int) -> None:
+        """Refuse a file of which nothing remains."""
+        if kept:
+            return
+        prefix = f"skipped/{file.name}/"
+        skipped = {
+            name.removeprefix(prefix): int(number)
+            for name, number in self.counts.items()
+            if name.startswith(prefix)
+        }
+        if skipped:
+            reasons = ", ".join(f"{reason}: {number}" for reason, number in skipped.items())
+            raise DataError(
+                f"{file}: all rows were skipped ({reasons}); correct the file, first "
+                f"{self._first_bad[file.name]}"
+            )
+        raise DataError(f"{file} is empty; it must hold at least one row")
+
+
+def _decode(raw: bytes) -> str:
+    if b"\0" in raw or raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise BadRow(
+            "not UTF-8",
+            "convert the file, with iconv -f UTF-16 -t UTF-8 if it is UTF-16",
+            "UTF-16?",
+        )
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise BadRow(
+            "not UTF-8",
+            "convert the file, for example with iconv -f LATIN1 -t UTF-8",
+            f"byte {error.start + 1} of the line is 0x{raw[error.start]:02x}",
+        ) from None
+
+
+def parse_object(line: str) -> dict[str, Any]:
+    """Parse a line of JSON lines.
+
+    >>> parse_object('{"_id": "1", "text": "wing"}')
+    {'_id': '1', 'text': 'wing'}
+    """
+    remedy = "write one complete JSON object a line"
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        if not line.strip().endswith("}"):
+            remedy += ", for example with jq -c . (of an array: jq -c '.[]')"
+        raise BadRow("not valid JSON", remedy, f"{error.msg}, column {error.colno}") from None
+    except (ValueError, RecursionError) as error:
+        raise BadRow("not valid JSON", remedy, str(error)) from None
+    if not isinstance(record, dict):
+        if isinstance(record, list):
+            remedy += ", of an array for example with jq -c '.[]'"
+        raise BadRow("not a JSON object", remedy, f"it starts with {line.strip()[:20]!r}")
+    return record
+
+
+def text_field(record: dict[str, Any], field: str, default: str | None = None) -> str:
+    """Return a field that must be a string; with a default it may be left out or null.
+
+    >>> text_field({"title": "Wings"}, "title", ""), text_field({"title": None}, "title", "")
+    ('Wings', '')
+    """
+    value = record.get(field)
+    if value is None and default is not None:
+        return default
+    if field not in record:
+        others = [name for name in _OTHER_NAMES.get(field, ()) if name in record]
+        raise BadRow(
+            f"no {field}", f'rename "{others[0]}" to "{field}"' if others else f'add "{field}"'
+        )
+    return checked_text(value, field)
+
+
+def checked_text(value: Any, field: str) -> str:
+    """Return the value of a field, which must be a string."""
+    if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+            raise BadRow(f"{field} holds half a character", "write \\u escapes in whole pairs")
+        return value
+    if value is None:
+        raise BadRow(f"{field} is null", "write a string")
+    raise BadRow(f"{field} is not a string", "write it in quotes", f"{json.dumps(value)[:40]}")
+
+
+def filled_field(record: dict[str, Any], field: str) -> str:
+    """Return a field that must be a string with more than white space in it."""
+    value = text_field(record, field)
+    if not value.strip():
+        raise BadRow(f"{field} is empty", "fill it in, or delete the row")
+    return value
+
+
+def write_parquet(path: Path, schema: pa.Schema, rows: Iterable[tuple]) -> int:
+    """Write rows in blocks, so that memory stays flat; return their number."""
+    written = 0
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        block: list[tuple] = []
+
+        def flush() -> None:
+            columns = zip(*block, strict=True)
+            arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
+            block.clear()
+
+        for row in rows:
+            block.append(row)
+            written += 1
+            if len(block) == _ROWS:
+                flush()
+        if block:
+            flush()
+    return written

@@ -1,0 +1,1 @@
+"""Texts to vectors: any retriever, and the vector of an expanded query."""

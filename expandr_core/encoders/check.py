@@ -1,0 +1,73 @@
+"""Try a retriever the way the product uses it, before any work: its encoder, both kinds of text."""
+
+from pathlib import Path
+
+import numpy as np
+
+from expandr_core.encoders.encode import Encoder, Vectors
+from expandr_core.encoders.folders import first_line
+from expandr_core.errors import DataError
+from expandr_core.options import EncodingOptions
+from expandr_core.runtime.finite import check_finite
+
+# unlike each other in words, length and script, so that any tokenizer tells some of them apart
+SENTENCES = (
+    "Wings lift.",
+    "What is the capital of France, and since when?",
+    "red moon dust",
+    "Der Vertrag endet am 31. Dezember 2024, wenn niemand widerspricht.",
+    "날개는 비행기를 들어 올린다.",
+    "光合作用把光能变成化学能。",
+    "def add(a, b): return a + b",
+)
+LONG = "A wing moves air down, and the air moves the wing up. " * 60
+
+
+def check(folder: Path, encoding: EncodingOptions) -> None:
+    """Load a retriever and encode sentences, and a text that is longer than any limit.
+
+    Raises:
+        DataError: with what is wrong and what to do.
+    """
+    found: dict[str, Vectors] = {}
+    text = ""
+    try:
+        encoder = Encoder(folder, "cpu", encoding)
+        check_finite(folder, encoder.model)
+        sentences = [*SENTENCES, *_own_words(encoder)]
+        found["queries"] = encoder.encode_queries(sentences)
+        found["passages"] = encoder.encode_passages(sentences)
+        text = " with a long text: lower max_seq_length in its sentence_bert_config.json, or"
+        encoder.encode_passages([LONG])
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{folder}: does not work as a sentence-transformers model ({first_line(error)})"
+            f"{text or ';'} name a folder written by SentenceTransformer.save in retriever.model"
+        ) from error
+    for kind, vectors in found.items():
+        _check_vectors(folder, kind, vectors)
+
+
+def _own_words(encoder: Encoder) -> list[str]:
+    """Return a few words of the model's vocabulary, which may know none of the sentences' words."""
+    vocabulary = getattr(encoder.model.tokenizer, "get_vocab", dict)()
+    words = sorted(word for word in vocabulary if word.isalnum())
+    return words[:: max(1, len(words) // 8)]
+
+
+def _check_vectors(folder: Path, kind: str, vectors: Vectors) -> None:
+    if not np.isfinite(vectors).all() or not vectors.any():
+        raise DataError(
+            f"{folder}: {kind} are encoded as {vectors.shape} {vectors.ravel()[:3]}..., not as "
+            "finite vectors; the weights are damaged, so get the model again"
+        )
+    exact = vectors.astype(np.float64)
+    directions = exact / np.maximum(np.linalg.norm(exact, axis=1, keepdims=True), 1e-300)
+    if (directions @ directions.T).min() > 1 - 2.0**-23:  # what float32 tells apart
+        raise DataError(
+            f"{folder}: {len(vectors)} unlike {kind} are all encoded as the same vector, so nothing "
+            "can be told apart by it; the weights are damaged or collapsed in training, so get the "
+            "model again, or name another in retriever.model"
+        )

@@ -1,0 +1,1 @@
+"""Ranked passages to numbers: metrics, significance, leakage, comparisons."""

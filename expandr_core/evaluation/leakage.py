@@ -1,0 +1,122 @@
+"""Leakage: what a system may know of a test query from training, or copy from a relevant passage.
+
+A query leaked if its text, normalised as for the split (case, white space, compatible characters), is a
+training query; a passage if its text, normalised so, with or without its title, is a training positive.
+An expansion copies a passage as far as its words lie in runs of eight or more that the passage has too;
+in scripts without spaces these are runs of nine characters (see `expandr_core.data.terms`).
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from expandr_core.data.beir_layout import Passage
+from expandr_core.data.split import normalise
+from expandr_core.data.terms import terms
+
+RUN_OF_WORDS = 8
+_ROWS_AT_ONCE = 4096
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text, normalised.
+
+    >>> words("  The BIRD's song:  3 notes")
+    ['the', 'bird', 's', 'song', '3', 'notes']
+    """
+    return terms(normalise(text))
+
+
+def copied_share(text: str, passages: Iterable[str], run: int = RUN_OF_WORDS) -> float:
+    """Return the share of a text's words that lie in runs which it shares with a passage.
+
+    Args:
+        text: what was written.
+        passages: what it may have been copied from; each run comes from one of them.
+        run: so many words in order are a copy, and not how one says it.
+
+    "red bird sings" is the one run of three, so three of six words:
+
+    >>> copied_share("the red bird sings here today", ["A red bird sings."], run=3)
+    0.5
+
+    Runs that overlap count each word once; without a run, or a word, nothing is copied:
+
+    >>> copied_share("a red bird sings", ["a red bird sings"], run=3), copied_share("", ["a"], run=3)
+    (1.0, 0.0)
+    >>> copied_share("red bird here sings", ["a red bird sings"], run=3)
+    0.0
+    """
+    written = words(text)
+    known = {each for passage in passages for each in _runs(words(passage), run)}
+    copied: set[int] = set()
+    for start, each in enumerate(_runs(written, run)):
+        if each in known:
+            copied.update(range(start, start + run))
+    return len(copied) / len(written) if written else 0.0
+
+
+def _runs(sequence: list[str], length: int) -> Iterator[tuple[str, ...]]:
+    return zip(*(sequence[start:] for start in range(length)), strict=False)
+
+
+def relevant_passages(qrels: pa.Table, corpus: Path) -> dict[str, list[Passage]]:
+    """Read each query's relevant passages, a few rows of the corpus at a time.
+
+    Args:
+        qrels: query_id, passage_id, relevance.
+        corpus: a corpus.parquet; passages that it lacks are left out.
+    """
+    positive = qrels.filter(pc.field("relevance") > 0)
+    queries_of: defaultdict[str, list[str]] = defaultdict(list)
+    pairs = zip(positive["query_id"].to_pylist(), positive["passage_id"].to_pylist(), strict=True)
+    for query_id, passage_id in pairs:
+        queries_of[passage_id].append(query_id)
+    wanted = pc.field("passage_id").isin(pa.array(queries_of, pa.string()))
+    found: defaultdict[str, list[Passage]] = defaultdict(list)
+    for batch in pq.ParquetFile(corpus).iter_batches(_ROWS_AT_ONCE):
+        for row in pa.Table.from_batches([batch]).filter(wanted).to_pylist():
+            for query_id in queries_of[row["passage_id"]]:
+                found[query_id].append(Passage(**row))
+    return dict(found)
+
+
+def seen_in_training(
+    training: Iterable[Path],
+    queries: Mapping[str, str],
+    relevant: Mapping[str, Sequence[Passage]],
+) -> tuple[set[str], set[str]]:
+    """Find the test queries that training knows.
+
+    Args:
+        training: files with training examples: query, positive.
+        queries: texts of the test queries, by id.
+        relevant: their relevant passages, by the query's id.
+
+    Returns:
+        The ids of queries whose text is a training query, and of those that have a relevant passage
+        which is a training positive.
+    """
+    by_text: defaultdict[str, set[str]] = defaultdict(set)
+    by_passage: defaultdict[str, set[str]] = defaultdict(set)
+    for query_id, text in queries.items():
+        by_text[normalise(text)].add(query_id)
+    for query_id, passages in relevant.items():
+        for passage in passages:
+            for text in {passage.content, passage.text}:
+                by_passage[normalise(text)].add(query_id)
+    by_passage.pop("", None)  # an empty passage tells nothing
+    leaked, reused = set(), set()
+    for path in training:
+        for batch in pq.ParquetFile(path).iter_batches(
+            _ROWS_AT_ONCE, columns=["query", "positive"]
+        ):
+            for query in set(batch["query"].to_pylist()):
+                leaked |= by_text.get(normalise(query), set())
+            for positive in batch["positive"].to_pylist():
+                reused |= by_passage.get(normalise(positive), set())
+    return leaked, reused

@@ -1,0 +1,196 @@
+"""Measure a way to search on queries and judgements, in memory that does not grow with the queries.
+
+The queries come in blocks, joined with their expansions by id whatever the order of the shards; the
+run is written and measured block by block.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from expandr_core.errors import DataError
+from expandr_core.evaluation.metrics import mean_metrics, score_queries
+from expandr_core.retrieval.exact import RUN
+from expandr_core.runtime.runner import Job
+
+log = logging.getLogger(__name__)
+QUERIES_AT_ONCE = 1000
+LEFT_OUT = "identical_ids"  # counts
+LEFT_OUT_RELEVANT = "identical_ids/relevant"
+_ROWS_AT_ONCE = 8192
+Search = Callable[[pa.Table, Callable[[int], None]], pa.Table]
+
+
+def measure(job: Job, search: Search) -> None:
+    """Search for all queries of the job; write run.parquet, per_query.parquet and metrics.json.
+
+    Args:
+        job: with inputs `queries` and `qrels`, and perhaps `expansions`.
+        search: returns the run of a block of queries, as `query_blocks` yields them; it may report
+            how many of them it has worked on.
+
+    Raises:
+        DataError: if a query has no expansion, or none has a relevant passage.
+    """
+    total = pq.read_metadata(job.inputs["queries"]).num_rows
+    tables = []
+    done = 0
+
+    def report(searched: int) -> None:
+        job.progress(done + searched, total, "queries")
+
+    with pq.ParquetWriter(job.out / "run.parquet", RUN, compression="zstd") as writer:
+        for block in query_blocks(job):
+            tables.append(_measure_block(job, block, search, report, writer))
+            done += len(block)
+            report(0)
+    if done != total:
+        raise DataError(
+            f"{total} queries were searched {done} times; the shards of the expansions overlap: "
+            "expand the queries again"
+        )
+    per_query = pa.concat_tables(tables).sort_by("query_id")
+    if not len(per_query):
+        raise DataError("no query has a relevant passage; there is nothing to measure")
+    pq.write_table(per_query, job.out / "per_query.parquet", compression="zstd")
+    metrics = mean_metrics(per_query) | {"queries": len(per_query)}
+    (job.out / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False))
+    job.counts |= metrics | {"queries_without_positive": total - len(per_query)}
+    log.info("nDCG@10 %.4f on %d queries", metrics["ndcg_at_10"], len(per_query))
+
+
+def count_identical_ids(job: Job, passage_ids: pa.Array | pa.ChunkedArray) -> None:
+    """Count the queries whose id a passage has too, which was left out; and the relevant ones."""
+    queries = pq.read_table(job.inputs["queries"], columns=["query_id"])
+    both = queries.filter(pc.field("query_id").isin(passage_ids))["query_id"]
+    if not len(both):
+        return
+    qrels = _rows_of(job.inputs["qrels"], both)
+    itself = pc.field("query_id") == pc.field("passage_id")
+    relevant = qrels.filter(itself & (pc.field("relevance") > 0))
+    job.counts |= {LEFT_OUT: len(both), LEFT_OUT_RELEVANT: len(relevant)}
+    log.warning("%s", identical_ids_warning(job.counts))
+
+
+def identical_ids_warning(counts: Mapping[str, float]) -> str:
+    """Say how many passages the rule about identical ids left out; empty if none.
+
+    >>> print(identical_ids_warning({"identical_ids": 3, "identical_ids/relevant": 1})[:61])
+    the passage with the query's id is left out, as in beir, of 3
+    >>> identical_ids_warning({})
+    ''
+    """
+    if not counts.get(LEFT_OUT):
+        return ""
+    return (
+        f"the passage with the query's id is left out, as in beir, of {counts[LEFT_OUT]:.0f} queries' "
+        f"results, a relevant one of {counts[LEFT_OUT_RELEVANT]:.0f}; if the ids coincide by chance, "
+        "set evaluate.identical_ids to 'keep'"
+    )
+
+
+def _measure_block(
+    job: Job,
+    block: pa.Table,
+    search: Search,
+    report: Callable[[int], None],
+    writer: pq.ParquetWriter,
+) -> pa.Table:
+    """Write the run of a block and measure it; here, so that its memory is free for the next."""
+    run = search(block, report)
+    writer.write_table(run)
+    qrels = _rows_of(job.inputs["qrels"], block["query_id"])
+    return _with_clusters(score_queries(qrels, run), block)
+
+
+def _rows_of(path: Path, query_ids: pa.ChunkedArray) -> pa.Table:
+    """Read the rows of some queries, a few rows at a time."""
+    file = pq.ParquetFile(path)
+    wanted = pc.field("query_id").isin(query_ids.unique())
+    batches = (pa.Table.from_batches([batch]) for batch in file.iter_batches(_ROWS_AT_ONCE))
+    rows = [batch.filter(wanted) for batch in batches]
+    return pa.concat_tables([file.schema_arrow.empty_table(), *rows])
+
+
+def _with_clusters(scores: pa.Table, block: pa.Table) -> pa.Table:
+    """Add the column cluster; not by Arrow's join, whose results hold twenty times their size."""
+    cluster_of = dict(zip(block["query_id"].to_pylist(), block["cluster"].to_pylist(), strict=True))
+    clusters = [cluster_of[query_id] for query_id in scores["query_id"].to_pylist()]
+    return scores.add_column(1, "cluster", pa.array(clusters, pa.string()))
+
+
+def query_blocks(job: Job) -> Iterator[pa.Table]:
+    """Yield the queries in blocks: query_id, query, cluster, and expansions (a list of texts).
+
+    Empty expansions are left out, and counted; so a query whose expansions are all empty has an
+    empty list, as every query has if the job has no input `expansions`.
+
+    Raises:
+        DataError: naming queries that have no row in the expansions.
+    """
+    columns = ["query_id", "query", "cluster"]
+    if "expansions" not in job.inputs:
+        for batch in pq.ParquetFile(job.inputs["queries"]).iter_batches(
+            QUERIES_AT_ONCE, columns=columns
+        ):
+            none = pa.array([[]] * len(batch), pa.list_(pa.string()))
+            yield pa.Table.from_batches([batch]).append_column("expansions", none)
+        return
+    _require_expansions(job)
+    job.counts |= {"empty_expansions": 0, "queries_without_expansion": 0}
+    for texts in _expansion_blocks(job):
+        queries = _rows_of(job.inputs["queries"], texts["query_id"]).select(columns)
+        if len(queries):
+            yield _join(job, queries, texts)
+
+
+def _require_expansions(job: Job) -> None:
+    """Check before any work that each query has a row."""
+    missing = pq.read_table(job.inputs["queries"], columns=["query_id"])
+    total = len(missing)
+    for folder in job.shards("expansions"):
+        ids = pq.read_table(folder / "expansions.parquet", columns=["query_id"])["query_id"]
+        missing = missing.filter(~pc.field("query_id").isin(ids.unique()))
+    if len(missing):
+        first = ", ".join(repr(query_id) for query_id in missing["query_id"][:3].to_pylist())
+        raise DataError(
+            f"{len(missing)} of {total} queries have no expansion, such as {first}; expand the "
+            "same queries that are evaluated"
+        )
+
+
+def _expansion_blocks(job: Job) -> Iterator[pa.Table]:
+    """Yield the rows of several shards together, so that each pass over the corpus serves many."""
+    tables: list[pa.Table] = []
+    queries = 0
+    for folder in job.shards("expansions"):
+        path = folder / "expansions.parquet"
+        table = pq.read_table(path, columns=["query_id", "sample", "text"])
+        tables.append(table)
+        queries += len(table["query_id"].unique())
+        if queries >= QUERIES_AT_ONCE:
+            yield pa.concat_tables(tables)
+            tables, queries = [], 0
+    if tables:
+        yield pa.concat_tables(tables)
+
+
+def _join(job: Job, queries: pa.Table, texts: pa.Table) -> pa.Table:
+    """Add to each query its expansions that are not empty, in the order of the samples."""
+    by_query: dict[str, list[str]] = {query_id: [] for query_id in queries["query_id"].to_pylist()}
+    rows = texts.sort_by([("query_id", "ascending"), ("sample", "ascending")])
+    for query_id, text in zip(rows["query_id"].to_pylist(), rows["text"].to_pylist(), strict=True):
+        if query_id not in by_query:
+            continue  # expanded, but not evaluated here
+        if text.strip():
+            by_query[query_id].append(text)
+        else:
+            job.counts["empty_expansions"] += 1
+    job.counts["queries_without_expansion"] += sum(not found for found in by_query.values())
+    column = pa.array(by_query.values(), pa.list_(pa.string()))
+    return queries.append_column("expansions", column)

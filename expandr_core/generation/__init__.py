@@ -1,0 +1,1 @@
+"""Prompts to texts: the prompts, and the engines that write."""

@@ -1,0 +1,1 @@
+"""Texts to preference pairs: rewards, the pair, and its audit."""

@@ -1,0 +1,1 @@
+"""Vectors and terms to ranked passages: exact search, and BM25."""

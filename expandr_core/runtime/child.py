@@ -1,0 +1,120 @@
+"""Run a stage in a child process: it frees all its memory by exiting, and its crash is contained."""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+from expandr_core.errors import DataError
+from expandr_core.runtime.child_protocol import Progress
+from expandr_core.runtime.device import run_device
+from expandr_core.runtime.runner import BAD_INPUT, module_of
+from expandr_core.store.artifacts import Artifact, StageSpec
+from expandr_core.store.store import Store
+
+
+def needs_child(spec: StageSpec) -> bool:
+    """Tell whether the stage runs in a process of its own."""
+    isolation = module_of(spec.stage).ISOLATION
+    if isolation == "on-gpu":
+        return run_device(spec.runtime.get("device", "auto")) != "cpu"
+    return isolation == "always"
+
+
+def run_in_child(
+    spec: StageSpec, store: Store, progress: Progress, python: str = sys.executable
+) -> Artifact:
+    """Make the artifact in a child process; whatever ends this call ends the child and its descendants.
+
+    Raises:
+        DataError: if the child found its input at fault.
+        RuntimeError: if it failed or was killed, with the last lines it wrote.
+    """
+    with tempfile.TemporaryDirectory(prefix="expandr-") as folder:
+        path = Path(folder, "spec.json")
+        path.write_text(spec.model_dump_json())
+        errors = Path(folder, "stderr")
+        with errors.open("wb") as stderr:
+            command = [
+                python,
+                "-m",
+                "expandr_core.runtime.runner",
+                str(path),
+                store.url,
+                str(store.scratch),
+            ]
+            command += [str(store.cache_bytes)] if store.cache_bytes is not None else []
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,  # nobody sees a question, so nobody may answer it
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                start_new_session=True,
+            )
+        try:
+            assert child.stdout is not None
+            result = _follow(child.stdout, progress)
+            status = child.wait()
+        finally:
+            end_tree(child)
+        if isinstance(result, Artifact):
+            return result
+        if status == BAD_INPUT:
+            raise DataError(result)
+        last = errors.read_text(errors="replace").strip()[-3000:]
+        how = (
+            f"was killed by {signal.Signals(-status).name}"
+            if status < 0
+            else f"ended with {status}"
+        )
+        raise RuntimeError(f"stage {spec.stage} ({spec.key}) {how}\n{result or ''}\n{last}".strip())
+
+
+def _follow(lines: Iterable[str], progress: Progress) -> Artifact | str | None:
+    """Forward a child's events; return its artifact, its complaint, or nothing."""
+    result: Artifact | str | None = None
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # a library printed something
+        match event:
+            case {"log": message, "level": level, "logger": name}:
+                logging.getLogger(name).log(level, "%s", message)
+            case {"progress": [done, total, unit]}:
+                progress(done, total, unit)
+            case {"artifact": artifact}:
+                result = Artifact(**artifact)
+            case {"bad_input": message}:
+                result = message
+    return result
+
+
+def end_tree(child: subprocess.Popen, patience: float = 5) -> None:
+    """End the child and all its descendants, in sessions of their own too, as torchrun's ranks are.
+
+    Args:
+        child: leader of its process group.
+        patience: seconds to end politely; then they are killed.
+    """
+    tree: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(child.pid)
+        tree = [process, *process.children(recursive=True)]
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        for process in tree:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                end(process)
+        _, tree = psutil.wait_procs(tree, patience)
+    with contextlib.suppress(ProcessLookupError):  # what outlived its parent
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()

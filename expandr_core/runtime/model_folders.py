@@ -1,0 +1,251 @@
+"""The folder of a model: which files belong to it, and what they tell before anything is loaded.
+
+Every file at its top, and in the folders of its sentence-transformers modules, belongs to a model but:
+
+- weights as pickle, and code, which would run whatever they contain;
+- weights of other libraries, and hidden files;
+- safetensors that transformers does not read: it reads model.safetensors, or without one the shards
+  that its index lists. Where both are there (a folder that was saved twice), the index is left out, so
+  that every engine reads the same weights;
+- the manifest of a store, if the folder is from there;
+- the files of an adapter beside whole weights. Training leaves them there, and when the merged model is
+  written into the same folder, transformers would add the adapter a second time.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from expandr_core.errors import DataError
+
+log = logging.getLogger(__name__)
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER, MANIFEST = "adapter_config.json", "manifest.json"
+SENTENCE_CONFIG = "config_sentence_transformers.json"
+ROUTER = "router_config.json"
+CONVERT = "python -m expandr_core.encoders.convert_weights"
+ANCHORDR = "expandr_core.anchordr.AnchorDR"  # the one module of ours that a folder may name
+PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"}
+CODE = {".py", ".pyc", ".pyd", ".so", ".dll", ".dylib", ".sh", ".bat", ".exe", ".ipynb"}
+OTHERS = {".h5", ".msgpack", ".onnx", ".gguf", ".ggml", ".ot", ".tflite", ".mlmodel"}
+LEFT_OUT = PICKLES | CODE | OTHERS
+_NO_CODE = "code that comes with a model is not run; use a model that the library itself knows"
+
+
+def model_files(folder: Path) -> list[str]:
+    """Return the files that belong to a model, relative to its folder, sorted."""
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for part in module_folders(folder)
+        for path in _files_of(part)
+        if _belongs(path)
+    )
+
+
+def module_folders(folder: Path) -> list[Path]:
+    """Return the model's folder and those of its sentence-transformers modules, routed ones too."""
+    names = {"", *(str(module.get("path", "")) for module in _modules(folder))}
+    folders = [(folder / name).resolve() for name in sorted(names)]
+    if not all(part.is_relative_to(folder.resolve()) for part in folders):
+        raise DataError(
+            f"{folder}/modules.json: a module lies outside the folder; correct its path"
+        )
+    return [folder / name for name in sorted(names) if (folder / name).is_dir()]
+
+
+def _files_of(part: Path) -> Iterator[Path]:
+    return (path for path in part.iterdir() if path.is_file() and not path.name.startswith("."))
+
+
+def _belongs(path: Path) -> bool:
+    if path.name == INDEX:
+        return not path.with_name(WEIGHTS).is_file()
+    if path.suffix.lower() == ".safetensors":
+        return path.name in _weights_of(path.parent)
+    return path.suffix.lower() not in LEFT_OUT and path.name not in (ADAPTER, MANIFEST)
+
+
+def _weights_of(part: Path) -> list[str]:
+    """Return the names of the weights that transformers reads from a folder; they may be missing."""
+    if (part / WEIGHTS).is_file():
+        return [WEIGHTS]
+    if not (part / INDEX).is_file():
+        return []
+    return sorted(set(_read_object(part / INDEX).get("weight_map", {}).values()))
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error}); get the file again") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    found = _read_json(path)
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: not a JSON object; get the file again")
+    return found
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read config.json."""
+    return _read_object(folder / "config.json")
+
+
+def _modules(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "modules.json"
+    modules = _read_json(path) if path.is_file() else []
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise DataError(f"{path}: not a list of modules; get the file again")
+    return [
+        each
+        for module in modules
+        for each in (module, *routed(folder, str(module.get("path", ""))))
+    ]
+
+
+def routed(folder: Path, path: str) -> list[dict[str, str]]:
+    """Return type and path of the modules of a router, which has one encoder for each kind of text.
+
+    Args:
+        folder: the model's.
+        path: of a module in it; if that is no router, it has none.
+    """
+    for name in (ROUTER, "config.json"):  # the latter is what older versions wrote
+        config = folder / path / name
+        found = _read_json(config) if config.is_file() else None
+        if isinstance(found, dict) and isinstance(found.get("types"), dict):
+            return [
+                {"type": str(kind), "path": f"{path}/{name}".strip("/")}
+                for name, kind in found["types"].items()
+            ]
+    return []
+
+
+def check_folder(folder: Path) -> None:
+    """Check what can be told from the files alone, and say which weights are left out.
+
+    Raises:
+        DataError: if it is no model folder, brings code of its own, has no safetensors weights, or
+            nothing tells whether these have an adapter folded in.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; correct the model")
+    if not (folder / "modules.json").is_file() and not (folder / "config.json").is_file():
+        if (folder / ADAPTER).exists():
+            raise DataError(
+                f"{folder}: an adapter, not a model; merge it into its base model first"
+            )
+        raise DataError(
+            f"{folder}: no config.json, so not a model; name the folder that save_pretrained wrote"
+        )
+    _check_code(folder)
+    for part in module_folders(folder):
+        _check_adapter(part)
+        _check_files(folder, part)
+    _check_weights(folder)
+
+
+def _check_code(folder: Path) -> None:
+    """Refuse what names code of its own, or what the libraries would replace as they do not run it."""
+    types = [str(module.get("type", "")) for module in _modules(folder)]
+    for name in types:
+        if not name.startswith("sentence_transformers.") and types != [ANCHORDR]:
+            raise DataError(f"{folder / 'modules.json'}: module type {name!r}; {_NO_CODE}")
+    for part in module_folders(folder):
+        for path in sorted(part.glob("*.json")):
+            try:
+                content = json.loads(path.read_bytes())
+            except ValueError:
+                continue  # whoever needs the file says so
+            if _names_code(content):
+                raise DataError(f"{path}: auto_map names code of its own; {_NO_CODE}")
+            activation = content.get("activation_function") if isinstance(content, dict) else None
+            if activation and "." in activation and not activation.startswith("torch."):
+                raise DataError(
+                    f"{path}: activation_function is {activation!r}, in whose place "
+                    f"sentence-transformers would take another; {_NO_CODE}"
+                )
+    config = folder / SENTENCE_CONFIG
+    kind = _read_object(config).get("model_type") if config.is_file() else None
+    if kind not in (None, "SentenceTransformer"):
+        raise DataError(
+            f"{config}: model_type is {kind!r}, whose modules sentence-transformers would replace by "
+            "others; name a model that SentenceTransformer.save wrote"
+        )
+
+
+def _names_code(content: Any) -> bool:
+    """Tell whether there is an auto_map anywhere; as a token of a vocabulary it has a number."""
+    if isinstance(content, dict):
+        number = isinstance(content.get("auto_map", 0), int | float)
+        return not number or any(_names_code(each) for each in content.values())
+    return isinstance(content, list) and any(_names_code(each) for each in content)
+
+
+def _check_adapter(part: Path) -> None:
+    path = part / ADAPTER
+    if not path.is_file():
+        return
+    if not _weights_of(part) or not (part / "config.json").is_file():
+        raise DataError(f"{part}: an adapter, not a model; merge it into its base model first")
+    base = _read_object(path).get("base_model_name_or_path")
+    if isinstance(base, str) and Path(base).is_dir() and Path(base).samefile(part):
+        raise DataError(
+            f"{path}: the adapter is of the weights beside it, and nothing tells whether these have "
+            "it folded in already; write the merged model into a folder of its own, or, if they "
+            f"have it, remove {ADAPTER}"
+        )
+    log.warning(
+        "%s: %s is taken as it is, for a merged model; the adapter beside it is left out (of %s)",
+        part,
+        ", ".join(_weights_of(part)[:1]),
+        base or "a model that it does not name",
+    )
+
+
+def _check_files(folder: Path, part: Path) -> None:
+    names = _weights_of(part)
+    pickles = [
+        path.name
+        for path in sorted(part.iterdir())
+        if path.suffix in PICKLES and "model" in path.name
+    ]
+    if pickles and not names:
+        raise DataError(
+            f"{part}: the weights are pickle only ({pickles[0]}), which can run any code; "
+            f"convert them with `{CONVERT} {folder}`, or use a revision with {WEIGHTS}"
+        )
+    for name in names:
+        if Path(name).name != name or not (part / name).is_file():
+            raise DataError(f"{part / name} is missing; {INDEX} lists it; get it again")
+    if names == [WEIGHTS] and (part / INDEX).is_file():
+        log.warning("%s: %s is taken, and the shards that %s lists are not", part, WEIGHTS, INDEX)
+    config = part / "config.json"
+    explicit = _read_object(config).get("transformers_weights") if config.is_file() else None
+    if explicit not in (None, WEIGHTS, INDEX) or (explicit == INDEX and names == [WEIGHTS]):
+        raise DataError(
+            f"{config}: transformers_weights names {explicit}, which vLLM would not read; rename the "
+            f"weights to {WEIGHTS} and remove that line"
+        )
+
+
+def _check_weights(folder: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    weights = [folder / name for name in model_files(folder) if name.endswith(".safetensors")]
+    if not weights:
+        raise DataError(
+            f"{folder}: no weights; a {WEIGHTS} is needed. From the hub, weights as pickle "
+            "(pytorch_model.bin) are not taken: get these with `hf download NAME --local-dir FOLDER`, "
+            f"convert them with `{CONVERT} FOLDER`, and name the folder"
+        )
+    for path in weights:
+        try:
+            with safe_open(path, "np"):
+                pass
+        except SafetensorError as error:
+            raise DataError(f"{path}: damaged ({error}); get the file again") from error

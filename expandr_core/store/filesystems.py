@@ -1,0 +1,157 @@
+"""File systems: a local folder or `s3://`, opened the same way everywhere."""
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from expandr_core.errors import DataError
+
+log = logging.getLogger(__name__)
+
+
+def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Open the file system of a folder or URL; return it with the path in it.
+
+    Raises:
+        DataError: if the URL carries credentials, which would end up in manifests and logs.
+    """
+    if re.match(r"^[a-z0-9]+://[^/]*@", url):
+        raise DataError(
+            "a URL must not carry credentials; put them into the environment "
+            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or a credentials file"
+        )
+    if url.startswith("s3://"):
+        from expandr_core.store.s3 import S3  # slow to import
+
+        return S3(), url.removeprefix("s3://").rstrip("/")
+    if "://" not in url:  # a path as it is: `::` in it chains nothing
+        return LocalFileSystem(), str(Path(url).expanduser().absolute()).rstrip("/")
+    filesystem, path = fsspec.core.url_to_fs(url)
+    return filesystem, path.rstrip("/")
+
+
+def kind_of(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
+    """Return "file", "directory" or, only if nothing is there, "".
+
+    fsspec's own `exists`, `isfile` and `isdir` also take an unreachable server for "not there".
+    """
+    try:
+        return filesystem.info(path)["type"]
+    except FileNotFoundError:
+        return ""
+
+
+SCRATCH_REMEDY = (
+    "free some space there (`expandr gc`), name another scratch folder, or give the read cache a "
+    "lower limit"
+)
+STORE_REMEDY = "free some space there (`expandr gc --delete`), or move the store to a larger disk"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NAMED = ": the disk is full"
+
+
+@contextlib.contextmanager
+def naming_a_full_disk(folder: Path, remedy: str = SCRATCH_REMEDY) -> Iterator[None]:
+    """Where a disk is full, say which and what to do; one that is named already stays as it is."""
+    try:
+        yield
+    except OSError as error:
+        # shutil.Error, of a whole folder, tells only in words why each file could not be copied
+        texts = str(error) if isinstance(error, shutil.Error) else ""
+        found = [code for code in _FULL if code == error.errno or os.strerror(code) in texts]
+        if not found or _NAMED in str(error):
+            raise
+        raise OSError(found[0], f"{folder}{_NAMED} ({error}); {remedy}") from error
+
+
+def replace_folder(folder: Path, target: Path) -> None:
+    """Move a folder to its place, at once or not at all; what is there goes.
+
+    Raises:
+        OSError: naming the disk if it is full; nothing partial stays, and the former folder does.
+    """
+    beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    former = beside.with_name(f"{beside.name}.former")
+    try:
+        with naming_a_full_disk(target.parent, STORE_REMEDY):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _move(folder, beside)
+            with contextlib.suppress(FileNotFoundError):
+                target.rename(former)
+            beside.rename(target)
+    except BaseException:
+        if former.is_dir() and not target.exists():
+            former.rename(target)
+        if not folder.exists() and beside.exists():
+            _move(beside, folder)  # who made it can try again
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    if former.is_symlink():  # what it leads to is not ours
+        former.unlink()
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def _move(folder: Path, target: Path) -> None:
+    """Move a folder, to another disk as well."""
+    try:
+        folder.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.copytree(folder, target)
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def flock(path: Path, wait: bool = True) -> Iterator[bool]:
+    """Lock a file among the processes of this machine; yield False if others have it.
+
+    The operating system frees it when its holder dies.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not wait:
+                    yield False
+                    return
+                log.info("%s is being made by another process; waiting for it", path.name)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if _is_at(path, os.fstat(file.fileno())):
+                try:
+                    yield True
+                finally:
+                    path.unlink()  # who waits for this file finds that it is gone, and begins anew
+                return
+
+
+def _is_at(path: Path, stat: os.stat_result) -> bool:
+    """Tell whether the file is still there: its holder removes it when another waits for it."""
+    try:
+        return os.path.samestat(stat, path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def partial_file(target: Path) -> Iterator[Path]:
+    """Yield a path beside the target to write to; it is renamed to it if nothing fails."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.partial-{uuid.uuid4().hex}")
+    try:
+        yield partial
+        partial.rename(target)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,306 @@
+"""Garbage collection: find what no kept run needs, and what dead work left behind.
+
+An artifact is kept if a kept run used it, or if it is young, and with it everything that its lineage
+names (inputs and shards, up to the data). Nothing younger than the limit goes, and nothing that the
+note of a run names which went on since then, or whose step may still run. So a run that goes on keeps
+what it made and what it found. A record or note that is not understood stops everything.
+"""
+
+import contextlib
+import functools
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from expandr_core.store.download_cache import last_change, size_of
+from expandr_core.store.filesystems import flock
+from expandr_core.store.manifests import MANIFEST, DamagedArtifact, is_key
+from expandr_core.store.run_records import NOTES, needs_of, read_record
+from expandr_core.store.store import Store
+
+log = logging.getLogger(__name__)
+_AT_ONCE = 32
+_LONGEST_STEP = timedelta(hours=48)  # after which a step ends by itself; see tasks/stage.py
+Files = dict[str, tuple[int, datetime]]  # size and time of the last change by path
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Something that nobody needs.
+
+    Attributes:
+        kind: what it is, for people.
+        name: which it is.
+        size: in bytes.
+        changed: when it changed last.
+        remove: removes it, unless somebody has begun to use it; tells whether it is gone.
+    """
+
+    kind: str
+    name: str
+    size: int
+    changed: datetime
+    remove: Callable[[], bool] = field(repr=False)
+
+
+def find_garbage(store: Store, keep_runs: int | None, before: datetime) -> list[Garbage]:
+    """Return what may go, in the order in which it should.
+
+    Args:
+        store: where to look; of scratch folders only this machine's is seen.
+        keep_runs: how many of the latest runs to keep; None for all.
+        before: nothing that changed later goes.
+
+    Raises:
+        DataError: if a run's record cannot be read, since what it needs is not known then.
+    """
+    runs = _list(store, "runs")
+    names = sorted(path.removesuffix(".json") for path in runs if path.endswith(".json"))
+    latest = names if keep_runs is None else names[len(names) - min(keep_runs, len(names)) :]
+    kept = [name for name in names if name in latest or runs[f"{name}.json"][1] >= before]
+    artifacts: dict[str, Files] = {}
+    for path, facts in _list(store, "artifacts").items():
+        key, _, rest = path.partition("/")
+        artifacts.setdefault(key, {})[rest] = facts
+    needed = {key for name in kept for key in _needs(store, "runs", name)[0]}
+    notes = _list(store, NOTES)
+    noted = _noted(store, notes, before)
+    needed |= {key for keys in noted.values() for key in keys}
+    needed |= {
+        key
+        for key, files in artifacts.items()
+        if MANIFEST in files and files[MANIFEST][1] >= before
+    }
+    needed = _with_lineage(store, needed)
+    dropped = {f"{name}.json" for name in names} - {f"{name}.json" for name in kept}
+    found = [
+        Garbage("run", path, *runs[path], _remover(store, "runs", path))
+        for path in runs
+        if path in dropped or (path.startswith(".") and runs[path][1] < before)
+    ]
+    found += [
+        Garbage("run that did not end", path, *notes[path], _remover(store, NOTES, path))
+        for path in notes
+        if notes[path][1] < before and path not in noted
+    ]
+    found += sorted(_artifacts(store, artifacts, needed, before), key=lambda each: each.changed)[
+        ::-1
+    ]
+    if not store.is_local:
+        found += _remote_rest(store, before)
+    return found + list(_scratch(store, before))
+
+
+def remove_garbage(found: list[Garbage]) -> list[str]:
+    """Remove what was found, several at a time; return for each why it is still there, or ""."""
+
+    def remove(each: Garbage) -> str:
+        try:
+            return "" if each.remove() else "somebody uses it, or has made it again"
+        except FileNotFoundError:  # another was faster
+            return ""
+        except OSError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(remove, found))
+
+
+def _list(store: Store, folder: str) -> Files:
+    """Return all files below a folder of the store; only a missing folder has none."""
+    root = f"{store.root}/{folder}"
+    if not store.is_local:
+        found: Any = store.filesystem.find(root, detail=True)
+        return {
+            path.removeprefix(f"{root}/"): (info["size"], info["LastModified"])
+            for path, info in found.items()
+        }
+    files = {}
+    for directory, _, names in os.walk(root, onerror=_unless_missing):
+        for path in (Path(directory, name) for name in names):
+            with contextlib.suppress(FileNotFoundError):  # a run goes on
+                stat = path.stat()
+                changed = datetime.fromtimestamp(stat.st_mtime, UTC)
+                files[path.relative_to(root).as_posix()] = stat.st_size, changed
+    return files
+
+
+def _unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _needs(store: Store, folder: str, name: str) -> tuple[set[str], str]:
+    """Return the keys that a record or a note names, which must be understood, and its state."""
+    record = read_record(store.filesystem, f"{store.root}/{folder}", name)
+    needs_of(record, f"{store.root}/{folder}/{name}.json")
+    return set(_keys_in(record)), str(record.get("state", ""))
+
+
+def _noted(store: Store, notes: Files, before: datetime) -> dict[str, set[str]]:
+    """Return what runs need, by note, that went on since then or whose present step may still run."""
+    may_run = datetime.now(UTC) - _LONGEST_STEP
+    found = {}
+    for path, (_, changed) in notes.items():
+        if path.startswith(".") or not path.endswith(".json") or changed < min(before, may_run):
+            continue
+        name = path.removesuffix(".json")
+        with contextlib.suppress(FileNotFoundError):  # it has a record by now
+            needs, state = _needs(store, NOTES, name)
+            if changed >= before or state not in ("failed", "interrupted"):
+                found[path] = needs
+    return found
+
+
+@functools.lru_cache(maxsize=1)
+def _found_since(
+    store: Store, notes: tuple[tuple[str, tuple[int, datetime]], ...], before: datetime
+) -> set[str]:
+    """Return what runs need that have gone on while garbage was collected, with its lineage."""
+    noted = _noted(store, dict(notes), before)
+    return _with_lineage(store, {key for keys in noted.values() for key in keys})
+
+
+def _keys_in(value: Any) -> Iterator[str]:
+    """Yield the keys of all artifacts that a record or a manifest names."""
+    if isinstance(value, dict):
+        if isinstance(value.get("key"), str) and "digest" in value:
+            yield value["key"]
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from _keys_in(each)
+
+
+def _with_lineage(store: Store, keys: Iterable[str]) -> set[str]:
+    """Add all artifacts that these were made of, and those of which these were made."""
+
+    def below(key: str) -> list[str]:
+        try:
+            manifest = store.manifest(key)
+        except FileNotFoundError:
+            return []
+        except DamagedArtifact as damage:
+            log.warning("%s; what it was made of is kept only if others need it", damage)
+            return []
+        return list(_keys_in(manifest))
+
+    found, new = set(), set(keys)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        while new:
+            found |= new
+            new = {key for keys in pool.map(below, new) for key in keys} - found
+    return found
+
+
+def _artifacts(
+    store: Store, artifacts: dict[str, Files], needed: set[str], before: datetime
+) -> Iterator[Garbage]:
+    for key, files in artifacts.items():
+        if not is_key(key) and not (key.startswith(".") and "" not in files):
+            continue  # a file or folder that is not ours
+        size = sum(bytes_ for bytes_, _ in files.values())
+        changed = max(time for _, time in files.values())
+        remove = partial(_remove_artifact, store, key, MANIFEST in files, before)
+        if MANIFEST not in files:
+            if changed < before:
+                yield Garbage("unfinished artifact", key, size, changed, remove)
+        elif key not in needed:
+            yield Garbage("artifact", key, size, files[MANIFEST][1], remove)
+        elif not store.is_local:
+            yield from _replaced(store, key, files, before)
+
+
+def _remove_artifact(store: Store, key: str, finished: bool, before: datetime) -> bool:
+    """Remove an artifact unless it was made, or made again, since it was found, or is in use."""
+    notes = tuple(sorted(_list(store, NOTES).items()))
+    if notes and key in _found_since(store, notes, before):
+        return False
+    with flock(store.scratch / "locks" / key, wait=False) as free:
+        files = _list(store, f"artifacts/{key}")
+        if (
+            not free
+            or (MANIFEST in files) != finished
+            or any(time >= before for _, time in files.values())
+        ):
+            return False
+        if is_key(key):
+            store.remove(key)
+        else:  # what a kill left beside them
+            store.filesystem.rm(f"{store.root}/artifacts/{key}", recursive=True)
+        return True
+
+
+def _replaced(store: Store, key: str, files: Files, before: datetime) -> Iterator[Garbage]:
+    """Yield the files of an artifact that was made again with other bytes."""
+    if len({path.partition("/")[0] for path in files}) <= 2:  # the manifest and one folder
+        return
+    with contextlib.suppress(FileNotFoundError, DamagedArtifact):
+        folder = store.manifest(key)["digest"][:12]
+        for path, (size, changed) in files.items():
+            if path != MANIFEST and not path.startswith(f"{folder}/") and changed < before:
+                name = f"{key}/{path}"
+                yield Garbage(
+                    "replaced file", name, size, changed, _remover(store, "artifacts", name)
+                )
+
+
+def _remover(store: Store, folder: str, name: str) -> Callable[[], bool]:
+    return partial(_done, store.filesystem.rm_file, f"{store.root}/{folder}/{name}")
+
+
+def _done(call: Callable[..., object], *arguments: Any) -> bool:
+    """Call what raises an error if it fails; return True."""
+    call(*arguments)
+    return True
+
+
+def _remote_rest(store: Store, before: datetime) -> Iterator[Garbage]:
+    """Yield leases that nobody holds, and large files of which only some parts arrived."""
+    for path, (size, changed) in _list(store, "locks").items():
+        if changed < before:
+            yield Garbage("lease", path, size, changed, _remover(store, "locks", path))
+    filesystem: Any = store.filesystem
+    bucket, _, prefix = store.root.partition("/")
+    for upload in filesystem.list_multipart_uploads(bucket):
+        path, started = upload["Key"], upload["Initiated"]
+        if f"{bucket}/{path}".startswith(f"{store.root}/") and started < before:
+            name = path.removeprefix(f"{prefix}/")
+            remove = partial(_done, filesystem.abort_mpu, bucket, path, upload["UploadId"])
+            yield Garbage("parts of a file", name, 0, started, remove)
+
+
+def _scratch(store: Store, before: datetime) -> Iterator[Garbage]:
+    """Yield what work left on this machine that nobody goes on with, and downloads long unused."""
+    for path in sorted((store.scratch / "work").glob("*")):
+        changed = datetime.fromtimestamp(last_change(path), UTC)
+        if changed < before:
+            remove = partial(_remove_work, store, path)
+            yield Garbage("unfinished work", path.name, size_of(path), changed, remove)
+    for path in sorted((store.scratch / "tensorboard").glob("*")):
+        changed = datetime.fromtimestamp(last_change(path), UTC)
+        if changed < before:
+            remove = partial(_done, shutil.rmtree, path)
+            yield Garbage("curves of a training", path.name, size_of(path), changed, remove)
+    if store.is_local:
+        return
+    for path in sorted(path for path in store.cache.folder.glob("*") if path.is_dir()):
+        used = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        if used < before:
+            remove = partial(store.cache.remove, path.name)
+            yield Garbage("download", path.name, size_of(path), used, remove)
+
+
+def _remove_work(store: Store, path: Path) -> bool:
+    """Remove the work on a key, unless a process of this machine holds it."""
+    with flock(store.scratch / "locks" / path.name, wait=False) as free:
+        if free:
+            shutil.rmtree(path)
+        return free

@@ -1,0 +1,204 @@
+"""Leases: of workers that share no disk, one makes an artifact and the others wait for it.
+
+A lease is a small object in the store, made only if there is none. Its holder rewrites it every few
+seconds; a waiter takes it over when it has not changed for long enough *by the waiter's own clock*, so
+no two clocks are compared, and a holder that dies hangs nobody. Time in which the store cannot be
+reached does not count against the holder. A lease from the waiter's own scratch folder is free at once:
+who waits has locked the key in that folder, so the holder is dead.
+
+A lease spares work and does not protect anything: a holder that was taken for dead goes on, and both
+commit the same artifact, which is whole either way. So where a server does not hold to the conditions of
+a write there are no leases: nobody waits, and workers that need the same artifact at once each make it.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fsspec import AbstractFileSystem
+
+from expandr_core.store.s3 import is_unknown, was_refused
+
+log = logging.getLogger(__name__)
+REFRESH = 10.0  # seconds between two signs of life of a holder
+STALE = 60.0  # seconds without one, after which its lease is free
+FIRST_POLL, LONGEST_POLL = 1.0, 5.0  # seconds
+
+
+class Leases:
+    """The leases that one process holds in a folder of the store."""
+
+    def __init__(self, filesystem: AbstractFileSystem, folder: str, scratch: Path):
+        """Prepare; nothing is written yet."""
+        self._filesystem, self._folder = filesystem, folder
+        self._holder = {
+            "holder": secrets.token_hex(8),
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "scratch": str(scratch),
+        }
+        self._signs = 0
+        self._held: dict[str, str] = {}  # ETag by path
+        self._lock = threading.Lock()
+        self._refresher: threading.Thread | None = None
+        self._lacking: list[str] | None = None  # not asked yet
+
+    def lacking(self) -> list[str]:
+        """Try the conditional writes on an object of our own, once; say what the server does not do.
+
+        It cannot be told so whether a server stays true to them when many write at the same moment.
+        """
+        if self._lacking is None:
+            path, lacking = f"{self._folder}/.probe-{self._holder['holder']}", []
+            try:
+                created = self._try(path, mode="create")
+                if not created or self._try(path, mode="create") is not None:
+                    lacking.append("If-None-Match: *")
+                etag = created or self._write(path) or ""
+                if not self._try(path, IfMatch=etag) or self._try(path, IfMatch=etag) is not None:
+                    lacking.append("If-Match")
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    self._filesystem.rm_file(path)
+            self._lacking = lacking
+        return self._lacking
+
+    def _try(self, path: str, **condition: str) -> str | None:
+        """Write under a condition; return the ETag, None if refused, "" if the server knows none."""
+        try:
+            return self._write(path, **condition)
+        except OSError as error:
+            if not is_unknown(error):
+                raise
+            return ""
+
+    @contextlib.contextmanager
+    def hold(self, key: str) -> Iterator[None]:
+        """Wait for the lease of a key, hold it, and give it back; go on at once if there are none."""
+        asked = self._lacking is not None
+        if self.lacking():
+            if not asked:
+                log.warning("%s", no_leases(self.lacking()))
+            yield
+            return
+        path = f"{self._folder}/{key}"
+        etag = self._write(path, mode="create") or self._wait(path, key)
+        with self._lock:
+            self._held[path] = etag
+            if self._refresher is None:
+                self._refresher = threading.Thread(target=self._refresh, name="leases", daemon=True)
+                self._refresher.start()
+        try:
+            yield
+        finally:
+            self._release(path)
+
+    def _wait(self, path: str, key: str) -> str:
+        """Return the ETag of the lease once it is ours."""
+        seen, unchanged, poll, before = "", 0.0, FIRST_POLL, time.monotonic()
+        while True:
+            etag, holder = self._read(path)
+            now = time.monotonic()
+            if etag != seen:
+                seen, unchanged = etag, 0.0
+            elif now - before < REFRESH:  # otherwise the store was away, for the holder too
+                unchanged += now - before
+            before = now
+            if not etag:
+                taken = self._write(path, mode="create")
+            elif self._is_dead(holder) or unchanged >= STALE:
+                taken = self._write(path, IfMatch=etag)
+            else:
+                taken = None
+            if taken:
+                if etag and holder != self._holder:
+                    log.warning("%s: %s gave no sign of life; taking over", key, _name(holder))
+                return taken
+            if poll == FIRST_POLL and etag:
+                log.info("%s is being made by %s; waiting for it", key, _name(holder))
+            time.sleep(poll)
+            poll = min(1.5 * poll, LONGEST_POLL)
+
+    def _is_dead(self, holder: dict) -> bool:
+        """Tell whether the holder worked in our scratch folder, whose lock we have."""
+        return all(holder.get(name) == self._holder[name] for name in ("host", "scratch"))
+
+    def _read(self, path: str) -> tuple[str, dict]:
+        """Return the ETag and the holder of a lease; ("", {}) if there is none."""
+        try:
+            etag = self._filesystem.info(path)["ETag"]
+            content = json.loads(self._filesystem.cat_file(path))
+        except FileNotFoundError:
+            return "", {}
+        return etag, {name: content.get(name) for name in self._holder}
+
+    def _write(self, path: str, **condition: str) -> str | None:
+        """Write a sign of life; return its ETag, or None if the condition does not hold."""
+        self._signs += 1
+        content = json.dumps(self._holder | {"sign": self._signs}).encode()
+        try:
+            answer: Any = self._filesystem.pipe_file(path, content, **condition)
+            return answer["ETag"]
+        except OSError as error:
+            if was_refused(error):
+                return None
+            raise
+
+    def _refresh(self) -> None:
+        while True:
+            time.sleep(REFRESH)
+            with self._lock:
+                if not self._held:
+                    self._refresher = None
+                    return
+                held = list(self._held)
+            for path in held:
+                with self._lock:
+                    if path in self._held:
+                        self._sign(path)
+
+    def _sign(self, path: str) -> None:
+        try:
+            etag = self._write(path, IfMatch=self._held[path])
+            if not etag:  # an answer was lost, or another took it
+                etag, holder = self._read(path)
+                if holder != self._holder:
+                    del self._held[path]
+                    log.warning("%s: taken over by %s; both go on", path, _name(holder))
+                    return
+            self._held[path] = etag
+        except OSError as error:
+            log.warning("%s: the lease could not be renewed (%s); the work goes on", path, error)
+
+    def _release(self, path: str) -> None:
+        with self._lock:
+            if not self._held.pop(path, None):
+                return
+            try:
+                if self._read(path)[1] == self._holder:
+                    self._filesystem.rm_file(path)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                log.warning("%s: the lease is left to run out (%s)", path, error)
+
+
+def no_leases(lacking: list[str]) -> str:
+    """Say what follows from what a server lacks."""
+    return (
+        f"the S3 server does not hold to {' and '.join(lacking)} of a PUT, so there are no leases: "
+        "workers that need the same artifact at the same time each make it. The result is the same; "
+        "infra/README.md names servers that do"
+    )
+
+
+def _name(holder: dict) -> str:
+    return f"process {holder.get('process')} on {holder.get('host')}"

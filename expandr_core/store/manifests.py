@@ -1,0 +1,192 @@
+"""The manifest of an artifact: how it is written, sealed, and read again.
+
+What is written is checked as strictly as what is read: whoever can seal a manifest must not be able to
+lead a reader out of the artifact's folder, or in a circle.
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal, NoReturn
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    FiniteFloat,
+    NonNegativeInt,
+    StringConstraints,
+    ValidationError,
+)
+
+from expandr_core.errors import DataError
+from expandr_core.store.artifacts import Artifact, content_digest
+
+MANIFEST = "manifest.json"
+SEAL = "manifest_sha256"  # of the rest of the manifest
+_KEY = r"[a-z0-9_]+-[0-9a-f]{20}"
+
+
+class DamagedArtifact(Exception):
+    """An artifact whose files do not match its manifest."""
+
+
+def is_key(text: str) -> bool:
+    """Tell whether a text is the key of an artifact; nothing else names a folder of the store.
+
+    >>> is_key("expand-0123456789abcdef0123"), is_key("../expand-0123456789abcdef0123")
+    (True, False)
+    """
+    return re.fullmatch(_KEY, text) is not None
+
+
+def _inside(path: str) -> str:
+    """Return the path of a file if it cannot lead out of the artifact's folder."""
+    parts = PurePosixPath(path).parts
+    if not parts or parts[0] == "/" or ".." in parts or "/".join(parts) != path:
+        raise ValueError("no relative path inside the artifact")
+    if path == MANIFEST or re.search(r"[\\\x00-\x1f\x7f\ud800-\udfff]", path):
+        raise ValueError("no name for a file of an artifact")
+    return path
+
+
+# `$` would also match before a line break at the end
+_Key = Annotated[str, StringConstraints(pattern=rf"\A{_KEY}\z")]
+_Path = Annotated[str, AfterValidator(_inside)]
+_Digest = Annotated[str, StringConstraints(pattern=r"\A[0-9a-f]{64}\z")]
+
+
+class _File(BaseModel):
+    path: _Path
+    size: NonNegativeInt
+    sha256: _Digest
+    etag: str | None = None
+
+
+class _Reference(BaseModel):
+    key: _Key
+    digest: _Digest
+    path: Literal[""] | _Path = ""
+    files: dict[_Path, str] = {}
+    counts: dict[str, FiniteFloat] = {}
+
+
+class _Manifest(BaseModel):
+    key: _Key
+    digest: _Digest
+    files: list[_File]
+    counts: dict[str, FiniteFloat]
+    parts: list[_Reference]
+    inputs: dict[str, _Reference] = {}
+    sources: dict[str, str] = {}
+    options: dict[str, Any] = {}
+    seconds: FiniteFloat = 0
+    created: str = ""
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe_files(folder: Path) -> list[dict[str, Any]]:
+    """Return path, size and SHA-256 of every file below a folder, in the order of their names."""
+    return [
+        {
+            "path": path.relative_to(folder).as_posix(),
+            "size": path.stat().st_size,
+            "sha256": sha256_of(path),
+        }
+        for path in sorted(path for path in folder.rglob("*") if path.is_file())
+    ]
+
+
+def sealed(manifest: dict[str, Any]) -> str:
+    """Return the text of a manifest, with the digest of its content.
+
+    Raises:
+        DataError: if it could not be read again: a number that is not finite, a file's name that no
+            artifact can have.
+    """
+    key = manifest["key"]
+    try:
+        manifest = json.loads(json.dumps(manifest, default=str))
+        _check(manifest, key)
+        return json.dumps(manifest | {SEAL: _seal(manifest)}, indent=1, ensure_ascii=False)
+    except (ValueError, DamagedArtifact) as error:
+        raise DataError(f"{key} cannot be kept: {error}") from error
+
+
+def unsealed(content: str | bytes, key: str) -> dict[str, Any]:
+    """Read the manifest of an artifact: the one place that decides what is damage.
+
+    Raises:
+        DamagedArtifact: if it is not what was written, or nothing that an artifact can be.
+    """
+    try:
+        manifest = json.loads(content, parse_constant=_refuse)
+        seal = manifest.pop(SEAL, None) if isinstance(manifest, dict) else None
+        intact = seal is not None and seal == _seal(manifest)
+    except (ValueError, RecursionError) as error:
+        raise DamagedArtifact(f"{key}: the manifest is not JSON ({error})") from error
+    if not intact:
+        raise DamagedArtifact(f"{key}: the manifest has changed since it was written")
+    _check(manifest, key)
+    return manifest
+
+
+def _check(manifest: dict[str, Any], key: str) -> None:
+    """Refuse what cannot be an artifact."""
+    try:
+        found = _Manifest.model_validate(manifest)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DamagedArtifact(f"{key}: the manifest's {where!r}: {first['msg']}") from error
+    if found.key != key:
+        raise DamagedArtifact(f"{key}: the manifest is that of {found.key}")
+    files = {file.path: file.sha256 for file in found.files}
+    if len(files) < len(found.files):
+        raise DamagedArtifact(f"{key}: the manifest names a file twice")
+    if not files and not found.parts:
+        raise DamagedArtifact(f"{key}: the manifest names no file")
+    parts = [Artifact(key=part.key, digest=part.digest) for part in found.parts]
+    if found.digest != content_digest(files, parts):
+        raise DamagedArtifact(f"{key}: the manifest's digest is not that of its files and parts")
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a number that JSON has")
+
+
+def flow_run_of(manifest: dict[str, Any]) -> str:
+    """Return the id of the Prefect flow run that an artifact was made for; empty if for none."""
+    runtime = manifest.get("runtime")
+    return str(runtime.get("prefect_flow_run", "")) if isinstance(runtime, dict) else ""
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    text = json.dumps(manifest, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def fact(manifest: dict[str, Any], name: str) -> Any:
+    """Return what a manifest tells besides its files: how the artifact came to be.
+
+    Raises:
+        DamagedArtifact: if it does not tell.
+    """
+    if name not in manifest:
+        raise DamagedArtifact(f"{manifest['key']}: the manifest lacks {name!r}")
+    return manifest[name]
+
+
+def reference(manifest: dict[str, Any]) -> Artifact:
+    """Return the reference to a manifest's artifact."""
+    return Artifact(
+        key=manifest["key"],
+        digest=manifest["digest"],
+        files={file["path"]: file["sha256"] for file in manifest["files"]},
+        counts=manifest["counts"],
+    )

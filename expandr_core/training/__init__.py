@@ -1,0 +1,1 @@
+"""DPO of the language model, and contrastive training of the retriever."""

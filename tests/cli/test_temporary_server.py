@@ -1,0 +1,121 @@
+"""Prefect's server of one command: it is started again if it dies, and gone when the command is."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from prefect.logging import disable_run_logger
+
+from deployments.connection import asked_of
+from expandr_cli.temporary_server import TemporaryServer, begun
+from expandr_core.errors import DataError
+from tasks.progress import only_shown, progress
+
+ROOT = Path(__file__).parents[2]
+COMMAND = """
+import os, sys
+from expandr_cli.temporary_server import TemporaryServer, begun
+
+def warn(message):
+    print(message, flush=True)
+
+server = TemporaryServer(dict(os.environ), warn)
+print(server.process.pid, server.url, flush=True)
+sys.stdin.read()
+"""
+
+
+def environment(home: Path) -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if "PREFECT" not in name}
+    settings = {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    return own | settings | {"PYTHONPATH": str(ROOT)}
+
+
+def test_a_server_that_dies_is_replaced_and_a_killed_command_takes_it_along(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", COMMAND],
+        env=environment(tmp_path),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as command:
+        try:
+            assert command.stdout is not None
+            number, url = command.stdout.readline().split()
+            first = psutil.Process(int(number))
+            assert os.getsid(first.pid) == first.pid  # Ctrl-C in the terminal does not reach it
+            first.kill()
+            warning = command.stdout.readline()
+            assert warning.startswith("Prefect's temporary server died (status -9); another one")
+            assert httpx.get(f"{url}/health", timeout=120).is_success
+            [second] = psutil.Process(command.pid).children()
+        finally:
+            command.send_signal(signal.SIGKILL)
+    second.wait(30)
+    port = int(url.split(":")[-1].partition("/")[0])
+    with socket.socket() as asking:
+        assert asking.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_a_server_that_does_not_start_is_one_sentence(tmp_path):
+    broken = {"PYTHONHOME": str(tmp_path)}
+    with pytest.raises(DataError, match=r"does not start \(.*encodings.*PREFECT_HOME") as error:
+        TemporaryServer(broken, print)
+    assert "\n" not in str(error.value)
+
+
+def test_work_goes_on_where_prefect_cannot_show_it():
+    with disable_run_logger(), only_shown("the report"):
+        raise httpx.ConnectError("refused")
+
+
+def test_progress_that_cannot_be_shown_is_tried_once_a_stage(monkeypatch):
+    tries = []
+
+    def refused(**_: object) -> None:
+        tries.append(1)
+        raise httpx.ConnectError("refused")
+
+    monkeypatch.setattr("tasks.progress.create_progress_artifact", refused)
+    with disable_run_logger(), progress("train") as report:
+        for done in (0, 5, 5):
+            report(done, 5, "steps")
+    assert tries == [1]
+
+
+def test_only_errors_of_prefects_server_are_told_as_such():
+    url = "http://127.0.0.1:4200/api"
+    errors = [
+        httpx.ConnectError("refused", request=httpx.Request("GET", address))
+        for address in (f"{url}/flow_runs", "https://huggingface.co/api/models")
+    ]
+    assert [asked_of(url, error) for error in errors] == [True, False]
+    assert not asked_of(url, httpx.ConnectError("refused"))
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "asked"),
+    [
+        ("/flow_runs/", 409, 4),
+        ("/flows/", 409, 4),
+        ("/flow_runs/", 404, 1),
+        ("/artifacts/", 409, 1),
+    ],
+)
+def test_a_conflict_about_a_run_that_has_not_begun_is_asked_again(path, status, asked):
+    request = httpx.Request("POST", f"http://127.0.0.1:4200/api{path}")
+    tries = []
+
+    def flow() -> None:
+        tries.append(path)
+        raise httpx.HTTPStatusError("", request=request, response=httpx.Response(status))
+
+    with pytest.raises(httpx.HTTPStatusError):
+        begun(flow)
+    assert len(tries) == asked

@@ -1,0 +1,252 @@
+"""The stage expand: rows and counts, shards that stay, and a kill that costs one shard at most."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from evaluation_world import put
+from store_keys import full
+
+from expandr_core.errors import DataError
+from expandr_core.options import SamplingOptions
+from expandr_core.runtime.runner import count_shards, make_spec, run_part, run_stage
+from expandr_core.stages import expand
+from expandr_core.store.artifacts import Artifact, StageSpec
+from expandr_core.store.store import MANIFEST, Store
+
+SAMPLING = SamplingOptions(
+    samples=4, sampling_temperatures=(0.8, 1.2), top_p=0.95, max_new_tokens=12
+)
+QUERIES = {f"q{number:02}": f"why is thing {number} grey?" for number in range(16)}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+def put_llm(store: Store, llm_folder: Path) -> Artifact:
+    found = store.lookup(full("tiny_llm-1"))
+    folder = store.scratch / "llm"
+    return found or store.commit(
+        full("tiny_llm-1"), shutil.copytree(llm_folder, folder), [], {"counts": {}}
+    )
+
+
+def put_queries(store: Store, queries: dict[str, str], positives: dict[str, list[str]] = {}):  # noqa: B006
+    """Write a row for each positive of each query, in the given order."""
+    rows = [
+        {"query_id": id_, "query": query, "positive_id": f"p{place}", "positive": positive}
+        for id_, query in queries.items()
+        for place, positive in enumerate(positives.get(id_, ["text of a passage"]))
+    ]
+    key = f"prepare-{len(store.keys('prepare'))}"
+    return put(store, key, {"preference.parquet": pa.Table.from_pylist(rows)}).at(
+        "preference.parquet"
+    )
+
+
+def specified(
+    store: Store, llm_folder: Path, queries: Artifact, seed: int = 0, **options
+) -> StageSpec:
+    settings = {
+        "prompt": "q2d",
+        "sampling": SAMPLING,
+        "max_prompt_tokens": 300,
+        "queries_per_shard": 4,
+    }
+    inputs = {"llm": put_llm(store, llm_folder), "queries": queries}
+    return make_spec(
+        "expand", expand.OPTIONS(**(settings | options)), inputs, seed=seed, device="cpu"
+    )
+
+
+@pytest.fixture
+def expanded(store, llm_folder):
+    """Return a function that expands queries; it returns the artifact and all rows."""
+
+    def run(queries: dict[str, str], positives: dict[str, list[str]] = {}, **options):  # noqa: B006
+        spec = specified(store, llm_folder, put_queries(store, queries, positives), **options)
+        made = run_stage(spec, store, lambda done, total, unit: None)
+        return made, rows_of(store, made)
+
+    return run
+
+
+def rows_of(store: Store, artifact: Artifact) -> list[dict]:
+    parts = [store.local(part) / "expansions.parquet" for part in store.parts(artifact)]
+    return [row for path in parts for row in pq.read_table(path).to_pylist()]
+
+
+def by_id(rows: list[dict]) -> dict[tuple[str, int], str]:
+    return {(row["query_id"], row["sample"]): row["text"] for row in rows}
+
+
+# Rows
+
+
+def test_every_query_has_its_samples_in_order(store, expanded):
+    made, rows = expanded(QUERIES)
+    for part in store.parts(made):
+        table = pq.read_table(store.local(part) / "expansions.parquet")
+        assert table.schema.equals(expand.SCHEMA)
+        order = [(row["query_id"], row["sample"]) for row in table.to_pylist()]
+        assert order == sorted(order)
+    assert sorted(by_id(rows)) == [(id_, sample) for id_ in QUERIES for sample in range(4)]
+    temperatures = [round(row["sampling_temperature"], 3) for row in rows[:4]]
+    assert temperatures == [0.8, 0.8, 1.2, 1.2]
+    assert {row["finish_reason"] for row in rows} <= {"stop", "length"}
+    assert made.counts["texts"] == len(rows) == 64
+    assert made.counts["queries"] == 16
+    assert made.counts["tokens"] == sum(row["tokens"] for row in rows)
+    assert made.counts["truncated"] == sum(row["finish_reason"] == "length" for row in rows)
+    assert len({row["text"] for row in rows}) > 60
+
+
+def test_a_query_with_several_positives_is_expanded_once(expanded):
+    one, _ = expanded(QUERIES)
+    several, rows = expanded(QUERIES, {id_: ["one", "two"] for id_ in QUERIES})
+    assert len(rows) == 64
+    assert several.counts["queries"] == 16 == one.counts["queries"]
+
+
+def test_the_order_of_the_queries_changes_nothing(expanded):
+    made, _ = expanded(QUERIES)
+    again, _ = expanded(dict(reversed(QUERIES.items())))
+    assert again.key != made.key
+    assert again.digest == made.digest
+
+
+def test_texts_do_not_depend_on_how_the_queries_are_cut(expanded):
+    _, rows = expanded(QUERIES)
+    _, cut = expanded(QUERIES, queries_per_shard=16)
+    _, batched = expanded(QUERIES, sampling=SAMPLING.model_copy(update={"batch_size": 8}))
+    assert by_id(cut) == by_id(rows) == by_id(batched)
+
+
+def test_another_seed_and_another_prompt_write_other_texts(expanded):
+    _, rows = expanded(QUERIES)
+    for other in (expanded(QUERIES, seed=1), expanded(QUERIES, prompt="q2e")):
+        same = [text == by_id(rows)[id_] for id_, text in by_id(other[1]).items()]
+        assert sum(same) < 4
+
+
+def test_only_the_answer_reads_the_passage(expanded):
+    passages = {id_: ["another passage altogether"] for id_ in QUERIES}
+    for prompt in ("q2d", "q2a"):
+        plain, other = (
+            by_id(expanded(QUERIES, given, prompt=prompt)[1]) for given in ({}, passages)
+        )
+        assert (plain == other) == (prompt == "q2d")
+
+
+def test_a_prompt_without_room_is_the_input_s_fault(expanded):
+    with pytest.raises(DataError, match="max_prompt_tokens"):
+        expanded(QUERIES, max_prompt_tokens=10)
+
+
+# Shards
+
+
+def test_a_changed_query_changes_its_own_shard_only(store, expanded):
+    made, rows = expanded(QUERIES)
+    before = {part.key: part for part in store.parts(made)}
+    assert len(before) >= 3
+    for changed in (
+        QUERIES | {"q07": "what else?"},
+        {k: QUERIES[k] for k in QUERIES if k != "q07"},
+    ):
+        other, others_rows = expanded(changed)
+        after = {part.key: part for part in store.parts(other)}
+        assert len(after.keys() - before.keys()) == 1
+        assert len(before.keys() - after.keys()) == 1
+        unchanged = {id_: text for id_, text in by_id(rows).items() if id_[0] != "q07"}
+        assert unchanged.items() <= by_id(others_rows).items()
+
+
+def test_shards_that_are_there_are_not_written_again(store, expanded):
+    made, _ = expanded(QUERIES)
+    times = written(store)
+    shutil.rmtree(Path(store.root, "artifacts", made.key))
+    lost = store.parts(expanded(QUERIES)[0])[1].key
+    assert {key: times[key] for key in times if "_shard-" in key}.items() <= written(store).items()
+
+    shutil.rmtree(Path(store.root, "artifacts", lost))
+    again, _ = expanded(QUERIES)
+    assert again.digest == made.digest
+    after = written(store)
+    assert [key for key in times if "_shard-" in key and after[key] != times[key]] == [lost]
+
+
+def written(store: Store) -> dict[str, int]:
+    """Tell when each artifact was written."""
+    manifests = Path(store.root, "artifacts").glob(f"*/{MANIFEST}")
+    return {path.parent.name: path.stat().st_mtime_ns for path in manifests}
+
+
+def test_a_killed_stage_writes_one_shard_again_at_most(llm_folder, tmp_path):
+    """Kill -9 the program once its first shard is there, and start it again."""
+    queries = {f"q{number:02}": f"why is thing {number} grey?" for number in range(24)}
+    sampling = SAMPLING.model_copy(update={"max_new_tokens": 60})
+    stores = [Store(str(tmp_path / name)) for name in ("killed", "whole")]
+    specs = [
+        specified(
+            store, llm_folder, put_queries(store, queries), sampling=sampling, queries_per_shard=4
+        )
+        for store in stores
+    ]
+    path = tmp_path / "spec.json"
+    path.write_text(specs[0].model_dump_json())
+    command = [sys.executable, "-m", "expandr_core.runtime.runner", str(path), stores[0].url]
+    child = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not stores[0].keys("expand_shard"):
+        assert child.poll() is None and time.monotonic() < deadline, "no shard came"
+        time.sleep(0.005)
+    os.killpg(child.pid, signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    assert stores[0].lookup(specs[0].key) is None
+    before = {key: time_ for key, time_ in written(stores[0]).items() if "_shard" in key}
+
+    assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
+    resumed = stores[0].lookup(specs[0].key)
+    assert resumed is not None
+    whole = run_stage(specs[1], stores[1], lambda done, total, unit: None)
+    assert resumed.digest == whole.digest
+    assert 0 < len(before) < len(stores[0].parts(resumed))
+    assert before.items() <= written(stores[0]).items()  # what was there was not written again
+    assert not list((stores[0].scratch / "work").glob("expand*"))
+
+
+def test_the_first_shards_alone_are_those_of_the_whole(store, llm_folder, expanded):
+    made, _ = expanded(QUERIES)
+    shards = store.parts(made)
+    queries = store.manifest(made.key)["inputs"]["queries"]
+    spec = specified(store, llm_folder, Artifact(**queries))
+    spec = spec.model_copy(update={"first_shards": 2})
+    assert count_shards(spec, store) == 2
+    times = written(store)
+    limited = run_stage(spec, store, lambda done, total, unit: None)
+    assert store.parts(limited) == shards[:2]
+    assert {key: time_ for key, time_ in written(store).items() if key != limited.key} == times
+    assert limited.counts["queries"] + limited.counts["left_out/queries"] == 16
+    assert limited.counts["texts"] + limited.counts["left_out/texts"] == 64
+    assert limited.counts["left_out/texts"] == sum(part.counts["texts"] for part in shards[2:])
+
+
+@pytest.mark.parametrize(("first_shards", "part"), [(0, (0, 2)), (0, (1, 2)), (2, (0, 1))])
+def test_progress_ends_with_all_texts_and_never_beyond(store, llm_folder, first_shards, part):
+    queries = put_queries(store, QUERIES, {"q00": ["one passage", "another", "a third"]})
+    spec = specified(store, llm_folder, queries).model_copy(update={"first_shards": first_shards})
+    reports: list[tuple[int, int]] = []
+    run_part(spec, store, lambda done, total, unit: reports.append((done, total)), part)
+    written = [store.manifest(key)["counts"]["texts"] for key in store.keys("expand_shard")]
+    assert len({total for _, total in reports}) == 1
+    assert max(reports) == reports[-1] == (sum(written), sum(written))

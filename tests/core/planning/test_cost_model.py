@@ -1,0 +1,210 @@
+"""Throughputs fitted to steps of known cost, and what a stage's artifact will count."""
+
+import pyarrow as pa
+import pytest
+from evaluation_world import put
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from expandr_core.errors import DataError
+from expandr_core.planning.cost_model import (
+    Rates,
+    StageRates,
+    Step,
+    fit,
+    last_of_each,
+    predicted,
+    rates_of,
+)
+from expandr_core.planning.volumes import predicted_counts, volume
+from expandr_core.store.artifacts import Artifact, StageSpec
+from expandr_core.store.store import Store
+
+
+def step(
+    stage: str, volume: dict[str, float], seconds: float, start: float | None = None, **counts
+):
+    options = {"prompt": "q2d"}
+    return Step(stage, stage, counts, volume, seconds, 10.0, options, start)
+
+
+def cost(rates: StageRates, volume: dict[str, float]) -> float:
+    return rates.start_seconds + sum(
+        volume[name] / throughput for name, throughput in rates.per_second.items()
+    )
+
+
+# Fitting
+
+
+@settings(deadline=None)  # the first fit imports scipy
+@given(
+    start=st.floats(0, 100),
+    each=st.floats(0.001, 1),
+    sizes=st.lists(st.integers(10, 10_000), min_size=1, max_size=9),
+)
+def test_a_cost_that_is_linear_is_found_if_the_sizes_differ_enough(start, each, sizes):
+    sizes += [2 * max(sizes)]
+    steps = [step("reward", {"candidates": size}, start + each * size) for size in sizes]
+    for size in (min(sizes), 100 * max(sizes)):
+        found = cost(fit("reward", steps), {"candidates": size})
+        assert found == pytest.approx(start + each * size, rel=1e-6)
+
+
+def test_steps_of_about_one_size_are_put_down_to_it():
+    steps = [step("reward", {"candidates": size}, 5.0) for size in (100, 150)]
+    found = fit("reward", steps)
+    assert cost(found, {"candidates": 1000}) == pytest.approx(1000 * 10 / 250)
+
+
+def test_two_volumes_are_told_apart():
+    prompts, tokens = 0.05, 0.001
+    steps = [
+        step("expand", {"prompts": p, "tokens": t}, 2 + prompts * p + tokens * t)
+        for p, t in ((16, 500), (16, 4000), (64, 2000), (64, 16_000))
+    ]
+    found = fit("expand", steps)
+    assert found.start_seconds == pytest.approx(2)
+    assert found.per_second == pytest.approx({"prompts": 20, "tokens": 1000})
+
+
+def test_a_start_that_was_measured_is_not_guessed():
+    steps = [step("dpo", {"pairs": 100}, 30, start=10), step("dpo", {"pairs": 120}, 36, start=12)]
+    found = fit("dpo", steps)
+    assert found.start_seconds == pytest.approx(11)
+    assert found.per_second["pairs"] == pytest.approx(5)
+
+
+def test_where_no_throughput_can_be_told_the_largest_step_bounds_it():
+    steps = [step("encode", {"passages": 100}, 2.0), step("encode", {"passages": 400}, 0.8)]
+    assert fit("encode", steps) == StageRates(per_second={"passages": 500}, bytes=10)
+
+
+def test_a_stage_without_volume_costs_its_mean():
+    assert fit("merge", [step("merge", {}, 4), step("merge", {}, 8)]).start_seconds == 6
+
+
+def test_texts_and_acceptance_are_averaged_over_the_steps():
+    rates = rates_of(
+        [
+            step("expand", {"prompts": 1, "tokens": 90}, 1, queries=1, texts=3, tokens=90),
+            step("expand", {"prompts": 1, "tokens": 10}, 1, queries=1, texts=1, tokens=10),
+            step("pairs", {"candidates": 3}, 1, queries=30, accepted=20),
+            step("pairs", {"candidates": 3}, 1, queries=10, accepted=10),
+        ],
+        "four steps",
+    )
+    assert rates.tokens_per_text == {"q2d": 25}
+    assert rates.accepted_share == 0.75
+    with pytest.raises(DataError, match="four steps says nothing about the stage 'merge'"):
+        rates.of("merge")
+
+
+def test_what_the_first_step_took_longer_is_put_down_to_loading():
+    def mine(queries: int, seconds: float) -> Step:
+        return step("mine", {"queries": queries}, seconds)
+
+    loading = [mine(10, 4.5), mine(10, 1.1), step("sample", {}, 3)]
+    rates = rates_of([mine(20, 2), mine(80, 8), step("merge", {}, 4)], "a process", loading)
+    assert rates.of("mine").load_seconds == pytest.approx(3.5)
+    assert rates.of("merge").load_seconds == 0
+    faster = rates_of([mine(20, 2), mine(80, 8)], "a process", [mine(10, 0.5)])
+    assert faster.of("mine").load_seconds == 0
+
+
+def test_a_lazy_step_that_another_goes_on_from_does_not_count():
+    titles = ["write candidates, round 1, first 2 of 8 shards", "choose pairs, round 1, first 2 of 8",
+              "write candidates, round 1, first 5 of 8 shards", "write candidates, round 2"]  # fmt: skip
+    steps = [Step(title, "", {}, {}, 0, 0, {}) for title in titles]
+    assert {each.title for each in last_of_each(steps)} == set(titles[1:])
+
+
+# What a stage will count
+
+
+@pytest.fixture
+def store(tmp_path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+@pytest.fixture
+def queries(store) -> Artifact:
+    """Ten queries, two of them with two positives each."""
+    ids = [*[f"q{number}" for number in range(10)], "q0", "q1"]
+    return put(store, "prepare-1", {"queries.parquet": pa.table({"query_id": ids})}).at(
+        "queries.parquet"
+    )
+
+
+def spec_of(stage: str, options: dict, first_shards: int = 0, **inputs: Artifact) -> StageSpec:
+    return StageSpec(
+        stage=stage, version=1, options=options, runtime={"options": options}, inputs=inputs,
+        first_shards=first_shards,
+    )  # fmt: skip
+
+
+def artifact(**counts: float) -> Artifact:
+    return Artifact(key="stage-1", digest="1", counts=counts)
+
+
+def test_texts_are_those_of_distinct_queries_in_the_shards_asked_for(store, queries):
+    options = {"queries_per_shard": 4, "sampling": {"samples": 8}, "prompt": "q2d"}
+    found = predicted_counts(spec_of("expand", options, queries=queries), {"q2d": 20}, 1, store)
+    assert found == {"queries": 10, "texts": 80, "tokens": 1600}
+    parts = [
+        predicted_counts(spec_of("expand", options, shards, queries=queries), {"q2d": 20}, 1, store)
+        for shards in (1, 2, 3, 4)
+    ]
+    assert [each["queries"] for each in parts] == sorted(each["queries"] for each in parts)
+    assert parts[0]["queries"] < 10 == parts[-1]["queries"]
+
+
+def test_pairs_are_the_accepted_queries_up_to_the_most(store):
+    options = {"max_pairs": 30, "dev_share": 0.1}
+    spec = spec_of("pairs", options, rewards=artifact(queries=100, candidates=800))
+    few = predicted_counts(spec, {}, 0.2, store)
+    assert few == {"queries": 100, "accepted": 20, "pairs": 20, "train": 18}
+    many = predicted_counts(spec, {}, 0.5, store)
+    assert (many["accepted"], many["pairs"]) == (50, 30)
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "inputs", "counts", "expected"),
+    [
+        ("dpo", {"epochs": 2, "batch_size": 16, "evaluation_steps": 5}, {},
+         {"train_pairs": 90, "dev_pairs": 10}, {"pairs": 180, "dev pairs": 30}),
+        ("mine", {}, {"embeddings": {"passages": 50}}, {"queries": 4},
+         {"queries": 4, "similarities": 200}),
+        ("evaluate", {}, {"embeddings": {"passages": 50}, "expansions": {"texts": 12}},
+         {"queries": 4}, {"texts": 16, "similarities": 200}),
+        ("train_retriever", {}, {}, {"rows": 60}, {"rows": 60, "expanded rows": 0}),
+        ("train_retriever", {}, {"expansions": {}}, {"rows": 60}, {"rows": 60, "expanded rows": 60}),
+        ("compare", {}, {"before": {"queries": 4}, "after": {"queries": 4}}, {},
+         {"systems": 2, "results": 8}),
+        ("tiny_llm", {"steps": 5, "batch_size": 3}, {}, {}, {"texts": 15}),
+        ("merge", {}, {}, {}, {}),
+    ],
+)  # fmt: skip
+def test_what_the_time_of_a_stage_depends_on(store, stage, options, inputs, counts, expected):
+    given_inputs = {role: artifact(**own) for role, own in inputs.items()}
+    assert volume(stage, options, given_inputs, counts, store) == expected
+
+
+def test_a_step_costs_its_start_and_its_volumes(store, queries):
+    options = {"queries_per_shard": 4, "sampling": {"samples": 8}, "prompt": "q2d"}
+    rates = Rates(
+        source="a file",
+        stages={
+            "expand": StageRates(
+                start_seconds=5, load_seconds=3, per_second={"tokens": 400}, bytes=2
+            )
+        },
+        tokens_per_text={"q2d": 20},
+    )
+    spec = spec_of("expand", options, queries=queries)
+    found = predicted("write", spec, rates, store)
+    assert (found.seconds, found.bytes) == (5 + 1600 / 400, 3200)
+    assert predicted("write", spec, rates, store, first=True).seconds == 3 + found.seconds
+    answers = spec_of("expand", options | {"prompt": "q2a"}, queries=queries)
+    with pytest.raises(DataError, match=r"a file does not say how many tokens.*'q2a'"):
+        predicted("write", answers, rates, store)

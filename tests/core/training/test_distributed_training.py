@@ -1,0 +1,188 @@
+"""Training in several processes: the same numbers as in one, and the same bytes after kills."""
+
+import logging
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import rank_programs as programs
+import retriever_world as world
+import torch
+from safetensors.torch import load_file
+
+from expandr_core.options import EncodingOptions
+from expandr_core.runtime.child import run_in_child
+from expandr_core.runtime.runner import make_spec
+from expandr_core.stages import train_retriever
+from expandr_core.stages.train_retriever import Task
+from expandr_core.store.artifacts import Artifact
+from expandr_core.store.store import Store, sha256_of
+from expandr_core.training.distributed import launch
+
+EXAMPLES = [
+    world.example(thing, [other for other in world.THINGS if other != thing][: number % 4])
+    for number, thing in enumerate(world.THINGS)
+]
+EXPANSIONS = [
+    (f"q{i}{j}", sample, f"tech{(i, j)[sample]}" if i + j != 5 else "")
+    for i, j in world.THINGS
+    for sample in (0, 1)
+]
+SETTINGS: dict[str, Any] = {
+    "learning_rate": 0.001,
+    "epochs": 2,  # of two passes: 112 rows
+    "batch_size": 32,
+    "hard_negatives": 2,
+    "expansions_per_query": 2,
+    "encoding": EncodingOptions(max_tokens=32),
+    "expansion_weight": 0.5,
+    "contrastive_temperature": 0.1,
+    "precision": "float32",
+}
+CASES: dict[str, dict[str, Any]] = {
+    "even": {},
+    "a process without a row": {"batch_size": 37},  # 112 is three times 37 and one
+    "shares of unequal size, little kept": {"batch_size": 33, "mini_batch_size": 4},
+    "dev part": {"dev_share": 0.3, "evaluation_steps": 2},
+}
+
+
+INTERRUPTED = {"epochs": 6, "batch_size": 16, "mini_batch_size": 8, "dev_share": 0.3}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The inputs as files, with a retriever without dropout."""
+    folder = tmp_path_factory.mktemp("inputs")
+    world.write_rows(folder / "retriever.parquet", EXAMPLES, world.EXAMPLES)
+    rows = [dict(zip(world.EXPANSIONS.names, row, strict=True)) for row in EXPANSIONS]
+    world.write_rows(folder / "expansions.parquet", rows, world.EXPANSIONS)
+    world.save_bert(folder / "model", dropout=0.0)
+    world.save_bert(folder / "model-with-dropout")
+    return folder
+
+
+def task(folder: Path, name: str, **options: Any) -> Task:
+    work = folder / name
+    (work / "out").mkdir(parents=True)
+    (work / "checkpoints").mkdir()
+    return Task(
+        examples=folder / "retriever.parquet",
+        mined=None,
+        expansions=[folder],
+        retriever=folder / "model",
+        checkpoints=work / "checkpoints",
+        checkpoint=None,
+        out=work / "out",
+        options=train_retriever.OPTIONS(**(SETTINGS | options)),
+        seed=0,
+    )
+
+
+@pytest.fixture(scope="module")
+def outcomes(folder: Path) -> dict[str, tuple[dict, Path]]:
+    """Counts and model of each case, trained in two processes."""
+    tasks = [task(folder, f"two, {name}", **options) for name, options in CASES.items()]
+    uninterrupted = task(folder, "two, uninterrupted", **INTERRUPTED)
+    tasks.append(replace(uninterrupted, retriever=folder / "model-with-dropout"))
+    before = [signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)]
+    counts = launch(programs.train_all, 2, tasks)
+    for name, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+        signal.signal(name, handler)
+    found = zip([*CASES, "uninterrupted"], counts, tasks, strict=True)
+    return {name: (count, task.out) for name, count, task in found}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_train_as_one_does(folder, outcomes, name):
+    alone = task(folder, f"one, {name}", **(CASES[name] | {"mini_batch_size": 1000}))
+    counts = train_retriever.train(alone, "cpu", lambda *_: None)
+    others, out = outcomes[name]
+    assert others == pytest.approx(counts, abs=1e-4)  # they are rounded to four places
+    logs = [pq.read_table(each / "training_log.parquet") for each in (alone.out, out)]
+    for column in ("loss", "dev_ndcg_at_10"):
+        found, expected = (log[column].to_pandas().to_numpy() for log in logs)
+        assert found == pytest.approx(expected, abs=1e-5, nan_ok=True)
+    weights = [load_file(each / "model.safetensors") for each in (alone.out, out)]
+    torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=1e-5)
+    start = load_file(folder / "model" / "model.safetensors")
+    moved = max((start[name] - weights[0][name]).abs().max().item() for name in start)
+    assert moved > 1e-3  # a hundred times what they may differ by
+
+
+def ranks_of(process: psutil.Process) -> list[psutil.Process]:
+    return [
+        child
+        for child in process.children(recursive=True)
+        if any("spawn_main" in part for part in child.cmdline())
+    ]
+
+
+def test_kills_leave_no_process_and_do_not_change_the_bytes(folder, outcomes, tmp_path, caplog):
+    """Kill -9 the stage, then one of two processes, then let the stage finish."""
+    store = Store(str(tmp_path / "store"))
+    inputs: dict[str, Artifact] = {
+        "retriever": world.put(store, "import-model", folder / "model-with-dropout"),
+        "examples": world.put_examples(store, "prepare-examples", EXAMPLES),
+        "expansions": world.put_expansions(store, "expand-all", EXPANSIONS),
+    }
+    runtime = {"processes": 2, "checkpoint_steps": 1}
+    options = train_retriever.OPTIONS(**(SETTINGS | INTERRUPTED | runtime))
+    spec = make_spec("train_retriever", options, inputs, device="cpu")
+    checkpoints = store.scratch / "work" / spec.key / "checkpoints"
+    (tmp_path / "spec.json").write_text(spec.model_dump_json())
+    command = [
+        sys.executable,
+        "-m",
+        "expandr_core.runtime.runner",
+        str(tmp_path / "spec.json"),
+        store.url,
+    ]
+    stage = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(checkpoints, "checkpoint-[2-9].pt")  # old ones go
+    ranks = ranks_of(stage)
+    assert len(ranks) == 2
+    stage.kill()
+    stage.wait()
+    assert not psutil.wait_procs(ranks, timeout=120)[1]
+
+    def kill_second_rank() -> None:
+        wait_for(checkpoints, "checkpoint-1[0-9].pt")
+        ranks_of(psutil.Process())[1].kill()
+
+    killer = threading.Thread(target=kill_second_rank)
+    killer.start()
+    with pytest.raises(RuntimeError, match=r"process \d failed"):
+        run_in_child(spec, store, lambda *_: None)
+    killer.join()
+    assert not ranks_of(psutil.Process())
+
+    seen: list[tuple[int, int, str]] = []
+    with caplog.at_level(logging.INFO, "expandr_core"):
+        artifact = run_in_child(spec, store, lambda *done: seen.append(done))
+    assert "going on from checkpoint-1" in caplog.text
+    counts, out = outcomes["uninterrupted"]
+    assert seen[-1] == (counts["steps"], counts["steps"], "steps")
+    assert artifact.counts == counts
+    files = {name: sha256 for name, sha256 in artifact.files.items() if name != "expansion.json"}
+    assert files == digests(out)  # that one is the stage's, not the training's
+
+
+def wait_for(folder: Path, pattern: str) -> None:
+    deadline = time.monotonic() + 300
+    while not list(folder.glob(pattern)):
+        assert time.monotonic() < deadline, f"no {pattern} came"
+        time.sleep(0.005)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
