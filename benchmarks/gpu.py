@@ -228,7 +228,7 @@ def measure_dpo(shape: Shape, chip: Chip, llm: Path, folder: Path) -> None:
             epochs=1,
         )
         own = folder / str(number)
-        task = dpo.Task(
+        task = dpo_trainer.Task(
             llm, None, folder / "pairs", own, None, own / "events", own / "out", options, 0
         )
         name = f"{at_once} at once, {'' if checkpointing else 'no '}checkpointing"

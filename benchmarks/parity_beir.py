@@ -20,11 +20,11 @@ from beir.retrieval.evaluation import EvaluateRetrieval
 from beir.retrieval.models import SentenceBERT
 from beir.retrieval.search.dense import DenseRetrievalExactSearch
 
-from expandr_core.encoders.folders import model_source
 from expandr_core.evaluation.metrics import METRICS, TITLES, mean_metrics, score_queries
 from expandr_core.options import DataOptions, EncodingOptions
 from expandr_core.retrieval.exact import RUN
 from expandr_core.runtime.child_protocol import throttled
+from expandr_core.runtime.model_source import model_source
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages import encode, evaluate, evaluate_bm25, import_model, prepare
 from expandr_core.store.artifacts import Artifact

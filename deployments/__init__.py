@@ -6,7 +6,7 @@
     forms.py         the forms of deployments in the UI
     apply.py         deployments and their schedules
     automations.py   what becomes of dead and stuck runs, and who is told
-    deploy.py        all of it: `expandr deploy`, or `python -m deployments`
+    deploy.py        all of it: `expandr deploy`
 
 One rule for deploying again: what the code says follows the code, and what people set in the UI stays:
 pauses, a pool's limit and job template, a deployment's parameters and job variables, when a schedule

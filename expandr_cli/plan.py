@@ -46,10 +46,10 @@ def plan(
     """
     with complaints("The same command goes on from what was finished"):
         from expandr_cli.preflight import check_run
-        from expandr_cli.show import find_run
         from expandr_cli.temporary_server import begun, prefect_server
         from expandr_core.planning.cost_model import measured
         from flows.plan import plan as plan_flow
+        from flows.run import find_run
         from tasks.stage import open_store
 
         run = find_run(open_store(absolute(store)), run_name) if run_name else None

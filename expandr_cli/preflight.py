@@ -3,8 +3,7 @@
 import uuid
 
 from expandr_core.data.catalog import find_datasets
-from expandr_core.encoders.folders import first_line
-from expandr_core.errors import DataError, naming
+from expandr_core.errors import DataError, first_line, naming
 from expandr_core.options import JointLoopOptions
 from expandr_core.stages import prepare
 from flows.model_pairs import MeasuredModels, find_pairs

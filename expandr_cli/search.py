@@ -7,13 +7,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from expandr_cli.show import find_run
 from expandr_core.errors import DataError
 from expandr_core.runtime.runner import find, make_spec, run_stage
 from expandr_core.stages import encode as encode_stage
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
-from flows.run import Summary
+from flows.run import Summary, find_run
 from tasks.stage import open_store
 
 

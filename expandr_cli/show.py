@@ -5,7 +5,6 @@ import os
 import shlex
 from typing import Any
 
-from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -16,29 +15,10 @@ from expandr_core.errors import DataError
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.manifests import DamagedArtifact, fact
 from expandr_core.store.store import Store
-from flows.run import Summary
+from flows.run import Summary, find_run
 from tasks.stage import open_store
 
 HEADLINES = ("bm25", "query", "untrained", "aligned-1", "control")
-
-
-def find_run(store: Store, name: str) -> Summary | None:
-    """Find a run by the beginning of its name, or the latest; None if there is none.
-
-    Raises:
-        DataError: if a version with other options recorded it.
-    """
-    loops = [record for record in store.records() if "kind" not in record]  # others are suites
-    latest = name in ("latest", "")
-    records = [record for record in loops if latest or record["name"].startswith(name)]
-    try:
-        return Summary(**records[-1]) if records else None
-    except ValidationError as error:
-        field = ".".join(map(str, error.errors()[0]["loc"]))
-        raise DataError(
-            f"run {records[-1]['name']} was recorded by a version with other options ({field}); use "
-            "that version, or run it again: artifacts that did not change are found"
-        ) from error
 
 
 def print_summary(out: Console, store: Store, run: Summary) -> None:

@@ -25,3 +25,8 @@ def naming(option: str, *others: type[Exception]) -> Iterator[None]:
         text = str(error).strip() or type(error).__name__
         text = text if isinstance(error, DataError) else text.splitlines()[0]
         raise DataError(text if option in text else f"{option}: {text}") from error
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or else its name."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -4,11 +4,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from expandr_cli.show import find_run
 from expandr_core.errors import DataError
 from expandr_core.options import JointLoopOptions, Options
 from expandr_core.store.artifacts import Artifact
-from flows.run import Summary
+from flows.run import Summary, find_run
 from tasks.models import import_models
 from tasks.stage import Workspace
 from tasks.suite import ModelPair

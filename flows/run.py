@@ -11,11 +11,12 @@ from uuid import UUID
 
 from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from expandr_core.encoders.folders import first_line
+from expandr_core.errors import DataError, first_line
 from expandr_core.options import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
+from expandr_core.store.store import Store
 from tasks.data import Data
 from tasks.stage import Workspace
 
@@ -65,6 +66,25 @@ class Summary(BaseModel):
     steps: list[tuple[str, Artifact]]
     preset: str = "none"
     tags: list[str] = []
+
+
+def find_run(store: Store, name: str) -> Summary | None:
+    """Find a run by the beginning of its name, or the latest; None if there is none.
+
+    Raises:
+        DataError: if a version with other options recorded it.
+    """
+    loops = [record for record in store.records() if "kind" not in record]  # others are suites
+    latest = name in ("latest", "")
+    records = [record for record in loops if latest or record["name"].startswith(name)]
+    try:
+        return Summary(**records[-1]) if records else None
+    except ValidationError as error:
+        field = ".".join(map(str, error.errors()[0]["loc"]))
+        raise DataError(
+            f"run {records[-1]['name']} was recorded by a version with other options ({field}); use "
+            "that version, or run it again: artifacts that did not change are found"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Set
 
-from expandr_core.encoders import folders as models
 from expandr_core.errors import DataError, naming
 from expandr_core.generation.adapters import check_targets
 from expandr_core.generation.chat_templates import chat_options, template_of
 from expandr_core.options import JointLoopOptions, RetrieverOptions
+from expandr_core.runtime.model_source import model_source
 from expandr_core.stages.import_model import LAYERS, ImportOptions
 from expandr_core.stages.tiny_llm import CHAT_TEMPLATE
 from expandr_core.stages.tiny_llm import LAYERS as TINY_LAYERS
@@ -41,7 +41,7 @@ def import_models(
         chat_options(CHAT_TEMPLATE, llm.template, llm.date)  # so that it says what is wrong
     elif "llm" in roles:
         with naming("llm.model"):
-            folder, sources = models.model_source(llm.model)
+            folder, sources = model_source(llm.model)
         chat_options(template_of(folder), llm.template, llm.date)
         with naming("llm.model"):
             resolved = ImportOptions(kind="llm", folder=str(folder))
@@ -50,7 +50,7 @@ def import_models(
 
 
 def _import_retriever(work: Workspace, retriever: RetrieverOptions) -> Artifact:
-    folder, sources = models.model_source(retriever.model)
+    folder, sources = model_source(retriever.model)
     resolved = ImportOptions(
         kind="retriever",
         folder=str(folder),

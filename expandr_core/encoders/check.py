@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from expandr_core.encoders.conventions import Similarity
 from expandr_core.encoders.encode import Encoder, Vectors
-from expandr_core.encoders.folders import first_line
-from expandr_core.errors import DataError
+from expandr_core.errors import DataError, first_line
 from expandr_core.options import EncodingOptions
 from expandr_core.runtime.finite import check_finite
 
@@ -23,8 +23,12 @@ SENTENCES = (
 LONG = "A wing moves air down, and the air moves the wing up. " * 60
 
 
-def check(folder: Path, encoding: EncodingOptions) -> None:
+def check_retriever(folder: Path, similarity: Similarity = "model") -> None:
     """Load a retriever and encode sentences, and a text that is longer than any limit.
+
+    Args:
+        folder: a model of sentence-transformers.
+        similarity: see `EncodingOptions`.
 
     Raises:
         DataError: with what is wrong and what to do.
@@ -32,7 +36,7 @@ def check(folder: Path, encoding: EncodingOptions) -> None:
     found: dict[str, Vectors] = {}
     text = ""
     try:
-        encoder = Encoder(folder, "cpu", encoding)
+        encoder = Encoder(folder, "cpu", EncodingOptions(similarity=similarity))
         check_finite(folder, encoder.model)
         sentences = [*SENTENCES, *_own_words(encoder)]
         found["queries"] = encoder.encode_queries(sentences)

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from expandr_core.encoders.conventions import Convention
-from expandr_core.encoders.folders import first_line
 from expandr_core.encoders.portable import OLD, pooling
-from expandr_core.errors import DataError
+from expandr_core.errors import DataError, first_line
 
 
 def write_modules(folder: Path, convention: Convention) -> None:

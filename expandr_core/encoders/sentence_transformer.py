@@ -9,8 +9,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from expandr_core.encoders.conventions import CONVENTIONS, Convention
-from expandr_core.encoders.folders import Similarity
+from expandr_core.encoders.conventions import CONVENTIONS, Convention, Similarity
 from expandr_core.encoders.portable import saved_modules
 from expandr_core.errors import DataError
 from expandr_core.runtime.model_folders import ANCHORDR

@@ -13,7 +13,6 @@ the adapted layers are explicit. Dropout is off, as it was in effect in the refe
 import json
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -22,16 +21,13 @@ import pyarrow.parquet as pq
 
 from expandr_core.errors import DataError
 from expandr_core.generation.chat_templates import load_tokenizer
-from expandr_core.generation.control_tokens import encode_text
-from expandr_core.generation.prompts import fitted_prompt_ids, turn_end_id
-from expandr_core.generation.thoughts import MARKERS, opened_by
+from expandr_core.generation.pair_tokens import preference_ids
 from expandr_core.options import ChatOptions, DPOOptions, Prompt, added
-from expandr_core.runtime.child_protocol import Progress
 from expandr_core.runtime.device import run_device
 from expandr_core.runtime.runner import Job
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from expandr_core.training.dpo import Task
 
 log = logging.getLogger(__name__)
 VERSION = 3
@@ -49,39 +45,12 @@ class OPTIONS(DPOOptions):
     chat: ChatOptions = added(ChatOptions())
 
 
-@dataclass(frozen=True)
-class Task:
-    """What every process of a training is given.
-
-    Attributes:
-        llm: folder of the model.
-        adapter: folder of an adapter that belongs to it, or None.
-        pairs: folder with the tokenised pairs, by part.
-        checkpoints: folder for these.
-        checkpoint: to go on from, or None.
-        events: folder for TensorBoard.
-        out: folder for the trained adapter.
-        options: the stage's.
-        seed: the run's.
-    """
-
-    llm: Path
-    adapter: Path | None
-    pairs: Path
-    checkpoints: Path
-    checkpoint: str | None
-    events: Path
-    out: Path
-    options: OPTIONS
-    seed: int
-
-
 def run(job: Job) -> None:
     """Train an adapter of `llm` on `pairs`; write it, and `training_log.json`."""
     import torch
 
     from expandr_core.training.distributed import launch
-    from expandr_core.training.dpo import Layout
+    from expandr_core.training.dpo import Layout, train, train_with_others
 
     options: OPTIONS = job.options
     device = job.spec.runtime.get("device", "auto")
@@ -90,14 +59,14 @@ def run(job: Job) -> None:
     task = prepare(job)
     alone = options.processes == 1 and options.zero == "none"
     if alone and not (on_gpu and torch.cuda.device_count() > 1):  # else the Trainer would use all
-        history = train(task, layout, job.progress)
+        history = train(task, layout, job.progress).state.log_history
     else:
         history = launch(train_with_others, options.processes, task, layout, device)
     _complete_adapter(task, job.spec.inputs["llm"].key)
     _write_log(job, history)
 
 
-def prepare(job: Job) -> Task:
+def prepare(job: Job) -> "Task":
     """Tokenise the pairs, and find the checkpoint to go on from.
 
     Raises:
@@ -105,14 +74,21 @@ def prepare(job: Job) -> Task:
             leaves no room for a text.
     """
     from expandr_core.training.checkpoints import last_checkpoint
-    from expandr_core.training.dpo import save_pairs, shares_of_batch
+    from expandr_core.training.dpo import Task, save_pairs, shares_of_batch
 
     options: OPTIONS = job.options
     shares_of_batch(options)  # before the processes are started
     tokenizer = load_tokenizer(job.inputs["llm"], options.chat)
     pairs: dict[str, list[dict[str, list[int]]]] = {"train": [], "dev": []}
     for row in pq.read_table(job.inputs["pairs"] / "pairs.parquet").to_pylist():
-        pairs[row["part"]].append(preference_ids(tokenizer, row, options))
+        ids = preference_ids(
+            tokenizer,
+            row,
+            options.prompt,
+            max_prompt_tokens=options.max_prompt_tokens,
+            max_tokens=options.max_tokens,
+        )
+        pairs[row["part"]].append(ids)
     if not pairs["train"]:
         raise DataError("no preference pair is left for training; lower preferences.dev_share")
     for part, rows in pairs.items():
@@ -138,59 +114,13 @@ def prepare(job: Job) -> Task:
     )
 
 
-def train_with_others(task: Task, layout: Any, device: str) -> list[dict[str, Any]]:
-    """Train as one of several processes; see `train`."""
-    from expandr_core.training.distributed import joined
-
-    with joined(device) as (_, report):
-        return train(task, layout, report)
-
-
-def train(task: Task, layout: Any, report: Progress) -> list[dict[str, Any]]:
-    """Train; the first process, or the only one, writes the adapter. Return the trainer's history."""
-    from expandr_core.training import dpo as dpo_trainer
-
-    return dpo_trainer.train(task, layout, report).state.log_history
-
-
-def _complete_adapter(task: Task, llm: str) -> None:
+def _complete_adapter(task: "Task", llm: str) -> None:
     """Name the model that the adapter belongs to, and add the adapter that training started from."""
     from expandr_core.generation.adapters import add, write_config
 
     if task.adapter is not None:
         add(task.adapter, task.out)
     write_config(task.out, base_model_name_or_path=llm)
-
-
-def preference_ids(
-    tokenizer: "PreTrainedTokenizerBase", row: dict[str, Any], options: OPTIONS
-) -> dict[str, list[int]]:
-    """Tokenise one pair: the prompt as in generation, the texts cut to fit, the turn's end if real.
-
-    Returns:
-        `prompt_ids`, `chosen_ids`, `rejected_ids`; the prompt and either text fit `max_tokens`.
-
-    Raises:
-        DataError: if the prompt leaves no room for a text.
-    """
-    prompt = fitted_prompt_ids(
-        tokenizer, options.prompt, row["query"], "", options.max_prompt_tokens
-    )
-    room = options.max_tokens - len(prompt)
-    if room < 1:
-        raise DataError(
-            f"query {row['query_id']!r}: its prompt has {len(prompt)} tokens and dpo.max_tokens is "
-            f"{options.max_tokens}; raise it, or lower expand.max_prompt_tokens"
-        )
-    ids = {"prompt_ids": prompt}
-    end = MARKERS.get(opened_by(tokenizer, prompt), "")  # a text comes after the thoughts
-    before = tokenizer.encode(f"\n{end}\n\n", add_special_tokens=False) if end else []
-    for side in ("chosen", "rejected"):
-        text = before + encode_text(tokenizer, row[f"{side}_text"])
-        if row[f"{side}_finish_reason"] == "stop":
-            text.append(turn_end_id(tokenizer))
-        ids[f"{side}_ids"] = text[:room]
-    return ids
 
 
 def _write_log(job: Job, history: Iterable[dict[str, Any]]) -> None:

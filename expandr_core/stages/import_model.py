@@ -1,7 +1,7 @@
 """Import: check a model from elsewhere and copy it into the store, keyed by its content.
 
 A retriever's copy says by itself how it is used (see `sentence_models`), whatever it was before. The
-specification's `sources` are the digests that `models.model_source` returns with the folder.
+specification's `sources` are the digests that `model_source` returns with the folder.
 """
 
 import shutil
@@ -10,9 +10,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from expandr_core.encoders import folders as models
 from expandr_core.errors import DataError
 from expandr_core.options import ConventionName, Options, added, runtime
+from expandr_core.runtime.model_folders import check_folder, model_files
 from expandr_core.runtime.runner import Job
 from expandr_core.store.store import sha256_of
 
@@ -42,11 +42,13 @@ def run(job: Job) -> None:
     """Copy the files of the model, and check the copy, as that is what runs; speak of the original."""
     options: ImportOptions = job.options
     folder = Path(options.folder)
-    models.check_folder(folder)
+    check_folder(folder)
     try:
         if options.kind == "llm":
             _copy(job, folder)
-            layers = models.check_llm(job.out)
+            from expandr_core.generation.check_llm import check_llm
+
+            layers = check_llm(job.out)
             job.counts |= {f"{LAYERS}{name}": count for name, count in layers.items()}
         else:
             _import_retriever(job, options, folder)
@@ -58,7 +60,7 @@ def run(job: Job) -> None:
 
 
 def _copy(job: Job, folder: Path) -> None:
-    names = models.model_files(folder)
+    names = model_files(folder)
     for done, name in enumerate(names, 1):
         target = job.out / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -75,15 +77,16 @@ def _check_digest(job: Job, original: Path, copy: Path, name: str) -> None:
 def _import_retriever(job: Job, options: ImportOptions, folder: Path) -> None:
     """Write a complete sentence-transformers model, and check it."""
     from expandr_core.encoders.anchordr_checkpoint import is_published_anchordr
+    from expandr_core.encoders.check import check_retriever
     from expandr_core.encoders.sentence_transformer import complete, save_anchordr
 
     prompts = {"query": options.query_prompt, "document": options.passage_prompt}
     if is_published_anchordr(folder):
         save_anchordr(folder, job.out, options.convention)
-        for name in models.model_files(folder):
+        for name in model_files(folder):
             _check_digest(job, folder / name, folder / name, name)
         complete(job.out, "model", "model", prompts)
     else:
         _copy(job, folder)
         complete(job.out, options.convention, options.similarity, prompts)
-    models.check_retriever(job.out, options.similarity)
+    check_retriever(job.out, options.similarity)

@@ -8,7 +8,7 @@ import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,13 +26,37 @@ from expandr_core.options import DPOOptions
 from expandr_core.runtime.child_protocol import Progress
 from expandr_core.seeding import derive_seed
 from expandr_core.training.checkpoints import FiniteCallback, ProgressCallback
-from expandr_core.training.distributed import rank
+from expandr_core.training.distributed import joined, rank
 from expandr_core.training.token_trainer import TokenTrainer
 
-if TYPE_CHECKING:
-    from expandr_core.stages.dpo import Task
-
 Zero = Literal["none", "2", "3"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every process of a training is given.
+
+    Attributes:
+        llm: folder of the model.
+        adapter: folder of an adapter that belongs to it, or None.
+        pairs: folder with the tokenised pairs, by part.
+        checkpoints: folder for these.
+        checkpoint: to go on from, or None.
+        events: folder for TensorBoard.
+        out: folder for the trained adapter.
+        options: the stage's.
+        seed: the run's.
+    """
+
+    llm: Path
+    adapter: Path | None
+    pairs: Path
+    checkpoints: Path
+    checkpoint: str | None
+    events: Path
+    out: Path
+    options: DPOOptions
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -103,7 +127,7 @@ def shares_of_batch(options: DPOOptions) -> tuple[int, int]:
     return share, at_once
 
 
-def make_trainer(task: "Task", layout: Layout, report: Progress) -> TokenTrainer:
+def make_trainer(task: Task, layout: Layout, report: Progress) -> TokenTrainer:
     """Build the trainer; it computes the reference's log-probabilities once, before the first step."""
     disable_progress_bars()
     seed = derive_seed("dpo", task.seed) % 2**32
@@ -151,7 +175,7 @@ def _remedy(options: DPOOptions) -> str:
     )
 
 
-def _arguments(task: "Task", layout: Layout, seed: int, has_dev: bool) -> DPOConfig:
+def _arguments(task: Task, layout: Layout, seed: int, has_dev: bool) -> DPOConfig:
     options = task.options
     share, device_batch = shares_of_batch(options)
     steps = options.evaluation_steps if has_dev else options.checkpoint_steps
@@ -189,7 +213,13 @@ def _arguments(task: "Task", layout: Layout, seed: int, has_dev: bool) -> DPOCon
     )
 
 
-def train(task: "Task", layout: Layout, report: Progress) -> TokenTrainer:
+def train_with_others(task: Task, layout: Layout, device: str) -> list[dict[str, Any]]:
+    """Train as one of several processes; return the trainer's history."""
+    with joined(device) as (_, report):
+        return train(task, layout, report).state.log_history
+
+
+def train(task: Task, layout: Layout, report: Progress) -> TokenTrainer:
     """Train, or go on from the last checkpoint; the first process writes the adapter.
 
     Raises:

@@ -13,7 +13,6 @@ from tiny_models import save_retriever
 from typer.testing import CliRunner
 
 from expandr_cli.main import app
-from expandr_cli.show import find_run
 from expandr_core.errors import DataError
 from expandr_core.options import (
     DataOptions,
@@ -29,6 +28,7 @@ from expandr_core.store.store import Store
 from flows.evaluate_suite import SuiteSummary, evaluate_suite
 from flows.model_pairs import MeasuredModels
 from flows.prepare import prepare
+from flows.run import find_run
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 WORDS = [

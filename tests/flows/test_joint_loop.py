@@ -18,13 +18,12 @@ from prefect import flow
 from typer.testing import CliRunner
 
 from expandr_cli.main import app
-from expandr_cli.show import find_run
 from expandr_core.errors import DataError
 from expandr_core.options import Options, PreferenceOptions
 from expandr_core.stages import dpo, merge
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import MANIFEST, Store
-from flows.run import Summary
+from flows.run import Summary, find_run
 from tasks.stage import Workspace
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

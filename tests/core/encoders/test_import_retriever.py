@@ -22,10 +22,10 @@ from expandr_core.anchordr.model import AnchorDR
 from expandr_core.encoders.conventions import CONVENTIONS
 from expandr_core.encoders.convert_weights import convert
 from expandr_core.encoders.encode import Encoder
-from expandr_core.encoders.folders import model_source
 from expandr_core.encoders.sentence_transformer import complete
 from expandr_core.errors import DataError
 from expandr_core.options import ConventionName, EncodingOptions
+from expandr_core.runtime.model_source import model_source
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages.import_model import ImportOptions
 from expandr_core.store.store import Store

@@ -14,15 +14,16 @@ from safetensors.torch import load_file, save_file
 from tiny_models import BOS, EOS, make_tokenizer
 from transformers import AutoModelForCausalLM
 
-from expandr_core.encoders.folders import check_folder, check_llm
 from expandr_core.errors import DataError
 from expandr_core.generation.adapters import check_targets, layers_to_adapt, linear_layers
+from expandr_core.generation.check_llm import check_llm
+from expandr_core.generation.llm_trial import try_llm
 from expandr_core.generation.transformers_engine import Request, TransformersGenerator
 from expandr_core.options import LoRAOptions, SamplingOptions
 from expandr_core.runtime import finite
+from expandr_core.runtime.model_folders import check_folder
 from expandr_core.stages.tiny_llm import LAYERS
 from expandr_core.stages.tiny_llm import _config as tiny_config
-from expandr_core.training.llm_trial import try_llm
 
 SMALL: dict[str, Any] = {
     "hidden_size": 32,

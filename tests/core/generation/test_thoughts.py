@@ -8,11 +8,12 @@ from store_keys import full
 from tiny_models import ASSISTANT, EOS, TEMPLATE, make_tokenizer, save_parrot
 
 from expandr_core.errors import DataError
+from expandr_core.generation.pair_tokens import preference_ids
 from expandr_core.generation.thoughts import MARKERS, remove_thoughts
 from expandr_core.generation.transformers_engine import Codec
 from expandr_core.options import ChatOptions, SamplingOptions
 from expandr_core.runtime.runner import make_spec, run_stage
-from expandr_core.stages import dpo, expand
+from expandr_core.stages import expand
 from expandr_core.store.store import Store
 
 OPENED = TEMPLATE.replace("<|assistant|>", "<|assistant|><think>\n")
@@ -121,7 +122,7 @@ def test_where_the_prompt_opens_thoughts_dpo_s_texts_come_after_their_end(tmp_pa
     row = {"query_id": "q", "query": "why?", "chosen_text": "Dust.", "rejected_text": "Ash."}
     row |= {"chosen_finish_reason": "stop", "rejected_finish_reason": "length"}
     tokenizer = made_tokenizer(OPENED)
-    ids = dpo.preference_ids(tokenizer, row, dpo.OPTIONS())
+    ids = preference_ids(tokenizer, row, "q2d", max_prompt_tokens=1024, max_tokens=1024)
     assert str(tokenizer.decode(ids["prompt_ids"])).endswith("<|assistant|><think>\n")
     assert tokenizer.decode(ids["chosen_ids"]) == "\n</think>\n\nDust.<|eos|>"
     assert tokenizer.decode(ids["rejected_ids"]) == "\n</think>\n\nAsh."

@@ -18,9 +18,10 @@ from tiny_models import save_llm
 from transformers import AutoModel, AutoModelForCausalLM
 
 from expandr_core.encoders.encode import Encoder
-from expandr_core.encoders.folders import check_folder, model_files, model_source
 from expandr_core.errors import DataError
 from expandr_core.options import EncodingOptions
+from expandr_core.runtime.model_folders import check_folder, model_files
+from expandr_core.runtime.model_source import model_source
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages.import_model import ImportOptions
 from expandr_core.store.store import Store

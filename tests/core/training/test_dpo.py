@@ -23,6 +23,7 @@ from tiny_models import EOS
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from expandr_core.errors import DataError
+from expandr_core.generation.pair_tokens import preference_ids
 from expandr_core.generation.transformers_engine import Request, TransformersGenerator
 from expandr_core.options import SamplingOptions
 from expandr_core.runtime.child import run_in_child
@@ -31,7 +32,7 @@ from expandr_core.stages import dpo, merge, pairs
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
 from expandr_core.training.checkpoints import last_checkpoint
-from expandr_core.training.dpo import Layout, make_trainer, train
+from expandr_core.training.dpo import Layout, Task, make_trainer, train
 
 LEGAL = ("LICENSE", "NOTICE.txt", "README.md")
 SETTINGS = {
@@ -86,7 +87,7 @@ def no_progress(done: int, total: int, unit: str) -> None:
 ALONE = Layout(processes=1, zero="none", on_gpu=False)
 
 
-def task_of(store: Store, inputs: dict[str, Artifact], **options: Any) -> dpo.Task:
+def task_of(store: Store, inputs: dict[str, Artifact], **options: Any) -> Task:
     spec = spec_of(inputs, **options)
     paths = {role: store.local(artifact) for role, artifact in inputs.items()}
     work = store.scratch / "job"
@@ -99,6 +100,11 @@ def trainer_of(store: Store, inputs: dict[str, Artifact], **options: Any):
 
 
 # What is trained on
+
+
+def tokens_of(tokenizer, row, max_tokens=SETTINGS["max_tokens"]):
+    limit = SETTINGS["max_prompt_tokens"]
+    return preference_ids(tokenizer, row, "q2d", max_prompt_tokens=limit, max_tokens=max_tokens)
 
 
 def test_the_prompt_is_the_one_that_generation_continues(store, llm_folder, monkeypatch):
@@ -142,8 +148,7 @@ def test_only_a_text_that_the_model_ended_is_taught_to_end(llm_folder, chosen, r
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(llm_folder)
-    options = dpo.OPTIONS(**SETTINGS)
-    ids = dpo.preference_ids(tokenizer, row(0, "train", chosen, rejected), options)
+    ids = tokens_of(tokenizer, row(0, "train", chosen, rejected))
     for side, reason in (("chosen", chosen), ("rejected", rejected)):
         text = ids[f"{side}_ids"]
         assert (text[-1] == EOS) == (reason == "stop")
@@ -155,16 +160,14 @@ def test_texts_are_cut_at_their_end_and_the_prompt_never(llm_folder):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(llm_folder)
-    whole = dpo.preference_ids(tokenizer, ROWS[0], dpo.OPTIONS(**SETTINGS))
+    whole = tokens_of(tokenizer, ROWS[0])
     room = len(whole["chosen_ids"]) - 2
-    tight = SETTINGS | {"max_tokens": len(whole["prompt_ids"]) + room}
-    cut = dpo.preference_ids(tokenizer, ROWS[0], dpo.OPTIONS(**tight))
+    cut = tokens_of(tokenizer, ROWS[0], len(whole["prompt_ids"]) + room)
     assert cut["prompt_ids"] == whole["prompt_ids"]
     assert cut["chosen_ids"] == whole["chosen_ids"][:room]
     assert EOS not in cut["chosen_ids"]
-    none = SETTINGS | {"max_tokens": len(whole["prompt_ids"])}
     with pytest.raises(DataError, match=r"'q00'.*dpo\.max_tokens"):
-        dpo.preference_ids(tokenizer, ROWS[0], dpo.OPTIONS(**none))
+        tokens_of(tokenizer, ROWS[0], len(whole["prompt_ids"]))
 
 
 def test_a_control_token_that_a_query_or_text_spells_is_plain_characters(llm_folder):
@@ -173,9 +176,7 @@ def test_a_control_token_that_a_query_or_text_spells_is_plain_characters(llm_fol
     tokenizer = AutoTokenizer.from_pretrained(llm_folder)
     spelt = "grey<|eos|><|user|>no"
     forged = row(0) | {"query": spelt, "chosen_text": spelt, "rejected_text": "<|bos|>"}
-    ids, plain = (
-        dpo.preference_ids(tokenizer, each, dpo.OPTIONS(**SETTINGS)) for each in (forged, row(0))
-    )
+    ids, plain = (tokens_of(tokenizer, each) for each in (forged, row(0)))
     for name, tokens in ids.items():
         assert [i for i in tokens if i < 5] == [i for i in plain[name] if i < 5]
     assert tokenizer.decode(ids["chosen_ids"][:-1]) == spelt

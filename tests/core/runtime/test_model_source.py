@@ -20,14 +20,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from expandr_core.encoders.folders import (
-    check_folder,
-    check_llm,
-    check_retriever,
-    model_files,
-    model_source,
-)
+from expandr_core.encoders.check import check_retriever
 from expandr_core.errors import DataError
+from expandr_core.generation.check_llm import check_llm
+from expandr_core.runtime.model_folders import check_folder, model_files
+from expandr_core.runtime.model_source import model_source
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages.import_model import ImportOptions
 from expandr_core.store.store import Store

@@ -1,63 +1,15 @@
-"""Models from elsewhere: found, and tried before any work (`model_folder` has what files tell)."""
+"""Check a language model before any work: architecture, weights, tokenizer, and a first text."""
 
 import inspect
 import logging
-import re
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
-from expandr_core.errors import DataError
-from expandr_core.runtime.model_folders import LEFT_OUT, check_folder, model_files, read_config
-from expandr_core.store.store import sha256_of
+from expandr_core.errors import DataError, first_line
+from expandr_core.runtime.model_folders import read_config
 
 log = logging.getLogger(__name__)
-Similarity = Literal["model", "cosine", "dot"]
 _UNSHARED = ("recurrent_gemma", "minimax")  # their caches cannot be taken apart by text
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-
-
-def model_source(model: str) -> tuple[Path, dict[str, str]]:
-    """Return the local folder of a model, and the SHA-256 of each file that belongs to it.
-
-    Args:
-        model: a folder, or the name of a model on the Hugging Face hub, which is downloaded.
-
-    Raises:
-        DataError: if it is neither, or cannot be used whatever it is for (see `check_folder`).
-    """
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        folder = _download(model)
-    folder = folder.absolute()
-    check_folder(folder)
-    return folder, {name: sha256_of(folder / name) for name in model_files(folder)}
-
-
-def _download(model: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    if not _HUB_NAME.fullmatch(model):
-        raise DataError(f"{model}: no such folder, and not a name on the hub; correct the model")
-    try:
-        folder = snapshot_download(
-            model,
-            ignore_patterns=[f"*{suffix}" for suffix in sorted(LEFT_OUT)]
-            + ["consolidated*", "original/*", "onnx/*", "openvino/*"],
-        )
-    except GatedRepoError as error:
-        raise DataError(
-            f"{model}: the hub gives it only to those who accepted its terms; accept them on its "
-            "page, log in with `hf auth login`, or name a local folder"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise DataError(f"{model}: neither a folder here nor a model on the hub") from error
-    except OSError as error:
-        raise DataError(
-            f"{model}: no folder here, not downloaded before, and not to be had from the hub now "
-            f"({first_line(error)}); connect to the network, or name a local folder"
-        ) from error
-    return Path(folder)
 
 
 def check_llm(folder: Path) -> dict[str, int]:
@@ -72,8 +24,8 @@ def check_llm(folder: Path) -> dict[str, int]:
     from transformers import AutoTokenizer
 
     from expandr_core.generation.adapters import linear_layers
+    from expandr_core.generation.llm_trial import try_llm
     from expandr_core.runtime.finite import check_finite
-    from expandr_core.training.llm_trial import try_llm
 
     _check_architecture(folder)
     try:
@@ -193,24 +145,3 @@ def _check_tokenizer(folder: Path, tokenizer: Any, model: Any) -> None:
         ) from error
     if max(ids) >= rows:
         raise DataError(f"{folder}: the chat template uses token {max(ids)} of {rows}; {remedy}")
-
-
-def check_retriever(folder: Path, similarity: Similarity = "model") -> None:
-    """Check that a folder works as a retriever; see `retriever_check`.
-
-    Args:
-        folder: a model of sentence-transformers.
-        similarity: see `EncodingOptions`.
-
-    Raises:
-        DataError: with what is wrong and what to do.
-    """
-    from expandr_core.encoders.check import check
-    from expandr_core.options import EncodingOptions
-
-    check(folder, EncodingOptions(similarity=similarity))
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what an error says, or else its name."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

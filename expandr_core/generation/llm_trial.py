@@ -27,8 +27,8 @@ def try_llm(folder: Path, model: Any) -> None:
     """
     from transformers import AutoTokenizer
 
+    from expandr_core.generation.pair_tokens import preference_ids
     from expandr_core.generation.prompts import fitted_prompt_ids
-    from expandr_core.stages.dpo import OPTIONS, preference_ids
 
     tokenizer = AutoTokenizer.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False
@@ -38,7 +38,7 @@ def try_llm(folder: Path, model: Any) -> None:
         row |= {f"{side}_text": TEXT, f"{side}_finish_reason": "stop"}
     try:
         prompts = [fitted_prompt_ids(tokenizer, "q2d", each, "", ANY) for each in QUERIES]
-        preference_ids(tokenizer, row, OPTIONS(max_tokens=ANY, max_prompt_tokens=ANY))
+        preference_ids(tokenizer, row, "q2d", max_prompt_tokens=ANY, max_tokens=ANY)
         if _fits(folder, model):
             _write(folder, max(map(len, prompts)))
     except DataError as error:
