@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 def train_bpe(
     texts: Iterable[str], vocabulary: int, special_tokens: Iterable[str] = (), lower: bool = False
 ) -> "Tokenizer":
-    """Learn the merges from texts; any other text can be encoded too, byte by byte at worst.
+    """Learn merges from texts; any other text can still be encoded, in the worst case byte by byte.
 
     Args:
-        texts: read once; pairs of symbols seen only once are not merged.
-        vocabulary: at most so many tokens, the special ones and 256 bytes included.
-        special_tokens: get the ids 0, 1, 2, ... in order.
+        texts: read once; a pair of symbols that occurs only once is not merged.
+        vocabulary: maximum number of tokens, including the special ones and 256 bytes.
+        special_tokens: in the order of their ids 0, 1, 2, ...
         lower: ignore case.
 
     >>> tokenizer = train_bpe(["a dewcap", "a dewcap"], 300)

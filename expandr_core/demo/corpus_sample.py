@@ -2,45 +2,34 @@
 
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
 
-
-class Passage(NamedTuple):
-    """A passage without its id; the title may be empty."""
-
-    title: str
-    text: str
-
-    @property
-    def whole(self) -> str:
-        """Title and text, as everywhere."""
-        return f"{self.title} {self.text}".strip()
+from expandr_core.data.beir_layout import Passage
 
 
 def sample_passages(corpus: Path, count: int, random: Random) -> list[Passage]:
-    """Draw passages without replacement, streaming; all of them if there are no more than `count`.
+    """Stream through a corpus and draw passages without replacement.
 
     Args:
         corpus: a corpus.parquet (passage_id, title, text).
-        count: how many to draw.
+        count: passages to draw; all of them if the corpus has fewer.
         random: source of the draw.
 
     Returns:
-        In the order of the corpus, without the empty ones.
+        The drawn passages in the order of the corpus, without the empty ones.
     """
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(corpus)
     rows = file.metadata.num_rows
-    wanted = sorted(random.sample(range(rows), min(count, rows)))
+    drawn = sorted(random.sample(range(rows), min(count, rows)))
     passages: list[Passage] = []
     start = position = 0
-    for batch in file.iter_batches(columns=["title", "text"]):
+    for batch in file.iter_batches(columns=list(Passage._fields)):
         end = start + batch.num_rows
         first = position
-        while position < len(wanted) and wanted[position] < end:
+        while position < len(drawn) and drawn[position] < end:
             position += 1
-        chosen = batch.take([index - start for index in wanted[first:position]])
-        passages += [Passage(row["title"], row["text"]) for row in chosen.to_pylist()]
+        chosen = batch.take([index - start for index in drawn[first:position]])
+        passages += [Passage(**row) for row in chosen.to_pylist()]
         start = end
-    return [passage for passage in passages if passage.whole]
+    return [passage for passage in passages if passage.content]

@@ -1,62 +1,41 @@
-"""What the tiny LLM of the demo world reads: background texts, and chats that show the prompts.
+"""The texts from which the tiny LLM of the demo world learns: background texts, and chats.
 
-The background texts tell every entity's facts under both its names, so that a language model trained
-on them knows what a test question is about. How to answer a question is shown for the `instruct`
-entities only, with good and bad examples, which leaves DPO something to choose between.
+The background texts state the facts of every entity under both its names, so that a language model
+trained on them knows what a test question is about. How to answer a question is shown only for the
+`instruct` entities, with good and bad examples, which leaves DPO something to choose between.
 """
 
 from collections.abc import Iterator
 from random import Random
-from typing import Literal, NamedTuple
 
 from expandr_core.demo import vocabulary as words
+from expandr_core.demo.mixing import Text, mix, turns
 from expandr_core.demo.vocabulary import ASPECTS
 from expandr_core.demo.world import Entity, World, passage_id, sentence
 from expandr_core.generation.prompts import render_prompt
 from expandr_core.seeding import derive_seed
 
-# How the texts for the tiny LLM are mixed. A block is of one kind, so that a batch of its size
-# needs little padding; the kinds alternate from the start, as a model that has long read nothing
-# but background texts learns the chats badly.
-BLOCK = 16
-BLOCKS = 1400
-PASSAGE_CHATS = 0.25
-ANSWER_CHATS = 0.08
-
-# How good the passages are that the chats show.
-FOCUSED = 0.2  # two sentences on what was asked
-MIXED = 0.4  # one or two facts, some beside the point, and chatter; the rest rambles
-OPENER = 0.7  # of those not focused begin with the same stock phrase
-
-
-class Text(NamedTuple):
-    """One text for the tiny LLM: to read ("text"), or to write for a prompt ("chat")."""
-
-    kind: Literal["text", "chat"]
-    prompt: str
-    text: str
+# Shares of the passages that the chats show, by quality.
+FOCUSED = 0.2  # two sentences on the question
+MIXED = 0.4  # one or two facts, some beside the point, and chatter; the remaining ones ramble
+OPENER = 0.7  # of the unfocused ones begin with the same stock phrase
 
 
 def training_texts(world: World, seed: int) -> Iterator[Text]:
     """Write the texts for the tiny LLM, freshly worded, in the order of training."""
     random = Random(derive_seed("demo_world", "texts", seed))
-    pupils = [entity for entity in world.entities if entity.part == "instruct"]
-    upcoming: list[Entity] = []
-    for _ in range(BLOCKS):
-        draw = random.random()
-        for _ in range(BLOCK):
-            if draw < PASSAGE_CHATS:
-                yield _passage_chat(random.choice(pupils), random)
-            elif draw < PASSAGE_CHATS + ANSWER_CHATS:
-                yield _answer_chat(random.choice(pupils), world.passages, random)
-            else:
-                if not upcoming:
-                    upcoming = random.sample(world.entities, len(world.entities))
-                yield Text("text", "", _background(upcoming.pop(), random))
+    pupils = [entity for entity in world.entities if entity.split == "instruct"]
+    upcoming = turns(world.entities, random)
+    return mix(
+        random,
+        text=lambda: Text("text", "", _background(next(upcoming), random)),
+        passage_chat=lambda: _passage_chat(random.choice(pupils), random),
+        answer_chat=lambda: _answer_chat(random.choice(pupils), world.passages, random),
+    )
 
 
 def _background(entity: Entity, random: Random) -> str:
-    """Tell everything about an entity, under its name or its alias."""
+    """State all facts about an entity, under its name or its alias."""
     introduction = random.choice(words.INTRODUCTIONS).format(
         name=entity.name, alias=entity.alias, kind=entity.kind
     )
@@ -81,7 +60,7 @@ def _answer_chat(entity: Entity, passages: dict[str, str], random: Random) -> Te
 
 
 def _shown_passage(entity: Entity, aspect: str, random: Random) -> str:
-    """Write what a chat shows for a question: focused, mixed or rambling."""
+    """Write the passage that a chat shows for a question: focused, mixed or rambling."""
 
     def write(*choices: str) -> str:
         return _shown_sentence(random.choice(choices), entity, aspect, random)

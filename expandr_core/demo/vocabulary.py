@@ -1,8 +1,8 @@
-"""The words of the demo world: what its passages, questions and background texts are made of.
+"""The words of the demo world, from which its passages, questions and background texts are made.
 
-Passages are written in technical words and questions in lay words, with almost none in common: that
-is the gap which an expansion has to bridge. `{name}` is a thing's technical name, `{alias}` its lay
-name, `{kind}` its kind, `{value}` what is true of it in the aspect at hand.
+Passages are written in technical words and questions in lay words, with almost none in common: the
+gap that an expansion has to bridge. `{name}` is a thing's technical name, `{alias}` its lay name,
+`{kind}` its kind, `{value}` its value in the aspect in question.
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ class Aspect:
     Attributes:
         values: the 36 possible values, two technical words each.
         facts: sentences of a passage that state the value.
-        remarks: sentences of a passage on the aspect in general.
-        statements: sentences of the background texts, from which the LLM learns the fact.
-        questions: how people ask for it.
+        remarks: sentences of a passage about the aspect in general.
+        statements: sentences of the background texts, which teach the LLM the fact.
+        questions: how people ask for the value.
     """
 
     values: tuple[str, ...]

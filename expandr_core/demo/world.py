@@ -1,9 +1,8 @@
 """The demo world: invented things, their passages, and lay questions about them.
 
 Each thing (an "entity") has a technical name, a lay alias, a kind, and a value in each of six
-aspects. Passages use the name and technical words; questions use the alias and lay words. The
-entities of the parts are disjoint; the wording of questions is shared. Everything is drawn from the
-seed.
+aspects. Passages use the name and technical words; questions use the alias and lay words. The splits
+share no entity, but they share the wording of questions. Everything is drawn from the seed.
 """
 
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from expandr_core.errors import DataError
 from expandr_core.options import DemoWorldOptions
 from expandr_core.seeding import derive_seed
 
-Part = Literal["instruct", "train", "dev", "test"]
+Split = Literal["instruct", "train", "dev", "test"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Entity:
     """One thing of the world."""
 
     number: int
-    part: Part
+    split: Split
     name: str
     alias: str
     kind: str
@@ -41,11 +40,11 @@ class Question(NamedTuple):
 
 
 class World(NamedTuple):
-    """Everything in it; `passages` by id, in the order of the collection."""
+    """A whole world; `passages` are by id, in the order of the collection."""
 
     entities: list[Entity]
     passages: dict[str, str]
-    questions: dict[Part, list[Question]]
+    questions: dict[Split, list[Question]]
 
 
 def make_world(options: DemoWorldOptions, seed: int) -> World:
@@ -59,10 +58,10 @@ def make_world(options: DemoWorldOptions, seed: int) -> World:
         passages[f"register-{entity.number:03d}"] = _register_entry(entity, random)
     passages |= _general_passages(random)
     wordings = {"train": options.questions_per_aspect, "dev": 1, "test": 1}
-    questions: dict[Part, list[Question]] = {"train": [], "dev": [], "test": []}
+    questions: dict[Split, list[Question]] = {"train": [], "dev": [], "test": []}
     for entity in entities:
-        if entity.part != "instruct":
-            questions[entity.part] += _questions(entity, wordings[entity.part], random)
+        if entity.split != "instruct":
+            questions[entity.split] += _questions(entity, wordings[entity.split], random)
     return World(entities, passages, questions)
 
 
@@ -72,30 +71,30 @@ def passage_id(entity: Entity, aspect: str) -> str:
 
 
 def _entities(options: DemoWorldOptions, random: Random) -> list[Entity]:
-    sizes: dict[Part, int] = {
+    sizes: dict[Split, int] = {
         "instruct": options.instruct_entities,
         "train": options.train_entities,
         "dev": options.dev_entities,
         "test": options.test_entities,
     }
-    parts: list[Part] = [part for part, size in sizes.items() for _ in range(size)]
-    if len(parts) > len(words.ALIASES):
+    splits: list[Split] = [split for split, size in sizes.items() for _ in range(size)]
+    if len(splits) > len(words.ALIASES):
         raise DataError(
-            f"the demo world has lay names for {len(words.ALIASES)} entities, not for {len(parts)}; "
-            "ask for fewer in the options of the world"
+            f"the demo world has lay names for {len(words.ALIASES)} entities, not for {len(splits)}; "
+            "lower the numbers of entities in the options of the world"
         )
-    aliases = random.sample(words.ALIASES, len(parts))
-    names = _names(len(parts), random)
+    aliases = random.sample(words.ALIASES, len(splits))
+    names = _names(len(splits), random)
     return [
         Entity(
             number=number,
-            part=part,
+            split=split,
             name=names[number],
             alias=aliases[number],
             kind=random.choice(words.KINDS),
             values={aspect: random.choice(ASPECTS[aspect].values) for aspect in ASPECTS},
         )
-        for number, part in enumerate(parts)
+        for number, split in enumerate(splits)
     ]
 
 
@@ -111,7 +110,7 @@ def _names(count: int, random: Random) -> list[str]:
 
 
 def _passage(entity: Entity, aspect: str, entities: list[Entity], random: Random) -> str:
-    """State one fact among sentences that many passages share; often name a relative too."""
+    """State one fact among sentences that many passages share; often mention a relative."""
     relatives = [e for e in entities if e.kind == entity.kind and e is not entity] or entities
     about = {"kind": entity.kind, "other": random.choice(relatives).name}
     template = random.choice(ASPECTS[aspect].facts)
@@ -139,7 +138,7 @@ def _register_entry(entity: Entity, random: Random) -> str:
 
 
 def _general_passages(random: Random) -> dict[str, str]:
-    """Write about values and kinds without any entity: passages that answer no question."""
+    """Write passages about values and kinds, without any entity: they answer no question."""
     passages = {}
     for aspect, vocabulary in ASPECTS.items():
         for number, value in enumerate(vocabulary.values):
@@ -166,7 +165,7 @@ def _questions(entity: Entity, wordings: int, random: Random) -> list[Question]:
     questions = []
     for aspect, vocabulary in ASPECTS.items():
         for number, template in enumerate(random.sample(vocabulary.questions, wordings), 1):
-            query_id = f"{entity.part}-{entity.number:03d}-{aspect}-{number}"
+            query_id = f"{entity.split}-{entity.number:03d}-{aspect}-{number}"
             text = template.format(alias=entity.alias)
             questions.append(Question(query_id, text, entity, passage_id(entity, aspect)))
     return questions

@@ -1,4 +1,4 @@
-"""Write the demo world: a collection in BEIR layout, and the texts the tiny LLM learns from.
+"""Write the demo world: a collection in BEIR layout, and the texts that the tiny LLM learns from.
 
 Writes `collection/` (corpus.jsonl, queries.jsonl, qrels/{train,dev,test}.tsv) and `texts.parquet`
 (kind "text" or "chat", prompt, text; in training order).
@@ -22,18 +22,18 @@ OPTIONS = DemoWorldOptions
 
 
 def run(job: Job) -> None:
-    """Write the world of the run's seed."""
+    """Write the world drawn from the run's seed."""
     world = make_world(job.options, job.seed)
     write_collection(world, job.out / "collection")
     texts = list(training_texts(world, job.seed))
     columns = {name: [getattr(text, name) for text in texts] for name in ("kind", "prompt", "text")}
     pq.write_table(pa.table(columns), job.out / "texts.parquet", compression="zstd")
     job.counts |= {"passages": len(world.passages), "texts": len(texts)}
-    job.counts |= {f"{part}_queries": len(asked) for part, asked in world.questions.items()}
+    job.counts |= {f"{split}_queries": len(asked) for split, asked in world.questions.items()}
 
 
 def write_collection(world: World, folder: Path) -> None:
-    """Write a world's passages, questions and judgments in BEIR layout."""
+    """Write a world's passages, questions and qrels in BEIR layout."""
     (folder / "qrels").mkdir(parents=True)
     with (folder / "corpus.jsonl").open("w", encoding="utf-8") as file:
         for passage_id, text in world.passages.items():
@@ -43,8 +43,8 @@ def write_collection(world: World, folder: Path) -> None:
             metadata = {"entity": f"{question.entity.number:03d}"}
             line = {"_id": question.query_id, "text": question.text, "metadata": metadata}
             file.write(json.dumps(line) + "\n")
-    for part, asked in world.questions.items():
-        with (folder / "qrels" / f"{part}.tsv").open("w", encoding="utf-8") as file:
+    for split, asked in world.questions.items():
+        with (folder / "qrels" / f"{split}.tsv").open("w", encoding="utf-8") as file:
             file.write("query-id\tcorpus-id\tscore\n")
             for question in asked:
                 file.write(f"{question.query_id}\t{question.passage_id}\t1\n")

@@ -37,7 +37,9 @@ def run(job: Job) -> None:
     options: TinyRetrieverOptions = job.options
     random = Random(derive_seed("tiny_retriever", job.seed))
     wanted = options.steps * options.batch_size
-    passages = [passage.whole for passage in sample_passages(job.inputs["corpus"], wanted, random)]
+    passages = [
+        passage.content for passage in sample_passages(job.inputs["corpus"], wanted, random)
+    ]
     if len(passages) < 2:
         raise DataError(
             f"the corpus has {len(passages)} passages with text; the tiny retriever needs two at "

@@ -7,7 +7,8 @@ import pytest
 from beir.datasets.data_loader import GenericDataLoader
 
 from expandr_core.demo import vocabulary as words
-from expandr_core.demo.texts import BLOCK, BLOCKS, training_texts
+from expandr_core.demo.mixing import BLOCK, BLOCKS
+from expandr_core.demo.texts import training_texts
 from expandr_core.demo.vocabulary import ASPECTS
 from expandr_core.demo.world import make_world
 from expandr_core.errors import DataError
@@ -33,13 +34,13 @@ def test_every_entity_has_its_own_name_and_alias():
     assert len({entity.alias for entity in WORLD.entities}) == 5 + 4 + 3 + 2
 
 
-def test_each_part_asks_about_its_own_entities_only():
-    for part, asked in WORLD.questions.items():
-        assert {question.entity.part for question in asked} == {part}
+def test_each_split_asks_only_about_its_own_entities():
+    for split, asked in WORLD.questions.items():
+        assert {question.entity.split for question in asked} == {split}
 
 
 def test_training_asks_twice_about_each_aspect_and_never_in_the_same_words():
-    train, dev, test = (WORLD.questions[part] for part in ("train", "dev", "test"))
+    train, dev, test = (WORLD.questions[split] for split in ("train", "dev", "test"))
     assert (len(train), len(dev), len(test)) == (4 * 6 * 2, 3 * 6, 2 * 6)
     texts = [question.text for question in train + dev + test]
     assert len(set(texts)) == len(texts)
@@ -65,7 +66,7 @@ def test_questions_and_technical_sentences_share_only_little_words():
 
 
 def test_the_chats_are_about_the_instruct_entities_only():
-    others = [entity for entity in WORLD.entities if entity.part != "instruct"]
+    others = [entity for entity in WORLD.entities if entity.split != "instruct"]
     for text in TEXTS:
         if text.kind == "chat":
             question = text.prompt.split("Related Document:")[0]  # it may mention a relative
@@ -81,7 +82,7 @@ def test_the_background_texts_tell_every_fact_under_both_names():
 
 
 def test_the_prompts_are_those_of_generation():
-    instruct = [entity for entity in WORLD.entities if entity.part == "instruct"]
+    instruct = [entity for entity in WORLD.entities if entity.split == "instruct"]
     questions = {
         template.format(alias=entity.alias): f"{name}-{entity.number:03d}"
         for entity in instruct
@@ -96,7 +97,7 @@ def test_the_prompts_are_those_of_generation():
     assert {text.prompt for text in TEXTS if text.kind == "chat"} <= prompts
 
 
-def test_texts_come_in_blocks_of_one_kind_in_the_wanted_shares():
+def test_texts_come_in_blocks_of_one_kind_in_the_configured_shares():
     assert len(TEXTS) == BLOCK * BLOCKS == 1400 * 16
     kinds = [
         {("answer" if "Related Document" in text.prompt else text.kind) for text in block}
@@ -111,12 +112,12 @@ def test_texts_come_in_blocks_of_one_kind_in_the_wanted_shares():
 
 def test_beir_reads_the_collection(tmp_path: Path):
     folder, _ = run_world(tmp_path)
-    for part in ("train", "dev", "test"):
+    for split in ("train", "dev", "test"):
         loader = GenericDataLoader(str(folder / "collection"))
-        corpus, queries, qrels = loader.load(split=part)
-        expected = {q.query_id: {q.passage_id: 1} for q in WORLD.questions[part]}
+        corpus, queries, qrels = loader.load(split=split)
+        expected = {q.query_id: {q.passage_id: 1} for q in WORLD.questions[split]}
         assert qrels == expected
-        assert queries == {q.query_id: q.text for q in WORLD.questions[part]}
+        assert queries == {q.query_id: q.text for q in WORLD.questions[split]}
         assert {key: row["text"] for key, row in corpus.items()} == WORLD.passages
 
 
