@@ -43,14 +43,9 @@ from expandr_core.generation.transformers_engine import (
     Request,
     TransformersGenerator,
 )
-from expandr_core.options import (
-    DataOptions,
-    DemoWorldOptions,
-    EncodingOptions,
-    SamplingOptions,
-    TinyLLMOptions,
-    VLLMOptions,
-)
+from expandr_core.options.data import DataOptions, DemoWorldOptions
+from expandr_core.options.generation import SamplingOptions, TinyLLMOptions, VLLMOptions
+from expandr_core.options.retriever import EncodingOptions
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages import prepare, reward
 from expandr_core.store.store import Store

@@ -43,7 +43,8 @@ from benchmarks.gpu_models import (
 from expandr_core.encoders.encode import Encoder
 from expandr_core.generation import vllm_engine as vllm_generator
 from expandr_core.generation.transformers_engine import Generator, Request, TransformersGenerator
-from expandr_core.options import EncodingOptions, SamplingOptions, VLLMOptions
+from expandr_core.options.generation import SamplingOptions, VLLMOptions
+from expandr_core.options.retriever import EncodingOptions
 from expandr_core.stages import dpo
 from expandr_core.training import dpo as dpo_trainer
 

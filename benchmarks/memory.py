@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expandr_core.generation.transformers_engine import Completion, Request
-from expandr_core.options import EncodingOptions, Prompt, SamplingOptions
+from expandr_core.options.generation import Prompt, SamplingOptions
+from expandr_core.options.retriever import EncodingOptions
 from expandr_core.runtime.runner import Job, make_spec
 from expandr_core.stages import encode, evaluate, expand, reward
 from expandr_core.store.artifacts import Artifact, StageSpec

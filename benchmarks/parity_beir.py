@@ -21,7 +21,8 @@ from beir.retrieval.models import SentenceBERT
 from beir.retrieval.search.dense import DenseRetrievalExactSearch
 
 from expandr_core.evaluation.metrics import METRICS, TITLES, mean_metrics, score_queries
-from expandr_core.options import DataOptions, EncodingOptions
+from expandr_core.options.data import DataOptions
+from expandr_core.options.retriever import EncodingOptions
 from expandr_core.retrieval.exact import RUN
 from expandr_core.runtime.child_protocol import throttled
 from expandr_core.runtime.model_source import model_source

@@ -37,7 +37,8 @@ from beir.retrieval.models import SentenceBERT
 from beir.retrieval.search.dense import DenseRetrievalExactSearch
 
 from expandr_core.encoders.bulk import Precision
-from expandr_core.options import DataOptions, EncodingOptions, VectorType
+from expandr_core.options.data import DataOptions
+from expandr_core.options.retriever import EncodingOptions, VectorType
 from expandr_core.runtime.model_source import model_source
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages import encode, evaluate, import_model, prepare

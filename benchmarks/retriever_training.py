@@ -36,7 +36,8 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from expandr_core.encoders.bulk import Precision
 from expandr_core.encoders.encode import load_retriever
 from expandr_core.encoders.fusion import Fusion
-from expandr_core.options import ContrastiveTrainingOptions, EncodingOptions
+from expandr_core.options.retriever import EncodingOptions
+from expandr_core.options.training import ContrastiveTrainingOptions
 from expandr_core.training.contrastive import ContrastiveLoss
 from expandr_core.training.dev_metric import DevSet, dev_set, measure
 from expandr_core.training.grad_cache import MiniBatchEncoder

@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from expandr_core.options import Options
+from expandr_core.options.base import Options
 from expandr_core.runtime.runner import Job, run_shard
 
 VERSION = 1

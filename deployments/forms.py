@@ -11,7 +11,8 @@ from typing import Any, get_args
 from prefect import Flow
 from prefect.utilities.callables import parameter_schema
 
-from expandr_core.options import JointLoopOptions, Options
+from expandr_core.options.base import Options
+from expandr_core.options.loop import JointLoopOptions
 from flows.option_paths import OptionPath, option_paths
 from flows.presets import Preset, resolve
 

@@ -11,7 +11,8 @@ from pydantic_core import ErrorDetails
 
 from expandr_cli.terminal import fail
 from expandr_core.errors import DataError
-from expandr_core.options import JointLoopOptions, Options
+from expandr_core.options.base import Options
+from expandr_core.options.loop import JointLoopOptions
 from flows.option_paths import OptionPath, meant, options_below
 
 SetOption = Annotated[

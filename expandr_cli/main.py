@@ -12,7 +12,7 @@ from expandr_cli.config_files import SeedOption, SetOption, load_options
 from expandr_cli.plan import app as plan_command
 from expandr_cli.terminal import StoreOption, absolute, complaints, fail, out, say
 from expandr_core.errors import DataError
-from expandr_core.options import JointLoopOptions
+from expandr_core.options.loop import JointLoopOptions
 from flows.presets import CONFIGS
 
 AGAIN = "The same command goes on from what was finished"

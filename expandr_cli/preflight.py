@@ -4,7 +4,7 @@ import uuid
 
 from expandr_core.data.catalog import find_datasets
 from expandr_core.errors import DataError, first_line, naming
-from expandr_core.options import JointLoopOptions
+from expandr_core.options.loop import JointLoopOptions
 from expandr_core.stages import prepare
 from flows.model_pairs import MeasuredModels, find_pairs
 from tasks.models import import_models

@@ -15,7 +15,7 @@ from prefect.runtime import flow_run
 from pydantic import BaseModel, Field
 
 from expandr_core.data.catalog import find_datasets
-from expandr_core.options import JointLoopOptions
+from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
 from flows.model_pairs import MeasuredModels, find_pairs
 from flows.presets import Preset, place, resolve

@@ -4,7 +4,7 @@ from typing import Literal
 
 from prefect import flow
 
-from expandr_core.options import JointLoopOptions
+from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
 from tasks.expand import write_answers, write_candidates, write_expansions, write_greedy
 from tasks.placement import Placement

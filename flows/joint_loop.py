@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from prefect import flow, get_run_logger
 
-from expandr_core.options import JointLoopOptions
+from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
 from flows.presets import Preset, place, resolve
 from flows.run import Models, Run, Summary, noted, record_run

@@ -5,7 +5,8 @@ from pathlib import Path
 from pydantic import Field
 
 from expandr_core.errors import DataError
-from expandr_core.options import JointLoopOptions, Options
+from expandr_core.options.base import Options
+from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
 from flows.run import Summary, find_run
 from tasks.models import import_models

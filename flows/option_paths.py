@@ -4,7 +4,8 @@ import difflib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from expandr_core.options import JointLoopOptions, Options
+from expandr_core.options.base import Options
+from expandr_core.options.loop import JointLoopOptions
 
 OptionPath = tuple[str, ...]
 

@@ -13,7 +13,7 @@ from prefect.logging import disable_run_logger
 from pydantic import BaseModel
 
 from expandr_core.errors import DataError
-from expandr_core.options import JointLoopOptions
+from expandr_core.options.loop import JointLoopOptions
 from expandr_core.planning.cost_model import Rates, Step, measured, rates_of
 from expandr_core.runtime.runner import module_of
 from expandr_core.stages.sample import OPTIONS as SampleOptions

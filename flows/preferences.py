@@ -2,7 +2,7 @@
 
 from prefect import flow
 
-from expandr_core.options import JointLoopOptions
+from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
 from tasks.placement import Placement
 from tasks.preferences import audit_pairs, choose_pairs, reward

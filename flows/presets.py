@@ -6,7 +6,8 @@ from typing import Any, Literal
 import yaml
 
 from expandr_core.errors import DataError
-from expandr_core.options import JointLoopOptions, Options
+from expandr_core.options.base import Options
+from expandr_core.options.loop import JointLoopOptions
 from flows.option_paths import meant, option_paths
 from tasks.placement import SPREAD, Placement
 

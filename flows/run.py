@@ -14,7 +14,7 @@ from prefect.runtime import flow_run
 from pydantic import BaseModel, ValidationError
 
 from expandr_core.errors import DataError, first_line
-from expandr_core.options import JointLoopOptions
+from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
 from tasks.data import Data

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from expandr_core.errors import DataError
-from expandr_core.options import DataOptions, DemoWorldOptions, IdenticalIds
+from expandr_core.options.data import DataOptions, DemoWorldOptions, IdenticalIds
 from expandr_core.stages import collection_texts, prepare
 from expandr_core.store.artifacts import Artifact
 from tasks.stage import Workspace

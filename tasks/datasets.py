@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from expandr_core.data.catalog import Dataset
-from expandr_core.options import DataOptions
+from expandr_core.options.data import DataOptions
 from expandr_core.stages import dataset as stage
 from tasks.data import Evaluation
 from tasks.stage import Workspace

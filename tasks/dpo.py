@@ -1,6 +1,6 @@
 """Align the language model with the pairs."""
 
-from expandr_core.options import JointLoopOptions
+from expandr_core.options.loop import JointLoopOptions
 from expandr_core.stages import dpo as stage
 from expandr_core.stages import merge
 from expandr_core.store.artifacts import Artifact

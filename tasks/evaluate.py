@@ -5,7 +5,9 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from expandr_core.evaluation.run_queries import identical_ids_warning
-from expandr_core.options import EvaluateOptions, IdenticalIds, RetrieverOptions
+from expandr_core.options.data import IdenticalIds
+from expandr_core.options.evaluation import EvaluationOptions
+from expandr_core.options.retriever import RetrieverOptions
 from expandr_core.stages import compare as compare_stage
 from expandr_core.stages import evaluate as evaluate_stage
 from expandr_core.stages import evaluate_bm25
@@ -25,7 +27,7 @@ def measure_retriever(
     search_with: tuple[Artifact, Artifact, Artifact | None],
     expansion_weight: float,
     retriever_options: RetrieverOptions,
-    options: EvaluateOptions,
+    options: EvaluationOptions,
 ) -> Artifact:
     """Measure a retriever on queries and judgements.
 
@@ -54,7 +56,7 @@ def measure_bm25(
     work: Workspace,
     title: str,
     evaluation: Evaluation,
-    options: EvaluateOptions,
+    options: EvaluationOptions,
     expansions: Artifact | None = None,
 ) -> Artifact:
     """Measure BM25, with the words of the expansions if there are any."""
@@ -67,7 +69,7 @@ def measure_bm25(
     return work.make(title, "evaluate_bm25", resolved, inputs | _judged(evaluation))
 
 
-def _identical_ids(evaluation: Evaluation, options: EvaluateOptions) -> IdenticalIds:
+def _identical_ids(evaluation: Evaluation, options: EvaluationOptions) -> IdenticalIds:
     chosen = options.identical_ids
     return evaluation.identical_ids if chosen == "dataset" else chosen
 
@@ -97,7 +99,7 @@ class Scoreboard:
     evaluation: Evaluation
     split: str
     retriever_options: RetrieverOptions
-    options: EvaluateOptions
+    options: EvaluationOptions
     measured: dict[str, Artifact] = field(default_factory=dict)
     titles: dict[str, str] = field(default_factory=dict)
     steps: list[tuple[str, str, str]] = field(default_factory=list)

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 
-from expandr_core.options import JointLoopOptions, Prompt, SamplingOptions
+from expandr_core.options.generation import Prompt, SamplingOptions
+from expandr_core.options.loop import JointLoopOptions
 from expandr_core.stages import expand as stage
 from expandr_core.store.artifacts import Artifact
 from tasks.stage import Workspace

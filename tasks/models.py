@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Set
 from expandr_core.errors import DataError, naming
 from expandr_core.generation.adapters import check_targets
 from expandr_core.generation.chat_templates import chat_options, template_of
-from expandr_core.options import JointLoopOptions, RetrieverOptions
+from expandr_core.options.loop import JointLoopOptions
+from expandr_core.options.retriever import RetrieverOptions
 from expandr_core.runtime.model_source import model_source
 from expandr_core.stages.import_model import LAYERS, ImportOptions
 from expandr_core.stages.tiny_llm import CHAT_TEMPLATE

@@ -25,7 +25,7 @@ from prefect.states import Crashed
 from pydantic import Field
 
 from expandr_core.errors import DataError
-from expandr_core.options import Options, Positive
+from expandr_core.options.base import Options, Positive
 from expandr_core.runtime.runner import count_shards, module_of, only_of
 from expandr_core.store.artifacts import StageSpec
 from expandr_core.store.store import Store

@@ -5,7 +5,9 @@ from typing import Any
 
 from pydantic import PrivateAttr
 
-from expandr_core.options import ChatOptions, LLMOptions, Options, PreferenceOptions
+from expandr_core.options.base import Options
+from expandr_core.options.generation import ChatOptions, LLMOptions
+from expandr_core.options.preferences import PreferenceOptions
 from expandr_core.planning.cost_model import Rates, Step, last_of_each, predicted
 from expandr_core.runtime.runner import make_spec
 from expandr_core.store.artifacts import Artifact

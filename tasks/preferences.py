@@ -1,7 +1,9 @@
 """Reward the candidates, choose the preference pairs, and audit these before anything is trained."""
 
 from expandr_core.errors import DataError
-from expandr_core.options import JointLoopOptions, PreferenceOptions, RetrieverOptions
+from expandr_core.options.loop import JointLoopOptions
+from expandr_core.options.preferences import PreferenceOptions
+from expandr_core.options.retriever import RetrieverOptions
 from expandr_core.preferences.audit import reason_to_stop
 from expandr_core.preferences.lazy import next_step, shards_with
 from expandr_core.runtime.shards import shard_sizes

@@ -1,6 +1,7 @@
 """Encode the corpus, mine hard negatives, and train the retriever."""
 
-from expandr_core.options import RetrieverOptions, RetrieverTrainingOptions
+from expandr_core.options.retriever import RetrieverOptions
+from expandr_core.options.training import RetrieverTrainingOptions
 from expandr_core.stages import encode as encode_stage
 from expandr_core.stages import mine as mine_stage
 from expandr_core.stages import train_retriever as train_stage

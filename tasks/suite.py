@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from expandr_core.evaluation.leaderboard import MeasuredDataset
-from expandr_core.options import EvaluateOptions, JointLoopOptions
+from expandr_core.options.evaluation import EvaluationOptions
+from expandr_core.options.loop import JointLoopOptions
 from expandr_core.stages import audit as audit_stage
 from expandr_core.stages import leaderboard as leaderboard_stage
 from expandr_core.stages.compare import StepOptions
@@ -48,7 +49,7 @@ class Suite:
 
     work: Workspace
     pairs: list[ModelPair]
-    options: EvaluateOptions
+    options: EvaluationOptions
     samples: int
     inputs: dict[str, Artifact] = field(default_factory=dict)
     datasets: list[MeasuredDataset] = field(default_factory=list)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from expandr_core.options import Options
+from expandr_core.options.base import Options
 from expandr_core.runtime.child import needs_child, run_in_child
 from expandr_core.runtime.runner import find, run_stage
 from expandr_core.store.artifacts import Artifact

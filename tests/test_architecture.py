@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import expandr_core.stages
-from expandr_core.options import Options
+from expandr_core.options.base import Options
 
 ROOT = Path(__file__).parents[1]
 SOURCES = {

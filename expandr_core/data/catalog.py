@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from expandr_core.errors import DataError
-from expandr_core.options import IdenticalIds
+from expandr_core.options.data import IdenticalIds
 
 Benchmark = Literal["BEIR", "NanoBEIR", "other"]
 Domain = Literal["in-domain", "out-of-domain", "other"]

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from expandr_core.demo import vocabulary as words
 from expandr_core.demo.vocabulary import ASPECTS
 from expandr_core.errors import DataError
-from expandr_core.options import DemoWorldOptions
+from expandr_core.options.data import DemoWorldOptions
 from expandr_core.seeding import derive_seed
 
 Split = Literal["instruct", "train", "dev", "test"]

@@ -7,7 +7,7 @@ import numpy as np
 from expandr_core.encoders.conventions import Similarity
 from expandr_core.encoders.encode import Encoder, Vectors
 from expandr_core.errors import DataError, first_line
-from expandr_core.options import EncodingOptions
+from expandr_core.options.retriever import EncodingOptions
 from expandr_core.runtime.finite import check_finite
 
 # unlike each other in words, length and script, so that any tokenizer tells some of them apart

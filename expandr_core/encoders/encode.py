@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expandr_core.errors import DataError
-from expandr_core.options import EncodingOptions
+from expandr_core.options.retriever import EncodingOptions
 from expandr_core.runtime.device import run_device
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from expandr_core.data.catalog import BENCHMARKS, Benchmark, Domain
 from expandr_core.errors import DataError
 from expandr_core.evaluation.metrics import METRICS
-from expandr_core.options import Options
+from expandr_core.options.base import Options
 
 _DIGITS = 12  # so that a mean of equal scores equals them, and is no win
 SCOPES: tuple[Domain | str, ...] = ("in-domain", "out-of-domain", "all")

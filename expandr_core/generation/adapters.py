@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from expandr_core.errors import DataError
-from expandr_core.options import ALL_LINEAR
+from expandr_core.options.training import ALL_LINEAR
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
 

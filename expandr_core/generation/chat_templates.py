@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from expandr_core.errors import DataError
-from expandr_core.options import DEFAULT_DATE, ChatOptions, Variables
+from expandr_core.options.generation import DEFAULT_DATE, ChatOptions, Variables
 
 FILES = (
     "chat_template.jinja",

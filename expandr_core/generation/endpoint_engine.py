@@ -23,7 +23,7 @@ from openai.types.chat import ChatCompletionUserMessageParam
 
 from expandr_core.errors import DataError
 from expandr_core.generation.transformers_engine import Codec, Completion, Request
-from expandr_core.options import ChatOptions, EndpointOptions, SamplingOptions
+from expandr_core.options.generation import ChatOptions, EndpointOptions, SamplingOptions
 
 log = logging.getLogger(__name__)
 DIALECTS = ("fields", "generation_config", "none")  # how parameters that OpenAI lacks are stated

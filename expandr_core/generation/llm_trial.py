@@ -67,7 +67,7 @@ def _fits(folder: Path, model: Any) -> bool:
 
 def _write(folder: Path, longest: int) -> None:
     from expandr_core.generation.transformers_engine import Request, TransformersGenerator
-    from expandr_core.options import SamplingOptions
+    from expandr_core.options.generation import SamplingOptions
 
     requests = [Request("q2d", query, "", (0, 1), (1.0, 0.0)) for query in QUERIES]
     for _ in TransformersGenerator(folder, "cpu").generate(

@@ -6,7 +6,7 @@ from expandr_core.errors import DataError
 from expandr_core.generation.control_tokens import encode_text
 from expandr_core.generation.prompts import fitted_prompt_ids, turn_end_id
 from expandr_core.generation.thoughts import MARKERS, opened_by
-from expandr_core.options import Prompt
+from expandr_core.options.generation import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from expandr_core.errors import DataError
 from expandr_core.generation.control_tokens import control_tokens, encode_chat, encode_text
-from expandr_core.options import Prompt
+from expandr_core.options.generation import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

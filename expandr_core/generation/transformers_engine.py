@@ -36,7 +36,7 @@ from expandr_core.generation.thoughts import (
     remove_thoughts,
     without_special,
 )
-from expandr_core.options import ChatOptions, Prompt, SamplingOptions
+from expandr_core.options.generation import ChatOptions, Prompt, SamplingOptions
 from expandr_core.runtime.device import run_device
 
 NOT_FINITE = (

@@ -23,7 +23,8 @@ from expandr_core.errors import DataError
 from expandr_core.generation import vllm_program
 from expandr_core.generation.adapters import read_config
 from expandr_core.generation.transformers_engine import NOT_FINITE, Codec, Completion, Request
-from expandr_core.options import ChatOptions, Device, SamplingOptions, VLLMOptions
+from expandr_core.options.base import Device
+from expandr_core.options.generation import ChatOptions, SamplingOptions, VLLMOptions
 from expandr_core.runtime.child import end_tree
 
 log = logging.getLogger(__name__)

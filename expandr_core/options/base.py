@@ -6,17 +6,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda"]
-Engine = Literal["transformers", "vllm", "endpoint"]
-Prompt = Literal["q2d", "q2a", "q2q", "q2e", "q2c"]
-VectorType = Literal["float16", "float32"]
-Language = Literal[
-    "none", "arabic", "armenian", "basque", "catalan", "czech", "danish", "dutch", "english",
-    "estonian", "finnish", "french", "german", "greek", "hindi", "hungarian", "indonesian", "irish",
-    "italian", "lithuanian", "nepali", "norwegian", "persian", "polish", "portuguese", "romanian",
-    "russian", "serbian", "spanish", "swedish", "tamil", "turkish", "yiddish",
-]  # fmt: skip
-IdenticalIds = Literal["ignore", "keep"]
-ConventionName = Literal["model", "contriever", "bge", "e5", "gte", "minilm", "last-token"]
 
 
 def _keep_order(schema: dict[str, Any]) -> None:
@@ -51,7 +40,7 @@ def identity(options: Options) -> dict[str, Any]:
 
     Those made with `added` enter it only where they differ from their default.
 
-    >>> from expandr_core.options import SamplingOptions
+    >>> from expandr_core.options.generation import SamplingOptions
     >>> "batch_size" in identity(SamplingOptions()), "top_p" in identity(SamplingOptions())
     (False, True)
     """

@@ -6,6 +6,8 @@ from pydantic import Field
 
 from expandr_core.options.base import Options, Positive, runtime
 
+IdenticalIds = Literal["ignore", "keep"]
+
 
 class DataOptions(Options):
     """The collection to search, and the training examples."""

@@ -1,39 +1,16 @@
-"""Measuring, and the whole loop."""
+"""The whole loop."""
 
 from typing import Literal
 
 from pydantic import Field
 
-from expandr_core.options.base import Device, Language, Options, Positive, added, runtime
+from expandr_core.options.base import Device, Options, Positive, runtime
 from expandr_core.options.data import DataOptions, DemoWorldOptions
-from expandr_core.options.models import LLMOptions, RetrieverOptions
-from expandr_core.options.preferences import DPOOptions, ExpandOptions, PreferenceOptions
-from expandr_core.options.training import RetrieverTrainingOptions
-
-
-class EvaluateOptions(Options):
-    """How systems are measured and compared."""
-
-    depth: int = Field(default=1000, ge=100, description="Passages kept per query in the run.")
-    test: Literal["t", "randomisation"] = Field(
-        default="t",
-        description="Paired test between two systems. Of fewer than ten clusters, or where all differ "
-        "alike, it is the randomisation test either way.",
-    )
-    significance_level: float = Field(
-        default=0.05, gt=0, lt=1, description="After Holm's correction."
-    )
-    greedy: bool = Field(default=True, description="Also report expansions decoded greedily.")
-    identical_ids: Literal["dataset", "ignore", "keep"] = added(
-        "dataset",
-        description="A passage with the query's id is left out of what is found, as beir does, or "
-        "kept. 'dataset': as the dataset's own library does; kept in NanoBEIR, left out elsewhere.",
-    )
-    bm25_language: Language = added(
-        "english",
-        description="Whose stemmer and stop words BM25 uses. Scripts without spaces need none: there "
-        "it searches for pairs of characters.",
-    )
+from expandr_core.options.evaluation import EvaluationOptions
+from expandr_core.options.generation import GenerationOptions, LLMOptions
+from expandr_core.options.preferences import PreferenceOptions
+from expandr_core.options.retriever import RetrieverOptions
+from expandr_core.options.training import DPOTrainingOptions, RetrieverTrainingOptions
 
 
 class LoopOptions(Options):
@@ -59,12 +36,12 @@ class JointLoopOptions(Options):
     )
     llm: LLMOptions = Field(default=LLMOptions(), title="Language model")
     retriever: RetrieverOptions = Field(default=RetrieverOptions(), title="Retriever")
-    expand: ExpandOptions = Field(default=ExpandOptions(), title="Expand")
+    expand: GenerationOptions = Field(default=GenerationOptions(), title="Expand")
     preferences: PreferenceOptions = Field(default=PreferenceOptions(), title="Reward and pairs")
-    dpo: DPOOptions = Field(default=DPOOptions(), title="DPO")
+    dpo: DPOTrainingOptions = Field(default=DPOTrainingOptions(), title="DPO")
     training: RetrieverTrainingOptions = Field(
         default=RetrieverTrainingOptions(), title="Retriever training"
     )
-    evaluate: EvaluateOptions = Field(default=EvaluateOptions(), title="Evaluate")
+    evaluate: EvaluationOptions = Field(default=EvaluationOptions(), title="Evaluate")
     loop: LoopOptions = Field(default=LoopOptions(), title="Loop")
     device: Device = runtime("auto", description="Where models run.")

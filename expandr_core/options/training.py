@@ -1,10 +1,83 @@
-"""Training the retriever."""
+"""Training: DPO of the language model, and contrastive training of the retriever."""
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from expandr_core.options.base import Options, Positive, runtime
+
+ALL_LINEAR = "all-linear"
+
+
+class LoRAOptions(Options):
+    """The adapter that DPO trains (Hu et al., 2022)."""
+
+    rank: Positive = Field(default=8, description="Rank of the adapter.")
+    alpha: Positive = Field(default=32, description="Its scale is alpha / rank.")
+    targets: tuple[str, ...] = Field(
+        default=("q_proj", "v_proj"),
+        min_length=1,
+        description="Linear layers that are adapted, by the ends of their names; 'all-linear': all but "
+        "the head and a mixture's experts.",
+    )
+
+    @model_validator(mode="after")
+    def _all_or_some(self) -> "LoRAOptions":
+        if ALL_LINEAR in self.targets and len(self.targets) > 1:
+            raise ValueError(
+                f"targets: {ALL_LINEAR!r} stands alone; remove it, or all the other names"
+            )
+        return self
+
+
+class DPOTrainingOptions(Options):
+    """Direct preference optimisation of a LoRA adapter."""
+
+    learning_rate: float = Field(
+        default=2e-5, gt=0, description="Peak learning rate of AdamW, linear decay."
+    )
+    epochs: float = Field(default=2, gt=0, description="Passes over the pairs.")
+    batch_size: Positive = Field(default=16, description="Pairs per optimiser step.")
+    beta: float = Field(
+        default=0.1, gt=0, description="Strength of the pull towards the reference model."
+    )
+    lora: LoRAOptions = Field(default=LoRAOptions(), title="The adapter")
+    warmup_steps: int = Field(default=0, ge=0, description="Steps until the peak learning rate.")
+    max_grad_norm: float = Field(
+        default=10.0, gt=0, description="Gradients are clipped to this norm."
+    )
+    max_tokens: int = Field(
+        default=612,
+        ge=16,
+        description="Longest prompt plus text; longer texts are cut at the end, prompts never.",
+    )
+    evaluation_steps: Positive = Field(
+        default=100,
+        description="Steps between two measurements on the pairs of the dev part, and their "
+        "checkpoints; the adapter with the lowest loss is kept. Without a dev part, the last.",
+    )
+    device_batch_size: Positive = runtime(
+        16, description="Pairs per process at once; the rest accumulates."
+    )
+    processes: Positive = runtime(
+        1, description="Processes that train together on one machine: GPUs, or shares of a CPU."
+    )
+    zero: Literal["none", "2", "3"] = runtime(
+        "none",
+        description="DeepSpeed's ZeRO: the processes share the optimiser's state and the gradients (2), "
+        "or the model's weights too (3), for a model that no GPU holds alone.",
+    )
+    gradient_checkpointing: bool = runtime(
+        False, description="Takes less memory, and about a third more time."
+    )
+    checkpoint_steps: Positive = runtime(
+        50, description="Steps between checkpoints, if there is no dev part."
+    )
+    merge: bool = runtime(
+        True,
+        description="Write the model with the adapter folded in. Otherwise the adapter is kept apart, "
+        "and used so wherever the model writes: a round then writes megabytes, not the model.",
+    )
 
 
 class ContrastiveTrainingOptions(Options):

@@ -3,7 +3,7 @@
 import contextlib
 import json
 
-from expandr_core.options import PreferenceOptions
+from expandr_core.options.preferences import PreferenceOptions
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.manifests import reference
 from expandr_core.store.store import Store

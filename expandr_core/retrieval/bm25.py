@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from expandr_core.data.terms import terms
 from expandr_core.errors import DataError
-from expandr_core.options import IdenticalIds, Language
+from expandr_core.options.data import IdenticalIds
+from expandr_core.options.evaluation import Language
 from expandr_core.retrieval.exact import RUN, tie_order
 
 _SHORTEST = 2  # characters of a word

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from expandr_core.encoders.encode import Vectors
 from expandr_core.errors import DataError
-from expandr_core.options import IdenticalIds
+from expandr_core.options.data import IdenticalIds
 
 RUN = pa.schema(
     [

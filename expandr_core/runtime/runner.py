@@ -35,7 +35,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from expandr_core.errors import DataError
-from expandr_core.options import Options, identity
+from expandr_core.options.base import Options, identity
 from expandr_core.runtime.child_protocol import (
     Beginning,
     Progress,

@@ -27,7 +27,7 @@ from expandr_core.evaluation.leakage import (
     relevant_passages,
     seen_in_training,
 )
-from expandr_core.options import Options
+from expandr_core.options.base import Options
 from expandr_core.runtime.runner import Job
 
 VERSION = 2
@@ -37,7 +37,7 @@ METRIC = "ndcg_at_10"
 MARKS = ("query_in_training", "passage_in_training", "copying")
 
 
-class OPTIONS(Options):
+class AuditOptions(Options):
     """When an expansion counts as a copy."""
 
     copied_share: float = Field(
@@ -46,6 +46,9 @@ class OPTIONS(Options):
         le=1,
         description="Share of its words in runs of eight or more that a relevant passage has too.",
     )
+
+
+OPTIONS = AuditOptions
 
 
 def run(job: Job) -> None:

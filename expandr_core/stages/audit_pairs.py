@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from expandr_core.options import Options
+from expandr_core.options.base import Options
 from expandr_core.preferences.audit import audit, render
 from expandr_core.runtime.runner import Job
 
@@ -19,8 +19,11 @@ ROLE = "data"
 ISOLATION = "never"
 
 
-class OPTIONS(Options):
+class AuditPairsOptions(Options):
     """The audit has no options."""
+
+
+OPTIONS = AuditPairsOptions
 
 
 def run(job: Job) -> None:

@@ -31,8 +31,7 @@ from expandr_core.evaluation.significance import (
     query_differences,
     too_few_to_tell,
 )
-from expandr_core.options import Options
-from expandr_core.options.base import added
+from expandr_core.options.base import Options, added
 from expandr_core.runtime.runner import Job
 from expandr_core.seeding import derive_seed
 
@@ -59,7 +58,7 @@ class StepOptions(Options):
     question: str
 
 
-class OPTIONS(Options):
+class CompareOptions(Options):
     """What is compared, and how strictly."""
 
     systems: tuple[System, ...] = Field(min_length=1, description="In the order of the report.")
@@ -67,6 +66,9 @@ class OPTIONS(Options):
     test: Test = Field(description="Paired test between two systems.")
     significance_level: float = Field(gt=0, lt=1, description="After Holm's correction.")
     warnings: tuple[str, ...] = added((), description="What makes numbers of the report doubtful.")
+
+
+OPTIONS = CompareOptions
 
 
 class Step(NamedTuple):
@@ -82,7 +84,7 @@ class Step(NamedTuple):
 
 def run(job: Job) -> None:
     """Write the report."""
-    options: OPTIONS = job.options
+    options: CompareOptions = job.options
     systems = [
         system.model_dump() | json.loads((_folder(job, system.role) / "metrics.json").read_text())
         for system in options.systems

@@ -36,7 +36,7 @@ from expandr_core.data.beir_layout import (
 from expandr_core.data.catalog import Dataset, is_archive
 from expandr_core.data.rows import RawFile, Reader, find_files, write_parquet
 from expandr_core.errors import DataError
-from expandr_core.options import Options, runtime
+from expandr_core.options.base import Options, runtime
 from expandr_core.runtime.runner import Job
 from expandr_core.stages.prepare import PASSAGES, QRELS, QUERY_ROWS
 from expandr_core.store.filesystems import kind_of, open_filesystem
@@ -47,7 +47,7 @@ ROLE = "data"
 ISOLATION = "never"
 
 
-class OPTIONS(Options):
+class DatasetOptions(Options):
     """Which dataset, and where it is."""
 
     location: str = runtime("", description="URL of an archive, a folder, or an s3:// URL.")
@@ -63,11 +63,14 @@ class OPTIONS(Options):
     )
 
 
-def options_of(dataset: Dataset, bad_rows: Literal["refuse", "skip"] = "refuse") -> OPTIONS:
+OPTIONS = DatasetOptions
+
+
+def options_of(dataset: Dataset, bad_rows: Literal["refuse", "skip"] = "refuse") -> DatasetOptions:
     """Return the options to get a dataset with; files on the hub are downloaded into its cache."""
     location = nano_beir.local_copy(dataset.location, dataset.split)
     layout = "archive" if is_archive(location) else "folder"
-    return OPTIONS(
+    return DatasetOptions(
         location=location,
         layout="nano" if dataset.benchmark == "NanoBEIR" else layout,
         split=dataset.split,
@@ -86,7 +89,7 @@ class _Source(NamedTuple):
     qrels: RawFile
 
 
-def source_digests(options: OPTIONS) -> dict[str, str]:
+def source_digests(options: DatasetOptions) -> dict[str, str]:
     """Return the SHA-256 of every raw file; of an archive none, its MD5 is among the options.
 
     Raises:
@@ -101,7 +104,7 @@ def source_digests(options: OPTIONS) -> dict[str, str]:
     return {file.name: file.sha256() for source in sources for file in source}
 
 
-def _sources(options: OPTIONS, archive: Path | None) -> dict[str, _Source]:
+def _sources(options: DatasetOptions, archive: Path | None) -> dict[str, _Source]:
     """Find the files in BEIR layout, in a folder or an archive, by forum; "" if there are none."""
     found = {}
     for forum in options.forums or [""]:
@@ -123,7 +126,7 @@ def _sources(options: OPTIONS, archive: Path | None) -> dict[str, _Source]:
 
 def run(job: Job) -> None:
     """Read the dataset and write its files."""
-    options: OPTIONS = job.options
+    options: DatasetOptions = job.options
     if options.layout == "nano":
         _read_nano(job)
     elif options.layout == "folder":

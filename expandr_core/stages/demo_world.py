@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from expandr_core.demo.texts import training_texts
 from expandr_core.demo.world import World, make_world
-from expandr_core.options import DemoWorldOptions
+from expandr_core.options.data import DemoWorldOptions
 from expandr_core.runtime.runner import Job
 
 VERSION = 1

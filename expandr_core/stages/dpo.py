@@ -22,7 +22,9 @@ import pyarrow.parquet as pq
 from expandr_core.errors import DataError
 from expandr_core.generation.chat_templates import load_tokenizer
 from expandr_core.generation.pair_tokens import preference_ids
-from expandr_core.options import ChatOptions, DPOOptions, Prompt, added
+from expandr_core.options.base import added
+from expandr_core.options.generation import ChatOptions, Prompt
+from expandr_core.options.training import DPOTrainingOptions
 from expandr_core.runtime.device import run_device
 from expandr_core.runtime.runner import Job
 
@@ -37,12 +39,15 @@ AVERAGED = 5  # steps, for the measures at the beginning and at the end
 MEASURES = ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected")
 
 
-class OPTIONS(DPOOptions):
+class DPOOptions(DPOTrainingOptions):
     """The options of DPO, and the prompt that the expansions were written for."""
 
     prompt: Prompt = "q2d"
     max_prompt_tokens: int = 1024
     chat: ChatOptions = added(ChatOptions())
+
+
+OPTIONS = DPOOptions
 
 
 def run(job: Job) -> None:
@@ -52,7 +57,7 @@ def run(job: Job) -> None:
     from expandr_core.training.distributed import launch
     from expandr_core.training.dpo import Layout, train, train_with_others
 
-    options: OPTIONS = job.options
+    options: DPOOptions = job.options
     device = job.spec.runtime.get("device", "auto")
     on_gpu = run_device(device) != "cpu"
     layout = Layout(options.processes, options.zero, on_gpu)
@@ -76,7 +81,7 @@ def prepare(job: Job) -> "Task":
     from expandr_core.training.checkpoints import last_checkpoint
     from expandr_core.training.dpo import Task, save_pairs, shares_of_batch
 
-    options: OPTIONS = job.options
+    options: DPOOptions = job.options
     shares_of_batch(options)  # before the processes are started
     tokenizer = load_tokenizer(job.inputs["llm"], options.chat)
     pairs: dict[str, list[dict[str, list[int]]]] = {"train": [], "dev": []}

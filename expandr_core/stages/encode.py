@@ -38,7 +38,8 @@ from expandr_core.encoders.vector_cache import (
     write_passages,
 )
 from expandr_core.errors import DataError
-from expandr_core.options import EncodingOptions, Options, VectorType
+from expandr_core.options.base import Options
+from expandr_core.options.retriever import EncodingOptions, VectorType
 from expandr_core.runtime.runner import Job, only_of, run_shard
 
 VERSION = 4
@@ -48,11 +49,14 @@ PASSAGES_PER_SHARD = 8192
 ENCODER = "encoder.json"
 
 
-class OPTIONS(Options):
+class EncodeOptions(Options):
     """How passages are encoded, and how their vectors are kept."""
 
     encoding: EncodingOptions = Field(description="How texts become vectors.")
     vector_type: VectorType = Field(default="float16", description="How vectors are kept.")
+
+
+OPTIONS = EncodeOptions
 
 
 def shards(job: Job) -> int:

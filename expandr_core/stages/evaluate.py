@@ -20,7 +20,9 @@ from pydantic import Field
 from expandr_core.encoders.encode import Encoder, Vectors, encode_expanded, encoder_of
 from expandr_core.errors import DataError
 from expandr_core.evaluation.run_queries import count_identical_ids, measure
-from expandr_core.options import EncodingOptions, IdenticalIds, Options, Positive, added, runtime
+from expandr_core.options.base import Options, Positive, added, runtime
+from expandr_core.options.data import IdenticalIds
+from expandr_core.options.retriever import EncodingOptions
 from expandr_core.retrieval.exact import Index, open_index, search
 from expandr_core.runtime.runner import Job
 
@@ -30,7 +32,7 @@ ISOLATION = "on-gpu"
 _ENCODED_AT_ONCE = 256
 
 
-class OPTIONS(Options):
+class EvaluateOptions(Options):
     """What is searched with, and how deep."""
 
     encoding: EncodingOptions = Field(description="How texts become vectors.")
@@ -44,9 +46,12 @@ class OPTIONS(Options):
     search_memory_gb: float = runtime(2.0, gt=0, description="Memory that exact search may take.")
 
 
+OPTIONS = EvaluateOptions
+
+
 def run(job: Job) -> None:
     """Search for the queries block by block, and measure."""
-    options: OPTIONS = job.options
+    options: EvaluateOptions = job.options
     weight = options.expansion_weight
     if (weight > 0) != ("expansions" in job.inputs):
         raise DataError(
@@ -59,7 +64,7 @@ def run(job: Job) -> None:
 
 
 def _search_all(job: Job, encoder: Encoder, index: Index) -> None:
-    options: OPTIONS = job.options
+    options: EvaluateOptions = job.options
     if index.dimensions != encoder.dimensions:
         raise DataError(
             f"the corpus was encoded with {index.dimensions} dimensions, the retriever has "

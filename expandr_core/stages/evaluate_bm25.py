@@ -12,7 +12,9 @@ from pydantic import Field
 
 from expandr_core.data.beir_layout import Passage
 from expandr_core.evaluation.run_queries import count_identical_ids, measure
-from expandr_core.options import IdenticalIds, Language, Options, Positive, added
+from expandr_core.options.base import Options, Positive, added
+from expandr_core.options.data import IdenticalIds
+from expandr_core.options.evaluation import Language
 from expandr_core.retrieval.bm25 import BM25
 from expandr_core.runtime.runner import Job
 
@@ -21,7 +23,7 @@ ROLE = "measure"
 ISOLATION = "never"
 
 
-class OPTIONS(Options):
+class EvaluateBM25Options(Options):
     """How BM25 weighs terms."""
 
     depth: Positive = Field(default=1000, description="Passages kept per query.")
@@ -33,9 +35,12 @@ class OPTIONS(Options):
     language: Language = added("english", description="Whose stemmer and stop words are used.")
 
 
+OPTIONS = EvaluateBM25Options
+
+
 def run(job: Job) -> None:
     """Index the corpus, search for the queries block by block, and measure."""
-    options: OPTIONS = job.options
+    options: EvaluateBM25Options = job.options
     ids = pq.read_table(job.inputs["corpus"], columns=["passage_id"])["passage_id"]
     batches = pq.ParquetFile(job.inputs["corpus"]).iter_batches(
         columns=["passage_id", "title", "text"]

@@ -18,15 +18,14 @@ import pyarrow.parquet as pq
 
 from expandr_core.errors import DataError
 from expandr_core.generation.prompts import remove_preamble
-from expandr_core.options import (
+from expandr_core.options.base import Options, added
+from expandr_core.options.generation import (
     ChatOptions,
     EndpointOptions,
     Engine,
-    Options,
     Prompt,
     SamplingOptions,
     VLLMOptions,
-    added,
 )
 from expandr_core.runtime.runner import Job, run_shard
 from expandr_core.runtime.shards import query_shards, rows_digest, shard_count, shard_sizes
@@ -53,7 +52,7 @@ SCHEMA = pa.schema(
 )
 
 
-class OPTIONS(Options):
+class ExpandOptions(Options):
     """What to write for each query, how many, and by which engine; of that one the options are there."""
 
     prompt: Prompt
@@ -64,6 +63,9 @@ class OPTIONS(Options):
     vllm: VLLMOptions | None = None
     endpoint: EndpointOptions | None = None
     chat: ChatOptions = added(ChatOptions())
+
+
+OPTIONS = ExpandOptions
 
 
 def shards(job: Job) -> int:
@@ -80,7 +82,7 @@ def run(job: Job) -> None:
 
 def _open_engine(job: Job, engines: ExitStack) -> "Generator":
     """Load the model into the engine that the options name; `engines` ends it."""
-    options: OPTIONS = job.options
+    options: ExpandOptions = job.options
     device = job.spec.runtime.get("device", "auto")
     adapter = job.inputs.get("adapter")
     if options.engine == "vllm":
@@ -141,7 +143,7 @@ def expand(job: Job, load: "Callable[[], Generator]") -> None:
         log.warning("%s", warning)
 
 
-def _only_empty(options: OPTIONS, counts: Mapping[str, float]) -> DataError:
+def _only_empty(options: ExpandOptions, counts: Mapping[str, float]) -> DataError:
     """Say that the model wrote nothing, and the likely causes, by engine."""
     causes = []
     if options.engine == "endpoint":

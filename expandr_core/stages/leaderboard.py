@@ -46,8 +46,7 @@ from expandr_core.evaluation.significance import (
     holm,
     query_differences,
 )
-from expandr_core.options import Options, Positive
-from expandr_core.options.base import added
+from expandr_core.options.base import Options, Positive, added
 from expandr_core.runtime.runner import Job
 from expandr_core.seeding import derive_seed
 from expandr_core.stages.compare import METRIC, StepOptions
@@ -78,7 +77,7 @@ class RankedSystem(Options):
     samples: Positive = 1
 
 
-class OPTIONS(Options):
+class LeaderboardOptions(Options):
     """What is ranked, and how strictly it is tested."""
 
     systems: tuple[RankedSystem, ...] = Field(min_length=1, description="In the order of rows.")
@@ -87,6 +86,9 @@ class OPTIONS(Options):
     test: Test = Field(description="Paired test between two systems.")
     significance_level: float = Field(gt=0, lt=1, description="After Holm's correction.")
     warnings: tuple[str, ...] = added((), description="What makes numbers of it doubtful.")
+
+
+OPTIONS = LeaderboardOptions
 
 
 def place_of(dataset: str, part: str) -> str:
@@ -100,7 +102,7 @@ def place_of(dataset: str, part: str) -> str:
 
 def run(job: Job) -> None:
     """Collect all numbers, test all steps, and write the four files."""
-    options: OPTIONS = job.options
+    options: LeaderboardOptions = job.options
     samples = by_dataset(_results(job))
     steps, changes = _tests(job)
     means = means_over(options.datasets)
@@ -165,7 +167,7 @@ def _per_query(job: Job, dataset: MeasuredDataset, name: str) -> tuple[pa.Table,
 
 def _tests(job: Job) -> tuple[list[dict[str, Any]], pa.Table]:
     """Test every step on every dataset; return the records and the queries' differences."""
-    options: OPTIONS = job.options
+    options: LeaderboardOptions = job.options
     names = {system.name for system in options.systems}
     found: list[tuple[MeasuredDataset, StepOptions, Difference]] = []
     tables = [CHANGES.empty_table()]
@@ -214,7 +216,7 @@ def _texts(job: Job, dataset: MeasuredDataset) -> dict[str, str]:
 
 
 def _rows(
-    options: OPTIONS, samples: pd.DataFrame, steps: list[dict[str, Any]]
+    options: LeaderboardOptions, samples: pd.DataFrame, steps: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Return a record for each dataset and system, with the test against its baseline."""
     summary = summarise(samples, ["dataset", "system"]).to_dict("index")

@@ -3,7 +3,8 @@
 import logging
 import shutil
 
-from expandr_core.options import ChatOptions, Options, added
+from expandr_core.options.base import Options, added
+from expandr_core.options.generation import ChatOptions
 from expandr_core.runtime.model_folders import INDEX, model_files
 from expandr_core.runtime.runner import Job
 
@@ -13,10 +14,13 @@ ROLE = "train"
 ISOLATION = "always"
 
 
-class OPTIONS(Options):
+class MergeOptions(Options):
     """How the prompt of the check is rendered."""
 
     chat: ChatOptions = added(ChatOptions())
+
+
+OPTIONS = MergeOptions
 
 
 def run(job: Job) -> None:

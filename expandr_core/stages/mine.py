@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from expandr_core.data.tables import file_in, join_expansions, places_of, read_columns
 from expandr_core.encoders.encode import Vectors
 from expandr_core.errors import DataError
-from expandr_core.options import EncodingOptions, Options, Positive, runtime
+from expandr_core.options.base import Options, Positive, runtime
+from expandr_core.options.retriever import EncodingOptions
 from expandr_core.runtime.runner import Job
 from expandr_core.training.hard_negatives import PASSAGES, Numbers
 
@@ -41,7 +42,7 @@ SCHEMA = pa.schema(
 )
 
 
-class OPTIONS(Options):
+class MineOptions(Options):
     """How deep to mine, and how texts become vectors."""
 
     mining_depth: Positive
@@ -50,6 +51,9 @@ class OPTIONS(Options):
     expansion_weight: float
     mining_margin: float = 0.0
     search_memory_gb: float = runtime(2.0, gt=0)
+
+
+OPTIONS = MineOptions
 
 
 def run(job: Job) -> None:
@@ -66,7 +70,7 @@ def _mine(job: Job, encoder: "Encoder", index: "Index") -> None:
     from expandr_core.encoders.encode import encode_expanded
     from expandr_core.retrieval.exact import nearest
 
-    options: OPTIONS = job.options
+    options: MineOptions = job.options
     if index.dimensions != encoder.dimensions:
         raise DataError(
             f"the embeddings have {index.dimensions} dimensions, the retriever "

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from expandr_core.data.terms import count_words
 from expandr_core.errors import DataError
-from expandr_core.options import PreferenceOptions
+from expandr_core.options.preferences import PreferenceOptions
 from expandr_core.preferences.rewards import choose_pair, tie_seed
 from expandr_core.runtime.runner import Job
 from expandr_core.seeding import derive_seed, unit_interval
@@ -53,15 +53,18 @@ SCHEMA = pa.schema(
 )
 
 
-class OPTIONS(PreferenceOptions):
+class PairsOptions(PreferenceOptions):
     """Which candidates become pairs, and whether there can be more of them."""
 
     more_to_come: bool = False  # shards are left to write: having no pair yet is no error
 
 
+OPTIONS = PairsOptions
+
+
 def run(job: Job) -> None:
     """Write `pairs.parquet`, sorted by query_id, with `part` train or dev."""
-    options: OPTIONS = job.options
+    options: PairsOptions = job.options
     counts: Counter[str] = Counter()
     pairs = [
         _pair(job.seed, rows, counts)

@@ -35,7 +35,7 @@ from expandr_core.data.rows import RawFile, Reader, write_parquet
 from expandr_core.data.split import PARTS, Part, Split, normalise
 from expandr_core.data.triples import TripleTable, read_triples, triples_files
 from expandr_core.errors import DataError
-from expandr_core.options import DataOptions
+from expandr_core.options.data import DataOptions
 from expandr_core.runtime.runner import Job
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 
 from expandr_core.encoders.encode import Encoder, encoder_of
 from expandr_core.errors import DataError
-from expandr_core.options import EncodingOptions, Options
+from expandr_core.options.base import Options
+from expandr_core.options.retriever import EncodingOptions
 from expandr_core.preferences.rewards import ranks
 from expandr_core.runtime.runner import Job, run_shard
 from expandr_core.runtime.shards import one_row_a_query, rows_digest
@@ -48,10 +49,13 @@ SCHEMA = pa.schema(
 )
 
 
-class OPTIONS(Options):
+class RewardOptions(Options):
     """How texts become vectors; the same as in retrieval."""
 
     encoding: EncodingOptions
+
+
+OPTIONS = RewardOptions
 
 
 def shards(job: Job) -> int:

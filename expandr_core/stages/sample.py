@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from expandr_core.options import Options, Positive
+from expandr_core.options.base import Options, Positive
 from expandr_core.runtime.runner import Job
 from expandr_core.seeding import derive_seed
 
@@ -18,10 +18,13 @@ ROLE = "data"
 ISOLATION = "never"
 
 
-class OPTIONS(Options):
+class SampleOptions(Options):
     """How many queries, or passages of a corpus."""
 
     size: Positive
+
+
+OPTIONS = SampleOptions
 
 
 def run(job: Job) -> None:

@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from expandr_core.errors import DataError
-from expandr_core.options import ContrastiveTrainingOptions, EncodingOptions, identity
+from expandr_core.options.base import identity
+from expandr_core.options.retriever import EncodingOptions
+from expandr_core.options.training import ContrastiveTrainingOptions
 from expandr_core.runtime.child_protocol import Progress
 from expandr_core.runtime.model_folders import SENTENCE_CONFIG
 from expandr_core.runtime.runner import Job
@@ -37,12 +39,15 @@ USE = "expansion.json"
 log = logging.getLogger(__name__)
 
 
-class OPTIONS(ContrastiveTrainingOptions):
+class TrainRetrieverOptions(ContrastiveTrainingOptions):
     """The options of the training, and what of the retriever's matters here."""
 
     encoding: EncodingOptions
     expansion_weight: float
     contrastive_temperature: float
+
+
+OPTIONS = TrainRetrieverOptions
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class Task:
     checkpoints: Path
     checkpoint: Path | None
     out: Path
-    options: OPTIONS
+    options: TrainRetrieverOptions
     seed: int
 
 
@@ -78,7 +83,7 @@ def run(job: Job) -> None:
     from expandr_core.training.distributed import launch
     from expandr_core.training.rank_checkpoints import newest_checkpoint
 
-    options: OPTIONS = job.options
+    options: TrainRetrieverOptions = job.options
     mined = job.inputs.get("negatives")
     expansions = None
     if "expansions" in job.spec.inputs and options.expansion_weight > 0:
@@ -197,7 +202,7 @@ def _save(weights: "Weights", task: Task) -> None:
             shutil.copyfile(path, task.out / path.name)
 
 
-def _write_use(job: Job, options: OPTIONS) -> None:
+def _write_use(job: Job, options: TrainRetrieverOptions) -> None:
     """Write down how queries are expanded, and how the vectors of query and expansions become one."""
     config = json.loads((job.out / SENTENCE_CONFIG).read_bytes())
     use = {
@@ -223,7 +228,7 @@ def _expansion(job: Job) -> dict[str, Any] | None:
     said = job.store.manifest(artifact.key).get("options") if artifact else None
     if not said:
         return None
-    asked = identity(expand.OPTIONS(**said))
+    asked = identity(expand.ExpandOptions(**said))
     sampling = {name: value for name, value in asked["sampling"].items() if name != "samples"}
     kept = {name: asked[name] for name in ("prompt", "max_prompt_tokens", "engine")}
     return kept | {"text": PROMPTS[asked["prompt"]], "sampling": sampling}

@@ -22,7 +22,7 @@ from trl.trainer.dpo_config import DPOConfig
 
 from expandr_core.errors import DataError
 from expandr_core.generation.adapters import layers_to_adapt, load_adapted
-from expandr_core.options import DPOOptions
+from expandr_core.options.training import DPOTrainingOptions
 from expandr_core.runtime.child_protocol import Progress
 from expandr_core.seeding import derive_seed
 from expandr_core.training.checkpoints import FiniteCallback, ProgressCallback
@@ -55,7 +55,7 @@ class Task:
     checkpoint: str | None
     events: Path
     out: Path
-    options: DPOOptions
+    options: DPOTrainingOptions
     seed: int
 
 
@@ -111,7 +111,7 @@ def training_order(pairs: int, epochs: float, batch_size: int, seed: int) -> lis
     return np.concatenate(passes)[:wanted].tolist()
 
 
-def shares_of_batch(options: DPOOptions) -> tuple[int, int]:
+def shares_of_batch(options: DPOTrainingOptions) -> tuple[int, int]:
     """Return how many pairs of a step each process takes, and how many of these at once.
 
     Raises:
@@ -167,7 +167,7 @@ def make_trainer(task: Task, layout: Layout, report: Progress) -> TokenTrainer:
     return trainer
 
 
-def _remedy(options: DPOOptions) -> str:
+def _remedy(options: DPOTrainingOptions) -> str:
     return (
         f"lower dpo.learning_rate ({options.learning_rate:g}) or raise dpo.warmup_steps "
         f"({options.warmup_steps}); if it diverges at step 1 whatever the rate, the model that it "

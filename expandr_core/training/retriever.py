@@ -22,7 +22,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
-from expandr_core.options import ContrastiveTrainingOptions
+from expandr_core.options.training import ContrastiveTrainingOptions
 from expandr_core.runtime.child_protocol import Progress
 from expandr_core.seeding import derive_seed
 from expandr_core.training.checkpoints import all_finite, diverged

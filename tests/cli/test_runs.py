@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from expandr_cli.main import app
 from expandr_core.errors import DataError
-from expandr_core.options import DemoWorldOptions
+from expandr_core.options.data import DemoWorldOptions
 from expandr_core.store.manifests import flow_run_of
 from expandr_core.store.store import Store
 

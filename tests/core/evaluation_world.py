@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from store_keys import full
 
-from expandr_core.options import Options
+from expandr_core.options.base import Options
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store

@@ -159,7 +159,7 @@ def _word_tokenizer(special: dict[str, int]) -> Any:
 def mean_reciprocal_rank(folder: Path, things: list[tuple[int, int]], expanded: bool) -> float:
     """Search all passages for the things' queries with a retriever."""
     from expandr_core.encoders.encode import Encoder, encode_expanded
-    from expandr_core.options import EncodingOptions
+    from expandr_core.options.retriever import EncodingOptions
 
     encoder = Encoder(folder, "cpu", EncodingOptions(max_tokens=32))
     expansions = [[f"tech{thing[0]}"] if expanded else [] for thing in things]

@@ -10,7 +10,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from deployments.deploy import deploy
 from deployments.forms import form
 from deployments.plan import Deployment, plan
-from expandr_core.options import JointLoopOptions
+from expandr_core.options.loop import JointLoopOptions
 from flows.joint_loop import joint_loop
 
 FORMS = {

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import tiny_loop
 
-from expandr_core.options import JointLoopOptions
+from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
 from flows.run import Summary
 

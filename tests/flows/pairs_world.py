@@ -9,7 +9,7 @@ import tiny_loop
 from prefect import flow
 from store_keys import full
 
-from expandr_core.options import JointLoopOptions
+from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
 from tasks.placement import Placement

@@ -10,7 +10,9 @@ from pydantic import PrivateAttr
 from store_keys import full
 
 from expandr_core.errors import DataError
-from expandr_core.options import JointLoopOptions, LLMOptions, Options
+from expandr_core.options.base import Options
+from expandr_core.options.generation import LLMOptions
+from expandr_core.options.loop import JointLoopOptions
 from expandr_core.runtime.runner import make_spec
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store

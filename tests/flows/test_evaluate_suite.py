@@ -14,16 +14,11 @@ from typer.testing import CliRunner
 
 from expandr_cli.main import app
 from expandr_core.errors import DataError
-from expandr_core.options import (
-    DataOptions,
-    EncodingOptions,
-    EvaluateOptions,
-    ExpandOptions,
-    JointLoopOptions,
-    LLMOptions,
-    RetrieverOptions,
-    SamplingOptions,
-)
+from expandr_core.options.data import DataOptions
+from expandr_core.options.evaluation import EvaluationOptions
+from expandr_core.options.generation import GenerationOptions, LLMOptions, SamplingOptions
+from expandr_core.options.loop import JointLoopOptions
+from expandr_core.options.retriever import EncodingOptions, RetrieverOptions
 from expandr_core.store.store import Store
 from flows.evaluate_suite import SuiteSummary, evaluate_suite
 from flows.model_pairs import MeasuredModels
@@ -74,8 +69,8 @@ def world(tmp_path_factory, llm_folder) -> World:
         retriever=RetrieverOptions(
             model=str(retriever), encoding=EncodingOptions(similarity="cosine")
         ),
-        expand=ExpandOptions(expansion=sampling, max_prompt_tokens=100),
-        evaluate=EvaluateOptions(depth=100),
+        expand=GenerationOptions(expansion=sampling, max_prompt_tokens=100),
+        evaluate=EvaluationOptions(depth=100),
         device="cpu",
     )
     return World(folder, options, str(folder / "store"))
@@ -204,7 +199,7 @@ def test_models_can_be_keys_and_training_data_is_audited(both, world, tmp_path):
         training=(prepared.key,),
     )
     options = world.options.model_copy(
-        update={"llm": LLMOptions(), "evaluate": EvaluateOptions(depth=100, greedy=False)}
+        update={"llm": LLMOptions(), "evaluate": EvaluationOptions(depth=100, greedy=False)}
     )
     found = run(world, f"{world.folder}/letters", options=options, models=models, samples=1)
     report = json.loads((board(found) / "leaderboard.json").read_text())

@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 
 from expandr_cli.main import app
 from expandr_core.errors import DataError
-from expandr_core.options import Options, PreferenceOptions
+from expandr_core.options.base import Options
+from expandr_core.options.preferences import PreferenceOptions
 from expandr_core.stages import dpo, merge
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import MANIFEST, Store

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from expandr_cli import search
 from expandr_cli.main import app
-from expandr_core.options import JointLoopOptions
+from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
 from flows.run import Summary

@@ -25,7 +25,7 @@ from deployments.apply import apply_deployment
 from deployments.plan import Deployment
 from deployments.pools import apply_pool
 from expandr_core.errors import DataError
-from expandr_core.options import JointLoopOptions
+from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import MANIFEST, Store
 from flows.expand import expand

@@ -11,7 +11,7 @@ from prefect import flow
 from typer.testing import CliRunner
 
 from expandr_cli.plan import by_stage
-from expandr_core.options import JointLoopOptions
+from expandr_core.options.loop import JointLoopOptions
 from expandr_core.planning.cost_model import Step, measured, rates_of
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store

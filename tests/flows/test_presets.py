@@ -7,12 +7,8 @@ from pydantic import ValidationError
 
 from deployments.plan import plan
 from expandr_core.errors import DataError
-from expandr_core.options import (
-    ExpandOptions,
-    JointLoopOptions,
-    LoopOptions,
-    SamplingOptions,
-)
+from expandr_core.options.generation import GenerationOptions, SamplingOptions
+from expandr_core.options.loop import JointLoopOptions, LoopOptions
 from flows.presets import CONFIGS, Preset, place, resolve
 from tasks.placement import SPREAD, Placement
 
@@ -47,7 +43,7 @@ def test_what_differs_from_the_defaults_overrides_the_preset_and_nothing_else():
 def test_a_nested_default_is_told_from_the_default_of_its_class():
     """`candidates` has 32 samples by default, `SamplingOptions` has 1."""
     candidates = SamplingOptions(samples=1, sampling_temperatures=(1.0,))
-    changed = resolve("demo", JointLoopOptions(expand=ExpandOptions(candidates=candidates)))
+    changed = resolve("demo", JointLoopOptions(expand=GenerationOptions(candidates=candidates)))
     assert changed.expand.candidates == candidates.model_copy(
         update={"top_p": 1.0, "max_new_tokens": 64}
     )
@@ -79,7 +75,7 @@ def test_what_does_not_fit_together_is_refused():
     """The 32 samples of the defaults are a multiple of 8 temperatures; the preset's 4 are not."""
     temperatures = tuple(number / 10 for number in range(1, 9))
     candidates = SamplingOptions(samples=32, sampling_temperatures=temperatures)
-    options = JointLoopOptions(expand=ExpandOptions(candidates=candidates))
+    options = JointLoopOptions(expand=GenerationOptions(candidates=candidates))
     with pytest.raises(ValidationError, match=r"samples \(4\) must be a multiple"):
         resolve("tiny", options)
 

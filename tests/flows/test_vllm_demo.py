@@ -12,7 +12,9 @@ import pytest
 from finished_loop import Finished, finished
 
 from expandr_core.generation.vllm_engine import DEFAULT_PYTHON
-from expandr_core.options import DataOptions, JointLoopOptions, RetrieverOptions
+from expandr_core.options.data import DataOptions
+from expandr_core.options.loop import JointLoopOptions
+from expandr_core.options.retriever import RetrieverOptions
 from expandr_core.store.store import Store
 from flows.presets import Preset, resolve
 

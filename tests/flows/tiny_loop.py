@@ -5,7 +5,7 @@ python tests/flows/tiny_loop.py STORE
 
 import sys
 
-from expandr_core.options import JointLoopOptions
+from expandr_core.options.loop import JointLoopOptions
 from flows.presets import resolve
 
 OPTIONS = resolve("tiny", JointLoopOptions(seed=1))

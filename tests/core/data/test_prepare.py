@@ -12,7 +12,7 @@ from store_keys import full
 from expandr_core.data.split import PARTS, normalise
 from expandr_core.data.triples import text_id
 from expandr_core.errors import DataError
-from expandr_core.options import DataOptions
+from expandr_core.options.data import DataOptions
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages.prepare import source_digests
 from expandr_core.store.artifacts import Artifact

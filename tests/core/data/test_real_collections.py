@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from evaluation_world import make
 
-from expandr_core.options import EncodingOptions
+from expandr_core.options.retriever import EncodingOptions
 from expandr_core.runtime.model_source import model_source
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages import dataset, encode, evaluate, evaluate_bm25, import_model

@@ -14,7 +14,7 @@ from expandr_core.data.beir_layout import Query, read_corpus, read_qrels
 from expandr_core.data.rows import RawFile, Reader, find_files, write_parquet
 from expandr_core.data.triples import read_triples
 from expandr_core.errors import DataError
-from expandr_core.options import DataOptions
+from expandr_core.options.data import DataOptions
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages.prepare import PASSAGES, source_digests
 from expandr_core.store.store import Store

@@ -13,7 +13,7 @@ from expandr_core.demo.vocabulary import ASPECTS
 from expandr_core.demo.world import make_world
 from expandr_core.errors import DataError
 from expandr_core.generation.prompts import render_prompt
-from expandr_core.options import DemoWorldOptions
+from expandr_core.options.data import DemoWorldOptions
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.store.store import Store
 

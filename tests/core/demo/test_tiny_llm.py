@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from expandr_core.errors import DataError
 from expandr_core.generation.prompts import prompt_ids, render_prompt, turn_end_id
-from expandr_core.options import TinyLLMOptions
+from expandr_core.options.generation import TinyLLMOptions
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages.tiny_llm import BEGIN, END, NOT_LEARNT, make_examples, train_tokenizer
 from expandr_core.store.artifacts import StageSpec

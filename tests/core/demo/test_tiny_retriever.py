@@ -11,7 +11,7 @@ from store_keys import full
 
 from expandr_core.encoders.encode import Encoder
 from expandr_core.errors import DataError
-from expandr_core.options import EncodingOptions, TinyRetrieverOptions
+from expandr_core.options.retriever import EncodingOptions, TinyRetrieverOptions
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages.tiny_retriever import crop, crop_pairs
 from expandr_core.store.artifacts import Artifact

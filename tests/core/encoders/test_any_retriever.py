@@ -14,7 +14,7 @@ from evaluation_world import columns, make, put, table
 from safetensors.torch import load_file
 
 from expandr_core.encoders.encode import Encoder
-from expandr_core.options import EncodingOptions
+from expandr_core.options.retriever import EncodingOptions
 from expandr_core.runtime.model_source import model_source
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages import encode, evaluate, train_retriever

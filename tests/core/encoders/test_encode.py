@@ -15,7 +15,7 @@ from store_keys import full
 from expandr_core.encoders.encode import Encoder
 from expandr_core.encoders.vector_cache import KnownVectors, digests_of
 from expandr_core.errors import DataError
-from expandr_core.options import EncodingOptions
+from expandr_core.options.retriever import EncodingOptions
 from expandr_core.runtime.runner import count_shards, make_spec, run_part, run_stage
 from expandr_core.stages import encode
 from expandr_core.store.artifacts import Artifact, StageSpec

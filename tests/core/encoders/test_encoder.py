@@ -8,7 +8,7 @@ from evaluation_world import WORDS, save_static_retriever
 
 from expandr_core.encoders.encode import Encoder, encode_expanded
 from expandr_core.errors import DataError
-from expandr_core.options import EncodingOptions
+from expandr_core.options.retriever import EncodingOptions
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from expandr_core.encoders.convert_weights import convert
 from expandr_core.encoders.encode import Encoder
 from expandr_core.encoders.sentence_transformer import complete
 from expandr_core.errors import DataError
-from expandr_core.options import ConventionName, EncodingOptions
+from expandr_core.options.retriever import ConventionName, EncodingOptions
 from expandr_core.runtime.model_source import model_source
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages.import_model import ImportOptions

@@ -17,7 +17,8 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from expandr_core.encoders.check import check_retriever
 from expandr_core.encoders.encode import Encoder
 from expandr_core.errors import DataError
-from expandr_core.options import EncodingOptions, SamplingOptions
+from expandr_core.options.generation import SamplingOptions
+from expandr_core.options.retriever import EncodingOptions
 from expandr_core.runtime.model_folders import check_folder
 from expandr_core.runtime.model_source import model_source
 from expandr_core.runtime.runner import make_spec, run_stage

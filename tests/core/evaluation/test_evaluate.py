@@ -20,7 +20,7 @@ from expandr_core.encoders.encode import Encoder, unit
 from expandr_core.errors import DataError
 from expandr_core.evaluation import run_queries as evaluation
 from expandr_core.evaluation.metrics import METRICS
-from expandr_core.options import EncodingOptions
+from expandr_core.options.retriever import EncodingOptions
 from expandr_core.stages import encode, evaluate, evaluate_bm25
 from expandr_core.store.store import Store
 

@@ -12,14 +12,9 @@ from expandr_core.errors import DataError
 from expandr_core.generation.chat_templates import chat_options, load_tokenizer, template_of
 from expandr_core.generation.prompts import prompt_ids
 from expandr_core.generation.transformers_engine import Codec
-from expandr_core.options import (
-    DEFAULT_DATE,
-    ChatOptions,
-    JointLoopOptions,
-    LLMOptions,
-    SamplingOptions,
-    identity,
-)
+from expandr_core.options.base import identity
+from expandr_core.options.generation import DEFAULT_DATE, ChatOptions, LLMOptions, SamplingOptions
+from expandr_core.options.loop import JointLoopOptions
 from expandr_core.stages import dpo, expand, merge
 
 LLAMA = (  # as that of Llama 3.2 asks for it

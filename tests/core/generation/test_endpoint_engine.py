@@ -17,7 +17,8 @@ from expandr_core.errors import DataError
 from expandr_core.generation.endpoint_engine import EndpointGenerator
 from expandr_core.generation.prompts import fitted_prompt_ids, render_prompt
 from expandr_core.generation.transformers_engine import Completion, Request
-from expandr_core.options import EndpointOptions, JointLoopOptions, LLMOptions, SamplingOptions
+from expandr_core.options.generation import EndpointOptions, LLMOptions, SamplingOptions
+from expandr_core.options.loop import JointLoopOptions
 from expandr_core.runtime.runner import run_stage
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store

@@ -15,7 +15,7 @@ from evaluation_world import put
 from store_keys import full
 
 from expandr_core.errors import DataError
-from expandr_core.options import SamplingOptions
+from expandr_core.options.generation import SamplingOptions
 from expandr_core.runtime.runner import count_shards, make_spec, run_part, run_stage
 from expandr_core.stages import expand
 from expandr_core.store.artifacts import Artifact, StageSpec

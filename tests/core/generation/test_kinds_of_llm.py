@@ -19,7 +19,8 @@ from expandr_core.generation.adapters import check_targets, layers_to_adapt, lin
 from expandr_core.generation.check_llm import check_llm
 from expandr_core.generation.llm_trial import try_llm
 from expandr_core.generation.transformers_engine import Request, TransformersGenerator
-from expandr_core.options import LoRAOptions, SamplingOptions
+from expandr_core.options.generation import SamplingOptions
+from expandr_core.options.training import LoRAOptions
 from expandr_core.runtime import finite
 from expandr_core.runtime.model_folders import check_folder
 from expandr_core.stages.tiny_llm import LAYERS
@@ -174,7 +175,7 @@ def test_names_of_layers_are_checked_one_by_one_and_the_right_ones_told(tmp_path
 
 
 def test_the_layers_of_the_tiny_llm_are_known_before_it_is_made():
-    from expandr_core.options import TinyLLMOptions
+    from expandr_core.options.generation import TinyLLMOptions
 
     config = tiny_config(300, TinyLLMOptions(hidden_size=32, layers=2))
     layers = linear_layers(AutoModelForCausalLM.from_config(config))

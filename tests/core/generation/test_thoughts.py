@@ -11,7 +11,7 @@ from expandr_core.errors import DataError
 from expandr_core.generation.pair_tokens import preference_ids
 from expandr_core.generation.thoughts import MARKERS, remove_thoughts
 from expandr_core.generation.transformers_engine import Codec
-from expandr_core.options import ChatOptions, SamplingOptions
+from expandr_core.options.generation import ChatOptions, SamplingOptions
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages import expand
 from expandr_core.store.store import Store

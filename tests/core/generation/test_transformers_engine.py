@@ -18,7 +18,7 @@ from expandr_core.generation.transformers_engine import (
     TransformersGenerator,
     _SeededSampling,
 )
-from expandr_core.options import SamplingOptions
+from expandr_core.options.generation import SamplingOptions
 
 TEMPERATURES = (0.8, 0.9, 1.0, 1.1, 0.0)
 REQUESTS = [

@@ -31,7 +31,7 @@ from expandr_core.generation.transformers_engine import (
     TransformersGenerator,
 )
 from expandr_core.generation.vllm_engine import DEFAULT_PYTHON, VLLMGenerator, open_vllm
-from expandr_core.options import EndpointOptions, SamplingOptions, VLLMOptions
+from expandr_core.options.generation import EndpointOptions, SamplingOptions, VLLMOptions
 from expandr_core.runtime.child import end_tree
 from expandr_core.runtime.runner import run_stage
 from expandr_core.store.artifacts import StageSpec

@@ -3,7 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from expandr_core.options import JointLoopOptions, Options, added, identity, runtime
+from expandr_core.options.base import Options, added, identity, runtime
+from expandr_core.options.loop import JointLoopOptions
 
 
 class Grown(Options):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from expandr_core.errors import DataError
-from expandr_core.options import PreferenceOptions
+from expandr_core.options.preferences import PreferenceOptions
 from expandr_core.preferences.lazy import next_step, shards_with
 from expandr_core.runtime.runner import make_spec
 from expandr_core.runtime.shards import query_shards, shard_sizes

@@ -12,7 +12,8 @@ from store_keys import full
 
 from expandr_core.encoders.encode import Encoder
 from expandr_core.errors import DataError
-from expandr_core.options import EncodingOptions, PreferenceOptions
+from expandr_core.options.preferences import PreferenceOptions
+from expandr_core.options.retriever import EncodingOptions
 from expandr_core.preferences.acceptance import settled
 from expandr_core.stages import expand, reward
 from expandr_core.store.artifacts import Artifact

@@ -10,7 +10,7 @@ import pytest
 import Stemmer
 
 from expandr_core.errors import DataError
-from expandr_core.options import Language
+from expandr_core.options.evaluation import Language
 from expandr_core.retrieval.bm25 import BM25
 from expandr_core.stages import evaluate_bm25
 

@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from expandr_core.encoders.encode import Encoder
 from expandr_core.errors import DataError
-from expandr_core.options import EncodingOptions
+from expandr_core.options.retriever import EncodingOptions
 from expandr_core.runtime.model_folders import check_folder, model_files
 from expandr_core.runtime.model_source import model_source
 from expandr_core.runtime.runner import make_spec, run_stage

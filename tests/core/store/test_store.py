@@ -26,7 +26,8 @@ from typer.testing import CliRunner
 
 from expandr_cli.main import app
 from expandr_core.errors import DataError
-from expandr_core.options import DPOOptions, PreferenceOptions
+from expandr_core.options.preferences import PreferenceOptions
+from expandr_core.options.training import DPOTrainingOptions
 from expandr_core.runtime.runner import make_spec
 from expandr_core.stages import pairs
 from expandr_core.store import store as store_module
@@ -88,7 +89,12 @@ def test_an_input_enters_the_key_by_content_and_not_by_name():
 
 def test_options_of_speed_and_place_are_not_in_the_key():
     one, other = (
-        make_spec("dpo", DPOOptions(device_batch_size=n, checkpoint_steps=n), seed=1, device=device)
+        make_spec(
+            "dpo",
+            DPOTrainingOptions(device_batch_size=n, checkpoint_steps=n),
+            seed=1,
+            device=device,
+        )
         for n, device in ((1, "cpu"), (2, "cuda"))
     )
     assert one.key == other.key

@@ -10,7 +10,7 @@ from tiny_models import random_adapter
 
 from expandr_core.generation.adapters import add, language_model, load_adapted, read_config
 from expandr_core.generation.transformers_engine import Request, TransformersGenerator
-from expandr_core.options import SamplingOptions
+from expandr_core.options.generation import SamplingOptions
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages import merge
 from expandr_core.store.store import Store

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 
 from expandr_core.encoders import encode as encoder
 from expandr_core.encoders.fusion import Fusion
-from expandr_core.options import EncodingOptions
+from expandr_core.options.retriever import EncodingOptions
 from expandr_core.training.contrastive import (
     QUERIES_AT_ONCE,
     ContrastiveLoss,

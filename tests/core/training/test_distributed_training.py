@@ -18,7 +18,7 @@ import retriever_world as world
 import torch
 from safetensors.torch import load_file
 
-from expandr_core.options import EncodingOptions
+from expandr_core.options.retriever import EncodingOptions
 from expandr_core.runtime.child import run_in_child
 from expandr_core.runtime.runner import make_spec
 from expandr_core.stages import train_retriever

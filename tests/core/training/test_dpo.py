@@ -25,7 +25,7 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from expandr_core.errors import DataError
 from expandr_core.generation.pair_tokens import preference_ids
 from expandr_core.generation.transformers_engine import Request, TransformersGenerator
-from expandr_core.options import SamplingOptions
+from expandr_core.options.generation import SamplingOptions
 from expandr_core.runtime.child import run_in_child
 from expandr_core.runtime.runner import Job, make_spec, run_stage
 from expandr_core.stages import dpo, merge, pairs

@@ -11,7 +11,7 @@ import retriever_world as world
 
 from expandr_core.encoders.encode import Encoder
 from expandr_core.errors import DataError
-from expandr_core.options import EncodingOptions
+from expandr_core.options.retriever import EncodingOptions
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages import encode, mine
 from expandr_core.store.artifacts import Artifact

@@ -18,7 +18,7 @@ import retriever_world as world
 from expandr_core.encoders.encode import load_retriever
 from expandr_core.encoders.fusion import Fusion
 from expandr_core.errors import DataError
-from expandr_core.options import EncodingOptions
+from expandr_core.options.retriever import EncodingOptions
 from expandr_core.runtime.child import run_in_child
 from expandr_core.runtime.runner import Job, make_spec, run_stage
 from expandr_core.stages import train_retriever

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from expandr_core.encoders.encode import Encoder, encode_expanded, load_retriever
 from expandr_core.encoders.fusion import Fusion
 from expandr_core.errors import DataError
-from expandr_core.options import EncodingOptions
+from expandr_core.options.retriever import EncodingOptions
 from expandr_core.stages import mine
 from expandr_core.store.store import Store
 from expandr_core.training.dev_metric import dev_set, measure

@@ -1,20 +1,14 @@
-"""The language model and the retriever, and how they are used everywhere."""
+"""The language model: what it is, what runs it, and what it is asked to write."""
 
 from datetime import date
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, FiniteFloat
+from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
-from expandr_core.options.base import (
-    ConventionName,
-    Engine,
-    Options,
-    Positive,
-    VectorType,
-    added,
-    runtime,
-)
+from expandr_core.options.base import Options, Positive, added, runtime
 
+Engine = Literal["transformers", "vllm", "endpoint"]
+Prompt = Literal["q2d", "q2a", "q2q", "q2e", "q2c"]
 DEFAULT_DATE = "2024-07-26"  # what Llama's templates write where nobody tells them the date
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
 Variables = dict[Variable, bool | int | FiniteFloat | str]
@@ -127,84 +121,58 @@ class LLMOptions(Options):
     )
 
 
-class TinyRetrieverOptions(Options):
-    """Static token embeddings, pre-trained without labels on crops of the corpus."""
+class SamplingOptions(Options):
+    """How texts are sampled from the language model."""
 
-    vocabulary: int = Field(
-        default=3000, ge=300, description="Size of the byte-level BPE vocabulary."
+    samples: Positive = Field(
+        default=1,
+        description="Texts per query, a multiple of the number of temperatures, which share them.",
     )
-    dimensions: int = Field(default=256, ge=8, description="Size of the vectors.")
-    steps: Positive = Field(default=600, description="Training steps.")
-    batch_size: Positive = Field(default=64, description="Passages per step, two crops of each.")
-    learning_rate: float = Field(default=5e-3, gt=0, description="Peak learning rate of AdamW.")
-    initial_deviation: float = Field(
-        default=0.005, gt=0, description="Deviation of the initial embeddings."
+    sampling_temperatures: tuple[float, ...] = Field(
+        default=(1.0,), min_length=1, description="0 is greedy; higher is more varied."
+    )
+    top_p: float = Field(
+        default=0.9, gt=0, le=1, description="Sample among the likeliest tokens of this mass."
+    )
+    max_new_tokens: Positive = Field(
+        default=512, description="A longer text is cut and marked 'length'."
+    )
+    batch_size: Positive = runtime(
+        64,
+        description="Texts generated at once, by transformers; vLLM takes what its memory holds.",
     )
 
-
-class EncodingOptions(Options):
-    """How texts become vectors, and how these are compared: in training, reward and search alike."""
-
-    similarity: Literal["model", "cosine", "dot"] = Field(
-        default="model",
-        description="What the model's own configuration says, the cosine, or the raw inner product.",
-    )
-    max_tokens: int = Field(
-        default=512, ge=8, description="Longer texts are cut (also by the model's own limit)."
-    )
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32",
-        description="bfloat16 is quicker where the processor has it, and very slow where it does not; "
-        "vectors differ in the third digit.",
-    )
-    batch_size: Positive = runtime(128, description="Texts encoded at once.")
+    @model_validator(mode="after")
+    def _evenly_spread(self) -> "SamplingOptions":
+        if self.samples % len(self.sampling_temperatures):
+            raise ValueError(
+                f"samples ({self.samples}) must be a multiple of the number of "
+                f"sampling_temperatures ({len(self.sampling_temperatures)})"
+            )
+        return self
 
 
-class RetrieverOptions(Options):
-    """The dense retriever, and how its vectors are compared everywhere."""
+class GenerationOptions(Options):
+    """How the language model writes: candidates to rank, answers to compare with, expansions."""
 
-    model: str = Field(
-        default="tiny",
-        description="Folder or hub name of AnchorDR (the paper's: yiqingx/AnchorDR), of a "
-        "sentence-transformers model, or of an encoder with a convention; or 'tiny' to build one "
-        "from the collection's text.",
+    prompt: Prompt = Field(
+        default="q2d", description="What is asked for: a passage (the paper), or another."
     )
-    tiny: TinyRetrieverOptions = Field(
-        default=TinyRetrieverOptions(), title="The tiny retriever, if 'tiny'"
+    candidates: SamplingOptions = Field(
+        default=SamplingOptions(samples=32, sampling_temperatures=(0.8, 0.9, 1.0, 1.1)),
+        title="Candidates for the preference pairs",
     )
-    encoding: EncodingOptions = Field(default=EncodingOptions(), title="Texts to vectors")
-    expansion_weight: float = Field(
-        default=0.5,
-        ge=0,
-        le=1,
-        description="Share of the expansions in an expanded query's vector (paper: 0.5); several "
-        "expansions are averaged first.",
+    answer: SamplingOptions = Field(
+        default=SamplingOptions(), title="The answer of the self-reward"
     )
-    contrastive_temperature: float = Field(
-        default=0.02, gt=0, description="Similarities are divided by it in the training loss."
+    expansion: SamplingOptions = Field(
+        default=SamplingOptions(),
+        title="Expansions for retriever training and for evaluation (which averages their vectors)",
     )
-    vector_type: VectorType = Field(
-        default="float16",
-        description="How the vectors of the corpus are kept: float16 takes half the space, and "
-        "changes similarities in the fourth digit.",
+    max_prompt_tokens: Positive = Field(
+        default=1024,
+        description="A longer prompt is shortened within its passage or query, never around it.",
     )
-    search_memory_gb: float = runtime(
-        2.0,
-        gt=0,
-        description="Memory that exact search may take; a larger corpus is read block by block.",
-    )
-    convention: ConventionName = Field(
-        default="model",
-        description="Pooling, prompts, similarity and longest text of a model whose folder does not "
-        "say them (expandr_core/encoders/conventions.py has the values); 'model': it does.",
-    )
-    query_prompt: str = added(
-        "model",
-        description="Name, among the model's own prompts, of the one that stands before queries, such "
-        "as s2p_query or search_query; empty for none; 'model': the one named query.",
-    )
-    passage_prompt: str = added(
-        "model",
-        description="The same for passages and expansions, such as retrieval.passage; 'model': the one "
-        "named document, passage or corpus.",
+    queries_per_shard: Positive = Field(
+        default=256, description="A shard is an artifact of its own; a kill loses one at most."
     )
