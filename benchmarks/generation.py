@@ -46,6 +46,7 @@ from expandr_core.generation.transformers_engine import (
 from expandr_core.options.data import DataOptions, DemoWorldOptions
 from expandr_core.options.generation import SamplingOptions, TinyLLMOptions, VLLMOptions
 from expandr_core.options.retriever import EncodingOptions
+from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages import prepare, reward
 from expandr_core.store.store import Store
@@ -96,7 +97,7 @@ def make_world(store: Store, queries: int, tokens: int) -> World:
 
     def make(stage: str, options: Any, inputs: dict[str, Any], **more: Any) -> Any:
         spec = make_spec(stage, options, inputs, device="cpu", **more)
-        return run_stage(spec, store, lambda done, total, unit: None)
+        return run_stage(spec, store, no_progress)
 
     world = make("demo_world", DemoWorldOptions(train_entities=2 + queries // 6), {})
     options = DataOptions(preference_share=0.9, dev_share=0)

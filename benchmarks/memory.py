@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 from expandr_core.generation.transformers_engine import Completion, Request
 from expandr_core.options.generation import Prompt, SamplingOptions
 from expandr_core.options.retriever import EncodingOptions
-from expandr_core.runtime.runner import Job, make_spec
+from expandr_core.runtime.job import Job, no_progress
+from expandr_core.runtime.runner import make_spec
 from expandr_core.stages import encode, evaluate, expand, reward
 from expandr_core.store.artifacts import Artifact, StageSpec
 from expandr_core.store.store import Store
@@ -104,7 +105,7 @@ def find(store: Store, stage: str) -> list[Artifact]:
 
 def commit(store: Store, spec: StageSpec, job: Job) -> Artifact:
     """Make what a job has written an artifact."""
-    return store.commit(spec.key, job.out, job.parts, {"counts": job.counts})
+    return store.commit(spec.key, job.out, job.made_shards, {"counts": job.counts})
 
 
 def job_for(store: Store, spec: StageSpec, options: object) -> Job:
@@ -113,7 +114,7 @@ def job_for(store: Store, spec: StageSpec, options: object) -> Job:
         for name in ("out", "checkpoints"):
             (work / name).mkdir(exist_ok=True)
     inputs = {role: store.local(artifact) for role, artifact in spec.inputs.items()}
-    return Job(spec, options, inputs, work / "out", work / "checkpoints", store, lambda *_: None)
+    return Job(spec, options, inputs, work / "out", work / "checkpoints", store, no_progress)
 
 
 def make_inputs(store: Store, queries: int) -> None:

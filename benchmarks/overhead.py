@@ -18,6 +18,7 @@ from pathlib import Path
 
 import expandr_cli.terminal  # noqa: F401  the environment of the command line, for both
 from expandr_core.runtime.child import needs_child, run_in_child
+from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import make_spec, module_of, run_stage
 from expandr_core.store.artifacts import Artifact, StageSpec
 from expandr_core.store.store import Store
@@ -29,7 +30,7 @@ def replay(steps: list[StageSpec], store: Store) -> list[Artifact]:
     for spec in steps:
         found = store.lookup(spec.key)
         run = run_in_child if needs_child(spec) else run_stage
-        made.append(found or run(spec, store, lambda done, total, unit: None))
+        made.append(found or run(spec, store, no_progress))
     return made
 
 

@@ -39,6 +39,7 @@ from beir.retrieval.search.dense import DenseRetrievalExactSearch
 from expandr_core.encoders.bulk import Precision
 from expandr_core.options.data import DataOptions
 from expandr_core.options.retriever import EncodingOptions, VectorType
+from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.model_source import model_source
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages import encode, evaluate, import_model, prepare
@@ -102,7 +103,7 @@ def run_ours(
 
         def make(stage: str, options, inputs: dict[str, Artifact], sources=None) -> Artifact:
             spec = make_spec(stage, options, inputs, sources=sources, device="cpu")
-            return run_stage(spec, store, lambda *_: None)
+            return run_stage(spec, store, no_progress)
 
         options = DataOptions(collection=str(collection))
         data = make("prepare", options, {}, prepare.source_digests(options))

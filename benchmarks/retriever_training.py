@@ -38,6 +38,7 @@ from expandr_core.encoders.encode import load_retriever
 from expandr_core.encoders.fusion import Fusion
 from expandr_core.options.retriever import EncodingOptions
 from expandr_core.options.training import ContrastiveTrainingOptions
+from expandr_core.runtime.job import no_progress
 from expandr_core.training.contrastive import ContrastiveLoss
 from expandr_core.training.dev_metric import DevSet, dev_set, measure
 from expandr_core.training.grad_cache import MiniBatchEncoder
@@ -124,7 +125,7 @@ def ours(work: Work, seed: int, precision: Precision) -> tuple[SentenceTransform
     pairs = torch.from_numpy(work.rows.pools.positive_pairs)
     loss = ContrastiveLoss(pairs, Fusion(normalize=True), TEMPERATURE)
     trainer = RetrieverTrainer(model, work.rows, loss, options, seed, work.folder)
-    return model, seconds_of(lambda: trainer.train(lambda done, total, unit: None, None))
+    return model, seconds_of(lambda: trainer.train(no_progress, None))
 
 
 def theirs(work: Work, seed: int, precision: Precision) -> tuple[SentenceTransformer, Seconds]:

@@ -4,7 +4,8 @@ import time
 from pathlib import Path
 
 from expandr_core.options.base import Options
-from expandr_core.runtime.runner import Job, run_shard
+from expandr_core.runtime.job import Job
+from expandr_core.runtime.runner import run_shard
 
 VERSION = 1
 ROLE = "generate"

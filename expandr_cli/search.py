@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from expandr_core.errors import DataError
+from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import find, make_spec, run_stage
 from expandr_core.stages import encode as encode_stage
 from expandr_core.store.artifacts import Artifact
@@ -48,7 +49,7 @@ def search_corpus(
     expansions = [expansion] if expansion else []
     vectors = encode_expanded(encoder, [question], [expansions], retriever.expansion_weight)
     encoded = _encoded(store, run)
-    index = open_index(store.local(part) for part in store.parts(encoded))
+    index = open_index(store.local(part) for part in store.shards(encoded))
     memory_gb = retriever.search_memory_gb
     found = search(pa.array(["question"]), vectors, index, passages, memory_gb, "keep")
     _print(out, store, run, found)
@@ -84,7 +85,7 @@ def _encoded(store: Store, run: Summary) -> Artifact:
         seed=run.options.seed,
         device=run.options.device,
     )
-    return find(spec, store) or run_stage(spec, store, lambda done, total, unit: None)
+    return find(spec, store) or run_stage(spec, store, no_progress)
 
 
 def _print(out: Console, store: Store, run: Summary, found: pa.Table) -> None:

@@ -5,7 +5,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from expandr_core.errors import DataError
-from expandr_core.runtime.runner import run_part, run_stage
+from expandr_core.runtime.runner import run_slice, run_stage
 from expandr_core.store.artifacts import StageSpec
 from tasks.placement import BAD_INPUT
 from tasks.progress import core_logs, progress
@@ -26,7 +26,7 @@ def stage(title: str, spec: StageSpec, store: str, part: tuple[int, int] | None 
         try:
             opened, spec = open_store(store), on_this_machine(spec)
             if part:
-                run_part(spec, opened, report, part)
+                run_slice(spec, opened, report, part)
             else:
                 run_stage(spec, opened, report)
         except DataError as error:

@@ -16,7 +16,7 @@ def _write(
     options: JointLoopOptions,
     sampling: SamplingOptions,
     prompt: Prompt,
-    first_shards: int = 0,
+    max_shards: int = 0,
 ) -> Artifact:
     (queries, llm), llm_options = inputs, options.llm
     resolved = stage.OPTIONS(
@@ -30,7 +30,7 @@ def _write(
         chat=work.chat(llm, llm_options),
     )
     inputs_by_role = {"queries": queries, **work.language_model(llm)}
-    return work.make(title, "expand", resolved, inputs_by_role, first_shards=first_shards)
+    return work.make(title, "expand", resolved, inputs_by_role, max_shards=max_shards)
 
 
 def write_candidates(
@@ -39,12 +39,12 @@ def write_candidates(
     llm: Artifact,
     options: JointLoopOptions,
     when: str = "",
-    first_shards: int = 0,
+    max_shards: int = 0,
 ) -> Artifact:
     """Write the candidates that the reward ranks: many for each query, at several temperatures."""
     title, inputs = f"write candidates{when}", (queries, llm)
     sampling, prompt = options.expand.candidates, options.expand.prompt
-    return _write(work, title, inputs, options, sampling, prompt, first_shards)
+    return _write(work, title, inputs, options, sampling, prompt, max_shards)
 
 
 def write_answers(
@@ -53,11 +53,11 @@ def write_answers(
     llm: Artifact,
     options: JointLoopOptions,
     when: str = "",
-    first_shards: int = 0,
+    max_shards: int = 0,
 ) -> Artifact:
     """Write the answer of the self-reward, from the query and its positive passage."""
     title, inputs = f"write answers{when}", (queries, llm)
-    return _write(work, title, inputs, options, options.expand.answer, "q2a", first_shards)
+    return _write(work, title, inputs, options, options.expand.answer, "q2a", max_shards)
 
 
 def write_expansions(

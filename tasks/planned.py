@@ -34,7 +34,7 @@ class PlannedWorkspace(Workspace):
         options: Options,
         inputs: Mapping[str, Artifact | None] | None = None,
         sources: dict[str, str] | None = None,
-        first_shards: int = 0,
+        max_shards: int = 0,
     ) -> Artifact:
         """Predict a step; its artifact has a key of its own, and the counts that others depend on."""
         spec = make_spec(
@@ -43,7 +43,7 @@ class PlannedWorkspace(Workspace):
             {role: artifact for role, artifact in (inputs or {}).items() if artifact is not None},
             seed=self.seed,
             sources=sources,
-            first_shards=first_shards,
+            max_shards=max_shards,
         )
         first = all(step.stage != stage for step in self._steps.values())
         step = predicted(title, spec, self.rates, self.open(), first)

@@ -52,14 +52,14 @@ def _write_pairs(
     retriever: Artifact,
     options: JointLoopOptions,
     when: str,
-    first_shards: int,
+    max_shards: int,
 ) -> tuple[Artifact, Artifact]:
     """Make the rewards and pairs of the first shards, or of all."""
-    candidates = write_candidates(work, queries, llm, options, when, first_shards)
-    answers = write_answers(work, queries, llm, options, when, first_shards)
+    candidates = write_candidates(work, queries, llm, options, when, max_shards)
+    answers = write_answers(work, queries, llm, options, when, max_shards)
     inputs = (candidates, answers, queries, retriever)
     rewards = reward(work, *inputs, options=options.retriever, when=when)
-    pairs = choose_pairs(work, rewards, options.preferences, when, more_to_come=first_shards > 0)
+    pairs = choose_pairs(work, rewards, options.preferences, when, more_to_come=max_shards > 0)
     return rewards, pairs
 
 

@@ -13,8 +13,8 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from expandr_core.runtime.child_protocol import Progress as Report
 from expandr_core.runtime.child_protocol import throttled
+from expandr_core.runtime.job import Progress as Report
 
 ARTIFACT_SECONDS = 2.0
 LOG_SECONDS = 30.0

@@ -31,6 +31,7 @@ from expandr_core.options.generation import ChatOptions, LLMOptions
 from expandr_core.options.preferences import PreferenceOptions
 from expandr_core.preferences.acceptance import settled
 from expandr_core.runtime.child import needs_child, run_in_child
+from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import find, make_spec, run_stage
 from expandr_core.store.artifacts import Artifact, StageSpec
 from expandr_core.store.store import Store
@@ -69,7 +70,7 @@ def make_artifact(title: str, spec: StageSpec, store_url: str, placement: Placem
         if place != "here":
             cut = run_on_pool(title, spec, store, place, placement.runs_at_once)
             if cut:  # its shards are there; they are only put together
-                return run_stage(spec, store, lambda done, total, unit: None)
+                return run_stage(spec, store, no_progress)
             found = store.lookup(spec.key)
             if not found:
                 raise RuntimeError(f"{spec.key} was made on pool {place} and is not in {store.url}")
@@ -126,7 +127,7 @@ class Workspace(BaseModel):
         options: Options,
         inputs: Mapping[str, Artifact | None] | None = None,
         sources: dict[str, str] | None = None,
-        first_shards: int = 0,
+        max_shards: int = 0,
     ) -> Artifact:
         """Run a stage as a Prefect task of its own, named by its title; absent inputs are left out.
 
@@ -136,12 +137,12 @@ class Workspace(BaseModel):
             options: of its type OPTIONS.
             inputs: artifacts by role.
             sources: SHA-256 of external files by name.
-            first_shards: make only so many shards of a sharded stage; 0 for all.
+            max_shards: make only so many shards of a sharded stage; 0 for all.
 
         Raises:
             DataError: if the input is at fault; it is not retried.
         """
-        spec = self.spec(stage, options, inputs, sources, first_shards)
+        spec = self.spec(stage, options, inputs, sources, max_shards)
         step = make_artifact.with_options(
             name=stage.replace("_", "-"), timeout_seconds=self.timeout_hours * 3600
         )
@@ -158,7 +159,7 @@ class Workspace(BaseModel):
         options: Options,
         inputs: Mapping[str, Artifact | None] | None,
         sources: dict[str, str] | None,
-        first_shards: int,
+        max_shards: int,
     ) -> StageSpec:
         """Specify a stage of this run; see `make`."""
         fresh = {"fresh": True} if self.fresh else {}
@@ -168,7 +169,7 @@ class Workspace(BaseModel):
             {role: artifact for role, artifact in (inputs or {}).items() if artifact is not None},
             seed=self.seed,
             sources=sources,
-            first_shards=first_shards,
+            max_shards=max_shards,
             device=self.device,
             prefect_flow_run=_flow_run_id(),
             **fresh,

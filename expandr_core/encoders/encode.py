@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from expandr_core.encoders.bulk import Kind
-    from expandr_core.runtime.runner import Job
+    from expandr_core.runtime.job import Job
 
 Vectors = NDArray[np.float32]
 # what a vector may err by, relative to its length: how texts are batched and padded decides it

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from expandr_core.errors import DataError
 from expandr_core.evaluation.metrics import mean_metrics, score_queries
 from expandr_core.retrieval.exact import RUN
-from expandr_core.runtime.runner import Job
+from expandr_core.runtime.job import Job
 
 log = logging.getLogger(__name__)
 QUERIES_AT_ONCE = 1000

@@ -25,7 +25,7 @@ from expandr_core.generation.adapters import read_config
 from expandr_core.generation.transformers_engine import NOT_FINITE, Codec, Completion, Request
 from expandr_core.options.base import Device
 from expandr_core.options.generation import ChatOptions, SamplingOptions, VLLMOptions
-from expandr_core.runtime.child import end_tree
+from expandr_core.runtime.child import terminate_tree
 
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[2]
@@ -86,7 +86,7 @@ def open_vllm(
             yield VLLMGenerator(Codec(folder, chat), copies)
         finally:
             for copy in copies:
-                end_tree(copy.process)
+                terminate_tree(copy.process)
 
 
 def settings_of(

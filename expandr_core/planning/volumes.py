@@ -90,7 +90,7 @@ def predicted_counts(
     match spec.stage:
         case "expand":
             sizes = shard_sizes(store.local(inputs["queries"]), options["queries_per_shard"])
-            queries = sum(sizes[: spec.first_shards or len(sizes)])
+            queries = sum(sizes[: spec.max_shards or len(sizes)])
             texts = queries * options["sampling"]["samples"]
             tokens = texts * tokens_per_text[options["prompt"]]
             return {"queries": queries, "texts": texts, "tokens": tokens}

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 
 from expandr_core.errors import DataError
-from expandr_core.runtime.child_protocol import Progress
 from expandr_core.runtime.device import run_device
+from expandr_core.runtime.job import Progress
 from expandr_core.runtime.runner import BAD_INPUT, module_of
 from expandr_core.store.artifacts import Artifact, StageSpec
 from expandr_core.store.store import Store
@@ -65,7 +65,7 @@ def run_in_child(
             result = _follow(child.stdout, progress)
             status = child.wait()
         finally:
-            end_tree(child)
+            terminate_tree(child)
         if isinstance(result, Artifact):
             return result
         if status == BAD_INPUT:
@@ -99,7 +99,7 @@ def _follow(lines: Iterable[str], progress: Progress) -> Artifact | str | None:
     return result
 
 
-def end_tree(child: subprocess.Popen, patience: float = 5) -> None:
+def terminate_tree(child: subprocess.Popen, patience: float = 5) -> None:
     """End the child and all its descendants, in sessions of their own too, as torchrun's ranks are.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a stage program tells who started it: log lines, progress and results, one JSON event a line."""
+"""How a stage program talks to its parent: log lines, progress and the result, one JSON event a line."""
 
 import ctypes
 import json
@@ -6,35 +6,34 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
-Progress = Callable[[int, int, str], None]
+from expandr_core.runtime.job import Progress
 
 
-def say(**event: Any) -> None:
-    """Print one event on standard output, whatever `sys.stdout` is by now."""
+def emit(**event: Any) -> None:
+    """Print an event to the process's original standard output, even after `sys.stdout` was replaced."""
     sys.__stdout__.write(json.dumps(event, allow_nan=False) + "\n")  # pyright: ignore[reportOptionalMemberAccess]
     sys.__stdout__.flush()  # pyright: ignore[reportOptionalMemberAccess]
 
 
 class _JSONLines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        say(log=record.getMessage(), level=record.levelno, logger=record.name)
+        emit(log=record.getMessage(), level=record.levelno, logger=record.name)
 
 
 def report_events() -> Progress:
-    """Print log lines as events from now on; return what prints progress so."""
+    """Print log lines as events from now on; return a function that prints progress events."""
     core = logging.getLogger("expandr_core")
     core.setLevel(logging.INFO)
     core.addHandler(_JSONLines())
     core.propagate = False
-    sys.stdout = sys.stderr  # libraries that print must not disturb the events
-    return throttled(lambda *done: say(progress=done), 0.5)
+    sys.stdout = sys.stderr  # a library's print must not corrupt the events
+    return throttled(lambda *done: emit(progress=done), 0.5)
 
 
 def throttled(progress: Progress, seconds: float) -> Progress:
-    """Pass on the first and last report, and between them one per interval."""
+    """Pass on the first and the last report, and at most one per interval in between."""
     last = -seconds
 
     def report(done: int, total: int, unit: str) -> None:
@@ -47,27 +46,7 @@ def throttled(progress: Progress, seconds: float) -> Progress:
     return report
 
 
-class Beginning:
-    """Pass progress on, and note when it begins.
-
-    Attributes:
-        seconds: from making this until a report that nothing is done yet, but all is prepared; None
-            if there was none, or the work went on from a checkpoint.
-    """
-
-    def __init__(self, progress: Progress):
-        """Pass on to `progress`."""
-        self.progress, self.made = progress, time.monotonic()
-        self.seconds: float | None = None
-
-    def __call__(self, done: int, total: int, unit: str) -> None:
-        """Report."""
-        if not done and self.seconds is None:
-            self.seconds = round(time.monotonic() - self.made, 2)
-        self.progress(done, total, unit)
-
-
 def die_with_parent() -> None:
-    """Let this process be killed when the one that started it ends, however that ends."""
+    """Have the kernel kill this process when its parent ends, for whatever reason."""
     if sys.platform == "linux":  # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)

@@ -2,25 +2,25 @@
 
 A stage is a module of `expandr_core.stages` with
 
-    VERSION      raised when the same options give other bytes
-    ROLE         what it is good for: "data", "generate", "embed", "measure" or "train"; says where
-    ISOLATION    "always" in a child process, "on-gpu" only where a GPU is used, or "never"
+    VERSION      raised when the same options produce other bytes
+    ROLE         the kind of work, which decides where it runs: "data", "generate", "embed",
+                 "measure" or "train"
+    ISOLATION    "always" in a child process, "on-gpu" only if a GPU is used, or "never"
     OPTIONS      the type of its options
     run(job)     read `job.inputs`, write files into `job.out`
-    shards(job)  only of a sharded stage: how many shards it makes, at most
+    shards(job)  sharded stages only: the maximum number of shards
 
-A sharded stage makes each shard an artifact of its own (`run_shard`). Several processes can make them:
-each runs the stage with another `part`, and the last one, without a part, finds them all.
+A sharded stage makes each shard an artifact (`run_shard`). Several processes can share the work: each
+runs a `slice` of the shards, and the last run, without a slice, finds them all.
 
 As a program (`expandr_core.runtime.child` starts it, and so can you):
 
     python -m expandr_core.runtime.runner SPEC.json STORE
 
-It prints one JSON event a line on standard output (log lines, progress, the artifact at last), and
-ends with status 65 where the input is at fault, so that nobody retries what cannot succeed.
+It prints one JSON event a line on standard output (log lines, progress, finally the artifact), and
+exits with status 65 if the input is at fault, so that nobody retries what cannot succeed.
 """
 
-import contextlib
 import importlib
 import json
 import logging
@@ -28,7 +28,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +35,8 @@ from pydantic import ValidationError
 
 from expandr_core.errors import DataError
 from expandr_core.options.base import Options, identity
-from expandr_core.runtime.child_protocol import (
-    Beginning,
-    Progress,
-    die_with_parent,
-    report_events,
-    say,
-)
+from expandr_core.runtime.child_protocol import die_with_parent, emit, report_events
+from expandr_core.runtime.job import Job, Progress, no_progress
 from expandr_core.store.artifacts import Artifact, StageSpec
 from expandr_core.store.provenance import provenance
 from expandr_core.store.store import Store
@@ -51,65 +45,8 @@ log = logging.getLogger(__name__)
 BAD_INPUT = 65  # EX_DATAERR of sysexits.h
 
 
-@dataclass
-class Job:
-    """What a stage program works with.
-
-    Attributes:
-        spec: what was asked for.
-        options: the stage's options, of the module's type OPTIONS.
-        inputs: local path of each input artifact (a folder, or the one file referred to); it is
-            fetched when it is first asked for.
-        out: folder to write the files of the artifact into.
-        checkpoints: folder that survives a kill and is deleted at commit.
-        store: for stages that read or write shards.
-        progress: report (done, total, unit).
-        counts: what the manifest shows: rows, rows dropped by reason, measures.
-        parts: shards that belong to the artifact.
-        part: (i, n) to make only the shards whose number leaves i when divided by n; else None.
-    """
-
-    spec: StageSpec
-    options: Any
-    inputs: Mapping[str, Path]
-    out: Path
-    checkpoints: Path
-    store: Store
-    progress: Progress
-    counts: dict[str, float] = field(default_factory=dict)
-    parts: list[Artifact] = field(default_factory=list)
-    part: tuple[int, int] | None = None
-
-    @property
-    def seed(self) -> int:
-        """The run's seed."""
-        return self.spec.seed
-
-    def takes(self, number: int) -> bool:
-        """Tell whether this job makes the shard of that number."""
-        if 0 < self.spec.first_shards <= number:
-            return False
-        return self.part is None or number % self.part[1] == self.part[0]
-
-    def shards(self, role: str) -> Iterator[Path]:
-        """Yield the local folder of each shard of a sharded input, one after the other."""
-        for part in self.store.parts(self.spec.inputs[role]):
-            yield self.store.local(part)
-            self.store.release(part)
-
-    @contextlib.contextmanager
-    def all_shards(self, role: str) -> Iterator[list[Path]]:
-        """Hold the local folders of all shards of a sharded input, to read them more than once."""
-        with contextlib.ExitStack() as held:
-            folders = []
-            for part in self.store.parts(self.spec.inputs[role]):
-                folders.append(self.store.local(part))
-                held.callback(self.store.release, part)
-            yield folders
-
-
 class _Inputs(Mapping[str, Path]):
-    """The local paths of input artifacts, each fetched when it is asked for."""
+    """The local paths of input artifacts, each downloaded on first access."""
 
     def __init__(self, store: Store, artifacts: dict[str, Artifact]):
         self._store, self._artifacts = store, artifacts
@@ -127,6 +64,26 @@ class _Inputs(Mapping[str, Path]):
         return len(self._artifacts)
 
 
+class StartTimer:
+    """Pass progress on, and measure how long the stage prepares.
+
+    Attributes:
+        seconds: until the first report of zero done, when everything is loaded; None if there was
+            none, or the work continued from a checkpoint.
+    """
+
+    def __init__(self, progress: Progress):
+        """Pass on to `progress`."""
+        self.progress, self.made = progress, time.monotonic()
+        self.seconds: float | None = None
+
+    def __call__(self, done: int, total: int, unit: str) -> None:
+        """Report."""
+        if not done and self.seconds is None:
+            self.seconds = round(time.monotonic() - self.made, 2)
+        self.progress(done, total, unit)
+
+
 def make_spec(
     stage: str,
     options: Options,
@@ -134,10 +91,10 @@ def make_spec(
     *,
     seed: int = 0,
     sources: dict[str, str] | None = None,
-    first_shards: int = 0,
+    max_shards: int = 0,
     **runtime: Any,
 ) -> StageSpec:
-    """Specify a stage from its typed options; `runtime` adds values that are not in the key."""
+    """Specify a stage from its typed options; `runtime` adds values that are not part of the key."""
     return StageSpec(
         stage=stage,
         version=module_of(stage).VERSION,
@@ -146,7 +103,7 @@ def make_spec(
         runtime={"options": options.model_dump(mode="json"), **runtime},
         inputs=inputs or {},
         sources=sources or {},
-        first_shards=first_shards,
+        max_shards=max_shards,
     )
 
 
@@ -156,54 +113,60 @@ def module_of(stage: str) -> Any:
 
 
 def run_stage(spec: StageSpec, store: Store, progress: Progress) -> Artifact:
-    """Make the artifact in this process, unless it is there by now."""
+    """Make the artifact in this process, unless it exists by now."""
     with store.lock(spec.key) as work:
         found = find(spec, store)
-        if found:
-            shutil.rmtree(work, ignore_errors=True)  # a kill right after the commit leaves it
-            return found
-        started, progress = time.monotonic(), Beginning(progress)
-        job = _job(spec, store, progress, work)
-        _make_folders(job)
-        module_of(spec.stage).run(job)
-        story = provenance(spec, job.counts, time.monotonic() - started)
-        story |= {"start_seconds": progress.seconds}
-        _as_the_umask_says(job.out)
-        artifact = store.commit(spec.key, job.out, job.parts, story)
+        if not found:
+            started, progress = time.monotonic(), StartTimer(progress)
+            job = _run(spec, store, progress, work)
+            facts = provenance(spec, job.counts, time.monotonic() - started)
+            facts |= {"start_seconds": progress.seconds}
+            _apply_umask(job.out)
+            found = store.commit(spec.key, job.out, job.made_shards, facts)
         shutil.rmtree(work, ignore_errors=True)
-        return artifact
+        return found
 
 
-def run_part(spec: StageSpec, store: Store, progress: Progress, part: tuple[int, int]) -> None:
-    """Make only a part of a sharded stage's shards in this process; `part` is that of `Job`."""
-    key = f"{spec.key}-part-{part[0]}-of-{part[1]}"
-    with store.lock(key) as work:
-        job = _job(spec, store, progress, work, part)
-        _make_folders(job)
-        module_of(spec.stage).run(job)
+def run_slice(spec: StageSpec, store: Store, progress: Progress, slice: tuple[int, int]) -> None:
+    """Make only some shards of a sharded stage in this process; see `Job.slice`."""
+    with store.lock(f"{spec.key}-slice-{slice[0]}-of-{slice[1]}") as work:
+        _run(spec, store, progress, work, slice)
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _run(
+    spec: StageSpec,
+    store: Store,
+    progress: Progress,
+    work: Path,
+    slice: tuple[int, int] | None = None,
+) -> Job:
+    job = _job(spec, store, progress, work, slice)
+    _make_folders(job)
+    module_of(spec.stage).run(job)
+    return job
 
 
 def count_shards(spec: StageSpec, store: Store) -> int:
-    """Return how many shards a stage makes, at most; 1 if it is not sharded."""
+    """Return the maximum number of shards that a stage makes; 1 if it is not sharded."""
     module = module_of(spec.stage)
     if not hasattr(module, "shards"):
         return 1
-    nowhere = store.scratch / "work" / spec.key  # a shard count writes nothing
-    shards = module.shards(_job(spec, store, lambda done, total, unit: None, nowhere))
-    return min(shards, spec.first_shards or shards)
+    nowhere = store.scratch / "work" / spec.key  # counting writes nothing
+    shards = module.shards(_job(spec, store, no_progress, nowhere))
+    return min(shards, spec.max_shards or shards)
 
 
 def find(spec: StageSpec, store: Store) -> Artifact | None:
-    """Look the artifact up; in a fresh run, only what was made for this run counts.
+    """Look the artifact up; a fresh run accepts only artifacts made for this flow run.
 
-    That is told by the run's id, and not by times, which are those of other machines' clocks.
+    The run's id decides, not a time: the clocks of other machines may differ.
     """
     return store.lookup(spec.key, only_of(spec))
 
 
 def only_of(spec: StageSpec) -> str:
-    """Return the id of the flow run whose artifacts alone count; empty if all do."""
+    """Return the id of the one flow run whose artifacts are accepted; empty if all are."""
     return spec.runtime["prefect_flow_run"] if spec.runtime.get("fresh") else ""
 
 
@@ -212,12 +175,12 @@ def _job(
     store: Store,
     progress: Progress,
     work: Path,
-    part: tuple[int, int] | None = None,
+    slice: tuple[int, int] | None = None,
 ) -> Job:
     options = module_of(spec.stage).OPTIONS(**spec.runtime["options"])
     inputs = _Inputs(store, spec.inputs)
     out, checkpoints = work / "out", work / "checkpoints"
-    return Job(spec, options, inputs, out, checkpoints, store, progress, part=part)
+    return Job(spec, options, inputs, out, checkpoints, store, progress, slice=slice)
 
 
 def _make_folders(job: Job) -> None:
@@ -226,55 +189,54 @@ def _make_folders(job: Job) -> None:
     job.checkpoints.mkdir(exist_ok=True)
 
 
-def _as_the_umask_says(out: Path) -> None:
-    """Give files the access that a new folder has; safetensors writes its own for the owner alone."""
-    access = out.stat().st_mode & 0o666
+def _apply_umask(out: Path) -> None:
+    """Give files the mode that the umask asks for; safetensors makes its files private."""
+    mode = out.stat().st_mode & 0o666
     for path in out.rglob("*"):
         if path.is_file():
-            path.chmod(access)
+            path.chmod(mode)
 
 
 def run_shard(
     job: Job, sources: dict[str, str], write: Callable[[Path], dict[str, float]]
 ) -> Artifact:
-    """Make one shard of a stage, an artifact of its own, unless it is there; add it to the job.
+    """Make one shard of a stage as an artifact, unless it exists; add it to the job.
 
     Args:
         job: the whole stage's job.
-        sources: the inputs that are cut into shards, with the digest of this shard's share; the shard
-            depends on that instead of the whole input.
+        sources: digest of this shard's rows of each input that is cut into shards; the shard
+            depends on these instead of the whole inputs.
         write: writes the shard's files into a folder and returns its counts.
     """
-    inputs = {name: value for name, value in job.spec.inputs.items() if name not in sources}
     spec = StageSpec(
         stage=f"{job.spec.stage}_shard",
         version=job.spec.version,
         seed=job.spec.seed,
         options=job.spec.options,
         runtime=job.spec.runtime,
-        inputs=inputs,
+        inputs={role: value for role, value in job.spec.inputs.items() if role not in sources},
         sources=sources,
     )
     shard = find(spec, job.store)
-    if shard:  # a kill right after a commit leaves its work
+    if shard:  # a kill right after a commit leaves the work folder behind
         shutil.rmtree(job.store.scratch / "work" / spec.key, ignore_errors=True)
     else:
         shard = _make_shard(job, spec, write)
-    job.parts.append(shard)
+    job.made_shards.append(shard)
     return shard
 
 
 def _make_shard(job: Job, spec: StageSpec, write: Callable[[Path], dict[str, float]]) -> Artifact:
-    with job.store.lock(spec.key, lease=False) as work:  # the part, or the stage, has one
+    with job.store.lock(spec.key, lease=False) as work:  # the stage, or the slice, has the lease
         shard = find(spec, job.store)
         if not shard:
             out = work / "out"
-            part = Job(spec, job.options, {}, out, out, job.store, job.progress)
-            _make_folders(part)
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir()
             started = time.monotonic()
-            counts = write(part.out)
-            story = provenance(spec, counts, time.monotonic() - started)
-            shard = job.store.commit(spec.key, part.out, [], story)
+            counts = write(out)
+            facts = provenance(spec, counts, time.monotonic() - started)
+            shard = job.store.commit(spec.key, out, [], facts)
         shutil.rmtree(work, ignore_errors=True)
         return shard
 
@@ -282,17 +244,17 @@ def _make_shard(job: Job, spec: StageSpec, write: Callable[[Path], dict[str, flo
 def main(
     spec_path: str, store_url: str, scratch: str | None = None, cache_bytes: str | None = None
 ) -> int:
-    """Run a stage program as a process of its own."""
+    """Run a stage program in a process of its own."""
     die_with_parent()
     report = report_events()
     try:
         spec = StageSpec.model_validate_json(Path(spec_path).read_text())
         store = Store(store_url, scratch, int(cache_bytes) if cache_bytes else None)
         artifact = run_stage(spec, store, report)
-    except (DataError, ValidationError) as error:  # what is not understood now will not be later
-        say(bad_input=str(error))
+    except (DataError, ValidationError) as error:  # no retry would make the input valid
+        emit(bad_input=str(error))
         return BAD_INPUT
-    say(artifact=artifact.model_dump())
+    emit(artifact=artifact.model_dump())
     return 0
 
 

@@ -28,7 +28,7 @@ from expandr_core.evaluation.leakage import (
     seen_in_training,
 )
 from expandr_core.options.base import Options
-from expandr_core.runtime.runner import Job
+from expandr_core.runtime.job import Job
 
 VERSION = 2
 ROLE = "measure"

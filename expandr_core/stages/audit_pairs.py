@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from expandr_core.options.base import Options
 from expandr_core.preferences.audit import audit, render
-from expandr_core.runtime.runner import Job
+from expandr_core.runtime.job import Job
 
 VERSION = 2
 ROLE = "data"

@@ -18,7 +18,7 @@ from expandr_core.demo.mixing import BLOCK, BLOCKS, Text, mix, turns
 from expandr_core.errors import DataError
 from expandr_core.generation.prompts import render_prompt
 from expandr_core.options.base import Options
-from expandr_core.runtime.runner import Job
+from expandr_core.runtime.job import Job
 from expandr_core.seeding import derive_seed
 
 VERSION = 1

@@ -32,7 +32,7 @@ from expandr_core.evaluation.significance import (
     too_few_to_tell,
 )
 from expandr_core.options.base import Options, added
-from expandr_core.runtime.runner import Job
+from expandr_core.runtime.job import Job
 from expandr_core.seeding import derive_seed
 
 VERSION = 3

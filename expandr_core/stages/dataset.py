@@ -37,7 +37,7 @@ from expandr_core.data.catalog import Dataset, is_archive
 from expandr_core.data.rows import RawFile, Reader, find_files, write_parquet
 from expandr_core.errors import DataError
 from expandr_core.options.base import Options, runtime
-from expandr_core.runtime.runner import Job
+from expandr_core.runtime.job import Job
 from expandr_core.stages.prepare import PASSAGES, QRELS, QUERY_ROWS
 from expandr_core.store.filesystems import kind_of, open_filesystem
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from expandr_core.demo.texts import training_texts
 from expandr_core.demo.world import World, make_world
 from expandr_core.options.data import DemoWorldOptions
-from expandr_core.runtime.runner import Job
+from expandr_core.runtime.job import Job
 
 VERSION = 1
 ROLE = "data"

@@ -26,7 +26,7 @@ from expandr_core.options.base import added
 from expandr_core.options.generation import ChatOptions, Prompt
 from expandr_core.options.training import DPOTrainingOptions
 from expandr_core.runtime.device import run_device
-from expandr_core.runtime.runner import Job
+from expandr_core.runtime.job import Job
 
 if TYPE_CHECKING:
     from expandr_core.training.dpo import Task

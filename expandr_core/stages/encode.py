@@ -40,7 +40,8 @@ from expandr_core.encoders.vector_cache import (
 from expandr_core.errors import DataError
 from expandr_core.options.base import Options
 from expandr_core.options.retriever import EncodingOptions, VectorType
-from expandr_core.runtime.runner import Job, only_of, run_shard
+from expandr_core.runtime.job import Job
+from expandr_core.runtime.runner import only_of, run_shard
 
 VERSION = 4
 ROLE = "embed"

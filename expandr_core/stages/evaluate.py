@@ -24,7 +24,7 @@ from expandr_core.options.base import Options, Positive, added, runtime
 from expandr_core.options.data import IdenticalIds
 from expandr_core.options.retriever import EncodingOptions
 from expandr_core.retrieval.exact import Index, open_index, search
-from expandr_core.runtime.runner import Job
+from expandr_core.runtime.job import Job
 
 VERSION = 3
 ROLE = "measure"

@@ -16,7 +16,7 @@ from expandr_core.options.base import Options, Positive, added
 from expandr_core.options.data import IdenticalIds
 from expandr_core.options.evaluation import Language
 from expandr_core.retrieval.bm25 import BM25
-from expandr_core.runtime.runner import Job
+from expandr_core.runtime.job import Job
 
 VERSION = 3
 ROLE = "measure"

@@ -27,7 +27,8 @@ from expandr_core.options.generation import (
     SamplingOptions,
     VLLMOptions,
 )
-from expandr_core.runtime.runner import Job, run_shard
+from expandr_core.runtime.job import Job
+from expandr_core.runtime.runner import run_shard
 from expandr_core.runtime.shards import query_shards, rows_digest, shard_count, shard_sizes
 from expandr_core.seeding import derive_seed
 
@@ -127,13 +128,13 @@ def expand(job: Job, load: "Callable[[], Generator]") -> None:
 
         shard = run_shard(job, {"queries": rows_digest(rows)}, write)
         counts.update(shard.counts)
-    if not job.part and 0 < counts["texts"] == counts["empty"]:
-        for shard in job.parts:  # else they are found for ever, though the server was mended
+    if not job.slice and 0 < counts["texts"] == counts["empty"]:
+        for shard in job.made_shards:  # else they are found for ever, though the server was mended
             job.store.remove(shard.key)
         raise _only_empty(job.options, counts)
     job.progress(total, total, "texts")
     job.counts.update(counts)
-    if job.spec.first_shards and not job.part:
+    if job.spec.max_shards and not job.slice:
         _count_left_out(job)
     log.info(
         "%d texts for %d queries: %d empty, %d duplicate, %d cut at max_new_tokens",
@@ -181,12 +182,12 @@ def empty_warning(counts: Mapping[str, float]) -> str:
 def _count_left_out(job: Job) -> None:
     """Count the queries of the shards that were not asked for, and the texts that this saves."""
     sizes = shard_sizes(job.inputs["queries"], job.options.queries_per_shard)
-    queries = sum(sizes[job.spec.first_shards :])
+    queries = sum(sizes[job.spec.max_shards :])
     texts = queries * job.options.sampling.samples
     job.counts |= {"left_out/queries": queries, "left_out/texts": texts}
     log.info(
         "the first %d of %d shards: %d queries are left out, and %d texts not written",
-        *(job.spec.first_shards, len(sizes), queries, texts),
+        *(job.spec.max_shards, len(sizes), queries, texts),
     )
 
 

@@ -13,8 +13,8 @@ from pydantic import Field
 from expandr_core.errors import DataError
 from expandr_core.options.base import Options, added, runtime
 from expandr_core.options.retriever import ConventionName
+from expandr_core.runtime.job import Job
 from expandr_core.runtime.model_folders import check_folder, model_files
-from expandr_core.runtime.runner import Job
 from expandr_core.store.store import sha256_of
 
 VERSION = 3

@@ -47,7 +47,7 @@ from expandr_core.evaluation.significance import (
     query_differences,
 )
 from expandr_core.options.base import Options, Positive, added
-from expandr_core.runtime.runner import Job
+from expandr_core.runtime.job import Job
 from expandr_core.seeding import derive_seed
 from expandr_core.stages.compare import METRIC, StepOptions
 

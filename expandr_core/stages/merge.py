@@ -5,8 +5,8 @@ import shutil
 
 from expandr_core.options.base import Options, added
 from expandr_core.options.generation import ChatOptions
+from expandr_core.runtime.job import Job
 from expandr_core.runtime.model_folders import INDEX, model_files
-from expandr_core.runtime.runner import Job
 
 log = logging.getLogger(__name__)
 VERSION = 1

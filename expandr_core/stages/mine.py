@@ -22,7 +22,7 @@ from expandr_core.encoders.encode import Vectors
 from expandr_core.errors import DataError
 from expandr_core.options.base import Options, Positive, runtime
 from expandr_core.options.retriever import EncodingOptions
-from expandr_core.runtime.runner import Job
+from expandr_core.runtime.job import Job
 from expandr_core.training.hard_negatives import PASSAGES, Numbers
 
 if TYPE_CHECKING:

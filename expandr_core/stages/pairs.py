@@ -24,7 +24,7 @@ from expandr_core.data.terms import count_words
 from expandr_core.errors import DataError
 from expandr_core.options.preferences import PreferenceOptions
 from expandr_core.preferences.rewards import choose_pair, tie_seed
-from expandr_core.runtime.runner import Job
+from expandr_core.runtime.job import Job
 from expandr_core.seeding import derive_seed, unit_interval
 
 log = logging.getLogger(__name__)

@@ -36,7 +36,7 @@ from expandr_core.data.split import PARTS, Part, Split, normalise
 from expandr_core.data.triples import TripleTable, read_triples, triples_files
 from expandr_core.errors import DataError
 from expandr_core.options.data import DataOptions
-from expandr_core.runtime.runner import Job
+from expandr_core.runtime.job import Job
 
 log = logging.getLogger(__name__)
 VERSION = 1

@@ -23,7 +23,8 @@ from expandr_core.errors import DataError
 from expandr_core.options.base import Options
 from expandr_core.options.retriever import EncodingOptions
 from expandr_core.preferences.rewards import ranks
-from expandr_core.runtime.runner import Job, run_shard
+from expandr_core.runtime.job import Job
+from expandr_core.runtime.runner import run_shard
 from expandr_core.runtime.shards import one_row_a_query, rows_digest
 from expandr_core.store.artifacts import Artifact
 
@@ -65,7 +66,7 @@ def shards(job: Job) -> int:
         DataError: if the answers are cut into another number of shards.
     """
     candidates, answers = (
-        len(job.store.parts(job.spec.inputs[role])) for role in ("candidates", "answers")
+        len(job.store.shards(job.spec.inputs[role])) for role in ("candidates", "answers")
     )
     if candidates != answers:
         raise DataError(
@@ -82,14 +83,14 @@ def run(job: Job) -> None:
 
     counts: Counter[str] = Counter()
     similarity = 0.0
-    parts = (job.store.parts(job.spec.inputs[role]) for role in ("candidates", "answers"))
+    parts = (job.store.shards(job.spec.inputs[role]) for role in ("candidates", "answers"))
     for number, (candidates, answers) in enumerate(zip(*parts, strict=True)):
         if job.takes(number):
             shard = _run_shard(job, candidates, answers, encoder)
             similarity += shard.counts["similarity_to_positive"]
             counts.update({k: n for k, n in shard.counts.items() if k != "similarity_to_positive"})
         job.progress(number + 1, total, "shards")
-    if job.part:
+    if job.slice:
         return
     if not counts["candidates"]:
         raise DataError(f"no candidate is left to reward; dropped by reason: {dict(counts)}")

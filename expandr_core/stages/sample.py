@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from expandr_core.options.base import Options, Positive
-from expandr_core.runtime.runner import Job
+from expandr_core.runtime.job import Job
 from expandr_core.seeding import derive_seed
 
 VERSION = 1

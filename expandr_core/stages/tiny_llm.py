@@ -17,7 +17,7 @@ from expandr_core.generation.control_tokens import encode_text
 from expandr_core.generation.prompts import prompt_ids
 from expandr_core.options.generation import TinyLLMOptions
 from expandr_core.runtime.device import run_device
-from expandr_core.runtime.runner import Job
+from expandr_core.runtime.job import Job
 from expandr_core.seeding import derive_seed
 
 if TYPE_CHECKING:

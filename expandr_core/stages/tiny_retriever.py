@@ -15,7 +15,7 @@ from expandr_core.demo.corpus_sample import sample_passages
 from expandr_core.encoders.portable import make_portable
 from expandr_core.errors import DataError
 from expandr_core.options.retriever import TinyRetrieverOptions
-from expandr_core.runtime.runner import Job
+from expandr_core.runtime.job import Job
 from expandr_core.seeding import derive_seed
 
 if TYPE_CHECKING:

@@ -24,9 +24,8 @@ from expandr_core.errors import DataError
 from expandr_core.options.base import identity
 from expandr_core.options.retriever import EncodingOptions
 from expandr_core.options.training import ContrastiveTrainingOptions
-from expandr_core.runtime.child_protocol import Progress
+from expandr_core.runtime.job import Job, Progress
 from expandr_core.runtime.model_folders import SENTENCE_CONFIG
-from expandr_core.runtime.runner import Job
 from expandr_core.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ def run(job: Job) -> None:
     mined = job.inputs.get("negatives")
     expansions = None
     if "expansions" in job.spec.inputs and options.expansion_weight > 0:
-        parts = job.store.parts(job.spec.inputs["expansions"])
+        parts = job.store.shards(job.spec.inputs["expansions"])
         expansions = [job.store.local(part) for part in parts]
     task = Task(
         examples=file_in(job.inputs["examples"], "retriever.parquet"),

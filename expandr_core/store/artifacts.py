@@ -49,7 +49,7 @@ class StageSpec(BaseModel):
         runtime: all options, those included that change only speed or place.
         inputs: input artifacts by role; they enter the key by role and content digest.
         sources: SHA-256 of external files by role and name, for stages that read outside the store.
-        first_shards: of a sharded stage, make only so many shards, the first; 0 for all. The shards
+        max_shards: of a sharded stage, make only so many shards, the first; 0 for all. The shards
             themselves are the same either way.
     """
 
@@ -61,7 +61,7 @@ class StageSpec(BaseModel):
     runtime: dict[str, Any] = {}
     inputs: dict[str, Artifact] = {}
     sources: dict[str, str] = {}
-    first_shards: int = 0
+    max_shards: int = 0
 
     @cached_property
     def key(self) -> str:
@@ -74,8 +74,8 @@ class StageSpec(BaseModel):
             "inputs": {role: artifact.digest for role, artifact in self.inputs.items()},
             "sources": self.sources,
         }
-        if self.first_shards:
-            identity["first_shards"] = self.first_shards
+        if self.max_shards:
+            identity["max_shards"] = self.max_shards
         text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
         return f"{self.stage}-{hashlib.sha256(text.encode()).hexdigest()[:20]}"
 

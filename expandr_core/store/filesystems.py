@@ -61,7 +61,7 @@ _NAMED = ": the disk is full"
 
 
 @contextlib.contextmanager
-def naming_a_full_disk(folder: Path, remedy: str = SCRATCH_REMEDY) -> Iterator[None]:
+def explain_full_disk(folder: Path, remedy: str = SCRATCH_REMEDY) -> Iterator[None]:
     """Where a disk is full, say which and what to do; one that is named already stays as it is."""
     try:
         yield
@@ -83,7 +83,7 @@ def replace_folder(folder: Path, target: Path) -> None:
     beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     former = beside.with_name(f"{beside.name}.former")
     try:
-        with naming_a_full_disk(target.parent, STORE_REMEDY):
+        with explain_full_disk(target.parent, STORE_REMEDY):
             target.parent.mkdir(parents=True, exist_ok=True)
             _move(folder, beside)
             with contextlib.suppress(FileNotFoundError):

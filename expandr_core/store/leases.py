@@ -25,7 +25,7 @@ from typing import Any
 
 from fsspec import AbstractFileSystem
 
-from expandr_core.store.s3 import is_unknown, was_refused
+from expandr_core.store.s3 import is_unknown, precondition_failed
 
 log = logging.getLogger(__name__)
 REFRESH = 10.0  # seconds between two signs of life of a holder
@@ -148,7 +148,7 @@ class Leases:
             answer: Any = self._filesystem.pipe_file(path, content, **condition)
             return answer["ETag"]
         except OSError as error:
-            if was_refused(error):
+            if precondition_failed(error):
                 return None
             raise
 

@@ -13,7 +13,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from expandr_core.errors import DataError
-from expandr_core.store.filesystems import STORE_REMEDY, naming_a_full_disk, partial_file
+from expandr_core.store.filesystems import STORE_REMEDY, explain_full_disk, partial_file
 from expandr_core.store.manifests import is_key
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def write_record(
     if not isinstance(filesystem, LocalFileSystem):
         filesystem.pipe_file(path, text.encode())
         return
-    with naming_a_full_disk(Path(folder), STORE_REMEDY), partial_file(Path(path)) as partial:
+    with explain_full_disk(Path(folder), STORE_REMEDY), partial_file(Path(path)) as partial:
         partial.write_text(text, encoding="utf-8")
 
 

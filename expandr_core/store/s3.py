@@ -2,7 +2,7 @@
 
 botocore and s3fs retry by count: how long an outage they outlast depends on its kind and on chance.
 botocore's standard mode also stops retrying once some hundred requests have failed side by side.
-Here every request is repeated until `PATIENCE` has passed, whatever ails the server.
+Here every request is repeated until `RETRY_FOR` has passed, whatever ails the server.
 """
 
 import asyncio
@@ -22,8 +22,8 @@ from fsspec import AbstractFileSystem
 from s3fs import S3FileSystem
 
 log = logging.getLogger(__name__)
-PATIENCE = 90.0  # seconds
-SILENCE = 30.0  # seconds without an answer, after which a request is repeated
+RETRY_FOR = 90.0  # seconds
+READ_TIMEOUT = 30.0  # seconds without an answer, after which a request is repeated
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0  # seconds
 _PART = 1 << 24  # bytes; equal bytes get equal ETags only if they are cut alike
 _PARTS_AT_ONCE = 4  # of one file; with eight files that is half a GiB
@@ -35,7 +35,7 @@ _BUSY = {
 
 
 class S3(S3FileSystem):
-    """s3fs with `PATIENCE`; what remains an error after that is an OSError, never "not there"."""
+    """s3fs with `RETRY_FOR`; what remains an error after that is an OSError, never "not there"."""
 
     retries = 1  # s3fs's own, which know time-outs only
 
@@ -43,7 +43,7 @@ class S3(S3FileSystem):
         """Open S3 as the environment says; fsspec keeps one instance for all who ask alike."""
         config = {
             "connect_timeout": 10,
-            "read_timeout": SILENCE,
+            "read_timeout": READ_TIMEOUT,
             "max_pool_connections": 64,
             "retries": {"total_max_attempts": 1},
         }
@@ -83,13 +83,13 @@ class S3(S3FileSystem):
 
 
 async def _patiently(request: Callable[..., Awaitable[Any]], *arguments: Any, **named: Any) -> Any:
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + RETRY_FOR
     pause = _FIRST_PAUSE
     while True:
         try:
             return await request(*arguments, **named)
         except Exception as error:
-            if not is_passing(error):
+            if not is_transient(error):
                 raise
             if time.monotonic() + pause > end:
                 raise _gave_up(error) from error
@@ -102,11 +102,11 @@ async def _patiently(request: Callable[..., Awaitable[Any]], *arguments: Any, **
 def _gave_up(error: Exception) -> OSError:
     kind = type(error).__name__
     return OSError(
-        errno.EIO, f"S3 has failed for {PATIENCE:.0f} s, the last time with {kind}: {error}"
+        errno.EIO, f"S3 has failed for {RETRY_FOR:.0f} s, the last time with {kind}: {error}"
     )
 
 
-def is_passing(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Tell whether the server or the network is at fault, and not what was asked for."""
     answer = error if isinstance(error, ClientError) else error.__cause__
     if isinstance(answer, ClientError):
@@ -137,7 +137,7 @@ def is_missing_bucket(error: BaseException | None) -> bool:
     return False
 
 
-def was_refused(error: OSError) -> bool:
+def precondition_failed(error: OSError) -> bool:
     """Tell whether a conditional write was refused because the object is not as expected."""
     answer = error.__cause__
     if not isinstance(answer, ClientError):

@@ -32,8 +32,8 @@ from expandr_core.store.artifacts import Artifact, content_digest
 from expandr_core.store.download_cache import ReadCache
 from expandr_core.store.filesystems import (
     STORE_REMEDY,
+    explain_full_disk,
     flock,
-    naming_a_full_disk,
     open_filesystem,
     partial_file,
     replace_folder,
@@ -53,7 +53,7 @@ from expandr_core.store.run_records import NOTES, read_records, write_record
 
 log = logging.getLogger(__name__)
 _FILES_AT_ONCE = 8
-_PARTS_AT_ONCE = 32
+_SHARDS_AT_ONCE = 32
 _BLOCK = 1 << 24  # bytes
 
 
@@ -157,7 +157,7 @@ class Store:
         below = [(key, part) for part in manifest["parts"]]
         # A digest covers those of the parts and is compared before their own parts: no circle is whole
         while below:
-            with ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
+            with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
                 parts = list(pool.map(lambda each: self._whole_part(*each), below))
             deeper = {part["key"]: (each["key"], part) for each in parts for part in each["parts"]}
             below = list(deeper.values())
@@ -258,7 +258,7 @@ class Store:
             self.filesystem.pipe_file(f"{target}/{MANIFEST}", sealed(manifest).encode())
         elif self._there(key, digest):  # its files stay: somebody may read them
             with (
-                naming_a_full_disk(Path(target), STORE_REMEDY),
+                explain_full_disk(Path(target), STORE_REMEDY),
                 partial_file(Path(target, MANIFEST)) as partial,
             ):
                 partial.write_text(content)
@@ -319,7 +319,7 @@ class Store:
                 if sha256_of(partial) != file["sha256"]:
                     raise DamagedArtifact(f"{artifact.key}: {file['path']} arrived damaged")
 
-        with naming_a_full_disk(self.scratch), ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+        with explain_full_disk(self.scratch), ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
             self.cache.make_room(sum(file["size"] for file in files))
             list(pool.map(fetch, files))
         return folder / artifact.path
@@ -329,7 +329,7 @@ class Store:
         if not self.is_local:
             self.cache.release(artifact.key)
 
-    def parts(self, artifact: Artifact) -> list[Artifact]:
+    def shards(self, artifact: Artifact) -> list[Artifact]:
         """Return the shards of an artifact, in order."""
         return [Artifact(**part) for part in self.manifest(artifact.key)["parts"]]
 
@@ -358,7 +358,7 @@ class Store:
                 held.enter_context(self.leases.hold(key))
             work = self.scratch / "work" / key
             work.mkdir(parents=True, exist_ok=True)
-            with naming_a_full_disk(self.scratch):
+            with explain_full_disk(self.scratch):
                 yield work
 
     def keys(self, prefix: str = "") -> list[str]:

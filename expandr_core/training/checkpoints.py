@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from expandr_core.errors import DataError
-from expandr_core.runtime.child_protocol import Progress
+from expandr_core.runtime.job import Progress
 
 log = logging.getLogger(__name__)
 

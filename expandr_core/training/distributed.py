@@ -24,8 +24,9 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from expandr_core.errors import DataError
-from expandr_core.runtime.child_protocol import Progress, die_with_parent, report_events
+from expandr_core.runtime.child_protocol import die_with_parent, report_events
 from expandr_core.runtime.device import run_device
+from expandr_core.runtime.job import Progress, no_progress
 
 Result = TypeVar("Result")
 PATIENCE = timedelta(hours=1)  # a rank waits so long for the others, such as for one that measures
@@ -94,7 +95,7 @@ def joined(device: str) -> Iterator[tuple[str, Progress]]:
         sys.exit("the process that started this one is gone")
     on_gpu = run_device(device) != "cpu"
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
-    report = (lambda done, total, unit: None) if rank() else report_events()
+    report = no_progress if rank() else report_events()
     processes, gpus = dist.get_world_size(), torch.cuda.device_count()
     if not on_gpu:
         torch.set_num_threads(max(1, torch.get_num_threads() // processes))

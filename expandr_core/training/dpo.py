@@ -23,7 +23,7 @@ from trl.trainer.dpo_config import DPOConfig
 from expandr_core.errors import DataError
 from expandr_core.generation.adapters import layers_to_adapt, load_adapted
 from expandr_core.options.training import DPOTrainingOptions
-from expandr_core.runtime.child_protocol import Progress
+from expandr_core.runtime.job import Progress
 from expandr_core.seeding import derive_seed
 from expandr_core.training.checkpoints import FiniteCallback, ProgressCallback
 from expandr_core.training.distributed import joined, rank

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
 from expandr_core.options.training import ContrastiveTrainingOptions
-from expandr_core.runtime.child_protocol import Progress
+from expandr_core.runtime.job import Progress
 from expandr_core.seeding import derive_seed
 from expandr_core.training.checkpoints import all_finite, diverged
 from expandr_core.training.contrastive import ContrastiveLoss

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from store_keys import full
 
 from expandr_core.options.base import Options
+from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
@@ -72,13 +73,13 @@ def make(
 ) -> tuple[Artifact, Path]:
     """Run a stage; return its artifact and folder."""
     spec = make_spec(stage, options, inputs, seed=seed, device="cpu")
-    artifact = run_stage(spec, store, lambda done, total, unit: None)
+    artifact = run_stage(spec, store, no_progress)
     return artifact, store.local(artifact)
 
 
 def of_shards(store: Store, artifact: Artifact, name: str) -> dict[str, list[Any]]:
     """Read a Parquet file of each shard of an artifact as one table of lists."""
-    shards = [store.local(part) / name for part in store.parts(artifact)]
+    shards = [store.local(part) / name for part in store.shards(artifact)]
     return pa.concat_tables([pq.read_table(path) for path in shards]).to_pydict()
 
 

@@ -37,7 +37,7 @@ class Asked(Workspace):
         options: Options,
         inputs: Mapping[str, Artifact | None] | None = None,
         sources: dict[str, str] | None = None,
-        first_shards: int = 0,
+        max_shards: int = 0,
     ) -> Artifact:
         given = {role: artifact for role, artifact in (inputs or {}).items() if artifact}
         spec = make_spec(stage, options, given, seed=self.seed)

@@ -45,7 +45,7 @@ def pairs_in(steps: list[tuple[str, Artifact]]) -> list[Artifact]:
 def in_shard_order(full: Full) -> list[dict]:
     """Return all accepted pairs in the order of the shards, and of the ids in a shard."""
     pair_of = {row["query_id"]: row for row in rows(full.store, full.made["choose pairs"])}
-    shards = full.store.parts(full.made["reward the candidates"])
+    shards = full.store.shards(full.made["reward the candidates"])
     tables = [pq.read_table(full.store.local(part) / "rewards.parquet") for part in shards]
     order = [id_ for table in tables for id_ in sorted(set(table["query_id"].to_pylist()))]
     return [pair_of[id_] for id_ in order if id_ in pair_of]
@@ -63,8 +63,8 @@ def test_lazy_pairs_are_the_full_run_s_first_ones_and_the_rest_is_not_written(
     )
 
     candidates = [made for title, made in steps if title.startswith("write candidates")]
-    written = {part.key for part in store.parts(candidates[-1])}
-    everything = full.store.parts(full.made["write candidates"])
+    written = {part.key for part in store.shards(candidates[-1])}
+    everything = full.store.shards(full.made["write candidates"])
     assert written == {part.key for part in everything[: len(written)]}
     assert len(candidates) > 1 and len(written) < len(everything)
     left = sum(part.counts["queries"] for part in everything[len(written) :])
@@ -100,7 +100,7 @@ def test_a_lost_shard_is_made_again_and_nothing_else(llm_folder, tmp_path):
     store = filled(tmp_path / "store", llm_folder)
     steps = pairs_of(store.url, options(lazy=True), HERE)
     lost = [key for title, made in steps for key in (made.key,) if "first" in title]
-    lost += [store.parts(steps[0][1])[0].key]
+    lost += [store.shards(steps[0][1])[0].key]
     before = times(store)
     for key in lost:
         shutil.rmtree(Path(store.root, "artifacts", key))

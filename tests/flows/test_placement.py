@@ -171,7 +171,7 @@ def test_two_parents_share_a_run_and_a_killed_process_costs_its_unfinished_shard
     assert len(made) == 2
     assert made[0] == made[1]
     after = finished_shards(store)
-    assert set(after) == {part.key for part in store.parts(made[0])}
+    assert set(after) == {part.key for part in store.shards(made[0])}
     assert {key: after[key] for key in before} == before
     states = [run.state_name for run in stage_runs(made[0].key)]
     assert sorted(states) == ["Completed", "Completed", "Crashed"]

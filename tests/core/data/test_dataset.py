@@ -18,6 +18,7 @@ from expandr_core.data.catalog import BEIR, FORUMS, NANO_BEIR, find_datasets
 from expandr_core.errors import DataError
 from expandr_core.evaluation.metrics import mean_metrics, score_queries
 from expandr_core.retrieval.bm25 import BM25
+from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages.dataset import OPTIONS, options_of, source_digests
 from expandr_core.store.store import Store
@@ -91,7 +92,7 @@ def store(tmp_path: Path) -> Store:
 
 def make(store: Store, options: OPTIONS):
     spec = make_spec("dataset", options, sources=source_digests(options))
-    artifact = run_stage(spec, store, lambda done, total, unit: None)
+    artifact = run_stage(spec, store, no_progress)
     return artifact, store.local(artifact)
 
 

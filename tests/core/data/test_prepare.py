@@ -13,6 +13,7 @@ from expandr_core.data.split import PARTS, normalise
 from expandr_core.data.triples import text_id
 from expandr_core.errors import DataError
 from expandr_core.options.data import DataOptions
+from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages.prepare import source_digests
 from expandr_core.store.artifacts import Artifact
@@ -28,7 +29,7 @@ def prepare(
     data = DataOptions(**options)
     store = Store(str(folder))
     spec = make_spec("prepare", data, inputs, seed=seed, sources=source_digests(data))
-    artifact = run_stage(spec, store, lambda done, total, unit: None)
+    artifact = run_stage(spec, store, no_progress)
     tables = {path.stem: pq.read_table(path) for path in store.local(artifact).glob("*.parquet")}
     return artifact, {name: table.to_pylist() for name, table in tables.items()}
 

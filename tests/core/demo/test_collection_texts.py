@@ -13,6 +13,7 @@ from expandr_core.demo.corpus_sample import sample_passages
 from expandr_core.demo.mixing import BLOCK, BLOCKS, Text, turns
 from expandr_core.errors import DataError
 from expandr_core.generation.prompts import render_prompt
+from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages.collection_texts import LONGEST, OPTIONS, answer_chat, passage_chat
 from expandr_core.store.artifacts import Artifact
@@ -39,7 +40,7 @@ def run_texts(folder: Path, rows: list[tuple[str, str]]):
     write_corpus(work / "corpus.parquet", rows)
     corpus = store.commit(full("prepare-0"), work, [], {"counts": {}}).at("corpus.parquet")
     spec = make_spec("collection_texts", OPTIONS(), {"corpus": corpus})
-    artifact: Artifact = run_stage(spec, store, lambda *_: None)
+    artifact: Artifact = run_stage(spec, store, no_progress)
     return artifact, pq.read_table(store.local(artifact) / "texts.parquet").to_pylist()
 
 

@@ -14,6 +14,7 @@ from expandr_core.demo.world import make_world
 from expandr_core.errors import DataError
 from expandr_core.generation.prompts import render_prompt
 from expandr_core.options.data import DemoWorldOptions
+from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.store.store import Store
 
@@ -25,7 +26,7 @@ TEXTS = list(training_texts(WORLD, seed=0))
 def run_world(folder: Path, seed: int = 0) -> tuple[Path, dict[str, str]]:
     """Run the stage; return the artifact's folder and the digests of its files."""
     store = Store(str(folder))
-    artifact = run_stage(make_spec("demo_world", SMALL, seed=seed), store, lambda *_: None)
+    artifact = run_stage(make_spec("demo_world", SMALL, seed=seed), store, no_progress)
     return store.local(artifact), artifact.files
 
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from expandr_core.errors import DataError
 from expandr_core.generation.prompts import prompt_ids, render_prompt, turn_end_id
 from expandr_core.options.generation import TinyLLMOptions
+from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages.tiny_llm import BEGIN, END, NOT_LEARNT, make_examples, train_tokenizer
 from expandr_core.store.artifacts import StageSpec
@@ -77,7 +78,7 @@ def test_words_of_the_chat_template_in_a_text_stay_words():
 
 def test_the_model_loads_like_any_other_and_has_learnt_the_format(tmp_path: Path):
     store, spec = make_store(tmp_path)
-    folder = store.local(run_stage(spec, store, lambda *_: None))
+    folder = store.local(run_stage(spec, store, no_progress))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     prompt = prompt_ids(tokenizer, "is dewcap bad")
@@ -91,7 +92,7 @@ def test_the_model_loads_like_any_other_and_has_learnt_the_format(tmp_path: Path
 
 def test_training_lowers_the_loss(tmp_path: Path):
     store, spec = make_store(tmp_path)
-    folder = store.local(run_stage(spec, store, lambda *_: None))
+    folder = store.local(run_stage(spec, store, no_progress))
     trained = AutoModelForCausalLM.from_pretrained(folder)
     untrained = AutoModelForCausalLM.from_config(trained.config)
     [example] = make_examples([TEXT], AutoTokenizer.from_pretrained(folder), 64)
@@ -101,7 +102,7 @@ def test_training_lowers_the_loss(tmp_path: Path):
 
 def test_a_killed_training_goes_on_and_gives_the_same_bytes(tmp_path: Path):
     store, spec = make_store(tmp_path / "whole")
-    whole = run_stage(spec, store, lambda *_: None)
+    whole = run_stage(spec, store, no_progress)
     store, spec = make_store(tmp_path / "killed")
     seen: list[int] = []
 
@@ -119,4 +120,4 @@ def test_a_killed_training_goes_on_and_gives_the_same_bytes(tmp_path: Path):
 def test_texts_that_cannot_be_used_are_refused(tmp_path: Path):
     store, spec = make_store(tmp_path, [TEXT | {"text": ""}] * 3)
     with pytest.raises(DataError, match="none of the 3 texts"):
-        run_stage(spec, store, lambda *_: None)
+        run_stage(spec, store, no_progress)

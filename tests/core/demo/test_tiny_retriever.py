@@ -12,6 +12,7 @@ from store_keys import full
 from expandr_core.encoders.encode import Encoder
 from expandr_core.errors import DataError
 from expandr_core.options.retriever import EncodingOptions, TinyRetrieverOptions
+from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages.tiny_retriever import crop, crop_pairs
 from expandr_core.store.artifacts import Artifact
@@ -38,7 +39,7 @@ def run_retriever(folder: Path, passages: list[str], seed: int = 0) -> tuple[Art
     data = store.commit(full("prepare-0"), work, [], {"counts": {}})
     inputs = {"corpus": data.at("corpus.parquet"), "texts": data.at("texts.parquet")}
     spec = make_spec("tiny_retriever", OPTIONS, inputs, seed=seed, device="cpu")
-    artifact = run_stage(spec, store, lambda *_: None)
+    artifact = run_stage(spec, store, no_progress)
     return artifact, store.local(artifact)
 
 

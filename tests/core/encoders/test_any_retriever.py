@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from expandr_core.encoders.encode import Encoder
 from expandr_core.options.retriever import EncodingOptions
+from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.model_source import model_source
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages import encode, evaluate, train_retriever
@@ -50,7 +51,7 @@ def contriever(folder: Path) -> Path:
 def import_retriever(store: Store, folder: Path, **options: Any) -> Artifact:
     source, sources = model_source(str(folder))
     resolved = ImportOptions(kind="retriever", folder=str(source), **options)
-    return run_stage(make_spec("import_model", resolved, sources=sources), store, lambda *_: None)
+    return run_stage(make_spec("import_model", resolved, sources=sources), store, no_progress)
 
 
 def put_data(store: Store) -> Artifact:
@@ -96,7 +97,7 @@ def test_it_is_imported_searched_with_trained_and_searched_with_again(
         inputs |= {"retriever": retriever, "embeddings": embeddings, "expansions": expansions}
         _, folder = make(store, "evaluate", options, inputs)
         measured = columns(folder / "per_query.parquet")
-        [part] = store.parts(embeddings)
+        [part] = store.shards(embeddings)
         return float(np.mean(measured["ndcg_at_10"])), np.load(store.local(part) / "vectors.npy")
 
     before, vectors = searched(start)
@@ -141,6 +142,6 @@ def test_training_anchordr_goes_on_after_an_interruption_to_the_same_bytes(
             with pytest.raises(KeyboardInterrupt):
                 run_stage(spec, store, stop_at_8)
             caplog.set_level("INFO", "expandr_core")  # which `search` quiets
-        made.append(run_stage(spec, store, lambda *_: None))
+        made.append(run_stage(spec, store, no_progress))
     assert "going on from checkpoint-6" in caplog.text
     assert made[0].files == made[1].files

@@ -16,7 +16,8 @@ from expandr_core.encoders.encode import Encoder
 from expandr_core.encoders.vector_cache import KnownVectors, digests_of
 from expandr_core.errors import DataError
 from expandr_core.options.retriever import EncodingOptions
-from expandr_core.runtime.runner import count_shards, make_spec, run_part, run_stage
+from expandr_core.runtime.job import no_progress
+from expandr_core.runtime.runner import count_shards, make_spec, run_slice, run_stage
 from expandr_core.stages import encode
 from expandr_core.store.artifacts import Artifact, StageSpec
 from expandr_core.store.garbage import find_garbage, remove_garbage
@@ -59,7 +60,7 @@ def spec_of(
 
 
 def encoded(store: Store, retriever: Artifact, rows: list[Row], **options: Any) -> Artifact:
-    return run_stage(spec_of(store, retriever, rows, **options), store, lambda *_: None)
+    return run_stage(spec_of(store, retriever, rows, **options), store, no_progress)
 
 
 def passages(count: int, first: int = 0) -> list[Row]:
@@ -72,7 +73,7 @@ def passages(count: int, first: int = 0) -> list[Row]:
 
 
 def vectors_of(store: Store, artifact: Artifact) -> np.ndarray:
-    shards = store.parts(artifact)
+    shards = store.shards(artifact)
     return np.concatenate([np.load(store.local(shard) / "vectors.npy") for shard in shards])
 
 
@@ -104,7 +105,7 @@ def test_vectors_are_those_of_title_and_text_in_the_corpus_s_order(store, retrie
     expected = encoder.encode_passages([f"{title} {text}".strip() for _, title, text in rows])
     for vector_type, half in (("float16", True), ("float32", False)):
         artifact = encoded(store, retriever, rows, vector_type=vector_type)
-        assert len(store.parts(artifact)) == 3
+        assert len(store.shards(artifact)) == 3
         vectors = vectors_of(store, artifact)
         assert vectors.dtype == vector_type
         assert np.array_equal(vectors, expected.astype(np.float16) if half else expected)
@@ -165,8 +166,8 @@ def test_a_content_that_is_there_twice_is_encoded_once(store, retriever):
 
 def test_documents_added_at_the_end_change_the_last_shard_alone(store, retriever):
     rows = passages(10)
-    before = store.parts(encoded(store, retriever, rows))
-    after = store.parts(encoded(store, retriever, [*rows, *passages(1, first=99)]))
+    before = store.shards(encoded(store, retriever, rows))
+    after = store.shards(encoded(store, retriever, [*rows, *passages(1, first=99)]))
     assert after[:2] == before[:2]
     assert after[2] != before[2]
 
@@ -196,7 +197,7 @@ def test_what_was_encoded_before_a_fresh_start_is_not_reused(store, retriever):
     spec = spec_of(store, retriever, rows)
     of_another_run = {"fresh": True, "prefect_flow_run": "another"}
     fresh = spec.model_copy(update={"runtime": spec.runtime | of_another_run})
-    assert work_of(run_stage(fresh, store, lambda *_: None)) == (9, 0)
+    assert work_of(run_stage(fresh, store, no_progress)) == (9, 0)
 
 
 @pytest.mark.parametrize(("gone", "encodes"), [("whole", 12), ("shard", 4), ("damaged shard", 4)])
@@ -205,7 +206,7 @@ def test_earlier_vectors_that_are_gone_or_damaged_are_made_again(
 ):
     rows = passages(12)
     before = encoded(store, retriever, rows)
-    shard = store.parts(before)[1]
+    shard = store.shards(before)[1]
     if gone == "damaged shard":
         (store.local(shard) / "vectors.npy").write_bytes(b"damaged")
     else:
@@ -218,7 +219,7 @@ def test_earlier_vectors_that_are_gone_or_damaged_are_made_again(
 def test_vectors_that_go_while_they_are_wanted_count_as_unknown(store, retriever):
     rows = passages(8)
     before = encoded(store, retriever, rows)
-    first, second = store.parts(before)
+    first, second = store.shards(before)
     digests = digests_of([text for _, _, text in rows])
     with closing(KnownVectors(store, digests)) as known:
         known.add_encodings([store.manifest(before.key)])
@@ -241,7 +242,7 @@ def test_a_later_encoding_keeps_no_earlier_one_alive_and_does_not_need_it(store,
     store.write_record("1", {"name": "1", "steps": [["encode", after.model_dump()]]})
     remove_garbage(find_garbage(store, None, datetime.now(UTC) + timedelta(days=1)))
     assert store.lookup(before.key) is None
-    assert store.keys("encode_shard") == sorted(part.key for part in store.parts(after))
+    assert store.keys("encode_shard") == sorted(part.key for part in store.shards(after))
     assert store.verify(after.key) == after
 
 
@@ -277,11 +278,11 @@ def test_several_processes_share_the_shards_and_a_last_one_finds_them(
     spec = spec_of(store, retriever, rows[1:])
     assert count_shards(spec, store) == 5
     for i in range(2):
-        run_part(spec, store, lambda *_: None, (i, 2))
+        run_slice(spec, store, no_progress, (i, 2))
         assert len(store.keys("encode_shard")) - earlier == (3, 5)[i]
         assert store.lookup(spec.key) is None
     monkeypatch.setattr(encode, "_write_shard", None)  # nothing is left to encode
-    whole = run_stage(spec, store, lambda *_: None)
+    whole = run_stage(spec, store, no_progress)
     assert work_of(whole) == (12, 5)
     monkeypatch.undo()
     monkeypatch.setattr(encode, "PASSAGES_PER_SHARD", 4)

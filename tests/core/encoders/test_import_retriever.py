@@ -25,6 +25,7 @@ from expandr_core.encoders.encode import Encoder
 from expandr_core.encoders.sentence_transformer import complete
 from expandr_core.errors import DataError
 from expandr_core.options.retriever import ConventionName, EncodingOptions
+from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.model_source import model_source
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages.import_model import ImportOptions
@@ -39,7 +40,7 @@ def imported(folder: Path, **options: Any) -> Path:
     resolved = ImportOptions(kind="retriever", folder=str(source), **options)
     store = Store(str(folder.with_name("store")))
     spec = make_spec("import_model", resolved, sources=sources)
-    return store.local(run_stage(spec, store, lambda *_: None))
+    return store.local(run_stage(spec, store, no_progress))
 
 
 def refused(folder: Path, *parts: str, **options: Any) -> None:

@@ -19,6 +19,7 @@ from expandr_core.encoders.encode import Encoder
 from expandr_core.errors import DataError
 from expandr_core.options.generation import SamplingOptions
 from expandr_core.options.retriever import EncodingOptions
+from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.model_folders import check_folder
 from expandr_core.runtime.model_source import model_source
 from expandr_core.runtime.runner import make_spec, run_stage
@@ -52,7 +53,7 @@ def trained(store: Store, retriever: Artifact, **options: Any) -> Path:
     inputs = {"retriever": retriever, "expansions": expansions(store)}
     inputs["examples"] = world.put_examples(store, "prepare-examples", EXAMPLES)
     spec = make_spec("train_retriever", settings, inputs, device="cpu")
-    return store.local(run_stage(spec, store, lambda *_: None))
+    return store.local(run_stage(spec, store, no_progress))
 
 
 def expansions(store: Store) -> Artifact:
@@ -67,7 +68,7 @@ def expansions(store: Store) -> Artifact:
     folder = store.scratch / "put" / "expand-asked"
     folder.mkdir(parents=True)
     manifest = {"counts": {}, "options": asked.model_dump(mode="json")}
-    return store.commit(world.full("expand-asked"), folder, store.parts(made), manifest)
+    return store.commit(world.full("expand-asked"), folder, store.shards(made), manifest)
 
 
 def with_papers(folder: Path) -> Path:
@@ -161,7 +162,7 @@ def save_router(folder: Path, document: str = "document") -> Path:
 def imported(store: Store, folder: Path) -> Artifact:
     source, sources = model_source(str(folder))
     options = ImportOptions(kind="retriever", folder=str(source))
-    return run_stage(make_spec("import_model", options, sources=sources), store, lambda *_: None)
+    return run_stage(make_spec("import_model", options, sources=sources), store, no_progress)
 
 
 def test_a_router_encodes_queries_and_passages_by_encoders_of_their_own(store, tmp_path):

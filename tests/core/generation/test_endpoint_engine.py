@@ -19,6 +19,7 @@ from expandr_core.generation.prompts import fitted_prompt_ids, render_prompt
 from expandr_core.generation.transformers_engine import Completion, Request
 from expandr_core.options.generation import EndpointOptions, LLMOptions, SamplingOptions
 from expandr_core.options.loop import JointLoopOptions
+from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import run_stage
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
@@ -332,7 +333,7 @@ def test_the_stage_keeps_rows_in_order_and_no_key(server, llm_folder, tmp_path):
         return specified(store, llm_folder, queries, engine="endpoint", endpoint=endpoint)
 
     server.troubles = [(429, {})] * 3
-    made = run_stage(spec(), store, lambda done, total, unit: None)
+    made = run_stage(spec(), store, no_progress)
     texts = by_id(rows_of(store, made))
     assert sorted(texts) == [(id_, sample) for id_ in QUERIES for sample in range(4)]
     seeds = {body["seed"] for _, _, body, _ in server.asked}
@@ -362,10 +363,10 @@ def test_a_server_without_texts_ends_the_stage_and_nothing_is_kept(
     with pytest.raises(
         DataError, match=r"all 64 texts .* are empty, and none is kept.*content null"
     ):
-        run_stage(spec, store, lambda done, total, unit: None)
+        run_stage(spec, store, no_progress)
     assert not store.keys("expand")
     server.content = "text of seed {}".format  # mended
-    assert run_stage(spec, store, lambda done, total, unit: None).counts["empty"] == 0
+    assert run_stage(spec, store, no_progress).counts["empty"] == 0
 
 
 def test_two_runs_of_one_stage_at_once_write_its_texts_once(server, llm_folder, tmp_path):
@@ -375,7 +376,7 @@ def test_two_runs_of_one_stage_at_once_write_its_texts_once(server, llm_folder, 
     )
 
     def run(_: int) -> Artifact:
-        return run_stage(spec, Store(store.url), lambda done, total, unit: None)
+        return run_stage(spec, Store(store.url), no_progress)
 
     with ThreadPoolExecutor(2) as pool:
         one, other = pool.map(run, range(2))
@@ -392,7 +393,7 @@ def test_many_empty_texts_are_a_warning_in_the_reports(server, llm_folder, tmp_p
     spec = specified(
         store, llm_folder, queries, engine="endpoint", endpoint=options(server, api="chat")
     )
-    made = run_stage(spec, store, lambda done, total, unit: None)
+    made = run_stage(spec, store, no_progress)
     empty = made.counts["empty"]
     said = f"{empty:.0f} of 64 texts ({100 * empty / 64:.0f} %) are empty"
     found = store.lookup(spec.key)

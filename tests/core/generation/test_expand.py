@@ -16,7 +16,8 @@ from store_keys import full
 
 from expandr_core.errors import DataError
 from expandr_core.options.generation import SamplingOptions
-from expandr_core.runtime.runner import count_shards, make_spec, run_part, run_stage
+from expandr_core.runtime.job import no_progress
+from expandr_core.runtime.runner import count_shards, make_spec, run_slice, run_stage
 from expandr_core.stages import expand
 from expandr_core.store.artifacts import Artifact, StageSpec
 from expandr_core.store.store import MANIFEST, Store
@@ -74,14 +75,14 @@ def expanded(store, llm_folder):
 
     def run(queries: dict[str, str], positives: dict[str, list[str]] = {}, **options):  # noqa: B006
         spec = specified(store, llm_folder, put_queries(store, queries, positives), **options)
-        made = run_stage(spec, store, lambda done, total, unit: None)
+        made = run_stage(spec, store, no_progress)
         return made, rows_of(store, made)
 
     return run
 
 
 def rows_of(store: Store, artifact: Artifact) -> list[dict]:
-    parts = [store.local(part) / "expansions.parquet" for part in store.parts(artifact)]
+    parts = [store.local(part) / "expansions.parquet" for part in store.shards(artifact)]
     return [row for path in parts for row in pq.read_table(path).to_pylist()]
 
 
@@ -94,7 +95,7 @@ def by_id(rows: list[dict]) -> dict[tuple[str, int], str]:
 
 def test_every_query_has_its_samples_in_order(store, expanded):
     made, rows = expanded(QUERIES)
-    for part in store.parts(made):
+    for part in store.shards(made):
         table = pq.read_table(store.local(part) / "expansions.parquet")
         assert table.schema.equals(expand.SCHEMA)
         order = [(row["query_id"], row["sample"]) for row in table.to_pylist()]
@@ -157,14 +158,14 @@ def test_a_prompt_without_room_is_the_input_s_fault(expanded):
 
 def test_a_changed_query_changes_its_own_shard_only(store, expanded):
     made, rows = expanded(QUERIES)
-    before = {part.key: part for part in store.parts(made)}
+    before = {part.key: part for part in store.shards(made)}
     assert len(before) >= 3
     for changed in (
         QUERIES | {"q07": "what else?"},
         {k: QUERIES[k] for k in QUERIES if k != "q07"},
     ):
         other, others_rows = expanded(changed)
-        after = {part.key: part for part in store.parts(other)}
+        after = {part.key: part for part in store.shards(other)}
         assert len(after.keys() - before.keys()) == 1
         assert len(before.keys() - after.keys()) == 1
         unchanged = {id_: text for id_, text in by_id(rows).items() if id_[0] != "q07"}
@@ -175,7 +176,7 @@ def test_shards_that_are_there_are_not_written_again(store, expanded):
     made, _ = expanded(QUERIES)
     times = written(store)
     shutil.rmtree(Path(store.root, "artifacts", made.key))
-    lost = store.parts(expanded(QUERIES)[0])[1].key
+    lost = store.shards(expanded(QUERIES)[0])[1].key
     assert {key: times[key] for key in times if "_shard-" in key}.items() <= written(store).items()
 
     shutil.rmtree(Path(store.root, "artifacts", lost))
@@ -218,7 +219,7 @@ def test_a_killed_stage_writes_one_shard_again_at_most(llm_folder, tmp_path):
     assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
     resumed = stores[0].lookup(specs[0].key)
     assert resumed is not None
-    whole = run_stage(specs[1], stores[1], lambda done, total, unit: None)
+    whole = run_stage(specs[1], stores[1], no_progress)
     assert resumed.digest == whole.digest
     assert 0 < len(before) < len(stores[0].parts(resumed))
     assert before.items() <= written(stores[0]).items()  # what was there was not written again
@@ -227,26 +228,26 @@ def test_a_killed_stage_writes_one_shard_again_at_most(llm_folder, tmp_path):
 
 def test_the_first_shards_alone_are_those_of_the_whole(store, llm_folder, expanded):
     made, _ = expanded(QUERIES)
-    shards = store.parts(made)
+    shards = store.shards(made)
     queries = store.manifest(made.key)["inputs"]["queries"]
     spec = specified(store, llm_folder, Artifact(**queries))
-    spec = spec.model_copy(update={"first_shards": 2})
+    spec = spec.model_copy(update={"max_shards": 2})
     assert count_shards(spec, store) == 2
     times = written(store)
-    limited = run_stage(spec, store, lambda done, total, unit: None)
-    assert store.parts(limited) == shards[:2]
+    limited = run_stage(spec, store, no_progress)
+    assert store.shards(limited) == shards[:2]
     assert {key: time_ for key, time_ in written(store).items() if key != limited.key} == times
     assert limited.counts["queries"] + limited.counts["left_out/queries"] == 16
     assert limited.counts["texts"] + limited.counts["left_out/texts"] == 64
     assert limited.counts["left_out/texts"] == sum(part.counts["texts"] for part in shards[2:])
 
 
-@pytest.mark.parametrize(("first_shards", "part"), [(0, (0, 2)), (0, (1, 2)), (2, (0, 1))])
-def test_progress_ends_with_all_texts_and_never_beyond(store, llm_folder, first_shards, part):
+@pytest.mark.parametrize(("max_shards", "part"), [(0, (0, 2)), (0, (1, 2)), (2, (0, 1))])
+def test_progress_ends_with_all_texts_and_never_beyond(store, llm_folder, max_shards, part):
     queries = put_queries(store, QUERIES, {"q00": ["one passage", "another", "a third"]})
-    spec = specified(store, llm_folder, queries).model_copy(update={"first_shards": first_shards})
+    spec = specified(store, llm_folder, queries).model_copy(update={"max_shards": max_shards})
     reports: list[tuple[int, int]] = []
-    run_part(spec, store, lambda done, total, unit: reports.append((done, total)), part)
+    run_slice(spec, store, lambda done, total, unit: reports.append((done, total)), part)
     written = [store.manifest(key)["counts"]["texts"] for key in store.keys("expand_shard")]
     assert len({total for _, total in reports}) == 1
     assert max(reports) == reports[-1] == (sum(written), sum(written))

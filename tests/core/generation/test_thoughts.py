@@ -12,6 +12,7 @@ from expandr_core.generation.pair_tokens import preference_ids
 from expandr_core.generation.thoughts import MARKERS, remove_thoughts
 from expandr_core.generation.transformers_engine import Codec
 from expandr_core.options.generation import ChatOptions, SamplingOptions
+from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages import expand
 from expandr_core.store.store import Store
@@ -95,10 +96,8 @@ def expanded(folder, written: str):
         max_prompt_tokens=300,
         queries_per_shard=4,
     )
-    made = run_stage(
-        make_spec("expand", options, inputs, device="cpu"), store, lambda done, total, unit: None
-    )
-    [part] = store.parts(made)
+    made = run_stage(make_spec("expand", options, inputs, device="cpu"), store, no_progress)
+    [part] = store.shards(made)
     [row] = pq.read_table(store.local(part) / "expansions.parquet").to_pylist()
     return row["text"], made.counts
 

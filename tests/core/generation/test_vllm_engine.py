@@ -32,7 +32,8 @@ from expandr_core.generation.transformers_engine import (
 )
 from expandr_core.generation.vllm_engine import DEFAULT_PYTHON, VLLMGenerator, open_vllm
 from expandr_core.options.generation import EndpointOptions, SamplingOptions, VLLMOptions
-from expandr_core.runtime.child import end_tree
+from expandr_core.runtime.child import terminate_tree
+from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import run_stage
 from expandr_core.store.artifacts import StageSpec
 from expandr_core.store.store import Store
@@ -202,7 +203,7 @@ def served(folder, tmp_path, monkeypatch) -> Iterator[EndpointOptions]:
             time.sleep(0.2)
         yield EndpointOptions(url=f"http://127.0.0.1:{port}/v1", model="llama")
     finally:
-        end_tree(server)
+        terminate_tree(server)
 
 
 @needs_vllm
@@ -292,11 +293,11 @@ def test_a_killed_engine_is_an_error_and_costs_one_shard_at_most(folder, tmp_pat
     kept = set(store.keys("expand_shard"))
     assert kept
 
-    resumed = run_stage(spec, store, lambda done, total, unit: None)
-    assert kept < {part.key for part in store.parts(resumed)}
+    resumed = run_stage(spec, store, no_progress)
+    assert kept < {part.key for part in store.shards(resumed)}
     assert not own()
     whole = Store(str(tmp_path / "whole"))
-    expected = run_stage(stage_spec(whole, folder), whole, lambda done, total, unit: None)
+    expected = run_stage(stage_spec(whole, folder), whole, no_progress)
     assert rows_of(store, resumed) == rows_of(whole, expected)
 
 

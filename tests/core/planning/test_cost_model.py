@@ -136,10 +136,10 @@ def queries(store) -> Artifact:
     )
 
 
-def spec_of(stage: str, options: dict, first_shards: int = 0, **inputs: Artifact) -> StageSpec:
+def spec_of(stage: str, options: dict, max_shards: int = 0, **inputs: Artifact) -> StageSpec:
     return StageSpec(
         stage=stage, version=1, options=options, runtime={"options": options}, inputs=inputs,
-        first_shards=first_shards,
+        max_shards=max_shards,
     )  # fmt: skip
 
 

@@ -88,8 +88,8 @@ def test_lazy_pairs_by_a_quantile_are_refused():
 
 
 def test_the_number_of_shards_is_in_the_key_only_if_it_is_limited():
-    def key(first_shards: int) -> str:
-        return make_spec("pairs", pairs.OPTIONS(), first_shards=first_shards).key
+    def key(max_shards: int) -> str:
+        return make_spec("pairs", pairs.OPTIONS(), max_shards=max_shards).key
 
     assert key(0) == make_spec("pairs", pairs.OPTIONS()).key
     assert len({key(0), key(1), key(2)}) == 3

@@ -10,7 +10,8 @@ import psutil
 import pytest
 
 from expandr_core.errors import DataError
-from expandr_core.runtime.child import end_tree, run_in_child
+from expandr_core.runtime.child import run_in_child, terminate_tree
+from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import make_spec
 from expandr_core.stages.import_model import ImportOptions
 from expandr_core.store.artifacts import Artifact
@@ -36,7 +37,7 @@ def test_ranks_of_torchrun_end_although_each_has_a_session_of_its_own(tmp_path):
         time.sleep(0.1)
     ranks = [psutil.Process(int(path.read_text())) for path in written]
     assert all(os.getsid(rank.pid) != os.getsid(child.pid) for rank in ranks)
-    end_tree(child)
+    terminate_tree(child)
     assert child.returncode is not None
     assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks)
 
@@ -51,7 +52,7 @@ def test_a_stage_in_a_child_cannot_read_what_is_typed_at_the_terminal(tmp_path):
     os.dup2(typed, 0)
     try:
         with pytest.raises(RuntimeError, match="stdin: /dev/null"):
-            run_in_child(spec, Store(str(tmp_path)), lambda *_: None, str(interpreter))
+            run_in_child(spec, Store(str(tmp_path)), no_progress, str(interpreter))
     finally:
         os.dup2(terminal, 0)
         for each in (terminal, typed, keys):
@@ -62,4 +63,4 @@ def test_a_specification_that_cannot_be_read_is_the_input_s_fault(tmp_path):
     broken = Artifact(key="dpo-1", digest="0", counts={"loss": math.nan})  # which JSON has not
     spec = make_spec("import_model", ImportOptions(kind="llm"), {"adapter": broken})
     with pytest.raises(DataError, match=r"for StageSpec\n.*counts\.loss"):
-        run_in_child(spec, Store(str(tmp_path)), lambda *_: None)
+        run_in_child(spec, Store(str(tmp_path)), no_progress)

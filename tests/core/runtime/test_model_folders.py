@@ -20,6 +20,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from expandr_core.encoders.encode import Encoder
 from expandr_core.errors import DataError
 from expandr_core.options.retriever import EncodingOptions
+from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.model_folders import check_folder, model_files
 from expandr_core.runtime.model_source import model_source
 from expandr_core.runtime.runner import make_spec, run_stage
@@ -36,7 +37,7 @@ def imported(folder: Path, kind: Any = "llm") -> Path:
     options = ImportOptions(kind=kind, folder=str(source))
     store = Store(str(folder.with_name("store")))
     spec = make_spec("import_model", options, sources=sources)
-    return store.local(run_stage(spec, store, lambda *_: None))
+    return store.local(run_stage(spec, store, no_progress))
 
 
 def logits(folder: Path) -> torch.Tensor:

@@ -23,6 +23,7 @@ from transformers import (
 from expandr_core.encoders.check import check_retriever
 from expandr_core.errors import DataError
 from expandr_core.generation.check_llm import check_llm
+from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.model_folders import check_folder, model_files
 from expandr_core.runtime.model_source import model_source
 from expandr_core.runtime.runner import make_spec, run_stage
@@ -279,7 +280,7 @@ def test_a_model_is_copied_into_the_store_with_the_files_that_belong_to_it(
     folder, sources = model_source(str(original))
     store = Store(str(tmp_path / "store"))
     spec = make_spec("import_model", ImportOptions(kind=kind, folder=str(folder)), sources=sources)
-    artifact = run_stage(spec, store, lambda done, total, unit: None)
+    artifact = run_stage(spec, store, no_progress)
     assert artifact.files == sources
     assert "model.safetensors" in sources
     assert "training_args.bin" not in sources
@@ -297,7 +298,7 @@ def test_a_model_that_changes_while_it_is_copied_is_refused(
     options = ImportOptions(kind="retriever", folder=str(folder))
     spec = make_spec("import_model", options, sources=sources)
     with pytest.raises(DataError, match="changed during the run"):
-        run_stage(spec, Store(str(tmp_path / "store")), lambda done, total, unit: None)
+        run_stage(spec, Store(str(tmp_path / "store")), no_progress)
 
 
 def test_only_the_folders_of_modules_belong_to_a_model(retriever: Path) -> None:

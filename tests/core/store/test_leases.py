@@ -169,7 +169,7 @@ def test_an_outage_does_not_count_against_the_holder(proxy, tmp_path, monkeypatc
 
 
 def test_an_outage_ends_no_work(proxy, client, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("expandr_core.store.s3.PATIENCE", 0.1)
+    monkeypatch.setattr("expandr_core.store.s3.RETRY_FOR", 0.1)
     with machine(tmp_path, "a").lock(KEY):
         with proxy.failing("503"):
             wait_until(lambda: "could not be renewed" in caplog.text)

@@ -239,11 +239,11 @@ def test_keys_can_be_listed_by_their_beginning(store):
 
 def test_parts_are_found_in_their_order(store):
     made = with_parts(store)
-    assert [part.key for part in store.parts(made)] == [
+    assert [part.key for part in store.shards(made)] == [
         full("expand_shard-0"),
         full("expand_shard-1"),
     ]
-    other = put(store, "expand-2", {"whole": "w"}, store.parts(made)[::-1])
+    other = put(store, "expand-2", {"whole": "w"}, store.shards(made)[::-1])
     assert other.digest != made.digest
 
 

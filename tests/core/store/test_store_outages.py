@@ -20,8 +20,8 @@ LOST = [kind for kind in KINDS if kind != "cut short"]  # no request succeeds
 
 @pytest.fixture
 def proxy(proxy, monkeypatch) -> ShakyProxy:
-    monkeypatch.setattr(s3_module, "SILENCE", 0.3)
-    monkeypatch.setattr(s3_module, "PATIENCE", 20)
+    monkeypatch.setattr(s3_module, "READ_TIMEOUT", 0.3)
+    monkeypatch.setattr(s3_module, "RETRY_FOR", 20)
     monkeypatch.setattr(s3_module, "_LONGEST_PAUSE", 0.2)
     return proxy
 
@@ -42,7 +42,7 @@ def uses(store: Store, folder: Path) -> Iterator[tuple[str, Callable[[], Any], A
 
     yield "find an artifact", lambda: store.lookup(KEY), made
     yield "find none", lambda: store.lookup(full("expand-2")), None
-    yield "commit", lambda: put(store, KEY, {"whole": "w"}, store.parts(made)), made
+    yield "commit", lambda: put(store, KEY, {"whole": "w"}, store.shards(made)), made
     yield "download", lambda: (store.local(made) / "whole").read_text(), "w"
     yield "list", lambda: store.keys("expand-"), [KEY]
     yield "read records", lambda: store.records(), [{"name": "1"}]
@@ -62,11 +62,11 @@ def test_a_short_outage_passes_unnoticed(remote, proxy, tmp_path, kind):
 @pytest.mark.parametrize("kind", LOST)
 def test_a_long_outage_is_an_error_and_never_an_absence(remote, proxy, tmp_path, monkeypatch, kind):
     for name, use, _ in list(uses(remote, tmp_path / "other")):
-        monkeypatch.setattr(s3_module, "PATIENCE", 0.3)
+        monkeypatch.setattr(s3_module, "RETRY_FOR", 0.3)
         with proxy.failing(kind), pytest.raises(OSError, match="S3 has failed for") as failure:
             use()
         assert not isinstance(failure.value, FileNotFoundError), name
-        monkeypatch.setattr(s3_module, "PATIENCE", 20)
+        monkeypatch.setattr(s3_module, "RETRY_FOR", 20)
 
 
 def test_a_large_file_outlasts_an_outage_in_its_middle(remote, proxy, tmp_path, monkeypatch):
@@ -100,7 +100,7 @@ def test_many_requests_side_by_side_outlast_an_outage(remote, proxy):
 def test_no_secret_is_in_what_a_failure_says(s3, tmp_path, monkeypatch, caplog):
     for name, value in (("ACCESS_KEY_ID", "CANARY-ID"), ("SECRET_ACCESS_KEY", "CANARY-SECRET")):
         monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setattr(s3_module, "PATIENCE", 0.5)
+    monkeypatch.setattr(s3_module, "RETRY_FOR", 0.5)
     S3.clear_instance_cache()
     with caplog.at_level(logging.INFO, "expandr_core"):
         store = Store("s3://bucket/prefix", tmp_path)

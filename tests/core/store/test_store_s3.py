@@ -27,7 +27,7 @@ def test_s3_gives_back_what_was_committed(remote, tmp_path):
     assert remote.lookup(KEY) == made
     assert remote.lookup(full("expand-2")) is None
     assert remote.keys("expand-") == [KEY]
-    assert [part.key for part in remote.parts(made)] == [
+    assert [part.key for part in remote.shards(made)] == [
         full("expand_shard-0"),
         full("expand_shard-1"),
     ]
@@ -94,7 +94,7 @@ def test_what_arrives_damaged_is_refused(remote, s3):
 
 
 def test_a_missing_bucket_is_the_input_s_fault(s3, tmp_path, monkeypatch):
-    monkeypatch.setattr("expandr_core.store.s3.PATIENCE", 0.5)
+    monkeypatch.setattr("expandr_core.store.s3.RETRY_FOR", 0.5)
     with pytest.raises(DataError, match="no such bucket"):
         Store("s3://nobody-has-this/prefix", tmp_path)
 
@@ -104,7 +104,7 @@ def test_a_bucket_that_is_gone_is_never_a_missing_artifact(remote, s3, monkeypat
     for each in s3.client.list_objects_v2(Bucket="bucket")["Contents"]:
         s3.client.delete_object(Bucket="bucket", Key=each["Key"])
     s3.client.delete_bucket(Bucket="bucket")
-    monkeypatch.setattr("expandr_core.store.s3.PATIENCE", 0.5)
+    monkeypatch.setattr("expandr_core.store.s3.RETRY_FOR", 0.5)
     for ask in (remote.lookup, remote.manifest, remote.keys):
         with pytest.raises(OSError, match=r"NoSuchBucket|does not exist") as error:
             ask(made.key)
@@ -114,7 +114,7 @@ def test_a_bucket_that_is_gone_is_never_a_missing_artifact(remote, s3, monkeypat
 def test_an_unreachable_server_is_an_error_and_never_a_missing_artifact(
     remote, s3, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("expandr_core.store.s3.PATIENCE", 0.5)
+    monkeypatch.setattr("expandr_core.store.s3.RETRY_FOR", 0.5)
     made = put(remote, KEY, {"a": "1"})
     s3.stop()
     for use in (

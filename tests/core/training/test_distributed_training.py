@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from expandr_core.options.retriever import EncodingOptions
 from expandr_core.runtime.child import run_in_child
+from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import make_spec
 from expandr_core.stages import train_retriever
 from expandr_core.stages.train_retriever import Task
@@ -104,7 +105,7 @@ def outcomes(folder: Path) -> dict[str, tuple[dict, Path]]:
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_train_as_one_does(folder, outcomes, name):
     alone = task(folder, f"one, {name}", **(CASES[name] | {"mini_batch_size": 1000}))
-    counts = train_retriever.train(alone, "cpu", lambda *_: None)
+    counts = train_retriever.train(alone, "cpu", no_progress)
     others, out = outcomes[name]
     assert others == pytest.approx(counts, abs=1e-4)  # they are rounded to four places
     logs = [pq.read_table(each / "training_log.parquet") for each in (alone.out, out)]
@@ -161,7 +162,7 @@ def test_kills_leave_no_process_and_do_not_change_the_bytes(folder, outcomes, tm
     killer = threading.Thread(target=kill_second_rank)
     killer.start()
     with pytest.raises(RuntimeError, match=r"process \d failed"):
-        run_in_child(spec, store, lambda *_: None)
+        run_in_child(spec, store, no_progress)
     killer.join()
     assert not ranks_of(psutil.Process())
 

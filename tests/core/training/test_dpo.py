@@ -27,7 +27,8 @@ from expandr_core.generation.pair_tokens import preference_ids
 from expandr_core.generation.transformers_engine import Request, TransformersGenerator
 from expandr_core.options.generation import SamplingOptions
 from expandr_core.runtime.child import run_in_child
-from expandr_core.runtime.runner import Job, make_spec, run_stage
+from expandr_core.runtime.job import Job
+from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages import dpo, merge, pairs
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store

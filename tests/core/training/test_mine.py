@@ -12,6 +12,7 @@ import retriever_world as world
 from expandr_core.encoders.encode import Encoder
 from expandr_core.errors import DataError
 from expandr_core.options.retriever import EncodingOptions
+from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages import encode, mine
 from expandr_core.store.artifacts import Artifact
@@ -43,7 +44,7 @@ def inputs(store: Store, tmp_path: Path) -> dict[str, Artifact]:
     retriever = world.put(store, "import-static", world.save_static(tmp_path / "model"))
     options = encode.OPTIONS(encoding=ENCODING)
     spec = make_spec("encode", options, {"retriever": retriever, "corpus": corpus}, device="cpu")
-    embeddings = run_stage(spec, store, lambda *_: None)
+    embeddings = run_stage(spec, store, no_progress)
     return {"retriever": retriever, "corpus": corpus, "embeddings": embeddings}
 
 
@@ -52,7 +53,7 @@ def mined(store: Store, inputs: dict[str, Artifact], examples: list[Any], **opti
     chosen = mine.OPTIONS(encoding=ENCODING, **(settings | options))
     inputs = inputs | {"examples": world.put_examples(store, "prepare-examples", examples)}
     spec = make_spec("mine", chosen, inputs, device="cpu")
-    artifact = run_stage(spec, store, lambda *_: None)
+    artifact = run_stage(spec, store, no_progress)
     table = pq.read_table(store.local(artifact) / "negatives.parquet")
     assert table.schema == mine.SCHEMA
     assert table["query_id"].to_pylist() == sorted(table["query_id"].to_pylist())

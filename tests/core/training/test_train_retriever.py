@@ -20,7 +20,8 @@ from expandr_core.encoders.fusion import Fusion
 from expandr_core.errors import DataError
 from expandr_core.options.retriever import EncodingOptions
 from expandr_core.runtime.child import run_in_child
-from expandr_core.runtime.runner import Job, make_spec, run_stage
+from expandr_core.runtime.job import Job
+from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages import train_retriever
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store, sha256_of
@@ -162,7 +163,7 @@ def test_the_best_step_on_the_dev_part_is_kept(store):
         TrainingRows(
             store.local(inputs["examples"]),
             mined=None,
-            expansions=[store.local(part) for part in store.parts(inputs["expansions"])],
+            expansions=[store.local(part) for part in store.shards(inputs["expansions"])],
             expansions_per_query=1,
             epochs=12,
             hard_negatives=2,

@@ -40,7 +40,7 @@ def rows_of(store: Store, **changes: Any) -> TrainingRows:
     )
     shards = [
         store.local(part)
-        for part in store.parts(
+        for part in store.shards(
             world.put_expansions(store, "expand-rows", changes.pop("texts", EXPANSIONS))
         )
     ]
