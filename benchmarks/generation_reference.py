@@ -1,12 +1,12 @@
-"""What `benchmarks.generation` compares with, in vLLM's interpreter: the reference's way, and the peak.
+"""The baseline of `benchmarks.generation` in vLLM's interpreter: the reference's calls, and the peak.
 
     python -I benchmarks/generation_reference.py WORK.json
 
-Loads the model exactly as `expandr_core/generation/vllm_program.py` does, calls the same engine as the
-paper's code does (a pass for each temperature, n = 8, batches of 256 prompts; answers one after the
-other; no seeds), and with all prompts in one call. In the reference's favour prompts are token ids
-here, texts are not decoded, and the faster of some runs counts. Prints a JSON line:
-[texts, tokens, seconds] of each.
+Loads the model exactly as `expandr_core/generation/vllm_program.py` does. Calls the engine as the
+paper's code does (one pass per temperature, n = 8, batches of 256 prompts; one answer at a time; no
+seeds), and once with all prompts in one call. Three choices favour the reference: prompts are token
+ids, texts are not decoded, and the fastest run counts. Prints one JSON line with [texts, tokens,
+seconds] for each.
 """
 
 import importlib.util

@@ -1,17 +1,17 @@
-"""What a GPU makes of the heavy stages, and what share of its peak: Llama-3-8B's shape, BERT-base.
+"""Measure the heavy stages on a GPU, as rates and shares of its peak: Llama-3-8B's shape, BERT-base.
 
     python -m benchmarks.gpu [encoding] [transformers] [vllm] [dpo] [--shape full]
 
-encoding      passages by our encoder in bfloat16, and by sentence-transformers' own `encode`
-transformers  texts by the engine transformers, 32 for each query, none of which ends early
-vllm          the same by vLLM, where it is installed (`make vllm-env`)
-dpo           steps of DPO on pairs of 612 tokens, after the pass of the reference model
+encoding      passages encoded by our encoder in bfloat16, and by sentence-transformers' own `encode`
+transformers  texts by the transformers engine, 32 per query; none ends early
+vllm          the same by vLLM, if it is installed (`make vllm-env`)
+dpo           DPO steps on pairs of 612 tokens, after the reference model's pass
 
-All weights are random. A share is of the datasheet's bfloat16 FLOP/s (dense) or memory bandwidth; for
-a GPU that is not listed, of what a large product and a copy reach here, which are measured for all.
-FLOPs are those of the products that the result needs: a forward pass takes two a weight and token, and
-DPO of an adapter twice that, as frozen weights have no gradient; what gradient checkpointing computes
-again does not count. `--shape tiny` shows on a CPU that all of it runs.
+All weights are random. Shares refer to the datasheet's dense bfloat16 FLOP/s or memory bandwidth; for
+a GPU that is not listed, to what a large matrix product and a copy reach on it. Those two are
+measured on every GPU. FLOPs count only the products that the result needs: a forward pass takes two
+per weight and token, DPO of an adapter twice that, because frozen weights have no gradient. What
+gradient checkpointing recomputes does not count. `--shape tiny` runs everything on a CPU as a check.
 """
 
 import argparse

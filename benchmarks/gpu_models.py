@@ -1,4 +1,4 @@
-"""What the benchmark of a GPU is made of: models with random weights, and how many FLOPs they take."""
+"""The models with random weights that `benchmarks.gpu` measures, and how many FLOPs they take."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,10 +1,11 @@
-"""Kill -9 the joint loop once in every stage, go on with the same command, compare the result.
+"""Kill the joint loop once in every stage, resume it with the same command, and compare the results.
 
     python benchmarks/kill_every_stage.py CONFIG.yaml [--set OPTION=VALUE ...]
 
-Runs the loop uninterrupted in one store; then in another one, where the flow's process group is killed
-the first time each stage is seen at work. Prints a table of the kills, checks that no finished artifact
-was made again, and ends with 0 only if all digests are equal.
+Runs the loop uninterrupted in one store. In another store it kills the flow's process group with
+SIGKILL whenever a stage is seen running for the first time, and restarts it. Prints a table of the
+kills, checks that no finished artifact was made again, and exits with 0 only if all digests are
+equal.
 """
 
 import argparse

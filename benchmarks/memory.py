@@ -1,10 +1,10 @@
-"""Peak memory of expand, reward and evaluate: it must not grow with the number of queries.
+"""Check that the peak memory of expand, reward and evaluate does not grow with the number of queries.
 
     python benchmarks/memory.py [--queries 1000 100000] [--folder FOLDER]
 
-Each stage runs in a process of its own, on synthetic queries, with a scripted generator (it writes
-words chosen by the seed) and a tiny static encoder. Prints the peaks and their ratio, and ends with 1
-if a ratio is outside 0.9 to 1.1.
+Each stage runs in its own process on synthetic queries, with a scripted generator (its words follow
+from the seed) and a tiny static encoder. Prints the peaks and their ratio, and exits with 1 if a
+ratio is outside 0.9 to 1.1.
 """
 
 import argparse

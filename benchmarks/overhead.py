@@ -1,11 +1,11 @@
-"""What orchestration costs: the joint loop under Prefect beside the same stages in a plain script.
+"""Measure what orchestration costs: the joint loop under Prefect against a plain script.
 
     python -m benchmarks.overhead [CONFIG.yaml]
 
-Runs `expandr run CONFIG` in an empty store, then replays its steps, stage by stage, in another empty
-store by a script that knows no Prefect: the same programs, child processes where the loop has them.
-Prints both times and their ratio; ends with 0 only if all digests are equal and the loop took at most
-3 % and 30 s more.
+Runs `expandr run CONFIG` in an empty store, then replays its steps one by one in another empty store,
+from a script without Prefect that uses the same programs, in child processes wherever the loop does.
+Prints both times and their ratio. Exits with 0 only if all digests are equal and the loop took at
+most 3 % plus 30 s longer.
 """
 
 import argparse

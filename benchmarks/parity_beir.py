@@ -1,11 +1,12 @@
-"""Compare our evaluation of a retriever on a collection with beir's own, and BM25 beside them.
+"""Compare our evaluation of a retriever with beir's own; BM25 is shown as well.
 
     python benchmarks/parity_beir.py COLLECTION MODEL [STORE]
 
-COLLECTION is a folder in BEIR layout with train and test judgements, MODEL a sentence-transformers
-model. beir loads the files, encodes, searches and measures by itself. Its metrics are rounded to five
-places; they are compared with ours rounded the same way, and also, unrounded, with pytrec_eval's on
-beir's run. Ends with status 1 if a difference exceeds 1e-6. STORE keeps our vectors for the next time.
+COLLECTION is a folder in BEIR layout with train and test qrels, MODEL a sentence-transformers model.
+beir loads the files, encodes, searches and measures by itself. It rounds its metrics to five places;
+we compare them with ours rounded in the same way, and also compare unrounded metrics, computed by
+pytrec_eval on beir's run. Exits with 1 if a difference exceeds 1e-6. STORE keeps our vectors for the
+next time.
 """
 
 import json

@@ -1,18 +1,18 @@
-"""Time the encoding of a corpus and exact search against beir with sentence-transformers.
+"""Time corpus encoding and exact search against beir with sentence-transformers.
 
     python benchmarks/retrieval_speed.py COLLECTION MODEL [--rounds 1] [--threads 2] [--passages N]
 
-COLLECTION is a folder in BEIR layout with test judgements, MODEL a sentence-transformers model. beir's
-`DenseRetrievalExactSearch` is as it comes: float32, 128 texts at once, all vectors in memory. Ours are
-the stages `encode` and `evaluate`, each in a store that has nothing but the data and the model: in
-float32, and in bfloat16 with vectors kept as float16. Each side loads the model from its folder (ours
-in both stages), encodes, searches for 1,000 passages a query, and measures; what comes before is not
-timed. They take turns, and the medians count. Seconds of processor are printed beside those of the
-clock: they say more where other programs run. With --passages only so many are searched; enough for
-ratios, while nDCG is then of no collection.
+COLLECTION is a folder in BEIR layout with test qrels, MODEL a sentence-transformers model. beir's
+`DenseRetrievalExactSearch` runs with its defaults: float32, 128 texts at once, all vectors in memory.
+Ours are the stages `encode` and `evaluate`, in a store that holds nothing but the data and the model;
+once in float32, once in bfloat16 with vectors stored as float16. Both sides load the model from its
+folder (ours in both stages), encode, search for 1,000 passages per query, and measure; preparation is
+not timed. The sides take turns, and medians count. CPU seconds are printed next to wall-clock
+seconds; they say more on a busy machine. --passages searches only that many passages, which suffices
+for ratios but not for a meaningful nDCG.
 
-Ends with status 1 unless float32 is at least 1.3 times as fast, with the same ten first passages for
-each query, and bfloat16 2.5 times, with nDCG@10 within 0.002.
+Exits with 1 unless float32 is at least 1.3 times as fast with the same top ten for every query, and
+bfloat16 2.5 times as fast with nDCG@10 within 0.002.
 """
 
 import argparse

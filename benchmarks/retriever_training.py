@@ -1,13 +1,13 @@
-"""Training a retriever: samples per second, ours beside sentence-transformers' trainer as it comes.
+"""Time the training of a retriever against sentence-transformers' trainer, in samples per second.
 
     python benchmarks/retriever_training.py TRIPLES MODEL [--steps 6] [--repeat 3] [--arms ...]
 
 TRIPLES is a JSON Lines file with query, positive and negative, MODEL the folder of a
-sentence-transformers model. All arms take the same steps on the same triples from the same start, in
-turn, so that other work on the machine hits all alike; on a loaded one, the CPU seconds tell more. A
-tenth of the queries is held out; how well a trained model finds their positives among the passages of
-their triples is nDCG@10, measured for all in the same way after the last repetition. Ends with status
-1 if ours is less than 1.3 times as fast, or worse by more than 0.02.
+sentence-transformers model. All arms take the same steps on the same triples from the same start.
+They take turns, so that other work on the machine affects all alike; if there is much of it, CPU
+seconds tell more. A tenth of the queries is held out: after the last repetition, nDCG@10 measures how
+well each model finds their positives among the passages of their triples. Exits with 1 if ours is
+less than 1.3 times as fast, or worse by more than 0.02.
 """
 
 import argparse

@@ -1,16 +1,17 @@
-"""A schedule on a cluster: the first run computes, the next find everything; one row changes.
+"""Run the joint loop on a schedule: compute once, then reuse everything, then change one row.
 
     python -m benchmarks.schedule [--folder F] [--port 4600]
 
-Starts a cluster of infra/local, makes a small collection in a folder, and gives the deployment
-joint-loop/weekly a schedule of every two minutes:
+Starts a local cluster, writes a small collection, and lets the deployment joint-loop/weekly run every
+two minutes:
 
     1st run              makes everything
-    2nd and 3rd run      every step `Cached`, in under 60 s each
-    a training row changes; 4th run: only what follows from it, and of expand only the changed shard
-    a run longer than the interval: what comes due meanwhile is cancelled (CANCEL_NEW)
+    2nd and 3rd run      every step is `Cached`, in under 60 s
+    4th run              after a training row changed: makes only what follows from it, and of expand
+                         only the changed shard
+    a run longer than the interval: runs that come due meanwhile are cancelled (CANCEL_NEW)
 
-Prints a line for each run; ends with 0 only if all of that held.
+Prints a line per run. Exits with 0 only if all of this held.
 """
 
 import argparse

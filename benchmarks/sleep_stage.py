@@ -1,4 +1,6 @@
-"""A stage of shards that only sleep: what is left is what handing them out costs (see fan_out.py)."""
+"""A stage whose shards only sleep, so that all other time is what handing them out costs (see
+fan_out.py).
+"""
 
 import time
 from pathlib import Path

@@ -1,13 +1,13 @@
-"""Run Prefect's background services for as long as their connections to Redis last.
+"""Run Prefect's background services until their connection to Redis breaks.
 
     python with_redis.py prefect server services start
 
-They reconnect, but what they had claimed, or claim around then, does not run until their queue takes it
-for abandoned, after five to seven minutes: so long nobody notices dead and late runs (measured on 3.8.8,
-after a restart of Redis and after `CLIENT KILL` alike). New services wait as long for what the old ones
-had claimed. So this program ends the services, and then itself, when Redis answers again; systemd,
-Docker and Kubernetes start both anew; and before it starts services, it frees all that is claimed. Hence
-only one such program may run.
+The services do reconnect. But the work they had claimed stands still until their queue considers it
+abandoned, after five to seven minutes, during which nobody notices dead and late runs (measured on
+3.8.8, after a restart of Redis and after `CLIENT KILL` alike). Newly started services wait just as long
+for what the old ones had claimed. So when Redis answers again, this program ends the services and then
+itself, and systemd, Docker or Kubernetes starts both again. Before it starts services, it releases every
+claim. That is why only one such program may run.
 
 The addresses are PREFECT_REDIS_MESSAGING_URL and PREFECT_SERVER_DOCKET_URL.
 """
@@ -25,7 +25,7 @@ from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 
 POLL_SECONDS = 1
 STOP_SECONDS = 10
-DOCKET = "prefect"  # so do Prefect's services call their queue
+DOCKET = "prefect"  # the name of the services' queue
 AN_HOUR = 3_600_000  # in milliseconds
 
 

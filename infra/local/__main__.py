@@ -21,7 +21,9 @@ app = typer.Typer(
 )
 FolderOption = Annotated[
     Path,
-    typer.Option(envvar="EXPANDR_CLUSTER", help="Folder of the cluster; the rest is left alone."),
+    typer.Option(
+        envvar="EXPANDR_CLUSTER", help="Folder of the cluster; nothing outside it is written."
+    ),
 ]
 DEFAULT = Path("cluster")
 
@@ -35,14 +37,15 @@ def say(message: str) -> None:
 def up(
     folder: FolderOption = DEFAULT,
     port: Annotated[
-        int | None, typer.Option(help="Port of the UI and API; the services take the next ones.")
+        int | None,
+        typer.Option(help="Port of the UI and the API; services use the ports that follow."),
     ] = None,
     workers: Annotated[
         list[str] | None,
-        typer.Option(help="Number of workers of a pool, such as `gpu-infer=4`; repeatable."),
+        typer.Option(help="Number of workers in a pool, such as `gpu-infer=4`; repeatable."),
     ] = None,
 ) -> None:
-    """Start the cluster, or what is missing of it, and wait until it can be used."""
+    """Start the cluster, or the parts that are not running, and wait until it is ready."""
     folder = folder.absolute()
     try:
         cluster = Cluster.load(folder)
@@ -63,18 +66,20 @@ def up(
 def down(
     folder: FolderOption = DEFAULT,
     now: Annotated[bool, typer.Option("--now", help="Do not wait for runs.")] = False,
-    patience: Annotated[float, typer.Option(help="Seconds to wait for runs at most.")] = 3600,
+    patience: Annotated[
+        float, typer.Option(help="Wait for runs at most this many seconds.")
+    ] = 3600,
 ) -> None:
-    """Stop the cluster: take no new runs, wait for those at work, stop.
+    """Take no new runs, wait for the active ones, then stop the cluster.
 
-    Runs that were cut off, or that wait for others, go on after the next `up`.
+    Interrupted runs, and runs that wait for others, continue after the next `up`.
     """
     lifecycle.down(Cluster.load(folder.absolute()), say, now=now, patience=patience)
 
 
 @app.command()
 def status(folder: FolderOption = DEFAULT) -> None:
-    """Show every program of the cluster; exit with 1 if one does not run."""
+    """List the cluster's programs; exit with 1 unless all are running."""
     cluster = Cluster.load(folder.absolute())
     table = Table("program", "state", "process", box=None)
     rows = lifecycle.status(cluster)
@@ -87,9 +92,11 @@ def status(folder: FolderOption = DEFAULT) -> None:
 
 @app.command()
 def logs(
-    program: Annotated[str, typer.Argument(help="Name of a program, as `status` shows it.")],
+    program: Annotated[str, typer.Argument(help="Name of a program, as listed by `status`.")],
     folder: FolderOption = DEFAULT,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Keep printing new lines.")
+    ] = False,
     lines: Annotated[int, typer.Option("-n", help="Lines to show.")] = 50,
 ) -> None:
     """Show the end of a program's log."""

@@ -1,4 +1,4 @@
-"""Prefect's UI in headless Chromium: log in, start a run through a deployment's form, take pictures."""
+"""Drive Prefect's UI in headless Chromium: log in, submit a deployment's form, take screenshots."""
 
 import re
 import shutil
@@ -10,7 +10,7 @@ from playwright.sync_api import Locator, Page, Response, sync_playwright
 
 from infra.local.cluster import ClusterError
 
-# As root Chromium has no sandbox; the others keep it from looking for servers outside.
+# Chromium has no sandbox as root; the other flags keep it from contacting servers outside.
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -25,11 +25,11 @@ SUBMIT_SECONDS = 60
 
 @contextmanager
 def opened(url: str, secret: str) -> Iterator[Page]:
-    """Open the UI as somebody who has just received the address and the password.
+    """Open the UI and log in, as someone would who has just been given address and password.
 
     Args:
         url: of the UI.
-        secret: user and password, as the login wants it.
+        secret: user and password, in the form that the login expects.
 
     Raises:
         ClusterError: if there is no Chromium, or the UI does not let us in.
@@ -55,17 +55,17 @@ def start_run(page: Page, url: str, deployment: str, fields: dict[str, str], sho
     """Fill a deployment's form and submit it.
 
     Args:
-        page: of a UI that we are logged in to.
+        page: of a UI, logged in.
         url: of the UI.
         deployment: its id.
-        fields: value by title in the form; dots lead into sections ("options.Loop.Rounds").
-        shots: folder for pictures.
+        fields: values by their titles in the form; dots separate sections ("options.Loop.Rounds").
+        shots: folder for screenshots.
 
     Returns:
         The id of the flow run.
 
     Raises:
-        ClusterError: if the form is refused.
+        ClusterError: if the form is rejected.
     """
     page.goto(f"{url}/v2/deployments/deployment/{deployment}/run")
     page.get_by_role("heading", name="Parameters").wait_for()
@@ -89,15 +89,15 @@ def start_run(page: Page, url: str, deployment: str, fields: dict[str, str], sho
 
 
 def look(page: Page, address: str, text: str, picture: Path) -> None:
-    """Open a page, wait for a text on it, and take a picture."""
+    """Open a page, wait for a text to appear on it, and take a screenshot."""
     page.goto(address)
     page.get_by_text(text).first.wait_for()
-    page.wait_for_timeout(10_000)  # graphs are drawn after the text
+    page.wait_for_timeout(10_000)  # graphs appear after the text
     shoot(page, picture)
 
 
 def shoot(page: Page, picture: Path) -> None:
-    """Take a picture of what is on the screen."""
+    """Take a screenshot."""
     picture.parent.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=str(picture))
 
@@ -114,7 +114,7 @@ def _field(page: Page, path: str) -> Locator:
 
 
 def _fill(page: Page, path: str, value: str) -> None:
-    """Set a field: a drop-down, a switch, or a box."""
+    """Set a field, which is a drop-down, a switch or a text box."""
     control = _field(page, path).locator("fieldset").first
     control.wait_for()
     choice = control.locator("button[aria-haspopup=listbox]")

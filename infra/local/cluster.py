@@ -1,4 +1,4 @@
-"""Where a cluster on one machine keeps things, its ports, its secrets, and what its clients need."""
+"""A local cluster's folder, ports and secrets, and the environment of its clients."""
 
 import contextlib
 import getpass
@@ -18,16 +18,16 @@ SETTINGS = "cluster.json"
 
 
 class ClusterError(Exception):
-    """Something that the user must know or change; shown without a traceback."""
+    """An error that the user can act on; shown without a traceback."""
 
 
 class Cluster(BaseModel):
-    """A cluster in a folder: nothing outside of it is written.
+    """A cluster in a folder; it writes nothing outside.
 
     Attributes:
-        folder: data, logs, sockets, secrets, homes of the workers.
-        port: the public port; the services take the ones after it.
-        workers: number of workers by pool.
+        folder: holds data, logs, sockets, secrets and the workers' homes.
+        port: the public port; services use the ports that follow.
+        workers: number of workers per pool.
     """
 
     folder: Path = Field(exclude=True)
@@ -35,9 +35,9 @@ class Cluster(BaseModel):
     workers: dict[str, int] = {"cpu": 1, "gpu-infer": 1, "gpu-train": 1}
 
     def save(self) -> None:
-        """Keep the settings, so that the other commands need the folder only.
+        """Write the settings, so that other commands need only the folder.
 
-        Others cannot enter the folder; if we are root, PostgreSQL's user can, but not list it.
+        Other users cannot enter the folder; if we are root, PostgreSQL's user can, but cannot list it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
@@ -45,7 +45,7 @@ class Cluster(BaseModel):
 
     @classmethod
     def load(cls, folder: Path) -> "Cluster":
-        """Read what `up` has saved.
+        """Read the settings that `up` saved.
 
         Raises:
             ClusterError: if there is no cluster in the folder.
@@ -56,7 +56,7 @@ class Cluster(BaseModel):
 
     @property
     def ports(self) -> dict[str, int]:
-        """Port of each service.
+        """The port of every service.
 
         >>> Cluster(folder=Path("."), port=4200).ports["postgres"]
         4202
@@ -65,17 +65,17 @@ class Cluster(BaseModel):
 
     @property
     def url(self) -> str:
-        """Address of the UI; the API is below it."""
+        """Address of the UI; the API is at /api below it."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def socket(self) -> Path:
-        """Where supervisord listens."""
+        """The socket on which supervisord listens."""
         return self.folder / "run" / "supervisor.sock"
 
     @cached_property
     def secrets(self) -> dict[str, str]:
-        """Passwords and keys, made when they are first asked for, readable by their owner only."""
+        """Passwords and keys, generated at first use and readable only by their owner."""
         path = self.folder / "secrets.env"
         if not path.exists():
             names = ("DATABASE", "REDIS", "API", "S3", "S3_HASH")
@@ -88,12 +88,12 @@ class Cluster(BaseModel):
 
     @property
     def disk(self) -> str:
-        """Name of Swift's disk: its servers answer everybody on this machine who knows it."""
+        """Name of Swift's disk, a secret: its servers answer anyone on this machine who knows it."""
         secret = self.secrets["EXPANDR_S3_HASH_SECRET"].encode()
         return f"disk-{hashlib.sha256(secret).hexdigest()}"
 
     def client_environment(self, *, home: Path | None = None) -> dict[str, str]:
-        """Return what `prefect`, `expandr` and the workers need to reach this cluster."""
+        """Return the environment in which `prefect`, `expandr` and the workers reach this cluster."""
         return {
             **CLIENT,
             "PREFECT_API_URL": f"{self.url}/api",
@@ -107,8 +107,8 @@ class Cluster(BaseModel):
         }
 
 
-# The client asks again, after 2, 4, 8, ... seconds, what nginx answered 502 or 504 (no API) or the API
-# itself 500 or 503 (no database, no Redis): 8 times are more than 8 minutes.
+# The client retries after 2, 4, 8, ... seconds if nginx answers 502 or 504 (no API), or the API itself
+# 500 or 503 (no database, no Redis). 8 retries take more than 8 minutes.
 CLIENT = {
     "PREFECT_CLIENT_MAX_RETRIES": "8",
     "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500,504",
@@ -122,10 +122,10 @@ CLIENT = {
 
 
 def find_program(name: str) -> str:
-    """Return the path of a program of the system or of this Python's environment.
+    """Find a program in the system or in this Python's environment.
 
     Raises:
-        ClusterError: if it is not installed, with the package to install.
+        ClusterError: if it is not installed; names the package to install.
     """
     debian = sorted(
         Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name)
@@ -142,5 +142,5 @@ def find_program(name: str) -> str:
 
 
 def service_user() -> str:
-    """Return the user for what refuses to run as root: `postgres` if we are root, otherwise us."""
+    """Return the user for programs that refuse to run as root: `postgres` if we are root, else us."""
     return "postgres" if os.geteuid() == 0 else getpass.getuser()

@@ -1,8 +1,8 @@
-"""Conditional writes (`If-Match`, `If-None-Match`) for Swift's S3 interface, one after the other.
+"""Add conditional writes (`If-Match`, `If-None-Match`) to Swift's S3 interface.
 
-Swift's S3 interface refuses `If-Match` on a PUT, and of writers that ask at the same moment for "only if
-there is none" it lets several through. The store's leases need both to hold. One proxy serves this
-cluster, so a lock per object in the proxy is enough.
+Swift's S3 interface refuses `If-Match` on a PUT, and lets several simultaneous writers with
+`If-None-Match: *` through. The store's leases rely on both. A single proxy serves this cluster, so
+one lock per object in the proxy is enough.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,7 +18,7 @@ _refuse_conditions = s3request.S3Request._validate_headers
 
 
 def _validate_headers(self: s3request.S3Request) -> None:
-    """Check a request's headers as Swift does, but do not refuse `If-Match`."""
+    """Check a request's headers as Swift does, but accept `If-Match`."""
     condition = self.environ.pop("HTTP_IF_MATCH", None)
     try:
         _refuse_conditions(self)
@@ -31,7 +31,7 @@ s3request.S3Request._validate_headers = _validate_headers
 
 
 class Conditional:
-    """WSGI filter right of authentication: it sees Swift's own paths."""
+    """WSGI filter behind authentication, where paths are Swift's."""
 
     def __init__(self, app: Callable[..., Iterable[bytes]]):
         """Wrap the rest of the pipeline."""
@@ -39,7 +39,7 @@ class Conditional:
         self._locks: WeakValueDictionary[str, Semaphore] = WeakValueDictionary()
 
     def __call__(self, env: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        """Pass a request on if its condition holds, and let nobody in between."""
+        """Pass a request on if its condition holds; other writers of the object wait meanwhile."""
         wanted, unwanted = env.get("HTTP_IF_MATCH"), env.get("HTTP_IF_NONE_MATCH")
         if env["REQUEST_METHOD"] != "PUT" or not (wanted or unwanted):
             return self._app(env, start_response)

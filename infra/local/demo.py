@@ -1,7 +1,8 @@
-"""Show a whole cluster at work: `python -m infra.local.demo`.
+"""Show a complete cluster at work: `python -m infra.local.demo`.
 
-It starts the cluster, deploys, starts the joint loop through the form of the web UI, waits, compares
-every artifact with those of the same loop on this machine alone, and tells which worker made what.
+Starts the cluster, deploys to it, starts the joint loop through the web UI's form, and waits. Then it
+compares every artifact with that of the same loop run without a cluster, and lists which worker made
+what.
 """
 
 import os
@@ -24,18 +25,20 @@ Step = tuple[str, str]  # title, digest
 
 def main(
     preset: Annotated[
-        Literal["demo", "tiny"], typer.Option(help="What to run: minutes, or one minute.")
+        Literal["demo", "tiny"], typer.Option(help="`demo` takes minutes, `tiny` about one.")
     ] = "demo",
     folder: Annotated[Path, typer.Option(help="Folder of the cluster.")] = Path("cluster"),
     port: Annotated[int, typer.Option(help="Public port.")] = 4200,
     store: Annotated[
         str,
-        typer.Option(help="Store of a local run to compare with; the loop runs there if need be."),
+        typer.Option(
+            help="Store of the local run to compare with; the loop runs there if it has not."
+        ),
     ] = "store",
-    minutes: Annotated[float, typer.Option(help="Give up after so many minutes.")] = 90,
+    minutes: Annotated[float, typer.Option(help="Give up after this many minutes.")] = 90,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the cluster running.")] = False,
 ) -> None:
-    """Run the joint loop on a cluster, started through the web UI, and compare it with a local run."""
+    """Run the joint loop on a cluster from its web UI, and compare it with a local run."""
     cluster = Cluster(folder=folder.absolute(), port=port)
     try:
         try:
@@ -61,13 +64,13 @@ def _deploy(cluster: Cluster) -> None:
 
 
 def _run(cluster: Cluster, preset: str, store: str, seconds: float) -> bool:
-    """Run the loop through the UI, take pictures, and compare; return whether all is well."""
+    """Run the loop from the UI, take screenshots, and compare; return whether all is well."""
     shots = cluster.folder / "screenshots"
     secret = cluster.client_environment()["PREFECT_API_AUTH_STRING"]
     with browser.opened(cluster.url, secret) as page:
         deployment = lifecycle.api(cluster, "GET", "/deployments/name/joint-loop/manual")["id"]
         fields = {"preset": preset}
-        if preset == "tiny":  # any placement of one's own, or the loop would run all stages itself
+        if preset == "tiny":  # change the placement, or the loop would run all stages itself
             fields["placement.Runs At Once"] = "4"
         run = browser.start_run(page, cluster.url, deployment, fields, shots)
         address = f"{cluster.url}/v2/runs/flow-run/{run}"
@@ -80,7 +83,7 @@ def _run(cluster: Cluster, preset: str, store: str, seconds: float) -> bool:
         report = lifecycle.api(cluster, "POST", "/artifacts/filter", query)[0]
         address = f"{cluster.url}/v2/artifacts/artifact/{report['id']}"
         browser.look(page, address, report["description"], shots / "report.png")
-    say(f"pictures of the form, the run and the report: {shots}")
+    say(f"screenshots of the form, the run and the report: {shots}")
     ours = next(
         record
         for record in open_store(os.environ["EXPANDR_STORE"]).records()
@@ -92,7 +95,7 @@ def _run(cluster: Cluster, preset: str, store: str, seconds: float) -> bool:
 
 
 def _follow(cluster: Cluster, run: str, seconds: float) -> None:
-    """Show what becomes of a run and its stages until it has ended."""
+    """Print the states of a run and its stages until it has ended."""
     deadline = time.monotonic() + seconds
     shown: dict[str, str] = {}
     while time.monotonic() < deadline:
@@ -115,7 +118,7 @@ def _follow(cluster: Cluster, run: str, seconds: float) -> None:
 
 
 def _family(cluster: Cluster, run: str) -> list[dict[str, Any]]:
-    """Return a run and the runs that it started, in the order of starting."""
+    """Return a run and the runs it started, in starting order."""
     found = [lifecycle.api(cluster, "GET", f"/flow_runs/{run}")]
     while True:
         query = {
@@ -130,13 +133,13 @@ def _family(cluster: Cluster, run: str) -> list[dict[str, Any]]:
 
 
 def _local_record(store: str, preset: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the record of the same loop on this machine alone; run it if there is none."""
+    """Return the record of the same loop run without a cluster; run it if there is none."""
     for attempt in ("look", "run"):
         for record in reversed(open_store(store).records()):
             if record["options"] == options:
                 return record
         if attempt == "look":
-            say(f"the same loop on this machine alone, into {store}")
+            say(f"running the same loop without a cluster, into {store}")
             config = Path(__file__).parents[2] / "configs" / f"{preset}.yaml"
             environment = {
                 name: value
@@ -157,7 +160,7 @@ def _steps(record: dict[str, Any]) -> list[Step]:
 
 
 def _compare(ours: list[Step], local: list[Step]) -> bool:
-    """Show the steps whose artifacts differ; return whether there is none."""
+    """Print the steps whose artifacts differ; return whether there are none."""
     for here, there in zip(ours, local, strict=False):
         if here != there:
             say(
@@ -169,7 +172,7 @@ def _compare(ours: list[Step], local: list[Step]) -> bool:
 
 
 def _show_workers(cluster: Cluster, run: str) -> bool:
-    """Tell which worker ran what; return whether at least three took part."""
+    """List which worker ran what; return whether at least three took part."""
     workers = _workers(cluster)
     part: set[str] = set()
     for each in _family(cluster, run):
@@ -182,7 +185,7 @@ def _show_workers(cluster: Cluster, run: str) -> bool:
 
 
 def _workers(cluster: Cluster) -> dict[str, str]:
-    """Return the name of the worker that took each flow run."""
+    """Return the name of the worker that ran each flow run."""
     query = {"filter": {"event": {"name": ["prefect.worker.submitted-flow-run"]}}, "limit": 50}
     answer = lifecycle.api(cluster, "POST", "/events/filter", query)
     found: dict[str, str] = {}

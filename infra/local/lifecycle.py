@@ -1,4 +1,4 @@
-"""Start a cluster, stop it without losing work, and see how it is."""
+"""Start a cluster, stop it without losing work, and show its status."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ SECONDS_TO_START = 120
 
 
 def supervisor(cluster: Cluster) -> Any:
-    """Connect to the cluster's supervisord; it answers or raises OSError."""
+    """Connect to the cluster's supervisord; calls raise OSError if it does not run."""
     transport = SupervisorTransport(None, None, f"unix://{cluster.socket}")
     return xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport).supervisor
 
@@ -37,10 +37,10 @@ def is_running(cluster: Cluster) -> bool:
 
 
 def up(cluster: Cluster, say: Say) -> None:
-    """Start what does not run yet, and wait until the cluster can be used.
+    """Start whatever is not running yet, and wait until the cluster is ready.
 
     Raises:
-        ClusterError: with the end of the log of what did not start.
+        ClusterError: if a program does not start; shows the end of its log.
     """
     if len(str(cluster.socket)) > 100:
         raise ClusterError(
@@ -74,7 +74,7 @@ def _initialise_database(cluster: Cluster, say: Say) -> None:
     data = cluster.folder / "postgres"
     if data.exists():
         return
-    say("making the database")
+    say("creating the database")
     partial, password = data.with_suffix(".partial"), cluster.folder / "password.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(mode=0o700)
@@ -105,7 +105,7 @@ def _initialise_database(cluster: Cluster, say: Say) -> None:
 
 
 def _reload(cluster: Cluster) -> None:
-    """Let a running supervisord know of programs that have changed, come or gone."""
+    """Tell a running supervisord which programs were added, changed or removed."""
     control = supervisor(cluster)
     added, changed, removed = control.reloadConfig()[0]
     for name in [*removed, *changed]:
@@ -116,7 +116,7 @@ def _reload(cluster: Cluster) -> None:
 
 
 def _start(cluster: Cluster, names: list[str], say: Say) -> None:
-    """Start programs that do not run; whether they work is for `_wait` to see."""
+    """Start programs that are not running; `_wait` checks that they work."""
     say(f"starting {', '.join(names)}")
     control = supervisor(cluster)
     for name in names:
@@ -189,10 +189,10 @@ def _make_bucket(cluster: Cluster) -> bool:
 
 
 def api(cluster: Cluster, method: str, path: str, content: Any = None) -> Any:
-    """Ask Prefect's API through nginx.
+    """Call Prefect's API through nginx.
 
     Raises:
-        httpx.HTTPError: if it does not answer, or with an error.
+        httpx.HTTPError: if it does not answer, or answers with an error.
     """
     user, _, password = cluster.client_environment()["PREFECT_API_AUTH_STRING"].partition(":")
     answer = httpx.request(
@@ -211,7 +211,7 @@ def _workers_online(cluster: Cluster) -> bool:
 
 
 def _resume_pools(cluster: Cluster) -> None:
-    """Let the pools that `down` has paused take runs again; what somebody else paused stays paused."""
+    """Resume the pools that `down` paused; those that somebody else paused stay paused."""
     note = cluster.folder / PAUSED
     with contextlib.suppress(FileNotFoundError):
         for pool in json.loads(note.read_text()):
@@ -220,13 +220,13 @@ def _resume_pools(cluster: Cluster) -> None:
 
 
 def down(cluster: Cluster, say: Say, *, now: bool, patience: float) -> None:
-    """Stop the cluster: no new runs, wait for what works, stop; what was cut off goes on after `up`.
+    """Take no new runs, wait for the active ones, then stop; interrupted ones continue after `up`.
 
     Args:
         cluster: the cluster.
         say: shows progress.
-        now: do not wait.
-        patience: seconds to wait at most.
+        now: whether to stop without waiting.
+        patience: how many seconds to wait at most.
     """
     if not is_running(cluster):
         say("not running")
@@ -247,7 +247,7 @@ def down(cluster: Cluster, say: Say, *, now: bool, patience: float) -> None:
     with contextlib.suppress(httpx.HTTPError):
         for run in unfinished:
             state = {"type": "SCHEDULED", "name": "AwaitingRetry"}
-            state["message"] = "The cluster was stopped; the run goes on when it is up again."
+            state["message"] = "The cluster was stopped; the run continues when it is up again."
             path = f"/flow_runs/{run['id']}/set_state"
             api(cluster, "POST", path, {"state": state, "force": True})
             say(f"{run['name']} goes on after the next `up`")
@@ -282,9 +282,9 @@ def _unfinished(cluster: Cluster) -> list[dict[str, Any]]:
 
 
 def _drain(cluster: Cluster, say: Say, patience: float) -> None:
-    """Wait until nothing works any more.
+    """Wait until nothing is running any more.
 
-    A run that waits for a run that no pool takes now would wait for ever: it does not count.
+    A run that waits for another one, which no pool takes now, would wait for ever; it does not count.
     """
     deadline = time.monotonic() + patience
     shown: set[str] = set()
@@ -309,7 +309,7 @@ def _working(cluster: Cluster) -> Iterator[str]:
 
 
 def status(cluster: Cluster) -> list[tuple[str, str, str]]:
-    """Return name, state and process id with its age of every program.
+    """Return every program's name, state, and process id with its age.
 
     Raises:
         ClusterError: if the cluster does not run.

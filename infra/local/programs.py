@@ -1,4 +1,4 @@
-"""What runs in the cluster: commands, environments, and the configuration files of the services."""
+"""The programs of the cluster: their commands, environments and configuration files."""
 
 import configparser
 import getpass
@@ -22,7 +22,7 @@ SWIFT = {
     "object": "swift.obj.server",
 }
 
-# Several server processes share PostgreSQL and Redis; reading events in batches is six times faster.
+# Several server processes share PostgreSQL and Redis. Reading events in batches is six times as fast.
 SERVER = {
     "PREFECT_SERVER_DATABASE_MIGRATE_ON_START": "false",
     "PREFECT_SERVER_EVENTS_MESSAGING_BROKER": "prefect_redis.messaging",
@@ -48,11 +48,11 @@ class Program:
     """A process that supervisord keeps running.
 
     Attributes:
-        command: its words.
-        environment: added to ours; `%(ENV_X)s` is the secret X.
-        user: who runs it, if not us.
-        stop_signal: asks it to end.
-        stop_seconds: after which it is killed.
+        command: the words of its command line.
+        environment: added to ours; `%(ENV_X)s` stands for the secret X.
+        user: the user that runs it, if not us.
+        stop_signal: the signal that asks it to stop.
+        stop_seconds: how long it may take to stop before it is killed.
     """
 
     command: list[str]
@@ -63,7 +63,7 @@ class Program:
 
 
 def server_environment(cluster: Cluster, name: str) -> dict[str, str]:
-    """Return the environment of a process of Prefect's server, with references to the secrets."""
+    """Return the environment of a Prefect server process, with references to the secrets."""
     database = f"prefect:%(ENV_EXPANDR_DATABASE_SECRET)s@127.0.0.1:{cluster.ports['postgres']}"
     redis = f"redis://:%(ENV_EXPANDR_REDIS_SECRET)s@127.0.0.1:{cluster.ports['redis']}"
     return {
@@ -81,7 +81,7 @@ def server_environment(cluster: Cluster, name: str) -> dict[str, str]:
 
 
 def services(cluster: Cluster) -> dict[str, Program]:
-    """Return what must run before the workers, in the order of starting."""
+    """Return the programs that must run before the workers, in starting order."""
     folder, ports = cluster.folder, cluster.ports
     user = service_user() if os.geteuid() == 0 else ""
     postgres = [
@@ -122,8 +122,8 @@ def services(cluster: Cluster) -> dict[str, Program]:
 def workers(cluster: Cluster) -> dict[str, Program]:
     """Return the workers: several runs at once on the CPU pool, one run per GPU worker.
 
-    supervisord starts them with the default handling of every signal. A worker started in the background
-    by a shell ignores SIGINT, misses its first SIGTERM, and goes on taking runs.
+    supervisord starts them with default signal handling. A worker that a shell started in the background
+    would ignore SIGINT and its first SIGTERM, and go on taking runs.
     """
     found = {}
     devices = gpus()
@@ -161,7 +161,7 @@ def _python(*words: str) -> list[str]:
 
 
 def _swift(cluster: Cluster, module: str, kind: str) -> Program:
-    """Return one of Swift's servers; its daemons look for swift.conf in /etc unless told otherwise."""
+    """Return one of Swift's servers; without the extra call it would look for swift.conf in /etc."""
     folder = f"{cluster.folder}/swift"
     start = f"import swift.common.utils, {module}; swift.common.utils.set_swift_dir({folder!r}); "
     command = [sys.executable, "-c", f"{start}{module}.main()", f"{folder}/{kind}-server.conf"]
@@ -169,7 +169,7 @@ def _swift(cluster: Cluster, module: str, kind: str) -> Program:
 
 
 def write_configuration(cluster: Cluster) -> None:
-    """Write every configuration file; files and folders are for their owner only."""
+    """Write every configuration file; only the owner can read files and enter folders."""
     folder = cluster.folder
     homes = [
         "api",
@@ -182,7 +182,7 @@ def write_configuration(cluster: Cluster) -> None:
         (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / name).chmod(0o700)
     disk = folder / "s3" / cluster.disk
-    if (folder / "s3" / "disk").exists():  # as it was called before the name was a secret
+    if (folder / "s3" / "disk").exists():  # its name before names were secret
         (folder / "s3" / "disk").rename(disk)
     disk.mkdir(exist_ok=True)
     values = {

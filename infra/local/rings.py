@@ -2,8 +2,8 @@
 
     python -m infra.local.rings FOLDER KIND PORT [KIND PORT ...] < NAME_OF_THE_DISK
 
-A program of its own: Swift brings eventlet and changes `logging` where it is imported, and a process
-with threads of its own may stand still.
+This is a separate program because importing Swift brings in eventlet and changes `logging`, which can
+hang a process that has threads.
 """
 
 import sys
@@ -13,7 +13,7 @@ from swift.common.ring import RingBuilder
 
 
 def write_ring(folder: Path, kind: str, port: int, name: str) -> None:
-    """Write the ring of one kind of server."""
+    """Write the ring file of one kind of server."""
     builder = RingBuilder(part_power=6, replicas=1, min_part_hours=1)
     disk = {"id": 0, "region": 1, "zone": 1, "ip": "127.0.0.1", "port": port, "weight": 1.0}
     builder.add_dev(disk | {"device": name})
