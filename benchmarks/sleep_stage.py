@@ -1,6 +1,4 @@
-"""A stage whose shards only sleep, so that all other time is what handing them out costs (see
-fan_out.py).
-"""
+"""A stage whose shards only sleep: all other time is the cost of handing them out (see fan_out.py)."""
 
 import time
 from pathlib import Path

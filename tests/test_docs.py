@@ -11,14 +11,16 @@ import typer.main
 from pydantic import BaseModel
 
 from expandr_cli.main import app
-from expandr_core.options import JointLoopOptions
+from expandr_core.options.loop import JointLoopOptions
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
     str(page.relative_to(ROOT)): page.read_text()
     for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "infra/README.md")
 }
-CODE = r"expandr_core|expandr_cli|expandr_app|tasks|flows|deployments|infra|tests|benchmarks|configs"
+CODE = (
+    r"expandr_core|expandr_cli|expandr_app|tasks|flows|deployments|infra|tests|benchmarks|configs"
+)
 LINK = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
 
 
@@ -80,7 +82,9 @@ def test_modules_and_their_names_exist(page, module):
     raise AssertionError(module)
 
 
-@pytest.mark.parametrize(("page", "target"), named(r"(?<![\w-])make (?:-C \S+ )?([a-z-]+)(?=[`\s])"))
+@pytest.mark.parametrize(
+    ("page", "target"), named(r"(?<![\w-])make (?:-C \S+ )?([a-z-]+)(?=[`\s])")
+)
 def test_make_targets_exist(page, target):
     if f"`make {target}" in PAGES[page] or f"    make {target}" in PAGES[page]:
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
