@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer.main
 from pydantic import BaseModel
+from test_architecture import FLOORS
 
 from expandr_cli.main import app
 from expandr_core.options.loop import JointLoopOptions
@@ -136,3 +137,21 @@ def test_variables_of_the_environment_are_read(page, name):
 
 def test_the_readme_is_short():
     assert len(PAGES["README.md"].splitlines()) <= 115
+
+
+def test_the_readme_names_every_room():
+    tree = PAGES["README.md"].split("## Where to look")[1]
+    rooms = {room.split(".")[-1] for rooms in FLOORS for room in rooms} - {"errors", "seeding"}
+    assert rooms <= set(re.findall(r"\b(\w+)/", tree))
+
+
+def test_the_page_on_architecture_has_the_floors_of_the_test():
+    table = PAGES["docs/architecture.md"].split("## Floors")[1].split("\n\nThe core")[0]
+    rows = [row.split("|")[2] for row in table.splitlines() if row.startswith("| ")][1:]
+    floors = [{room.split(".")[-1] for room in rooms} for rooms in FLOORS]
+    assert [set(re.findall(r"`(\w+)`", row)) for row in rows] == floors
+
+
+def test_the_way_of_one_query_opens_at_most_eighteen_files():
+    way = PAGES["docs/architecture.md"].split("## The way of one query")[1].split("\n## ")[0]
+    assert 10 <= len(re.findall(r"^\| \d+ \| `", way, re.M)) <= 18
