@@ -33,16 +33,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expandr_core.encoders.encode import Encoder
-from expandr_core.generation import vllm_engine as vllm_generator
-from expandr_core.generation import vllm_program
-from expandr_core.generation.prompts import remove_preamble
-from expandr_core.generation.transformers_engine import (
+from expandr_core.generation import vllm_engine, vllm_program
+from expandr_core.generation.engine import (
     Codec,
     Completion,
     Generator,
+    LLMSpec,
     Request,
-    TransformersGenerator,
+    open_engine,
 )
+from expandr_core.generation.prompts import remove_preamble
+from expandr_core.generation.transformers_engine import TransformersGenerator
 from expandr_core.options.data import DataOptions, DemoWorldOptions
 from expandr_core.options.generation import SamplingOptions, TinyLLMOptions, VLLMOptions
 from expandr_core.options.retriever import EncodingOptions
@@ -157,8 +158,9 @@ def measure_vllm(world: World) -> dict[str, Compared]:
     """Compare our calls of vLLM with the reference's; the same settings, a process each."""
     python = os.environ.get("EXPANDR_VLLM_PYTHON", "")
     codec, sampling = Codec(world.llm), world.sampling
-    options, max_tokens = VLLMOptions(), MAX_PROMPT_TOKENS + sampling.max_new_tokens
-    with vllm_generator.open_vllm(world.llm, options, max_tokens, "cpu", python) as engine:
+    longest = MAX_PROMPT_TOKENS + sampling.max_new_tokens
+    llm = LLMSpec(world.llm, "cpu", max_tokens=longest, vllm_python=python)
+    with open_engine(llm, VLLMOptions()) as engine:
         write(engine, world.answers[:8], sampling)  # to load it
         runs = [write(engine, world.candidates, sampling)[1] for _ in range(RUNS)]
         candidates = max(runs, key=lambda run: run.rate)
@@ -166,9 +168,9 @@ def measure_vllm(world: World) -> dict[str, Compared]:
     requests = {"candidates": world.candidates, "answers": world.answers}
     work = {
         "program": vllm_program.__file__,
-        "settings": vllm_generator.settings_of(world.llm, options, max_tokens, "cpu", 0),
+        "settings": vllm_engine.settings_of(llm, VLLMOptions(), 0),
         **{
-            name: codec.prompts(asked, sampling, MAX_PROMPT_TOKENS)
+            name: [prompt.ids for prompt in codec.prompts(asked, sampling, MAX_PROMPT_TOKENS)]
             for name, asked in requests.items()
         },
         "temperatures": TEMPERATURES,
@@ -178,7 +180,7 @@ def measure_vllm(world: World) -> dict[str, Compared]:
         "max_new_tokens": sampling.max_new_tokens,
         "ends": sorted(codec.ends),
     }
-    theirs = reference(python or str(vllm_generator.DEFAULT_PYTHON), work)
+    theirs = reference(python or str(vllm_engine.DEFAULT_PYTHON), work)
     show("vLLM, ours: candidates", candidates)
     show("vLLM, ours: answers", answers)
     for name in ("candidates", "answers", "peak"):
@@ -192,7 +194,7 @@ def measure_vllm(world: World) -> dict[str, Compared]:
 
 def reference(python: str, work: dict[str, Any]) -> dict[str, Speed]:
     """Run `generation_reference` in vLLM's interpreter."""
-    settings = [f"{name}={value}" for name, value in vllm_generator.ENVIRONMENT.items()]
+    settings = [f"{name}={value}" for name, value in vllm_engine.ENVIRONMENT.items()]
     program = Path(__file__).with_name("generation_reference.py")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "work.json")
@@ -214,7 +216,8 @@ def measure_transformers(world: World) -> dict[str, Compared]:
     show("transformers, ours: candidates of a quarter", ours)
     asked = world.candidates[:UNBATCHED_TEXTS]
     tokens, started = 0, time.monotonic()
-    for number, prompt in enumerate(engine.codec.prompts(asked, sampling, MAX_PROMPT_TOKENS)):
+    prompts = [p.ids for p in engine.codec.prompts(asked, sampling, MAX_PROMPT_TOKENS)]
+    for number, prompt in enumerate(prompts):
         with torch.inference_mode():
             ids = engine.model.generate(
                 input_ids=torch.tensor([prompt]),

@@ -41,8 +41,9 @@ from benchmarks.gpu_models import (
     make_retriever,
 )
 from expandr_core.encoders.encode import Encoder
-from expandr_core.generation import vllm_engine as vllm_generator
-from expandr_core.generation.transformers_engine import Generator, Request, TransformersGenerator
+from expandr_core.generation import vllm_engine
+from expandr_core.generation.engine import Generator, LLMSpec, Request, open_engine
+from expandr_core.generation.transformers_engine import TransformersGenerator
 from expandr_core.options.generation import SamplingOptions, VLLMOptions
 from expandr_core.options.retriever import EncodingOptions
 from expandr_core.stages import dpo
@@ -193,7 +194,7 @@ def measure_transformers(shape: Shape, chip: Chip, llm: Path) -> None:
 
 def measure_vllm(shape: Shape, chip: Chip, llm: Path) -> None:
     """Write texts with vLLM, if there is an interpreter for it."""
-    python = os.environ.get("EXPANDR_VLLM_PYTHON") or str(vllm_generator.DEFAULT_PYTHON)
+    python = os.environ.get("EXPANDR_VLLM_PYTHON") or str(vllm_engine.DEFAULT_PYTHON)
     if not Path(python).is_file():
         print("  vLLM: not installed here")
         return
@@ -201,7 +202,9 @@ def measure_vllm(shape: Shape, chip: Chip, llm: Path) -> None:
     device: Any = chip.device
     config = LlamaConfig.from_pretrained(llm)
     give_memory_back()
-    with vllm_generator.open_vllm(llm, options, longest, device, python) as engine:
+    with open_engine(
+        LLMSpec(llm, device, max_tokens=longest, vllm_python=python), options
+    ) as engine:
         measure_generation("vLLM", engine, config, shape, chip, max(shape.generated_at_once))
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from expandr_core.generation.transformers_engine import Completion, Request
+from expandr_core.generation.engine import Completion, Request
 from expandr_core.options.generation import Prompt, SamplingOptions
 from expandr_core.options.retriever import EncodingOptions
 from expandr_core.runtime.job import Job, no_progress

@@ -59,8 +59,9 @@ def _expand(store: Store, run: Summary, question: str) -> str:
     """Write the likeliest expansion of the question."""
     from expandr_core.generation.adapters import language_model
     from expandr_core.generation.chat_templates import chat_options, template_of
+    from expandr_core.generation.engine import Request
     from expandr_core.generation.prompts import remove_preamble
-    from expandr_core.generation.transformers_engine import Request, TransformersGenerator
+    from expandr_core.generation.transformers_engine import TransformersGenerator
 
     options, llm = run.options.expand, run.options.llm
     paths = {

@@ -1,13 +1,13 @@
-"""The engine that is elsewhere: an OpenAI-compatible server, such as vLLM's.
+"""The engine endpoint: an OpenAI-compatible server, such as vLLM's.
 
-Each text is a request of its own with its own seed, many at once. Busy, failing and absent servers are
-asked again by the client library, which minds Retry-After; wrong requests never are. The key comes from
-OPENAI_API_KEY, which that library reads; no option, log line, error or artifact has it.
+Each text is a separate request with its own seed, many at once. The client library repeats requests to
+busy, failing and absent servers, and honours Retry-After; it never repeats wrong requests. It also reads
+the key, from OPENAI_API_KEY; no option, log line, error or artifact contains it.
 
-Every parameter of sampling is stated, and the tokens that end a text, so that nothing of the model's own
-settings enters: vLLM and llama.cpp take them as fields, `transformers serve` as a generation
-configuration. A server that knows neither is asked as OpenAI's is, with a warning. What a server counts
-as a text's tokens is taken to include the token that ends it, as vLLM does.
+Requests state every sampling parameter and the tokens that end a text, so that the model's own settings
+have no effect: vLLM and llama.cpp accept them as fields, `transformers serve` as a generation
+configuration. A server that accepts neither gets OpenAI's parameters only, with a warning. We assume, as
+vLLM does, that a server counts the token that ends a text among its tokens.
 """
 
 import asyncio
@@ -22,58 +22,57 @@ import openai
 from openai.types.chat import ChatCompletionUserMessageParam
 
 from expandr_core.errors import DataError
-from expandr_core.generation.transformers_engine import Codec, Completion, Request
+from expandr_core.generation.engine import Codec, Completed, Completion, Request
+from expandr_core.generation.prompts import FittedPrompt
 from expandr_core.options.generation import ChatOptions, EndpointOptions, SamplingOptions
 
 log = logging.getLogger(__name__)
-DIALECTS = ("fields", "generation_config", "none")  # how parameters that OpenAI lacks are stated
-REPEATS = (
-    16,
-    0.1,
-    0.5,
-)  # texts seen at least, and the shares of repeated ones to warn of and to stop at
-SHORT = 8  # tokens; shorter texts may well be equal
-RETRIED = (408, 409, 429)  # of the wrong requests; and whatever is the server's own fault
+DIALECTS = ("fields", "generation_config", "none")  # how to state parameters that OpenAI lacks
+MIN_SAMPLED = 16  # texts before repeats mean anything
+WARN_REPEATED, MAX_REPEATED = 0.1, 0.5  # shares of sampled texts
+SHORT = 8  # tokens; shorter texts may well be equal by chance
+RETRIED = (408, 409, 429)  # client errors that the library retries, as it does all server errors
 Task = asyncio.Task[tuple[int, list[Completion]]]
 
 
 class EndpointGenerator:
-    """A causal LM that a server runs; the tokenizer and the template are those of a local folder."""
+    """A causal LM on a server; its tokenizer and chat template are read from a local folder."""
 
     def __init__(self, folder: Path, options: EndpointOptions, chat: ChatOptions | None = None):
-        """Check the options, and read the tokenizer.
+        """Check the options and read the tokenizer.
 
         Raises:
-            DataError: if the URL or the name of the model is missing, or the URL has a key in it.
+            DataError: if URL or model name is missing, or the URL contains a key.
         """
         url = urlsplit(options.url)
         if url.scheme not in ("http", "https") or not url.hostname or not options.model:
             raise DataError(
                 "the engine 'endpoint' needs llm.endpoint.url, such as http://host:8000/v1, and "
-                "llm.endpoint.model, the name that the server has for the model"
+                "llm.endpoint.model, the server's name for the model"
             )
         if url.username or url.password or url.query:
             raise DataError(
-                f"llm.endpoint.url for {url.hostname}: a URL must hold no key; set OPENAI_API_KEY"
+                f"llm.endpoint.url for {url.hostname}: a URL must not contain a key; set "
+                "OPENAI_API_KEY instead"
             )
         self.codec, self.options = Codec(folder, chat), options
         self._variables = dict(chat.template) if chat else {}
-        self._dialect = 0  # of DIALECTS
-        self._sampled = self._repeated = 0  # texts, and those that equal another of their request
+        self._dialect = 0  # index in DIALECTS
+        self._sampled = self._repeated = 0  # texts, and those that repeat another of their request
 
     def generate(
         self, requests: Sequence[Request], sampling: SamplingOptions, max_prompt_tokens: int
-    ) -> Iterator[list[tuple[int, list[Completion]]]]:
+    ) -> Iterator[Completed]:
         """Ask for all texts, a bounded number at once; yield each request when it is complete.
 
         Raises:
-            DataError: if there is no key, or the server refuses the request.
+            DataError: if there is no key, or the server refuses a request.
             RuntimeError: if the server still fails after all retries.
         """
-        turns = self.codec.turns(requests, sampling, max_prompt_tokens)
+        prompts = self.codec.prompts(requests, sampling, max_prompt_tokens)
         with asyncio.Runner() as runner:
             client = self._client()
-            tasks = runner.run(self._begin(client, requests, turns, sampling))
+            tasks = runner.run(self._begin(client, requests, prompts, sampling))
             try:
                 pending = tasks
                 while pending:
@@ -95,23 +94,23 @@ class EndpointGenerator:
             )
         except openai.OpenAIError as error:
             raise DataError(
-                f"there is no key for {self.options.url}; set OPENAI_API_KEY where the stage runs, "
-                "to any word if the server asks for none"
+                f"there is no key for {self.options.url}; set OPENAI_API_KEY on the machine that "
+                "runs the stage, to any word if the server needs none"
             ) from error
 
     async def _begin(
         self,
         client: openai.AsyncOpenAI,
         requests: Sequence[Request],
-        turns: list[tuple[str, list[int]]],
+        prompts: list[FittedPrompt],
         sampling: SamplingOptions,
     ) -> set[Task]:
-        """Begin a task for each request; together they ask for at most `concurrency` texts at once."""
+        """Start a task for each request; together they ask for at most `concurrency` texts at once."""
         limit = asyncio.Semaphore(self.options.concurrency)
 
         async def write(index: int) -> tuple[int, list[Completion]]:
             texts = zip(requests[index].seeds, requests[index].sampling_temperatures, strict=True)
-            asked = [self._ask(client, limit, turns[index], sampling, *text) for text in texts]
+            asked = [self._ask(client, limit, prompts[index], sampling, *text) for text in texts]
             return index, await asyncio.gather(*asked)
 
         return {asyncio.create_task(write(index)) for index in range(len(requests))}
@@ -120,13 +119,13 @@ class EndpointGenerator:
         self,
         client: openai.AsyncOpenAI,
         limit: asyncio.Semaphore,
-        turn: tuple[str, list[int]],
+        prompt: FittedPrompt,
         sampling: SamplingOptions,
         seed: int,
         temperature: float,
     ) -> Completion:
-        """Ask for one text."""
-        asked: dict[str, Any] = {
+        """Ask for one text, in the first dialect that the server does not refuse."""
+        standard: dict[str, Any] = {
             "model": self.options.model,
             "seed": seed,
             "temperature": temperature,
@@ -138,37 +137,35 @@ class EndpointGenerator:
                 dialect = self._dialect
                 extra = self._extra(DIALECTS[dialect], sampling, temperature)
                 try:
-                    return self._completion(await self._post(client, turn, asked, extra))
+                    return self._completion(await self._post(client, prompt, standard, extra))
                 except openai.APIError as error:
-                    if not _is_unknown(error, extra):
-                        raise self._explained(
-                            error, client.api_key
-                        ) from None  # it may hold the key
-            if dialect == self._dialect:  # the first that was refused so
+                    if not _is_unknown(error, extra):  # from None: its cause may contain the key
+                        raise self._explained(error, client.api_key) from None
+            if dialect == self._dialect:  # no other text has changed the dialect meanwhile
                 self._dialect += 1
                 if DIALECTS[self._dialect] == "none":
                     log.warning(
-                        "%s takes no %s: what its model's own settings add to the sampling is unknown",
-                        *(self.options.url, " or ".join(["top_k", "generation_config"])),
+                        "%s takes no top_k or generation_config, so the settings in its model's "
+                        "folder may change how texts are sampled",
+                        self.options.url,
                     )
 
     async def _post(
         self,
         client: openai.AsyncOpenAI,
-        turn: tuple[str, list[int]],
-        asked: dict[str, Any],
+        prompt: FittedPrompt,
+        standard: dict[str, Any],
         extra: dict[str, Any],
     ) -> Any:
-        content, ids = turn
         if self.options.api == "completions":
-            return await client.completions.create(prompt=ids, **asked, extra_body=extra)
-        said = ChatCompletionUserMessageParam(role="user", content=content)
-        if self._variables:  # vLLM and others take them so
+            return await client.completions.create(prompt=prompt.ids, **standard, extra_body=extra)
+        turn = ChatCompletionUserMessageParam(role="user", content=prompt.turn)
+        if self._variables:  # the name in vLLM and other servers
             extra = extra | {"chat_template_kwargs": self._variables}
-        return await client.chat.completions.create(messages=[said], **asked, extra_body=extra)
+        return await client.chat.completions.create(messages=[turn], **standard, extra_body=extra)
 
     def _extra(self, dialect: str, sampling: SamplingOptions, temperature: float) -> dict[str, Any]:
-        """State what OpenAI has no parameter for: nothing but temperature and top_p shapes a text."""
+        """State what OpenAI has no parameter for, so that only temperature and top_p shape a text."""
         ends = sorted(self.codec.ends)
         if dialect == "fields":
             return {
@@ -194,18 +191,18 @@ class EndpointGenerator:
         """Read the one text of an answer.
 
         Raises:
-            DataError: if it is not an answer of such a server, or not to one prompt.
-            RuntimeError: if it tells of an error, with the status of success.
+            DataError: if it is no answer of such a server, or answers several prompts.
+            RuntimeError: if it reports an error despite a status of success.
         """
         if isinstance(answer, str):
             raise DataError(
-                f"{self.options.url}: answers with a page and not with JSON ({answer[:200]!r}); correct "
+                f"{self.options.url}: answers with a page instead of JSON ({answer[:200]!r}); correct "
                 "llm.endpoint.url, which often ends in /v1"
             )
         choices = getattr(answer, "choices", None)
         if not choices:
-            said = str(getattr(answer, "error", None) or answer)[:300]
-            raise RuntimeError(f"{self.options.url}: answers without a text: {said}")
+            reason = str(getattr(answer, "error", None) or answer)[:300]
+            raise RuntimeError(f"{self.options.url}: answers without a text: {reason}")
         if len(choices) > 1:
             raise DataError(
                 f"{self.options.url}: answers with {len(choices)} texts to one prompt, so it does not "
@@ -221,41 +218,41 @@ class EndpointGenerator:
         return Completion(text, "stop" if stopped else "length", tokens, thoughts)
 
     def _note_repeats(self, request: Request, texts: list[Completion]) -> None:
-        """Notice a server that minds neither seed nor temperature.
+        """Detect a server that ignores seed and temperature.
 
         Raises:
-            DataError: if most of the sampled texts equal another of their request.
+            DataError: if more than half of the sampled texts repeat another of their request.
         """
-        drawn = [
+        sampled = [
             completion.text
             for completion, temperature in zip(texts, request.sampling_temperatures, strict=True)
             if temperature > 0 and completion.text and completion.tokens >= SHORT - 1
         ]
-        before, (enough, warned, most) = self._repeated, REPEATS
-        told = self._sampled >= enough and before > warned * self._sampled
-        if len(drawn) > 1:
-            self._sampled += len(drawn)
-            self._repeated += len(drawn) - len(set(drawn))
-        if self._sampled < enough or self._repeated <= warned * self._sampled:
-            return
-        said = (
+        warned = self._repeats_too_often(WARN_REPEATED)
+        if len(sampled) > 1:
+            self._sampled += len(sampled)
+            self._repeated += len(sampled) - len(set(sampled))
+        finding = (
             f"{self.options.url}: {self._repeated} of {self._sampled} sampled texts equal another of "
-            "their query, so the server seems to mind neither `seed` nor `temperature`"
+            "their query, so the server seems to ignore `seed` and `temperature`"
         )
-        if self._repeated > most * self._sampled:
+        if self._repeats_too_often(MAX_REPEATED):
             raise DataError(
-                f"{said}; let it sample with a seed for each request, or use another engine"
+                f"{finding}; let it sample with a seed for each request, or use another engine"
             )
-        if not told:
-            log.warning("%s", said)
+        if self._repeats_too_often(WARN_REPEATED) and not warned:
+            log.warning("%s", finding)
+
+    def _repeats_too_often(self, share: float) -> bool:
+        return self._sampled >= MIN_SAMPLED and self._repeated > share * self._sampled
 
     def _explained(self, error: openai.APIError, key: str) -> Exception:
-        """Tell a wrong request from a server in trouble; never with the key."""
+        """Tell wrong requests, a DataError, from servers in trouble; never show the key."""
         said = f"{self.options.url}: {error.message.replace(key, '***')}"
         status = error.status_code if isinstance(error, openai.APIStatusError) else None
         if status in (401, 403):
             return DataError(
-                f"{said}; set OPENAI_API_KEY, where the stage runs, to the server's key"
+                f"{said}; set OPENAI_API_KEY to the server's key on the machine that runs the stage"
             )
         if status == 404:
             return DataError(
@@ -263,22 +260,24 @@ class EndpointGenerator:
                 f"llm.endpoint.api ({self.options.api})"
             )
         if status and 400 <= status < 500 and status not in RETRIED:
-            remedy = "the server does not take such requests, see llm.endpoint.api"
+            remedy = "the server does not accept such requests, see llm.endpoint.api"
             if self.options.api == "completions":
-                remedy += ": a prompt is sent as token ids; if it takes none, set that to 'chat'"
+                remedy += (
+                    ", which sends prompts as token ids; if it accepts none, set that to 'chat'"
+                )
             return DataError(f"{said}; {remedy}")
-        return RuntimeError(f"{said}; still so after {self.options.retries} retries")
+        return RuntimeError(f"{said}; it still fails after {self.options.retries} retries")
 
 
 def _is_unknown(error: openai.APIError, extra: dict[str, Any]) -> bool:
-    """Tell whether a request was refused because of a parameter that the server does not know."""
+    """Tell whether a server refused a request because of a parameter that it does not know."""
     status = error.status_code if isinstance(error, openai.APIStatusError) else None
     body = error.response.text if isinstance(error, openai.APIStatusError) else ""
     return status in (400, 422) and any(name in error.message + body for name in extra)
 
 
 async def _end(client: openai.AsyncOpenAI, tasks: set[Task]) -> None:
-    """Give up what is not done; the server notices the closed connections."""
+    """Cancel unfinished tasks; the server sees their connections close."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -28,7 +28,7 @@ def try_llm(folder: Path, model: Any) -> None:
     from transformers import AutoTokenizer
 
     from expandr_core.generation.pair_tokens import preference_ids
-    from expandr_core.generation.prompts import fitted_prompt_ids
+    from expandr_core.generation.prompts import fit_prompt
 
     tokenizer = AutoTokenizer.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False
@@ -37,7 +37,7 @@ def try_llm(folder: Path, model: Any) -> None:
     for side in ("chosen", "rejected"):
         row |= {f"{side}_text": TEXT, f"{side}_finish_reason": "stop"}
     try:
-        prompts = [fitted_prompt_ids(tokenizer, "q2d", each, "", ANY) for each in QUERIES]
+        prompts = [fit_prompt(tokenizer, "q2d", each, "", ANY).ids for each in QUERIES]
         preference_ids(tokenizer, row, "q2d", max_prompt_tokens=ANY, max_tokens=ANY)
         if _fits(folder, model):
             _write(folder, max(map(len, prompts)))
@@ -66,7 +66,8 @@ def _fits(folder: Path, model: Any) -> bool:
 
 
 def _write(folder: Path, longest: int) -> None:
-    from expandr_core.generation.transformers_engine import Request, TransformersGenerator
+    from expandr_core.generation.engine import Request
+    from expandr_core.generation.transformers_engine import TransformersGenerator
     from expandr_core.options.generation import SamplingOptions
 
     requests = [Request("q2d", query, "", (0, 1), (1.0, 0.0)) for query in QUERIES]

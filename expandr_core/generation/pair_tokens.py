@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from expandr_core.errors import DataError
 from expandr_core.generation.control_tokens import encode_text
-from expandr_core.generation.prompts import fitted_prompt_ids, turn_end_id
-from expandr_core.generation.thoughts import MARKERS, opened_by
+from expandr_core.generation.prompts import fit_prompt, turn_end_id
+from expandr_core.generation.thoughts import MARKERS, marker_at_end
 from expandr_core.options.generation import Prompt
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def preference_ids(
     Raises:
         DataError: if the prompt leaves no room for a text.
     """
-    prompt = fitted_prompt_ids(tokenizer, prompt_name, row["query"], "", max_prompt_tokens)
+    prompt = fit_prompt(tokenizer, prompt_name, row["query"], "", max_prompt_tokens).ids
     room = max_tokens - len(prompt)
     if room < 1:
         raise DataError(
@@ -36,7 +36,7 @@ def preference_ids(
             f"{max_tokens}; raise it, or lower expand.max_prompt_tokens"
         )
     ids = {"prompt_ids": prompt}
-    end = MARKERS.get(opened_by(tokenizer, prompt), "")  # a text comes after the thoughts
+    end = MARKERS.get(marker_at_end(tokenizer, prompt), "")  # a text comes after the thoughts
     before = tokenizer.encode(f"\n{end}\n\n", add_special_tokens=False) if end else []
     for side in ("chosen", "rejected"):
         text = before + encode_text(tokenizer, row[f"{side}_text"])

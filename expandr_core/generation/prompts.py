@@ -1,11 +1,11 @@
-"""The prompts, as token ids, and the removal of the preamble a model puts before what was asked.
+"""The prompts as token ids, and removal of the preamble that models put before their text.
 
-The wording is the paper's code (`promptor.py`). Generation and DPO call the same `prompt_ids`, so
-both see identical prompts with exactly one beginning-of-sequence token (the reference had two).
+The wording is that of the paper's code (`promptor.py`). Generation and DPO call the same `prompt_ids`,
+so both see identical prompts with exactly one beginning-of-sequence token (the paper's code had two).
 """
 
 import re
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from expandr_core.errors import DataError
 from expandr_core.generation.control_tokens import control_tokens, encode_chat, encode_text
@@ -25,8 +25,8 @@ PROMPTS: dict[Prompt, str] = {
     "q2c": "Answer the following query:\n{query}\nGive the rationale before answering.",
 }
 
-# "Here is a passage that answers your question:" and its kin; the reference missed
-# "Here is a passage:", matched anywhere, and cut what followed a second match.
+# "Here is a passage that answers your question:" and variants; the paper's code missed
+# "Here is a passage:", matched anywhere in the text, and cut what followed a second match.
 _PREAMBLE = re.compile(
     r"""^\s*here(?:\s+is|['\u2019]s)\s+(?:a|the)\s+(?:possible\s+|potential\s+)?passage
     (?:\s+(?:that\s+(?:attempts\s+to\s+answer|answers)|to\s+answer|answering)
@@ -34,11 +34,11 @@ _PREAMBLE = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 
-_ANSWER = "\ue000"  # of the assistant, where the end of a turn is looked for
+_ANSWER = "\ue000"  # stands for the assistant's words when the end of a turn is looked up
 
 
 def render_prompt(name: Prompt, query: str, passage: str = "") -> str:
-    r"""Fill in a prompt's wording: the user's turn, before the chat template.
+    r"""Fill in a prompt's wording, which is the user's turn, before the chat template.
 
     >>> render_prompt("q2e", "moon dust")
     'Write a list of keywords for the given query:\nQuery: moon dust\nKeywords:'
@@ -50,7 +50,7 @@ def render_prompt(name: Prompt, query: str, passage: str = "") -> str:
 def remove_preamble(text: str) -> str:
     """Remove a leading "Here is a passage ...:", in any case, and the space around the text.
 
-    Applying it twice changes nothing; the phrase inside a text is left alone.
+    The same phrase inside a text stays, and removing twice changes nothing.
 
     >>> remove_preamble("Here's a possible passage: Dust is grey. Here is a passage: no.")
     'Dust is grey. Here is a passage: no.'
@@ -62,11 +62,10 @@ def remove_preamble(text: str) -> str:
 
 
 def prompt_ids(tokenizer: "PreTrainedTokenizerBase", content: str) -> list[int]:
-    """Render one user turn through the chat template, as token ids, ready to be continued.
+    """Render one user turn through the chat template, as token ids for the model to continue.
 
     Raises:
-        DataError: if the model has no chat template, or its template writes the beginning of the
-            sequence twice.
+        DataError: if the model has no chat template, or one that begins the sequence twice.
     """
     if not tokenizer.chat_template:
         raise DataError(
@@ -80,8 +79,8 @@ def prompt_ids(tokenizer: "PreTrainedTokenizerBase", content: str) -> list[int]:
     control = control_tokens(tokenizer)
     first = next((token for token in ids if token in control), None)
     if first != bos and tokenizer("a").input_ids[0] == bos:
-        ids.insert(0, bos)  # a template that leaves it to the tokenizer
-    # some models open each turn with the token that begins a sequence, or end it so
+        ids.insert(0, bos)  # the template leaves it to the tokenizer
+    # count at the beginning only: some models also open or end each turn with this token
     begins = next((n for n, token in enumerate(ids) if token != bos), len(ids))
     if begins > 1:
         raise DataError(
@@ -91,25 +90,23 @@ def prompt_ids(tokenizer: "PreTrainedTokenizerBase", content: str) -> list[int]:
     return ids
 
 
-def fitted_prompt_ids(
+class FittedPrompt(NamedTuple):
+    """A prompt within its limit: the user's turn as text, and the whole prompt as token ids."""
+
+    turn: str
+    ids: list[int]
+
+
+def fit_prompt(
     tokenizer: "PreTrainedTokenizerBase", name: Prompt, query: str, passage: str, max_tokens: int
-) -> list[int]:
-    """Return only the token ids of `fitted_turn`."""
-    return fitted_turn(tokenizer, name, query, passage, max_tokens)[1]
+) -> FittedPrompt:
+    """Render a prompt of at most `max_tokens`; if it is longer, cut the passage, then the query.
 
-
-def fitted_turn(
-    tokenizer: "PreTrainedTokenizerBase", name: Prompt, query: str, passage: str, max_tokens: int
-) -> tuple[str, list[int]]:
-    """Render a prompt of at most `max_tokens` by shortening the passage, then the query, at its end.
-
-    The instruction and the header of the answer always stay (the reference cut them off).
-
-    Returns:
-        The user's turn, before the chat template, and the whole prompt as token ids.
+    Both lose their end. The instruction and the header of the answer always stay (the paper's code
+    cut them off).
 
     Raises:
-        DataError: if the prompt is too long even without both.
+        DataError: if the prompt is too long even without query and passage.
     """
     texts = {"query": query, "passage": passage}
     turn = render_prompt(name, query, passage)
@@ -121,7 +118,7 @@ def fitted_turn(
         while tokens and len(ids) > max_tokens:
             tokens = tokens[: max(0, len(tokens) - (len(ids) - max_tokens))]
             text = cast(str, tokenizer.decode(tokens, skip_special_tokens=True))
-            texts[shortened] = text.rstrip("\ufffd")  # half of a character
+            texts[shortened] = text.rstrip("\ufffd")  # part of a character
             turn = render_prompt(name, texts["query"], texts["passage"])
             ids = prompt_ids(tokenizer, turn)
     if len(ids) > max_tokens:
@@ -129,14 +126,17 @@ def fitted_turn(
             f"prompt {name}: {len(ids)} tokens without query and passage; raise max_prompt_tokens "
             f"above {max_tokens}"
         )
-    return turn, ids
+    return FittedPrompt(turn, ids)
 
 
 def turn_end_id(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Find the token that ends the assistant's turn in the chat template (`<|eot_id|>` and kin).
+    """Find the token that ends the assistant's turn, such as `<|eot_id|>`.
 
-    It is the first token the template writes after the assistant's words; where the template writes
-    none, the tokenizer's end of sequence.
+    It is the first special token that the chat template writes after the assistant's words, or the
+    tokenizer's end of sequence if the template writes none.
+
+    Raises:
+        DataError: if there is neither.
     """
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}]
     rendered = tokenizer.apply_chat_template(turns, tokenize=False)

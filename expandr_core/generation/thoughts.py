@@ -1,4 +1,4 @@
-"""The thoughts that some models write before a text are no part of it."""
+"""Remove the thoughts ("reasoning") that some models write before a text."""
 
 from collections.abc import Collection
 from typing import TYPE_CHECKING
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MARKERS = {  # what begins a block of thoughts, and what ends it
+MARKERS = {  # begin and end of a block of thoughts
     "<think>": "</think>",
     "<thinking>": "</thinking>",
     "<thought>": "</thought>",
@@ -17,25 +17,25 @@ MARKERS = {  # what begins a block of thoughts, and what ends it
     "[THINK]": "[/THINK]",
     "\u25c1think\u25b7": "\u25c1/think\u25b7",
 }
-TAIL = 12  # tokens at a prompt's end among which such a marker is
+TAIL = 12  # tokens at the end of a prompt that are searched for a marker
 
 
-def opened_by(tokenizer: "PreTrainedTokenizerBase", prompt: list[int]) -> str:
-    """Return the marker with which a prompt ends: one that begins thoughts, or ends them, or none."""
+def marker_at_end(tokenizer: "PreTrainedTokenizerBase", prompt: list[int]) -> str:
+    """Return the marker with which a prompt ends, be it a begin or an end of thoughts, or ""."""
     end = str(tokenizer.decode(prompt[-TAIL:], skip_special_tokens=False)).rstrip()
     both = [*MARKERS, *MARKERS.values()]
     return next((marker for marker in both if end.endswith(marker)), "")
 
 
 def known_markers(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
-    """Return the markers, of those that begin thoughts, that the tokenizer or its template has."""
+    """Return the begin markers whose end the tokenizer or its chat template has."""
     template = str(tokenizer.chat_template or "")
     vocabulary = {token.content for token in tokenizer.added_tokens_decoder.values()}
     return {begin for begin, end in MARKERS.items() if end in vocabulary or end in template}
 
 
-def without_special(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
-    """Decode a text without special tokens, but with the markers of thoughts, special as some are."""
+def decode_with_markers(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
+    """Decode a text without its special tokens, but with markers, some of which are special tokens."""
     added = tokenizer.added_tokens_decoder
     markers = {*MARKERS, *MARKERS.values()}
     special = {number for number, token in added.items() if token.special}
@@ -46,29 +46,31 @@ def without_special(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str
     return str(tokenizer.decode(kept, skip_special_tokens=False))
 
 
-def remove_thoughts(text: str, opened: str = "", known: Collection[str] = ()) -> tuple[str, bool]:
-    r"""Remove the thoughts that a text begins with, and the space after them.
+def remove_thoughts(
+    text: str, prompt_marker: str = "", markers: Collection[str] = ()
+) -> tuple[str, bool]:
+    r"""Remove the thoughts at the beginning of a text, and the space after them.
 
-    Thoughts without an end were cut: nothing is left.
+    Thoughts without an end were cut by the token limit, so no text remains.
 
     Args:
         text: what the model wrote.
-        opened: the marker with which its prompt ended.
-        known: markers that the model is known to use. A text that has one's end and not its beginning
-            begins with thoughts, unless the prompt has ended them.
+        prompt_marker: the marker with which the prompt ended.
+        markers: begin markers of this model. A text with an end marker but no begin marker starts
+            with thoughts, unless the prompt has ended them already.
 
     Returns:
-        The rest, and whether there were thoughts.
+        The remaining text, and whether there were thoughts.
 
     >>> remove_thoughts("<think>\nA wing?\n</think>\n\nIt lifts.")
     ('It lifts.', True)
-    >>> remove_thoughts("A wing, perhaps", opened="<think>")
+    >>> remove_thoughts("A wing, perhaps", prompt_marker="<think>")
     ('', True)
     """
-    if opened in MARKERS:
-        text = opened + text
-    elif not opened:
-        text = _with_beginning(text, known)
+    if prompt_marker in MARKERS:
+        text = prompt_marker + text
+    elif not prompt_marker:
+        text = _with_begin(text, markers)
     found = False
     while begin := next((mark for mark in MARKERS if text.lstrip().startswith(mark)), None):
         found = True
@@ -76,8 +78,8 @@ def remove_thoughts(text: str, opened: str = "", known: Collection[str] = ()) ->
     return text, found
 
 
-def _with_beginning(text: str, known: Collection[str]) -> str:
-    for begin in sorted(known):
+def _with_begin(text: str, markers: Collection[str]) -> str:
+    for begin in sorted(markers):
         before, end, _ = text.partition(MARKERS[begin])
         if end and begin not in before:
             return begin + text

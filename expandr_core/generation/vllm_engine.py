@@ -1,13 +1,12 @@
-"""The engine vLLM: offline, in processes of its own interpreter (vLLM and Prefect cannot share one).
+"""The engine vLLM: offline, in its own interpreter, since vLLM and Prefect cannot share one.
 
-A process for each copy of the model runs `vllm_program`; prompts go there and texts come back as token
-ids, through pipes. So the prompts, the decoding, the shards and the store are those of every engine,
-and vLLM's interpreter needs nothing of ours. The processes die with this one, whatever ends it.
+Each copy of the model is a process that runs `vllm_program`; prompts and texts go through pipes as
+token ids. So prompts, decoding, shards and store are the same as with every engine, and vLLM's
+interpreter needs none of our packages. The processes die with this one, however it ends.
 """
 
 import contextlib
 import json
-import logging
 import os
 import queue
 import signal
@@ -22,24 +21,29 @@ from typing import Any
 from expandr_core.errors import DataError
 from expandr_core.generation import vllm_program
 from expandr_core.generation.adapters import read_config
-from expandr_core.generation.transformers_engine import NOT_FINITE, Codec, Completion, Request
-from expandr_core.options.base import Device
-from expandr_core.options.generation import ChatOptions, SamplingOptions, VLLMOptions
+from expandr_core.generation.engine import (
+    NOT_FINITE,
+    Codec,
+    Completed,
+    Completion,
+    LLMSpec,
+    Request,
+)
+from expandr_core.options.generation import SamplingOptions, VLLMOptions
 from expandr_core.runtime.child import terminate_tree
 
-log = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[2]
 DEFAULT_PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
 CPU_CACHE_BYTES = 2**30  # for keys and values; vLLM on a CPU is for small models
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",  # models are local folders
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in the process itself, which can be killed
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # others compute on this machine too
-    "VLLM_RAISE_ON_LOGIT_NANS": "1",  # it would draw some token all the same
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # run the engine in the process that we can kill
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # other programs compute on this machine too
+    "VLLM_RAISE_ON_LOGIT_NANS": "1",  # otherwise it samples a token all the same
 }
-REMEDIES = {  # what vLLM writes when it ends, and what to do
-    "Free memory on device": "lower llm.vllm.gpu_memory_share, or end what else uses the GPU",
+REMEDIES = {  # part of vLLM's last words: what to do
+    "Free memory on device": "lower llm.vllm.gpu_memory_share, or stop other programs on the GPU",
     "KV cache is needed": "raise llm.vllm.gpu_memory_share, or lower expand.max_prompt_tokens or "
     "max_new_tokens",
     "for the cache blocks": "raise llm.vllm.gpu_memory_share, or llm.vllm.tensor_parallel",
@@ -48,30 +52,13 @@ REMEDIES = {  # what vLLM writes when it ends, and what to do
 
 
 @contextlib.contextmanager
-def open_vllm(
-    folder: Path,
-    options: VLLMOptions,
-    max_tokens: int,
-    device: Device,
-    python: str = "",
-    adapter: Path | None = None,
-    chat: ChatOptions | None = None,
-) -> Iterator["VLLMGenerator"]:
+def open_vllm(llm: LLMSpec, options: VLLMOptions) -> Iterator["VLLMGenerator"]:
     """Load a model into vLLM, for as long as the context lasts.
 
-    Args:
-        folder: the model.
-        options: how vLLM runs.
-        max_tokens: longest prompt and text together.
-        device: where; it must be what that vLLM was built for.
-        python: the interpreter that has vLLM; the project's `.venv-vllm` by default.
-        adapter: folder of a LoRA adapter of the model, which stays apart from its weights.
-        chat: how the chat template is rendered.
-
     Raises:
-        DataError: if there is no such interpreter.
+        DataError: if the interpreter does not exist.
     """
-    interpreter = Path(python) if python else DEFAULT_PYTHON
+    interpreter = Path(llm.vllm_python) if llm.vllm_python else DEFAULT_PYTHON
     if not interpreter.is_file():
         raise DataError(
             f"{interpreter}: no such interpreter; `make vllm-env` makes one with vLLM in .venv-vllm, "
@@ -81,70 +68,63 @@ def open_vllm(
         copies: list[_Copy] = []
         try:
             for number in range(options.data_parallel):
-                settings = settings_of(folder, options, max_tokens, device, number, adapter)
+                settings = settings_of(llm, options, number)
                 copies.append(_Copy(interpreter, settings, Path(temporary, str(number))))
-            yield VLLMGenerator(Codec(folder, chat), copies)
+            yield VLLMGenerator(Codec(llm.folder, llm.chat), copies)
         finally:
             for copy in copies:
                 terminate_tree(copy.process)
 
 
-def settings_of(
-    folder: Path,
-    options: VLLMOptions,
-    max_tokens: int,
-    device: Device,
-    copy: int,
-    adapter: Path | None = None,
-) -> dict[str, Any]:
-    """Say to `vllm_program` what one copy of the model is; for the arguments see `open_vllm`."""
+def settings_of(llm: LLMSpec, options: VLLMOptions, copy: int) -> dict[str, Any]:
+    """Return the settings with which `vllm_program` loads the copy of a model with this number."""
     first = copy * options.tensor_parallel
     return {
-        "model": str(folder),
-        "max_tokens": max_tokens,
-        "device": device,
+        "model": str(llm.folder),
+        "max_tokens": llm.max_tokens,
+        "device": llm.device,
         "devices": list(range(first, first + options.tensor_parallel)),
         "precision": options.precision,
         "quantisation": options.quantisation,
         "tensor_parallel": options.tensor_parallel,
         "gpu_memory_share": options.gpu_memory_share,
         "cpu_cache_bytes": CPU_CACHE_BYTES,
-        "adapter": str(adapter) if adapter else "",
-        "adapter_rank": read_config(adapter)["r"] if adapter else 0,
+        "adapter": str(llm.adapter) if llm.adapter else "",
+        "adapter_rank": read_config(llm.adapter)["r"] if llm.adapter else 0,
     }
 
 
 class VLLMGenerator:
-    """Copies of a causal LM in vLLM, which share the prompts."""
+    """Copies of a causal LM in vLLM; each takes a share of the requests."""
 
     def __init__(self, codec: Codec, copies: "list[_Copy]"):
         self.codec, self.copies = codec, copies
 
     def generate(
         self, requests: Sequence[Request], sampling: SamplingOptions, max_prompt_tokens: int
-    ) -> Iterator[list[tuple[int, list[Completion]]]]:
-        """Hand all texts of all requests over at once; yield each request when it is complete."""
-        prompts = self.codec.prompts(requests, sampling, max_prompt_tokens)
+    ) -> Iterator[Completed]:
+        """Submit all texts of all requests at once; yield each request when it is complete."""
+        prompts = [p.ids for p in self.codec.prompts(requests, sampling, max_prompt_tokens)]
         answers: queue.SimpleQueue[_Answer] = queue.SimpleQueue()
-        places = [
-            self._ask(copy, number, requests, prompts, sampling, answers)
+        texts = [
+            self._submit(copy, number, requests, prompts, sampling, answers)
             for number, copy in enumerate(self.copies)
         ]
-        found: dict[tuple[int, int], Completion] = {}
+        completions: dict[tuple[int, int], Completion] = {}
         missing = Counter({index: len(request.seeds) for index, request in enumerate(requests)})
         while missing:
             number, event = answers.get()
             if isinstance(event, Exception):
                 raise event
-            index, sample = places[number][event["text"]]
-            found[index, sample] = self.codec.completion(event["ids"])
+            index, sample = texts[number][event["text"]]
+            completions[index, sample] = self.codec.completion(event["ids"])
             missing[index] -= 1
             if not missing[index]:
                 del missing[index]
                 samples = range(len(requests[index].seeds))
-                yield [(index, [found.pop((index, sample)) for sample in samples])]
+                yield [(index, [completions.pop((index, sample)) for sample in samples])]
 
-    def _ask(
+    def _submit(
         self,
         copy: "_Copy",
         number: int,
@@ -153,27 +133,27 @@ class VLLMGenerator:
         sampling: SamplingOptions,
         answers: "queue.SimpleQueue[_Answer]",
     ) -> list[tuple[int, int]]:
-        """Ask a copy for its share of the requests; return the request and sample of each text."""
-        own = range(number, len(requests), len(self.copies))
+        """Give a copy its share of the requests; return the request and sample of each text."""
+        share = range(number, len(requests), len(self.copies))
         texts = [
-            (place, seed, temperature)
-            for place, index in enumerate(own)
+            (prompt, seed, temperature)
+            for prompt, index in enumerate(share)
             for seed, temperature in zip(
                 requests[index].seeds, requests[index].sampling_temperatures, strict=True
             )
         ]
         call = {
-            "prompts": [prompts[index] for index in own],
+            "prompts": [prompts[index] for index in share],
             "texts": texts,
             "top_p": sampling.top_p,
             "max_new_tokens": sampling.max_new_tokens,
             "ends": sorted(self.codec.ends),
         }
         threading.Thread(target=copy.answer, args=(number, call, answers), daemon=True).start()
-        return [(index, sample) for index in own for sample in range(len(requests[index].seeds))]
+        return [(index, sample) for index in share for sample in range(len(requests[index].seeds))]
 
 
-_Answer = tuple[int, dict[str, Any] | Exception]
+_Answer = tuple[int, dict[str, Any] | Exception]  # of the copy with this number
 
 
 class _Copy:
@@ -193,18 +173,18 @@ class _Copy:
                 text=True,
                 start_new_session=True,
             )
-        self._say(settings)
+        self._send(settings)
 
-    def _say(self, line: dict[str, Any]) -> None:
+    def _send(self, line: dict[str, Any]) -> None:
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it is dead; reading tells
+        with contextlib.suppress(BrokenPipeError):  # it is dead, as the next read will show
             self.process.stdin.write(json.dumps(line) + "\n")
             self.process.stdin.flush()
 
     def answer(
         self, number: int, call: dict[str, Any], answers: "queue.SimpleQueue[_Answer]"
     ) -> None:
-        """Put the answer for each text of a call into the queue, or what went wrong."""
+        """Put the answer for each text of a call into the queue, or the error that ended it."""
         try:
             for event in self._events(call):
                 answers.put((number, event))
@@ -213,18 +193,18 @@ class _Copy:
 
     def _events(self, call: dict[str, Any]) -> Iterator[dict[str, Any]]:
         assert self.process.stdout is not None
-        self._say(call)
+        self._send(call)
         for _ in call["texts"]:
             line = self.process.stdout.readline()
             if not line:
-                raise self._end()
+                raise self._death()
             event = json.loads(line)
             if "refused" in event:
                 raise DataError(event["refused"])
             yield event
 
-    def _end(self) -> Exception:
-        """Say how the process ended, what to do about it, and what it wrote last."""
+    def _death(self) -> Exception:
+        """Return an error that says how the process ended, what to do, and what it wrote last."""
         status = self.process.wait()
         how = (
             f"was killed by {signal.Signals(-status).name}"

@@ -8,15 +8,15 @@ removed once and here, `finish_reason` is kept, and rows carry ids.
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expandr_core.errors import DataError
+from expandr_core.generation.engine import Generator, LLMSpec, Request, open_engine
 from expandr_core.generation.prompts import remove_preamble
 from expandr_core.options.base import Options, added
 from expandr_core.options.generation import (
@@ -31,9 +31,6 @@ from expandr_core.runtime.job import Job
 from expandr_core.runtime.runner import run_shard
 from expandr_core.runtime.shards import query_shards, rows_digest, shard_count, shard_sizes
 from expandr_core.seeding import derive_seed
-
-if TYPE_CHECKING:
-    from expandr_core.generation.transformers_engine import Generator
 
 log = logging.getLogger(__name__)
 VERSION = 3
@@ -75,40 +72,30 @@ def shards(job: Job) -> int:
 
 
 def run(job: Job) -> None:
-    """Write the expansions of `queries` with the model `llm`, which is loaded if it is needed."""
-
+    """Write the expansions of `queries` with the model `llm`; load it only if a shard is missing."""
     with ExitStack() as engines:
-        expand(job, cache(lambda: _open_engine(job, engines)))
+        expand(job, cache(lambda: engines.enter_context(_open_engine(job))))
 
 
-def _open_engine(job: Job, engines: ExitStack) -> "Generator":
-    """Load the model into the engine that the options name; `engines` ends it."""
+def _open_engine(job: Job) -> AbstractContextManager[Generator]:
     options: ExpandOptions = job.options
-    device = job.spec.runtime.get("device", "auto")
-    adapter = job.inputs.get("adapter")
-    if options.engine == "vllm":
-        from expandr_core.generation.vllm_engine import open_vllm
-
-        max_tokens = options.max_prompt_tokens + options.sampling.max_new_tokens
-        python = job.spec.runtime.get("vllm_python", "")
-        settings = options.vllm or VLLMOptions()
-        return engines.enter_context(
-            open_vllm(
-                job.inputs["llm"], settings, max_tokens, device, python, adapter, options.chat
-            )
-        )
-    if options.engine == "endpoint":
-        from expandr_core.generation.endpoint_engine import EndpointGenerator
-
-        endpoint = options.endpoint or EndpointOptions()
-        return EndpointGenerator(job.inputs["llm"], endpoint, options.chat)
-    from expandr_core.generation.transformers_engine import TransformersGenerator
-
-    return TransformersGenerator(job.inputs["llm"], device, adapter, options.chat)
+    llm = LLMSpec(
+        job.inputs["llm"],
+        job.spec.runtime.get("device", "auto"),
+        job.inputs.get("adapter"),
+        options.chat,
+        max_tokens=options.max_prompt_tokens + options.sampling.max_new_tokens,
+        vllm_python=job.spec.runtime.get("vllm_python", ""),
+    )
+    settings = {
+        "vllm": options.vllm or VLLMOptions(),
+        "endpoint": options.endpoint or EndpointOptions(),
+    }
+    return open_engine(llm, settings.get(options.engine))
 
 
-def expand(job: Job, load: "Callable[[], Generator]") -> None:
-    """Write all shards that are not there yet, with the engine that `load` returns."""
+def expand(job: Job, load: Callable[[], Generator]) -> None:
+    """Write all missing shards with the engine that `load` returns."""
     counts: Counter[str] = Counter()
     per_shard, columns = job.options.queries_per_shard, ["query", "positive"]
     sizes = shard_sizes(job.inputs["queries"], per_shard)
@@ -192,11 +179,9 @@ def _count_left_out(job: Job) -> None:
 
 
 def _write_shard(
-    job: Job, rows: pa.Table, generator: "Generator", out: Path, report: Callable[[int], None]
+    job: Job, rows: pa.Table, generator: Generator, out: Path, report: Callable[[int], None]
 ) -> dict[str, float]:
     """Generate the texts of one shard; write them sorted by (query_id, sample); count them."""
-    from expandr_core.generation.transformers_engine import Request
-
     sampling: SamplingOptions = job.options.sampling
     repeats = sampling.samples // len(sampling.sampling_temperatures)
     temperatures = tuple(t for t in sampling.sampling_temperatures for _ in range(repeats))

@@ -10,8 +10,8 @@ from tiny_models import ASSISTANT, EOS, TEMPLATE, make_tokenizer, save_parrot
 
 from expandr_core.errors import DataError
 from expandr_core.generation.chat_templates import chat_options, load_tokenizer, template_of
+from expandr_core.generation.engine import Codec
 from expandr_core.generation.prompts import prompt_ids
-from expandr_core.generation.transformers_engine import Codec
 from expandr_core.options.base import identity
 from expandr_core.options.generation import DEFAULT_DATE, ChatOptions, LLMOptions, SamplingOptions
 from expandr_core.options.loop import JointLoopOptions

@@ -15,8 +15,8 @@ from tiny_models import BOS, EOS
 
 from expandr_core.errors import DataError
 from expandr_core.generation.endpoint_engine import EndpointGenerator
-from expandr_core.generation.prompts import fitted_prompt_ids, render_prompt
-from expandr_core.generation.transformers_engine import Completion, Request
+from expandr_core.generation.engine import Completion, Request
+from expandr_core.generation.prompts import fit_prompt, render_prompt
 from expandr_core.options.generation import EndpointOptions, LLMOptions, SamplingOptions
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.runtime.job import no_progress
@@ -158,7 +158,7 @@ def test_every_text_is_asked_for_with_its_own_seed_and_the_prompt_s_ids(server, 
     for path, authorization, body, _ in server.asked:
         assert (path, authorization) == ("/v1/completions", f"Bearer {KEY}")
         query = f"why is thing {body['seed'] // 10} grey?"
-        assert body.pop("prompt") == fitted_prompt_ids(tokenizer, "q2d", query, "", 160)
+        assert body.pop("prompt") == fit_prompt(tokenizer, "q2d", query, "", 160).ids
         assert body.pop("seed") in range(80)
         assert body == OPENAI | {
             "top_k": 0,
@@ -193,7 +193,7 @@ def test_a_server_with_other_fields_is_told_the_same_in_its_own(server, llm_fold
     }
 
 
-def test_a_server_that_takes_no_such_fields_is_used_with_a_warning(server, llm_folder, caplog):
+def test_a_server_that_rejects_these_fields_is_used_with_a_warning(server, llm_folder, caplog):
     server.known = {"prompt", "seed", *OPENAI}
     found = generated(llm_folder, options(server), requests(3))
     assert sum(len(texts) for texts in found.values()) == 24
@@ -228,9 +228,9 @@ def test_tokens_are_never_fewer_than_none(server, llm_folder):
     assert found == {0: [Completion("", "stop", 0)]}
 
 
-def test_a_server_that_minds_no_seed_is_noticed(server, llm_folder, caplog):
+def test_a_server_that_ignores_the_seed_is_detected(server, llm_folder, caplog):
     server.content = lambda seed: "always the same"
-    with pytest.raises(DataError, match=r"texts equal another of their query.*neither `seed`"):
+    with pytest.raises(DataError, match=r"texts equal another of their query.*ignore `seed`"):
         generated(llm_folder, options(server), requests(8))
     assert len(server.asked) < 64  # it is told before all are written
 
@@ -277,19 +277,21 @@ def test_a_busy_and_failing_server_is_asked_again(server, llm_folder):
 
 def test_a_server_that_goes_on_failing_is_an_error(server, llm_folder):
     server.troubles = [(500, {})] * 100
-    with pytest.raises(RuntimeError, match=r"127.0.0.1:\d+/v1: .*; still so after 1 retries"):
+    with pytest.raises(RuntimeError, match=r"127.0.0.1:\d+/v1: .*; it still fails after 1 retries"):
         generated(llm_folder, options(server, retries=1), requests(1))
 
 
 def test_an_absent_server_is_an_error(server, llm_folder):
     nowhere = options(server, url="http://127.0.0.1:9/v1", retries=0)
-    with pytest.raises(RuntimeError, match=r"http://127.0.0.1:9/v1: .*still so after 0 retries"):
+    with pytest.raises(
+        RuntimeError, match=r"http://127.0.0.1:9/v1: .*it still fails after 0 retries"
+    ):
         generated(llm_folder, nowhere, requests(1))
 
 
 @pytest.mark.parametrize(
     ("status", "remedy"),
-    [(401, "set OPENAI_API_KEY"), (404, "correct llm.endpoint.model"), (400, "does not take")],
+    [(401, "set OPENAI_API_KEY"), (404, "correct llm.endpoint.model"), (400, "does not accept")],
 )
 def test_a_wrong_request_is_not_repeated_and_the_key_not_shown(
     server, llm_folder, status, remedy, caplog
@@ -312,7 +314,7 @@ def test_without_a_key_nothing_is_asked(server, llm_folder, monkeypatch):
 
 @pytest.mark.parametrize("url", ["http://me:secret@host/v1", "http://host/v1?api_key=secret"])
 def test_a_url_with_a_key_is_refused_and_not_repeated(llm_folder, url):
-    with pytest.raises(DataError, match="a URL must hold no key") as error:
+    with pytest.raises(DataError, match="a URL must not contain a key") as error:
         EndpointGenerator(llm_folder, EndpointOptions(url=url, model="llama"))
     assert "secret" not in str(error.value)
 

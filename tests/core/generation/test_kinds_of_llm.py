@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM
 from expandr_core.errors import DataError
 from expandr_core.generation.adapters import check_targets, layers_to_adapt, linear_layers
 from expandr_core.generation.check_llm import check_llm
+from expandr_core.generation.engine import Request
 from expandr_core.generation.llm_trial import try_llm
-from expandr_core.generation.transformers_engine import Request, TransformersGenerator
+from expandr_core.generation.transformers_engine import TransformersGenerator
 from expandr_core.options.generation import SamplingOptions
 from expandr_core.options.training import LoRAOptions
 from expandr_core.runtime import finite
@@ -112,7 +113,7 @@ def test_hybrids_write_several_texts_for_each_of_several_prompts(tmp_path, kind)
     for number, (request, prompt) in enumerate(zip(requests, prompts, strict=True)):
         [[(_, alone)]] = generator.generate([request], options, 200)
         assert alone == texts[number]
-        assert texts[number][2].text == greedy(generator, prompt, 5)
+        assert texts[number][2].text == greedy(generator, prompt.ids, 5)
     assert len({text.text for found in texts.values() for text in found}) > 3
 
 

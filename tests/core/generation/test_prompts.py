@@ -12,7 +12,7 @@ from expandr_core.errors import DataError
 from expandr_core.generation.control_tokens import control_tokens, encode_text
 from expandr_core.generation.prompts import (
     PROMPTS,
-    fitted_prompt_ids,
+    fit_prompt,
     prompt_ids,
     remove_preamble,
     render_prompt,
@@ -104,7 +104,7 @@ def test_the_expansion_prompt_is_the_paper_s():
 
 @pytest.mark.parametrize("name", PROMPTS)
 def test_a_prompt_begins_once_and_opens_the_assistant_s_turn(tokenizer, name):
-    ids = fitted_prompt_ids(tokenizer, name, "why is dust grey?", "Dust is grey.", 400)
+    ids = fit_prompt(tokenizer, name, "why is dust grey?", "Dust is grey.", 400).ids
     assert ids[:2] == [BOS, USER] and ids[-2:] == [EOS, ASSISTANT]
     assert ids.count(BOS) == 1
 
@@ -156,7 +156,7 @@ def test_a_model_without_chat_template_is_refused():
 def test_a_query_of_200_words_is_shortened_within_instruction_and_header(tokenizer, name):
     query = " ".join(f"word{number}" for number in range(200))
     whole = prompt_ids(tokenizer, render_prompt(name, query))
-    ids = fitted_prompt_ids(tokenizer, name, query, "", len(whole) - 100)
+    ids = fit_prompt(tokenizer, name, query, "", len(whole) - 100).ids
     assert len(whole) - 110 < len(ids) <= len(whole) - 100
     before, after = render_prompt(name, "\0").split("\0")
     text = tokenizer.decode(ids[2:-2])
@@ -167,14 +167,14 @@ def test_a_query_of_200_words_is_shortened_within_instruction_and_header(tokeniz
 
 def test_the_passage_is_shortened_before_the_query(tokenizer):
     passage = "text " * 200
-    ids = fitted_prompt_ids(tokenizer, "q2a", "why is dust grey?", passage, 300)
+    ids = fit_prompt(tokenizer, "q2a", "why is dust grey?", passage, 300).ids
     text = tokenizer.decode(ids)
     assert len(ids) <= 300
     assert "Query: why is dust grey?\n" in text and text.endswith("\nAnswer:<|eos|><|assistant|>")
 
 
 def test_where_that_is_not_enough_the_query_is_shortened_too(tokenizer):
-    ids = fitted_prompt_ids(tokenizer, "q2a", "why " * 200, "text " * 200, 300)
+    ids = fit_prompt(tokenizer, "q2a", "why " * 200, "text " * 200, 300).ids
     assert 290 < len(ids) <= 300
     assert "Query: why why" in tokenizer.decode(ids)
     assert tokenizer.decode(ids).endswith("\nRelated Document: \nAnswer:<|eos|><|assistant|>")
@@ -185,7 +185,7 @@ def test_where_that_is_not_enough_the_query_is_shortened_too(tokenizer):
 def test_shortening_ends_and_never_leaves_half_a_character(text, over):
     tokenizer = make_tokenizer_once()
     whole = prompt_ids(tokenizer, render_prompt("q2e", text))
-    ids = fitted_prompt_ids(tokenizer, "q2e", text, "", len(whole) - over)
+    ids = fit_prompt(tokenizer, "q2e", text, "", len(whole) - over).ids
     assert len(ids) <= len(whole) - over
     decoded = tokenizer.decode(ids)
     assert "\ufffd" not in decoded
@@ -200,7 +200,7 @@ def make_tokenizer_once(made: list = []):  # noqa: B006
 
 def test_a_prompt_too_long_without_its_text_is_refused(tokenizer):
     with pytest.raises(DataError, match="raise max_prompt_tokens"):
-        fitted_prompt_ids(tokenizer, "q2d", "why?", "", 10)
+        fit_prompt(tokenizer, "q2d", "why?", "", 10)
 
 
 # The end of a turn
@@ -324,7 +324,7 @@ def test_a_text_alone_has_no_control_tokens(any_tokenizer, text):
 def test_shortening_keeps_what_spells_a_control_token(tokenizer, text):
     text = text.replace("s>", "|eos|>")
     whole = prompt_ids(tokenizer, render_prompt("q2a", "why?", text * 9))
-    ids = fitted_prompt_ids(tokenizer, "q2a", "why?", text * 9, len(whole) - 4)
+    ids = fit_prompt(tokenizer, "q2a", "why?", text * 9, len(whole) - 4).ids
     assert len(ids) <= len(whole) - 4
     assert [token for token in ids if token < 5] == [BOS, USER, EOS, ASSISTANT]
     kept = tokenizer.decode(ids).split("Document: ")[1].split("\nAnswer")[0]

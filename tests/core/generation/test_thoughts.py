@@ -8,9 +8,9 @@ from store_keys import full
 from tiny_models import ASSISTANT, EOS, TEMPLATE, make_tokenizer, save_parrot
 
 from expandr_core.errors import DataError
+from expandr_core.generation.engine import Codec
 from expandr_core.generation.pair_tokens import preference_ids
 from expandr_core.generation.thoughts import MARKERS, remove_thoughts
-from expandr_core.generation.transformers_engine import Codec
 from expandr_core.options.generation import ChatOptions, SamplingOptions
 from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import make_spec, run_stage

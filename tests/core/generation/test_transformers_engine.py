@@ -11,13 +11,9 @@ from scipy.stats import chisquare
 from transformers import TopPLogitsWarper
 
 from expandr_core.errors import DataError
-from expandr_core.generation.prompts import fitted_prompt_ids
-from expandr_core.generation.transformers_engine import (
-    Completion,
-    Request,
-    TransformersGenerator,
-    _SeededSampling,
-)
+from expandr_core.generation.engine import Completion, Request
+from expandr_core.generation.prompts import fit_prompt
+from expandr_core.generation.transformers_engine import SeededSampling, TransformersGenerator
 from expandr_core.options.generation import SamplingOptions
 
 TEMPERATURES = (0.8, 0.9, 1.0, 1.1, 0.0)
@@ -117,7 +113,7 @@ def test_another_seed_writes_another_text(generator):
 def test_temperature_zero_is_the_greedy_text_of_transformers(generator):
     for number, texts in generated(generator, REQUESTS[:4]).items():
         query = REQUESTS[number].query
-        ids = torch.tensor([fitted_prompt_ids(generator.codec.tokenizer, "q2d", query, "", 160)])
+        ids = torch.tensor([fit_prompt(generator.codec.tokenizer, "q2d", query, "", 160).ids])
         expected = generator.model.generate(
             input_ids=ids, max_new_tokens=24, do_sample=False, eos_token_id=2, pad_token_id=0
         )[0, ids.shape[1] :]
@@ -176,7 +172,7 @@ ROWS = 6000
 def drawn(temperature: float, top_p: float, seed: int = 0) -> np.ndarray:
     """Count the first tokens of many seeds."""
     seeds = range(seed, seed + ROWS)
-    processor = _SeededSampling(list(seeds), [temperature] * ROWS, top_p, "cpu")
+    processor = SeededSampling(list(seeds), [temperature] * ROWS, top_p, "cpu")
     ids = torch.zeros((ROWS, 1), dtype=torch.long)
     tokens = processor(ids, LOGITS.repeat(ROWS, 1)).argmax(dim=1)
     return np.bincount(tokens.numpy(), minlength=len(LOGITS))
@@ -203,7 +199,7 @@ def test_the_token_is_the_one_that_a_sorted_nucleus_gives(top_p):
     logits = 3 * torch.randn(300, 500, generator=torch.Generator().manual_seed(0))
     ids = torch.zeros((300, 1), dtype=torch.long)
     noisy, found = (
-        _SeededSampling(list(range(300)), [1.0] * 300, share, "cpu")(ids, logits)
+        SeededSampling(list(range(300)), [1.0] * 300, share, "cpu")(ids, logits)
         for share in (1.0, top_p)
     )
     left_out = TopPLogitsWarper(top_p)(ids, logits).isinf()
@@ -217,7 +213,7 @@ def test_temperature_zero_always_draws_the_likeliest_token():
 
 
 def test_successive_draws_of_a_row_are_independent():
-    processor = _SeededSampling(list(range(ROWS)), [1.0] * ROWS, 1.0, "cpu")
+    processor = SeededSampling(list(range(ROWS)), [1.0] * ROWS, 1.0, "cpu")
     ids, scores = torch.zeros((ROWS, 1), dtype=torch.long), LOGITS.repeat(ROWS, 1)
     first, second = (processor(ids, scores).argmax(dim=1) for _ in range(2))
     probabilities = torch.softmax(LOGITS.double(), 0)

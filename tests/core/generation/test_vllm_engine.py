@@ -22,14 +22,10 @@ from test_expand import QUERIES, put_queries, rows_of, specified
 from tiny_models import random_adapter, save_llm
 
 from expandr_core.errors import DataError
-from expandr_core.generation import vllm_engine as vllm_generator
+from expandr_core.generation import vllm_engine
 from expandr_core.generation.endpoint_engine import EndpointGenerator
-from expandr_core.generation.transformers_engine import (
-    Completion,
-    Generator,
-    Request,
-    TransformersGenerator,
-)
+from expandr_core.generation.engine import Completion, Generator, LLMSpec, Request, open_engine
+from expandr_core.generation.transformers_engine import TransformersGenerator
 from expandr_core.generation.vllm_engine import DEFAULT_PYTHON, VLLMGenerator, open_vllm
 from expandr_core.options.generation import EndpointOptions, SamplingOptions, VLLMOptions
 from expandr_core.runtime.child import terminate_tree
@@ -50,9 +46,15 @@ def folder(tmp_path_factory) -> Path:
     return save_llm(tmp_path_factory.mktemp("llm") / "model", seed=2, heads=1)
 
 
+def llm_of(folder: Path, **changes) -> LLMSpec:
+    return replace(
+        LLMSpec(folder, "cpu", max_tokens=MAX_TOKENS, vllm_python=str(PYTHON)), **changes
+    )
+
+
 @pytest.fixture(scope="module")
 def engine(folder) -> Iterator[VLLMGenerator]:
-    with open_vllm(folder, VLLMOptions(), MAX_TOKENS, "cpu", str(PYTHON)) as generator:
+    with open_vllm(llm_of(folder), VLLMOptions()) as generator:
         yield generator
 
 
@@ -113,7 +115,7 @@ def test_tokens_are_drawn_with_the_probabilities_of_the_model(folder, engine):
     request = Request("q2d", "why?", "", tuple(range(rows)), (temperature,) * rows)
     [prompt] = reference.codec.prompts([request], SAMPLING, MAX_PROMPT_TOKENS)
     with torch.inference_mode():
-        logits = reference.model(torch.tensor([prompt])).logits[0, -1].double()
+        logits = reference.model(torch.tensor([prompt.ids])).logits[0, -1].double()
     probabilities = torch.softmax(logits / temperature, 0).numpy()
     texts = generated(engine, [request], top_p=1.0, max_new_tokens=1)[0]
     tokenizer = reference.codec.tokenizer
@@ -151,8 +153,7 @@ def test_nothing_in_vllm_can_read_what_it_is_asked(engine):
 @needs_vllm
 def test_copies_of_the_model_share_the_requests(folder, engine):
     requests = [asked(number, (0.0, 0.8)) for number in range(9)]
-    options = VLLMOptions(data_parallel=2)
-    with open_vllm(folder, options, MAX_TOKENS, "cpu", str(PYTHON)) as copies:
+    with open_vllm(llm_of(folder), VLLMOptions(data_parallel=2)) as copies:
         assert equal_share(generated(copies, requests), generated(engine, requests)) >= 0.9
 
 
@@ -163,8 +164,7 @@ def test_greedy_texts_with_an_adapter_are_those_of_transformers(folder, tmp_path
     expected = generated(TransformersGenerator(folder, "cpu", adapter), requests)
     without = generated(TransformersGenerator(folder, "cpu"), requests)
     assert equal_share(expected, without) < 0.1
-    options = (folder, VLLMOptions(), MAX_TOKENS, "cpu", str(PYTHON), adapter)
-    with open_vllm(*options) as engine:
+    with open_engine(llm_of(folder, adapter=adapter), VLLMOptions()) as engine:
         assert equal_share(generated(engine, requests), expected) >= 0.99
 
 
@@ -187,7 +187,7 @@ def served(folder, tmp_path, monkeypatch) -> Iterator[EndpointOptions]:
     ]
     command += ["--served-model-name=llama", "--dtype=float32", "--max-model-len=512"]
     command += ["--kv-cache-memory-bytes=100000000", "--no-enable-chunked-prefill"]
-    environment = os.environ | vllm_generator.ENVIRONMENT | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    environment = os.environ | vllm_engine.ENVIRONMENT | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(
             command, env=environment, stdout=log, stderr=log, start_new_session=True
@@ -231,7 +231,7 @@ def test_without_vllm_the_error_says_how_to_get_it(folder, tmp_path):
     nowhere = str(tmp_path / "bin" / "python")
     with (
         pytest.raises(DataError, match=f"{nowhere}: no such interpreter.*make vllm-env"),
-        open_vllm(folder, VLLMOptions(), MAX_TOKENS, "cpu", nowhere),
+        open_engine(llm_of(folder, vllm_python=nowhere), VLLMOptions()),
     ):
         pass
 
@@ -239,7 +239,7 @@ def test_without_vllm_the_error_says_how_to_get_it(folder, tmp_path):
 @needs_vllm
 def test_a_vllm_for_another_device_is_refused(folder):
     with (
-        open_vllm(folder, VLLMOptions(), MAX_TOKENS, "cuda", str(PYTHON)) as engine,
+        open_engine(llm_of(folder, device="cuda"), VLLMOptions()) as engine,
         pytest.raises(DataError, match=r"device is 'cuda', but the vLLM of .* is built for a CPU"),
     ):
         generated(engine, [asked(0, (0.0,))])
@@ -247,9 +247,9 @@ def test_a_vllm_for_another_device_is_refused(folder):
 
 @needs_vllm
 def test_too_little_memory_is_an_error_that_names_the_option(folder, monkeypatch):
-    monkeypatch.setattr(vllm_generator, "CPU_CACHE_BYTES", 2**12)
+    monkeypatch.setattr(vllm_engine, "CPU_CACHE_BYTES", 2**12)
     with (
-        open_vllm(folder, VLLMOptions(), MAX_TOKENS, "cpu", str(PYTHON)) as engine,
+        open_engine(llm_of(folder), VLLMOptions()) as engine,
         pytest.raises(RuntimeError, match=r"vLLM ended with 1\n.*llm\.vllm\.gpu_memory_share"),
     ):
         generated(engine, [asked(0, (0.0,))])

@@ -9,7 +9,8 @@ from test_dpo import no_progress, put_inputs, spec_of
 from tiny_models import random_adapter
 
 from expandr_core.generation.adapters import add, language_model, load_adapted, read_config
-from expandr_core.generation.transformers_engine import Request, TransformersGenerator
+from expandr_core.generation.engine import Request
+from expandr_core.generation.transformers_engine import TransformersGenerator
 from expandr_core.options.generation import SamplingOptions
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages import merge

@@ -23,8 +23,9 @@ from tiny_models import EOS
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from expandr_core.errors import DataError
+from expandr_core.generation.engine import Request
 from expandr_core.generation.pair_tokens import preference_ids
-from expandr_core.generation.transformers_engine import Request, TransformersGenerator
+from expandr_core.generation.transformers_engine import TransformersGenerator
 from expandr_core.options.generation import SamplingOptions
 from expandr_core.runtime.child import run_in_child
 from expandr_core.runtime.job import Job
