@@ -9,6 +9,7 @@ pytrec_eval on beir's run. Exits with 1 if a difference exceeds 1e-6. STORE keep
 next time.
 """
 
+import argparse
 import json
 import logging
 import sys
@@ -94,8 +95,14 @@ def beirs(collection: str, model: str) -> tuple[dict[str, float], dict[str, floa
     return rounded, mean_metrics(score_queries(judged, found))
 
 
-def main(collection: str, model: str, store: str = "") -> int:
+def main() -> int:
     """Print both evaluations and their difference."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("collection")
+    parser.add_argument("model")
+    parser.add_argument("store", nargs="?", default="")
+    arguments = parser.parse_args()
+    collection, model, store = arguments.collection, arguments.model, arguments.store
     logging.basicConfig(level=logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         dense, bm25 = ours(collection, model, Store(store or folder))
@@ -113,4 +120,4 @@ def main(collection: str, model: str, store: str = "") -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main())
