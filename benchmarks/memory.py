@@ -22,8 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expandr_core.generation.engine import Completion, Request
+from expandr_core.options.evaluation import RankingOptions
 from expandr_core.options.generation import Prompt, SamplingOptions
-from expandr_core.options.retriever import EncodingOptions
+from expandr_core.options.retriever import EncodingOptions, FusionOptions
 from expandr_core.runtime.job import Job, no_progress
 from expandr_core.runtime.runner import make_spec
 from expandr_core.stages import encode, evaluate, expand, reward
@@ -197,7 +198,9 @@ def run_evaluate(store: Store) -> None:
     _, answers = expansions(store)
     [data], [retriever] = find(store, "data"), find(store, "retriever")
     options = evaluate.OPTIONS(
-        encoding=EncodingOptions(max_tokens=64), expansion_weight=0.5, depth=100
+        encoding=EncodingOptions(max_tokens=64),
+        fusion=FusionOptions(),
+        ranking=RankingOptions(depth=100),
     )
     inputs = {"retriever": retriever, "embeddings": find(store, "encode")[0], "expansions": answers}
     inputs |= {"queries": data.at("queries.parquet"), "qrels": data.at("qrels.parquet")}

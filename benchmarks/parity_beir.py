@@ -24,7 +24,8 @@ from beir.retrieval.search.dense import DenseRetrievalExactSearch
 
 from expandr_core.evaluation.metrics import METRICS, TITLES, mean_metrics, score_queries
 from expandr_core.options.data import DataOptions
-from expandr_core.options.retriever import EncodingOptions
+from expandr_core.options.evaluation import RankingOptions
+from expandr_core.options.retriever import EncodingOptions, FusionOptions, IndexOptions
 from expandr_core.retrieval.exact import RUN
 from expandr_core.runtime.child_protocol import throttled
 from expandr_core.runtime.model_source import model_source
@@ -52,16 +53,21 @@ def ours(collection: str, model: str, store: Store) -> tuple[dict[str, float], d
     retriever = make("import_model", importing, {}, sources)
     corpus = {"corpus": data.at("corpus.parquet")}
     judged = {"queries": data.at("test_queries.parquet"), "qrels": data.at("test_qrels.parquet")}
-    encoding = encode.OPTIONS(encoding=EncodingOptions(max_tokens=TOKENS), vector_type="float32")
+    encoding = encode.OPTIONS(
+        encoding=EncodingOptions(max_tokens=TOKENS), index=IndexOptions(vector_type="float32")
+    )
+    ranking = RankingOptions(depth=DEPTH)
     embeddings = make("encode", encoding, corpus | {"retriever": retriever})
     dense = make(
         "evaluate",
         evaluate.OPTIONS(
-            encoding=EncodingOptions(max_tokens=TOKENS), expansion_weight=0, depth=DEPTH
+            encoding=EncodingOptions(max_tokens=TOKENS),
+            fusion=FusionOptions(expansion_weight=0),
+            ranking=ranking,
         ),
         judged | {"retriever": retriever, "embeddings": embeddings},
     )
-    bm25 = make("evaluate_bm25", evaluate_bm25.OPTIONS(depth=DEPTH), corpus | judged)
+    bm25 = make("evaluate_bm25", evaluate_bm25.OPTIONS(ranking=ranking), corpus | judged)
     return _metrics(store, dense), _metrics(store, bm25)
 
 

@@ -38,7 +38,8 @@ from beir.retrieval.search.dense import DenseRetrievalExactSearch
 
 from expandr_core.encoders.bulk import Precision
 from expandr_core.options.data import DataOptions
-from expandr_core.options.retriever import EncodingOptions, VectorType
+from expandr_core.options.evaluation import RankingOptions
+from expandr_core.options.retriever import EncodingOptions, FusionOptions, IndexOptions, VectorType
 from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.model_source import model_source
 from expandr_core.runtime.runner import make_spec, run_stage
@@ -111,8 +112,12 @@ def run_ours(
         importing = import_model.OPTIONS(kind="retriever", folder=str(source))
         retriever = {"retriever": make("import_model", importing, {}, sources)}
         encoding = EncodingOptions(precision=precision)
-        kept = encode.OPTIONS(encoding=encoding, vector_type=vector_type)
-        searching = evaluate.OPTIONS(encoding=encoding, expansion_weight=0, depth=DEPTH)
+        kept = encode.OPTIONS(encoding=encoding, index=IndexOptions(vector_type=vector_type))
+        searching = evaluate.OPTIONS(
+            encoding=encoding,
+            fusion=FusionOptions(expansion_weight=0),
+            ranking=RankingOptions(depth=DEPTH),
+        )
         judged = {role: data.at(f"test_{role}.parquet") for role in ("queries", "qrels")}
         with into.timed("encode"):
             vectors = make("encode", kept, retriever | {"corpus": data.at("corpus.parquet")})

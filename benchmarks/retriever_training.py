@@ -37,7 +37,7 @@ from expandr_core.encoders.bulk import Precision
 from expandr_core.encoders.encode import load_retriever
 from expandr_core.encoders.fusion import Fusion
 from expandr_core.options.retriever import EncodingOptions
-from expandr_core.options.training import ContrastiveTrainingOptions
+from expandr_core.options.training import RetrieverTrainingOptions
 from expandr_core.runtime.job import no_progress
 from expandr_core.training.contrastive import ContrastiveLoss
 from expandr_core.training.dev_metric import DevSet, dev_set, measure
@@ -113,7 +113,7 @@ def seconds_of(train: Callable[[], object]) -> Seconds:
 
 def ours(work: Work, seed: int, precision: Precision) -> tuple[SentenceTransformer, Seconds]:
     """Train with our trainer; return the model and how long it took."""
-    options = ContrastiveTrainingOptions(
+    options = RetrieverTrainingOptions(
         learning_rate=LEARNING_RATE,
         epochs=1,
         batch_size=work.batch_size,

@@ -47,10 +47,10 @@ def search_corpus(
         retriever.encoding,
     )
     expansions = [expansion] if expansion else []
-    vectors = encode_expanded(encoder, [question], [expansions], retriever.expansion_weight)
+    vectors = encode_expanded(encoder, [question], [expansions], retriever.fusion.expansion_weight)
     encoded = _encoded(store, run)
     index = open_index(store.local(part) for part in store.shards(encoded))
-    memory_gb = retriever.search_memory_gb
+    memory_gb = retriever.index.search_memory_gb
     found = search(pa.array(["question"]), vectors, index, passages, memory_gb, "keep")
     _print(out, store, run, found)
 
@@ -78,10 +78,9 @@ def _expand(store: Store, run: Summary, question: str) -> str:
 
 def _encoded(store: Store, run: Summary) -> Artifact:
     """Find the encoded corpus of the run's retriever, in a store that may be read-only, or encode it."""
-    retriever = run.options.retriever
     spec = make_spec(
         "encode",
-        encode_stage.OPTIONS(encoding=retriever.encoding, vector_type=retriever.vector_type),
+        encode_stage.OPTIONS.of(run.options.retriever),
         {"corpus": run.models["corpus"], "retriever": run.models["retriever"]},
         seed=run.options.seed,
         device=run.options.device,

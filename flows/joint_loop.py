@@ -123,6 +123,6 @@ def retrain_retriever(
         start.retriever,
         current.retriever,
         expansions,
-        (options.retriever, options.training),
+        options,
         f"train the retriever{when}",
     )

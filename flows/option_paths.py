@@ -8,6 +8,13 @@ from expandr_core.options.base import Options
 from expandr_core.options.loop import JointLoopOptions
 
 OptionPath = tuple[str, ...]
+RENAMED = {
+    "expand.max_prompt_tokens": "expand.prompt.max_tokens",
+    "preferences.dev_share": "preferences.dpo_dev_share",
+    "training.dev_share": "training.held_out_share",
+    "training.mining_depth": "mining.depth",
+    "training.mining_margin": "mining.margin",
+}
 
 
 def options_below(path: Sequence[Any]) -> dict[str, Any]:
@@ -29,7 +36,9 @@ def option_paths(path: OptionPath = ()) -> Iterator[OptionPath]:
 
 
 def meant(path: OptionPath) -> str:
-    """Suggest options that are written much like this one, or elsewhere as this one."""
+    """Suggest the option's new name, a similar one beside it, or the same one in another group."""
+    if renamed := RENAMED.get(".".join(path)):
+        return f"it is {renamed} now"
     elsewhere = [".".join(each) for each in option_paths() if each[-1] == path[-1]]
     alike = difflib.get_close_matches(path[-1], options_below(path[:-1]), n=2)
     meant = [".".join((*path[:-1], name)) for name in alike] or elsewhere

@@ -41,7 +41,7 @@ def retriever(
         model,
         model,
         work.find(expansions) if expansions else None,
-        (options.retriever, options.training),
+        options,
         "train the retriever",
     )
     return work.made

@@ -39,7 +39,7 @@ def measure_start(run: Run, board: Scoreboard, base: Models) -> Artifact:
     if run.options.evaluate.greedy:
         greedy = expand_greedily_for(run, board, base.llm, "untrained LLM")
         board.dense("untrained-greedy", "+ untrained expansion, greedy", base.retriever, greedy)
-    options = (run.options.retriever, run.options.training)
+    options = run.options
     control = train_retriever(
         run.work,
         run.data.retriever,

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from expandr_core.evaluation.run_queries import identical_ids_warning
-from expandr_core.options.data import IdenticalIds
-from expandr_core.options.evaluation import EvaluationOptions
+from expandr_core.options.evaluation import EvaluationOptions, RankingOptions
 from expandr_core.options.retriever import RetrieverOptions
 from expandr_core.stages import compare as compare_stage
 from expandr_core.stages import evaluate as evaluate_stage
@@ -41,12 +40,8 @@ def measure_retriever(
         options: how deep the search goes.
     """
     retriever, vectors, expansions = search_with
-    resolved = evaluate_stage.OPTIONS(
-        encoding=retriever_options.encoding,
-        expansion_weight=expansion_weight,
-        depth=options.depth,
-        identical_ids=_identical_ids(evaluation, options),
-        search_memory_gb=retriever_options.search_memory_gb,
+    resolved = evaluate_stage.OPTIONS.of(
+        retriever_options, RankingOptions.of(options, evaluation.identical_ids), expansion_weight
     )
     inputs = {"retriever": retriever, "embeddings": vectors, "expansions": expansions}
     return work.make(title, "evaluate", resolved, inputs | _judged(evaluation))
@@ -61,17 +56,8 @@ def measure_bm25(
 ) -> Artifact:
     """Measure BM25, with the words of the expansions if there are any."""
     inputs = {"corpus": evaluation.corpus, "expansions": expansions}
-    resolved = evaluate_bm25.OPTIONS(
-        depth=options.depth,
-        identical_ids=_identical_ids(evaluation, options),
-        language=options.bm25_language,
-    )
+    resolved = evaluate_bm25.OPTIONS.of(options, evaluation.identical_ids)
     return work.make(title, "evaluate_bm25", resolved, inputs | _judged(evaluation))
-
-
-def _identical_ids(evaluation: Evaluation, options: EvaluationOptions) -> IdenticalIds:
-    chosen = options.identical_ids
-    return evaluation.identical_ids if chosen == "dataset" else chosen
 
 
 def _judged(evaluation: Evaluation) -> dict[str, Artifact | None]:
@@ -114,7 +100,11 @@ class Scoreboard:
         mode: Mode = "fused",
     ) -> Artifact:
         """Measure a retriever with the mean of query and expansion, or with one of them alone."""
-        weights = {"fused": self.retriever_options.expansion_weight, "expansion": 1.0, "query": 0.0}
+        weights = {
+            "fused": self.retriever_options.fusion.expansion_weight,
+            "expansion": 1.0,
+            "query": 0.0,
+        }
         vectors = encode_corpus(
             self.work, self.evaluation.corpus, retriever, self.retriever_options, title
         )
@@ -161,8 +151,8 @@ class Scoreboard:
                 compare_stage.StepOptions(before=before, after=after, question=question)
                 for before, after, question in self.steps
             ),
-            test=self.options.test,
-            significance_level=self.options.significance_level,
+            test=self.options.significance.test,
+            significance_level=self.options.significance.significance_level,
             warnings=(
                 *empty_warnings([*self.expansions, *self.work.made]),
                 *identical_ids_warnings({self.split: next(iter(self.measured.values()))}),

@@ -52,14 +52,7 @@ def import_models(
 
 def _import_retriever(work: Workspace, retriever: RetrieverOptions) -> Artifact:
     folder, sources = model_source(retriever.model)
-    resolved = ImportOptions(
-        kind="retriever",
-        folder=str(folder),
-        convention=retriever.convention,
-        similarity=retriever.encoding.similarity,
-        query_prompt=retriever.query_prompt,
-        passage_prompt=retriever.passage_prompt,
-    )
+    resolved = ImportOptions.of(retriever, folder)
     return work.make("import the retriever", "import_model", resolved, sources=sources)
 
 

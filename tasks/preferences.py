@@ -76,7 +76,7 @@ def reward(
     return work.make(
         f"reward the candidates{when}",
         "reward",
-        reward_stage.OPTIONS(encoding=options.encoding),
+        reward_stage.OPTIONS.of(options),
         {
             "candidates": candidates,
             "answers": answers,

@@ -1,7 +1,7 @@
 """Encode the corpus, mine hard negatives, and train the retriever."""
 
+from expandr_core.options.loop import JointLoopOptions
 from expandr_core.options.retriever import RetrieverOptions
-from expandr_core.options.training import RetrieverTrainingOptions
 from expandr_core.stages import encode as encode_stage
 from expandr_core.stages import mine as mine_stage
 from expandr_core.stages import train_retriever as train_stage
@@ -16,7 +16,7 @@ def encode_corpus(
     return work.make(
         f"encode the corpus, {which}",
         "encode",
-        encode_stage.OPTIONS(encoding=options.encoding, vector_type=options.vector_type),
+        encode_stage.OPTIONS.of(options),
         {"corpus": corpus, "retriever": retriever},
     )
 
@@ -28,7 +28,7 @@ def train_retriever(
     start: Artifact,
     miner: Artifact,
     expansions: Artifact | None,
-    options: tuple[RetrieverOptions, RetrieverTrainingOptions],
+    options: JointLoopOptions,
     title: str,
 ) -> Artifact:
     """Train on expanded queries, or, without expansions, the control that the paper calls SFT.
@@ -40,24 +40,16 @@ def train_retriever(
         start: the retriever whose weights training starts from.
         miner: the current retriever, which mines.
         expansions: of the training queries, or None.
-        options: of the retriever and of its training.
+        options: of the loop.
         title: names the step.
     """
-    retriever, training = options
     negatives = None
-    if corpus and training.hard_negatives:
-        vectors = encode_corpus(work, corpus, miner, retriever, f"to mine ({title})")
+    if corpus and options.training.hard_negatives:
+        vectors = encode_corpus(work, corpus, miner, options.retriever, f"to mine ({title})")
         negatives = work.make(
             f"mine hard negatives ({title})",
             "mine",
-            mine_stage.OPTIONS(
-                mining_depth=training.mining_depth,
-                mining_margin=training.mining_margin,
-                expansions_per_query=training.expansions_per_query,
-                encoding=retriever.encoding,
-                expansion_weight=retriever.expansion_weight,
-                search_memory_gb=retriever.search_memory_gb,
-            ),
+            mine_stage.OPTIONS.of(options),
             {
                 "examples": examples,
                 "expansions": expansions,
@@ -66,16 +58,10 @@ def train_retriever(
                 "corpus": corpus,
             },
         )
-    resolved = train_stage.OPTIONS(
-        **training.model_dump(exclude={"mining_depth", "mining_margin"}),
-        encoding=retriever.encoding,
-        expansion_weight=retriever.expansion_weight,
-        contrastive_temperature=retriever.contrastive_temperature,
-    )
     return work.make(
         title,
         "train_retriever",
-        resolved,
+        train_stage.OPTIONS.of(options),
         {
             "retriever": start,
             "examples": examples,

@@ -86,7 +86,7 @@ class Suite:
                 f"evaluate on {place}: {pair.title}, {what}",
                 evaluation,
                 (pair.retriever, vectors, expansions),
-                options.expansion_weight if expansions else 0.0,
+                options.fusion.expansion_weight if expansions else 0.0,
                 options,
                 self.options,
             )
@@ -173,8 +173,8 @@ class Suite:
             systems=tuple(systems),
             datasets=tuple(self.datasets),
             steps=tuple(steps),
-            test=self.options.test,
-            significance_level=self.options.significance_level,
+            test=self.options.significance.test,
+            significance_level=self.options.significance.significance_level,
             warnings=(
                 *empty_warnings(self.work.made),
                 *identical_ids_warnings(

@@ -191,7 +191,7 @@ def _own_prompt(path: Path, said: dict[str, Any], kind: str, choice: str) -> str
     if choice and choice not in said:
         raise DataError(
             f"{path}: no prompt is named {choice!r}, only {sorted(said)}; correct "
-            f"retriever.{_OPTIONS[kind]}, or set it to '' for none"
+            f"retriever.convention.{_OPTIONS[kind]}, or set it to '' for none"
         )
     return (said[choice] or "") if choice else ""
 
@@ -208,8 +208,8 @@ def _refuse_doubt(path: Path, said: dict[str, Any], own: dict[str, str], chosen:
         if choice == "model" and not own[kind] and (hints or (left and not any(own.values()))):
             raise DataError(
                 f"{path}: prompts {sorted(left)}, but none is named {PROMPT_NAMES[kind][0]!r}, so "
-                "nothing says which is for search; name them in retriever.query_prompt and "
-                "retriever.passage_prompt, with '' for none"
+                "nothing says which is for search; name them in retriever.convention.query_prompt and "
+                "retriever.convention.passage_prompt, with '' for none"
             )
 
 

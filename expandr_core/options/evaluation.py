@@ -1,10 +1,11 @@
 """How systems are measured and compared."""
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field
 
-from expandr_core.options.base import Options, added
+from expandr_core.options.base import Options, Positive
+from expandr_core.options.data import IdenticalIds
 
 Language = Literal[
     "none", "arabic", "armenian", "basque", "catalan", "czech", "danish", "dutch", "english",
@@ -14,26 +15,52 @@ Language = Literal[
 ]  # fmt: skip
 
 
+class SignificanceOptions(Options):
+    """When a difference between two systems counts."""
+
+    test: Literal["t", "randomisation"] = Field(
+        default="t",
+        description="Paired test between two systems. With fewer than ten clusters, or if all differ "
+        "alike, it is always the randomisation test.",
+    )
+    significance_level: float = Field(
+        default=0.05,
+        gt=0,
+        lt=1,
+        description="Largest p-value that counts, after Holm's correction.",
+    )
+
+
 class EvaluationOptions(Options):
     """How systems are measured and compared."""
 
     depth: int = Field(default=1000, ge=100, description="Passages kept per query in the run.")
-    test: Literal["t", "randomisation"] = Field(
-        default="t",
-        description="Paired test between two systems. Of fewer than ten clusters, or where all differ "
-        "alike, it is the randomisation test either way.",
-    )
-    significance_level: float = Field(
-        default=0.05, gt=0, lt=1, description="After Holm's correction."
-    )
     greedy: bool = Field(default=True, description="Also report expansions decoded greedily.")
-    identical_ids: Literal["dataset", "ignore", "keep"] = added(
-        "dataset",
-        description="A passage with the query's id is left out of what is found, as beir does, or "
-        "kept. 'dataset': as the dataset's own library does; kept in NanoBEIR, left out elsewhere.",
+    identical_ids: Literal["dataset", "ignore", "keep"] = Field(
+        default="dataset",
+        description="Whether a run ignores the passage that has the query's id, as beir does, or keeps "
+        "it. 'dataset': as the dataset's library does (NanoBEIR keeps it, all others ignore it).",
     )
-    bm25_language: Language = added(
-        "english",
-        description="Whose stemmer and stop words BM25 uses. Scripts without spaces need none: there "
-        "it searches for pairs of characters.",
+    bm25_language: Language = Field(
+        default="english",
+        description="Language of BM25's stemmer and stop words. Scripts without spaces need none: "
+        "there BM25 searches for pairs of characters.",
     )
+    significance: SignificanceOptions = Field(
+        default=SignificanceOptions(), title="Significance of differences"
+    )
+
+
+class RankingOptions(Options):
+    """Which passages of a ranking are kept."""
+
+    depth: Positive = Field(default=1000, description="Passages kept per query.")
+    identical_ids: IdenticalIds = Field(
+        default="ignore", description="Whether the passage that has the query's id is kept."
+    )
+
+    @classmethod
+    def of(cls, options: EvaluationOptions, dataset: IdenticalIds) -> Self:
+        """Rank as the options say; `dataset` is what the dataset's library does with identical ids."""
+        chosen = options.identical_ids
+        return cls(depth=options.depth, identical_ids=dataset if chosen == "dataset" else chosen)

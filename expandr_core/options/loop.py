@@ -10,7 +10,11 @@ from expandr_core.options.evaluation import EvaluationOptions
 from expandr_core.options.generation import GenerationOptions, LLMOptions
 from expandr_core.options.preferences import PreferenceOptions
 from expandr_core.options.retriever import RetrieverOptions
-from expandr_core.options.training import DPOTrainingOptions, RetrieverTrainingOptions
+from expandr_core.options.training import (
+    DPOTrainingOptions,
+    MiningOptions,
+    RetrieverTrainingOptions,
+)
 
 
 class LoopOptions(Options):
@@ -39,6 +43,7 @@ class JointLoopOptions(Options):
     expand: GenerationOptions = Field(default=GenerationOptions(), title="Expand")
     preferences: PreferenceOptions = Field(default=PreferenceOptions(), title="Reward and pairs")
     dpo: DPOTrainingOptions = Field(default=DPOTrainingOptions(), title="DPO")
+    mining: MiningOptions = Field(default=MiningOptions(), title="Hard negatives")
     training: RetrieverTrainingOptions = Field(
         default=RetrieverTrainingOptions(), title="Retriever training"
     )

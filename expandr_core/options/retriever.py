@@ -1,12 +1,13 @@
 """The retriever: what it is, and how texts become vectors that are compared."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from expandr_core.options.base import Options, Positive, added, runtime
+from expandr_core.options.base import Options, Positive, runtime
 
 VectorType = Literal["float16", "float32"]
+Similarity = Literal["model", "cosine", "dot"]
 ConventionName = Literal["model", "contriever", "bge", "e5", "gte", "minilm", "last-token"]
 
 
@@ -28,7 +29,7 @@ class TinyRetrieverOptions(Options):
 class EncodingOptions(Options):
     """How texts become vectors, and how these are compared: in training, reward and search alike."""
 
-    similarity: Literal["model", "cosine", "dot"] = Field(
+    similarity: Similarity = Field(
         default="model",
         description="What the model's own configuration says, the cosine, or the raw inner product.",
     )
@@ -43,19 +44,34 @@ class EncodingOptions(Options):
     batch_size: Positive = runtime(128, description="Texts encoded at once.")
 
 
-class RetrieverOptions(Options):
-    """The dense retriever, and how its vectors are compared everywhere."""
+class ConventionOptions(Options):
+    """How a model is used, as far as its folder does not say."""
 
-    model: str = Field(
-        default="tiny",
-        description="Folder or hub name of AnchorDR (the paper's: yiqingx/AnchorDR), of a "
-        "sentence-transformers model, or of an encoder with a convention; or 'tiny' to build one "
-        "from the collection's text.",
+    name: ConventionName = Field(
+        default="model",
+        description="Convention that gives pooling, prompts, similarity and longest text (values: "
+        "expandr_core/encoders/conventions.py); 'model': the folder says them.",
     )
-    tiny: TinyRetrieverOptions = Field(
-        default=TinyRetrieverOptions(), title="The tiny retriever, if 'tiny'"
+    query_prompt: str = Field(
+        default="model",
+        description="Name of the model's prompt for queries, such as s2p_query or search_query; empty: "
+        "no prompt; 'model': the prompt called query.",
     )
-    encoding: EncodingOptions = Field(default=EncodingOptions(), title="Texts to vectors")
+    passage_prompt: str = Field(
+        default="model",
+        description="Name of the model's prompt for passages and expansions, such as "
+        "retrieval.passage; empty: no prompt; 'model': the prompt called document, passage or corpus.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, given: Any) -> Any:
+        return {"name": given} if isinstance(given, str) else given
+
+
+class FusionOptions(Options):
+    """How a query and its expansions become one vector."""
+
     expansion_weight: float = Field(
         default=0.5,
         ge=0,
@@ -63,31 +79,38 @@ class RetrieverOptions(Options):
         description="Share of the expansions in an expanded query's vector (paper: 0.5); several "
         "expansions are averaged first.",
     )
-    contrastive_temperature: float = Field(
-        default=0.02, gt=0, description="Similarities are divided by it in the training loss."
-    )
+
+
+class IndexOptions(Options):
+    """How the vectors of a corpus are stored and searched."""
+
     vector_type: VectorType = Field(
         default="float16",
-        description="How the vectors of the corpus are kept: float16 takes half the space, and "
-        "changes similarities in the fourth digit.",
+        description="Type of the stored vectors: float16 takes half the space and changes "
+        "similarities in the fourth digit.",
     )
     search_memory_gb: float = runtime(
         2.0,
         gt=0,
-        description="Memory that exact search may take; a larger corpus is read block by block.",
+        description="Memory for exact search, in GB; a larger corpus is read block by block.",
     )
-    convention: ConventionName = Field(
-        default="model",
-        description="Pooling, prompts, similarity and longest text of a model whose folder does not "
-        "say them (expandr_core/encoders/conventions.py has the values); 'model': it does.",
+
+
+class RetrieverOptions(Options):
+    """The dense retriever, and how its vectors are made, fused and searched."""
+
+    model: str = Field(
+        default="tiny",
+        description="Folder or hub name of AnchorDR (the paper's: yiqingx/AnchorDR), of a "
+        "sentence-transformers model, or of an encoder with a convention; or 'tiny' to build one "
+        "from the collection's text.",
     )
-    query_prompt: str = added(
-        "model",
-        description="Name, among the model's own prompts, of the one that stands before queries, such "
-        "as s2p_query or search_query; empty for none; 'model': the one named query.",
+    convention: ConventionOptions = Field(
+        default=ConventionOptions(), title="How the model is used"
     )
-    passage_prompt: str = added(
-        "model",
-        description="The same for passages and expansions, such as retrieval.passage; 'model': the one "
-        "named document, passage or corpus.",
+    tiny: TinyRetrieverOptions = Field(
+        default=TinyRetrieverOptions(), title="The tiny retriever, if the model is 'tiny'"
     )
+    encoding: EncodingOptions = Field(default=EncodingOptions(), title="Texts to vectors")
+    fusion: FusionOptions = Field(default=FusionOptions(), title="Query and expansions")
+    index: IndexOptions = Field(default=IndexOptions(), title="Stored vectors and their search")

@@ -80,7 +80,22 @@ class DPOTrainingOptions(Options):
     )
 
 
-class ContrastiveTrainingOptions(Options):
+class MiningOptions(Options):
+    """Hard negatives from the collection, for training examples that bring none."""
+
+    depth: Positive = Field(
+        default=30, description="Passages per query, from the first, that are candidates."
+    )
+    margin: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Passages whose similarity to the query falls short of its positive's by less than "
+        "this share may be relevant and are left out (NV-Retriever: 0.05); 0 keeps all.",
+    )
+
+
+class RetrieverTrainingOptions(Options):
     """Contrastive training of the retriever on expanded queries."""
 
     learning_rate: float = Field(
@@ -90,7 +105,7 @@ class ContrastiveTrainingOptions(Options):
     batch_size: int = Field(
         default=64,
         ge=2,
-        description="Queries per step, of all processes together; the others' passages are negatives.",
+        description="Queries per step over all processes; their passages are one another's negatives.",
     )
     batches: Literal["mixed", "by_source"] = Field(
         default="mixed",
@@ -98,7 +113,10 @@ class ContrastiveTrainingOptions(Options):
         "are harder to tell apart.",
     )
     warmup_share: float = Field(
-        default=0.1, ge=0, lt=1, description="Share of the steps until the peak."
+        default=0.1, ge=0, lt=1, description="Share of the steps until the peak learning rate."
+    )
+    contrastive_temperature: float = Field(
+        default=0.02, gt=0, description="The loss divides similarities by it."
     )
     hard_negatives: int = Field(default=1, ge=0, description="Hard negatives per query and epoch.")
     expansions_per_query: Positive = Field(
@@ -106,41 +124,25 @@ class ContrastiveTrainingOptions(Options):
     )
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32",
-        description="bfloat16 is about twice as quick where the processor has it, and very slow "
-        "where it does not; weights and loss stay in float32.",
+        description="bfloat16 is about twice as fast where the processor supports it, and very slow "
+        "elsewhere; weights and loss stay in float32.",
     )
-    dev_share: float = Field(
+    held_out_share: float = Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="Share of the queries that is held out to choose the best step; 0 trains on all "
-        "and keeps the last.",
+        description="Share of the training queries held out to choose the best step; 0 trains on all "
+        "and keeps the last step.",
     )
     evaluation_steps: Positive = Field(
         default=100, description="Steps between two measurements on the held-out queries."
     )
     mini_batch_size: Positive = runtime(
         256,
-        description="Texts of a process whose activations are kept at once; what exceeds them is "
-        "embedded twice. Lower it if the memory does not suffice.",
+        description="Texts per process whose activations are kept at once; a larger batch is embedded "
+        "twice. Lower it if memory runs out.",
     )
     processes: Positive = runtime(
         1, description="Processes that train together on one machine: GPUs, or shares of a CPU."
     )
     checkpoint_steps: Positive = runtime(200, description="Steps between checkpoints.")
-
-
-class RetrieverTrainingOptions(ContrastiveTrainingOptions):
-    """Contrastive training of the retriever on expanded queries, and its hard negatives."""
-
-    mining_depth: Positive = Field(
-        default=30,
-        description="If none are given, hard negatives are drawn from this many first passages.",
-    )
-    mining_margin: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="Passages that are no less similar to the query than its positive by this share "
-        "may be relevant and are left out (NV-Retriever: 0.05); 0 keeps all.",
-    )

@@ -115,8 +115,9 @@ def predicted_counts(
         case "mine":
             return {"queries": query_count(store.local(inputs["examples"]))}
         case "train_retriever":
-            passes = options["epochs"] * options["expansions_per_query"]
-            examples = _rows(store, inputs["examples"]) * (1 - options["dev_share"])
+            training = options["training"]
+            passes = training["epochs"] * training["expansions_per_query"]
+            examples = _rows(store, inputs["examples"]) * (1 - training["held_out_share"])
             return {"rows": examples * passes}
         case "evaluate" | "evaluate_bm25":
             return {"queries": _rows(store, inputs["queries"])}

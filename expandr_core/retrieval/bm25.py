@@ -41,8 +41,8 @@ class BM25:
         self,
         passage_ids: pa.Array,
         passages: Iterable[str],
-        k1: float,
-        b: float,
+        k1: float = 1.5,
+        b: float = 0.75,
         language: Language = "english",
     ):
         """Index the passages.

@@ -21,11 +21,11 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import cache
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
 
 from expandr_core.data.beir_layout import Passage
 from expandr_core.encoders.encode import Encoder, encoder_of
@@ -39,7 +39,12 @@ from expandr_core.encoders.vector_cache import (
 )
 from expandr_core.errors import DataError
 from expandr_core.options.base import Options
-from expandr_core.options.retriever import EncodingOptions, VectorType
+from expandr_core.options.retriever import (
+    EncodingOptions,
+    IndexOptions,
+    RetrieverOptions,
+    VectorType,
+)
 from expandr_core.runtime.job import Job
 from expandr_core.runtime.runner import only_of, run_shard
 
@@ -53,8 +58,13 @@ ENCODER = "encoder.json"
 class EncodeOptions(Options):
     """How passages are encoded, and how their vectors are kept."""
 
-    encoding: EncodingOptions = Field(description="How texts become vectors.")
-    vector_type: VectorType = Field(default="float16", description="How vectors are kept.")
+    encoding: EncodingOptions
+    index: IndexOptions = IndexOptions()
+
+    @classmethod
+    def of(cls, options: RetrieverOptions) -> Self:
+        """Encode for this retriever's index."""
+        return cls(encoding=options.encoding, index=options.index)
 
 
 OPTIONS = EncodeOptions
@@ -162,7 +172,8 @@ def _write_shard(
         )
         encoded = len(first)
         texts = [stretch.contents[row] for row in missing[first]]
-        new = _stored(encoder().encode_passages(texts), job.options.vector_type)
+        options: EncodeOptions = job.options
+        new = _stored(encoder().encode_passages(texts), options.index.vector_type)
         if vectors is None:
             vectors = np.empty((len(there), new.shape[1]), new.dtype)
         vectors[missing] = new[which]
@@ -193,6 +204,6 @@ def _stored(vectors: np.ndarray, vector_type: VectorType) -> np.ndarray:
     if not np.isfinite(stored).all():
         raise DataError(
             f"a vector has the component {np.abs(vectors).max():g}, and float16 ends at 65504; set "
-            "retriever.vector_type to float32"
+            "retriever.index.vector_type to float32"
         )
     return stored

@@ -12,17 +12,22 @@ empty is searched with its own vector, and counted.
 """
 
 from collections.abc import Callable
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
 
 from expandr_core.encoders.encode import Encoder, Vectors, encode_expanded, encoder_of
 from expandr_core.errors import DataError
 from expandr_core.evaluation.run_queries import count_identical_ids, measure
-from expandr_core.options.base import Options, Positive, added, runtime
-from expandr_core.options.data import IdenticalIds
-from expandr_core.options.retriever import EncodingOptions
+from expandr_core.options.base import Options
+from expandr_core.options.evaluation import RankingOptions
+from expandr_core.options.retriever import (
+    EncodingOptions,
+    FusionOptions,
+    IndexOptions,
+    RetrieverOptions,
+)
 from expandr_core.retrieval.exact import Index, open_index, search
 from expandr_core.runtime.job import Job
 
@@ -33,17 +38,20 @@ _ENCODED_AT_ONCE = 256
 
 
 class EvaluateOptions(Options):
-    """What is searched with, and how deep."""
+    """How queries become vectors, and how deep the ranking goes."""
 
-    encoding: EncodingOptions = Field(description="How texts become vectors.")
-    expansion_weight: float = Field(
-        ge=0, le=1, description="Share of the expansions in the search vector; 0 without any."
-    )
-    depth: Positive = Field(default=1000, description="Passages kept per query.")
-    identical_ids: IdenticalIds = added(
-        "ignore", description="What becomes of a passage with the query's id."
-    )
-    search_memory_gb: float = runtime(2.0, gt=0, description="Memory that exact search may take.")
+    encoding: EncodingOptions
+    fusion: FusionOptions
+    index: IndexOptions = IndexOptions()
+    ranking: RankingOptions = RankingOptions()
+
+    @classmethod
+    def of(
+        cls, options: RetrieverOptions, ranking: RankingOptions, expansion_weight: float
+    ) -> Self:
+        """Measure a retriever; the weight is 0 for queries alone, and 1 for expansions alone."""
+        fusion = FusionOptions(expansion_weight=expansion_weight)
+        return cls(encoding=options.encoding, fusion=fusion, index=options.index, ranking=ranking)
 
 
 OPTIONS = EvaluateOptions
@@ -52,7 +60,7 @@ OPTIONS = EvaluateOptions
 def run(job: Job) -> None:
     """Search for the queries block by block, and measure."""
     options: EvaluateOptions = job.options
-    weight = options.expansion_weight
+    weight = options.fusion.expansion_weight
     if (weight > 0) != ("expansions" in job.inputs):
         raise DataError(
             f"expansion_weight {weight} {'needs' if weight else 'uses no'} expansions; give them, or "
@@ -65,6 +73,7 @@ def run(job: Job) -> None:
 
 def _search_all(job: Job, encoder: Encoder, index: Index) -> None:
     options: EvaluateOptions = job.options
+    weight, ranking = options.fusion.expansion_weight, options.ranking
     if index.dimensions != encoder.dimensions:
         raise DataError(
             f"the corpus was encoded with {index.dimensions} dimensions, the retriever has "
@@ -75,20 +84,20 @@ def _search_all(job: Job, encoder: Encoder, index: Index) -> None:
         vectors = np.empty((len(block), encoder.dimensions), dtype=np.float32)
         for start in range(0, len(block), _ENCODED_AT_ONCE):
             part = block.slice(start, _ENCODED_AT_ONCE)
-            vectors[start : start + len(part)] = _vectors(encoder, part, options.expansion_weight)
+            vectors[start : start + len(part)] = _vectors(encoder, part, weight)
             report(start + len(part))
         query_ids = block["query_id"].combine_chunks()
         return search(
             query_ids,
             vectors,
             index,
-            options.depth,
-            options.search_memory_gb,
-            options.identical_ids,
+            ranking.depth,
+            options.index.search_memory_gb,
+            ranking.identical_ids,
         )
 
     measure(job, search_block)
-    if options.identical_ids == "ignore":
+    if ranking.identical_ids == "ignore":
         count_identical_ids(job, index.passage_ids)
 
 

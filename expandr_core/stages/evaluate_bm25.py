@@ -5,16 +5,16 @@ text. Writes what the stage evaluate writes. How terms are made: see `expandr_co
 """
 
 from collections.abc import Callable
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
 
 from expandr_core.data.beir_layout import Passage
 from expandr_core.evaluation.run_queries import count_identical_ids, measure
-from expandr_core.options.base import Options, Positive, added
+from expandr_core.options.base import Options
 from expandr_core.options.data import IdenticalIds
-from expandr_core.options.evaluation import Language
+from expandr_core.options.evaluation import EvaluationOptions, Language, RankingOptions
 from expandr_core.retrieval.bm25 import BM25
 from expandr_core.runtime.job import Job
 
@@ -24,15 +24,16 @@ ISOLATION = "never"
 
 
 class EvaluateBM25Options(Options):
-    """How BM25 weighs terms."""
+    """How texts become terms, and how deep the ranking goes."""
 
-    depth: Positive = Field(default=1000, description="Passages kept per query.")
-    k1: float = Field(default=1.5, ge=0, description="How slowly repetitions of a term saturate.")
-    b: float = Field(default=0.75, ge=0, le=1, description="How much long passages are held back.")
-    identical_ids: IdenticalIds = added(
-        "ignore", description="What becomes of a passage with the query's id."
-    )
-    language: Language = added("english", description="Whose stemmer and stop words are used.")
+    ranking: RankingOptions = RankingOptions()
+    language: Language = "english"
+
+    @classmethod
+    def of(cls, options: EvaluationOptions, identical_ids: IdenticalIds) -> Self:
+        """Measure on a dataset whose library treats identical ids like this."""
+        ranking = RankingOptions.of(options, identical_ids)
+        return cls(ranking=ranking, language=options.bm25_language)
 
 
 OPTIONS = EvaluateBM25Options
@@ -46,14 +47,15 @@ def run(job: Job) -> None:
         columns=["passage_id", "title", "text"]
     )
     passages = (Passage(**row).content for batch in batches for row in batch.to_pylist())
-    index = BM25(ids.combine_chunks(), passages, options.k1, options.b, options.language)
+    index = BM25(ids.combine_chunks(), passages, language=options.language)
+    ranking = options.ranking
 
     def search_block(block: pa.Table, report: Callable[[int], None]) -> pa.Table:
         rows = zip(block["query"].to_pylist(), block["expansions"].to_pylist(), strict=True)
         texts = [" ".join([query, *expansions]) for query, expansions in rows]
         query_ids = block["query_id"].combine_chunks()
-        return index.search(query_ids, texts, options.depth, options.identical_ids)
+        return index.search(query_ids, texts, ranking.depth, ranking.identical_ids)
 
     measure(job, search_block)
-    if options.identical_ids == "ignore":
+    if ranking.identical_ids == "ignore":
         count_identical_ids(job, ids)

@@ -6,13 +6,13 @@ specification's `sources` are the digests that `model_source` returns with the f
 
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field
 
 from expandr_core.errors import DataError
-from expandr_core.options.base import Options, added, runtime
-from expandr_core.options.retriever import ConventionName
+from expandr_core.options.base import Options, runtime
+from expandr_core.options.retriever import ConventionOptions, RetrieverOptions, Similarity
 from expandr_core.runtime.job import Job
 from expandr_core.runtime.model_folders import check_folder, model_files
 from expandr_core.store.store import sha256_of
@@ -28,12 +28,19 @@ class ImportOptions(Options):
 
     kind: Literal["llm", "retriever"] = Field(description="What the model is for.")
     folder: str = runtime("", description="Local folder of the model.")
-    convention: ConventionName = Field(default="model", description="See `RetrieverOptions`.")
-    similarity: Literal["model", "cosine", "dot"] = Field(
-        default="model", description="See `EncodingOptions`."
-    )
-    query_prompt: str = added("model", description="See `RetrieverOptions`.")
-    passage_prompt: str = added("model", description="See `RetrieverOptions`.")
+    convention: ConventionOptions = ConventionOptions()
+    similarity: Similarity = "model"
+
+    @classmethod
+    def of(cls, options: RetrieverOptions, folder: Path) -> Self:
+        """Import a retriever from a folder."""
+        similarity = options.encoding.similarity
+        return cls(
+            kind="retriever",
+            folder=str(folder),
+            convention=options.convention,
+            similarity=similarity,
+        )
 
 
 OPTIONS = ImportOptions
@@ -81,13 +88,14 @@ def _import_retriever(job: Job, options: ImportOptions, folder: Path) -> None:
     from expandr_core.encoders.check import check_retriever
     from expandr_core.encoders.sentence_transformer import complete, save_anchordr
 
-    prompts = {"query": options.query_prompt, "document": options.passage_prompt}
+    convention = options.convention
+    prompts = {"query": convention.query_prompt, "document": convention.passage_prompt}
     if is_published_anchordr(folder):
-        save_anchordr(folder, job.out, options.convention)
+        save_anchordr(folder, job.out, convention.name)
         for name in model_files(folder):
             _check_digest(job, folder / name, folder / name, name)
         complete(job.out, "model", "model", prompts)
     else:
         _copy(job, folder)
-        complete(job.out, options.convention, options.similarity, prompts)
+        complete(job.out, convention.name, options.similarity, prompts)
     check_retriever(job.out, options.similarity)

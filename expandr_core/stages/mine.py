@@ -10,7 +10,7 @@ the query as its positive are left out too, since such are often relevant and on
 (NV-Retriever: Moreira et al., 2024, "TopK-PercPos"; `relative_margin` of sentence-transformers).
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +20,10 @@ import pyarrow.parquet as pq
 from expandr_core.data.tables import file_in, join_expansions, places_of, read_columns
 from expandr_core.encoders.encode import Vectors
 from expandr_core.errors import DataError
-from expandr_core.options.base import Options, Positive, runtime
-from expandr_core.options.retriever import EncodingOptions
+from expandr_core.options.base import Options, Positive
+from expandr_core.options.loop import JointLoopOptions
+from expandr_core.options.retriever import EncodingOptions, FusionOptions, IndexOptions
+from expandr_core.options.training import MiningOptions
 from expandr_core.runtime.job import Job
 from expandr_core.training.hard_negatives import PASSAGES, Numbers
 
@@ -45,12 +47,22 @@ SCHEMA = pa.schema(
 class MineOptions(Options):
     """How deep to mine, and how texts become vectors."""
 
-    mining_depth: Positive
-    expansions_per_query: Positive
+    mining: MiningOptions
     encoding: EncodingOptions
-    expansion_weight: float
-    mining_margin: float = 0.0
-    search_memory_gb: float = runtime(2.0, gt=0)
+    fusion: FusionOptions
+    index: IndexOptions = IndexOptions()
+    expansions_per_query: Positive = 1
+
+    @classmethod
+    def of(cls, options: JointLoopOptions) -> Self:
+        """Mine for the retriever's training."""
+        return cls(
+            mining=options.mining,
+            encoding=options.retriever.encoding,
+            fusion=options.retriever.fusion,
+            index=options.retriever.index,
+            expansions_per_query=options.training.expansions_per_query,
+        )
 
 
 OPTIONS = MineOptions
@@ -89,7 +101,7 @@ def _mine(job: Job, encoder: "Encoder", index: "Index") -> None:
     owners = places_of(examples["query_id"], query_ids)
     itself = places_of(query_ids, index.passage_ids)
     counts = {"queries": len(query_ids), "negatives": 0, "queries without a negative": 0}
-    if options.mining_margin:
+    if options.mining.margin:
         counts["dropped/negatives as similar as a positive"] = 0
     with pq.ParquetWriter(job.out / "negatives.parquet", SCHEMA, compression="zstd") as writer:
         for start in range(0, len(query_ids), QUERIES_AT_ONCE):
@@ -98,19 +110,21 @@ def _mine(job: Job, encoder: "Encoder", index: "Index") -> None:
             asked = queries[block].to_pylist()
             written = [[text for text in of_one if text] for of_one in zip(*texts, strict=True)]
             written = written if samples else [[] for _ in asked]
-            vectors = encode_expanded(encoder, asked, written, options.expansion_weight)
-            scores, places = nearest(vectors, index, options.mining_depth, options.search_memory_gb)
+            vectors = encode_expanded(encoder, asked, written, options.fusion.expansion_weight)
+            scores, places = nearest(
+                vectors, index, options.mining.depth, options.index.search_memory_gb
+            )
             numbers = np.arange(start, start + len(places))[:, None]
             kept = ~np.isin(numbers * PASSAGES + contents[places], wrong)
             kept &= places != itself[block][:, None]
             kept &= contents[places] >= 0
-            if options.mining_margin:
+            if options.mining.margin:
                 lines = np.flatnonzero((owners >= start) & (owners < start + len(places)))
                 positives = encoder.encode_passages(
                     examples["positive"].take(pa.array(lines)).to_pylist()
                 )
                 least = least_similarity(vectors, positives, owners[lines] - start)
-                close = scores > margin_below(least, options.mining_margin)[:, None]
+                close = scores > margin_below(least, options.mining.margin)[:, None]
                 counts["dropped/negatives as similar as a positive"] += int((kept & close).sum())
                 kept &= ~close
             found = [

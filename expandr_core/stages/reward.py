@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from expandr_core.encoders.encode import Encoder, encoder_of
 from expandr_core.errors import DataError
 from expandr_core.options.base import Options
-from expandr_core.options.retriever import EncodingOptions
+from expandr_core.options.retriever import EncodingOptions, RetrieverOptions
 from expandr_core.preferences.rewards import ranks
 from expandr_core.runtime.job import Job
 from expandr_core.runtime.runner import run_shard
@@ -54,6 +54,11 @@ class RewardOptions(Options):
     """How texts become vectors; the same as in retrieval."""
 
     encoding: EncodingOptions
+
+    @classmethod
+    def of(cls, options: RetrieverOptions) -> Self:
+        """Rank by this retriever."""
+        return cls(encoding=options.encoding)
 
 
 OPTIONS = RewardOptions

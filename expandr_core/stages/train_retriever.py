@@ -18,12 +18,13 @@ import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from expandr_core.errors import DataError
-from expandr_core.options.base import identity
-from expandr_core.options.retriever import EncodingOptions
-from expandr_core.options.training import ContrastiveTrainingOptions
+from expandr_core.options.base import Options, identity
+from expandr_core.options.loop import JointLoopOptions
+from expandr_core.options.retriever import EncodingOptions, FusionOptions
+from expandr_core.options.training import RetrieverTrainingOptions
 from expandr_core.runtime.job import Job, Progress
 from expandr_core.runtime.model_folders import SENTENCE_CONFIG
 from expandr_core.seeding import derive_seed
@@ -38,12 +39,18 @@ USE = "expansion.json"
 log = logging.getLogger(__name__)
 
 
-class TrainRetrieverOptions(ContrastiveTrainingOptions):
-    """The options of the training, and what of the retriever's matters here."""
+class TrainRetrieverOptions(Options):
+    """How to train, and how texts become vectors meanwhile."""
 
+    training: RetrieverTrainingOptions
     encoding: EncodingOptions
-    expansion_weight: float
-    contrastive_temperature: float
+    fusion: FusionOptions
+
+    @classmethod
+    def of(cls, options: JointLoopOptions) -> Self:
+        """Train the retriever of the loop."""
+        retriever = options.retriever
+        return cls(training=options.training, encoding=retriever.encoding, fusion=retriever.fusion)
 
 
 OPTIONS = TrainRetrieverOptions
@@ -85,7 +92,7 @@ def run(job: Job) -> None:
     options: TrainRetrieverOptions = job.options
     mined = job.inputs.get("negatives")
     expansions = None
-    if "expansions" in job.spec.inputs and options.expansion_weight > 0:
+    if "expansions" in job.spec.inputs and options.fusion.expansion_weight > 0:
         parts = job.store.shards(job.spec.inputs["expansions"])
         expansions = [job.store.local(part) for part in parts]
     task = Task(
@@ -100,10 +107,10 @@ def run(job: Job) -> None:
         seed=job.seed,
     )
     device = job.spec.runtime.get("device", "auto")
-    if options.processes == 1:
+    if options.training.processes == 1:
         job.counts |= train(task, device, job.progress)
     else:
-        job.counts |= launch(train_with_others, options.processes, task, device)
+        job.counts |= launch(train_with_others, options.training.processes, task, device)
     _write_use(job, options)
 
 
@@ -126,25 +133,25 @@ def train(task: Task, device: str, report: Progress) -> dict[str, float]:
     from expandr_core.training.retriever import RetrieverTrainer
     from expandr_core.training.rows import TrainingRows
 
-    options = task.options
+    options, training = task.options, task.options.training
     rows = TrainingRows(
         task.examples,
         mined=task.mined,
         expansions=task.expansions,
-        expansions_per_query=options.expansions_per_query,
-        epochs=options.epochs,
-        hard_negatives=options.hard_negatives,
-        dev_share=options.dev_share,
+        expansions_per_query=training.expansions_per_query,
+        epochs=training.epochs,
+        hard_negatives=training.hard_negatives,
+        dev_share=training.held_out_share,
         seed=task.seed,
     )
-    if options.hard_negatives and not rows.places and not rank():
+    if training.hard_negatives and not rows.places and not rank():
         log.warning("no example has a hard negative: only the passages of other queries are left")
     model = load_retriever(task.retriever, device, options.encoding)
-    fusion = Fusion(normalizes(model, options.encoding), options.expansion_weight)
+    fusion = Fusion(normalizes(model, options.encoding), options.fusion.expansion_weight)
     seed = derive_seed("train_retriever", task.seed)
     pairs = torch.from_numpy(rows.pools.positive_pairs).to(model.device)
-    loss = ContrastiveLoss(pairs, fusion, options.contrastive_temperature)
-    trainer = RetrieverTrainer(model, rows, loss, options, seed, task.checkpoints)
+    loss = ContrastiveLoss(pairs, fusion, training.contrastive_temperature)
+    trainer = RetrieverTrainer(model, rows, loss, training, seed, task.checkpoints)
     history = trainer.train(report, task.checkpoint)
     if not rank():
         _write_log(history, task.out)
@@ -205,9 +212,9 @@ def _write_use(job: Job, options: TrainRetrieverOptions) -> None:
     """Write down how queries are expanded, and how the vectors of query and expansions become one."""
     config = json.loads((job.out / SENTENCE_CONFIG).read_bytes())
     use = {
-        "expansion": _expansion(job) if options.expansion_weight else None,
+        "expansion": _expansion(job) if options.fusion.expansion_weight else None,
         "fusion": {
-            "expansion_weight": options.expansion_weight,
+            "expansion_weight": options.fusion.expansion_weight,
             "normalize": config["similarity_fn_name"] == "cosine",
             "rule": "scale each vector to length 1 if normalize, average the expansions' vectors and "
             "scale the mean likewise; expansion_weight of it and the rest of the query's vector, "

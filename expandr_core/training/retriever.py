@@ -22,7 +22,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
-from expandr_core.options.training import ContrastiveTrainingOptions
+from expandr_core.options.training import RetrieverTrainingOptions
 from expandr_core.runtime.job import Progress
 from expandr_core.seeding import derive_seed
 from expandr_core.training.checkpoints import all_finite, diverged
@@ -79,7 +79,7 @@ class RetrieverTrainer:
         model: SentenceTransformer,
         rows: TrainingRows,
         loss: ContrastiveLoss,
-        options: ContrastiveTrainingOptions,
+        options: RetrieverTrainingOptions,
         seed: int,
         checkpoints: Path,
     ):

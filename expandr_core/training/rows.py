@@ -90,11 +90,11 @@ class TrainingRows:
         if not self.examples:
             raise DataError(
                 "no example to train the retriever on; give it a share of the queries, or lower "
-                "training.dev_share"
+                "training.held_out_share"
             )
         if dev_share and not len(self.dev):
             raise DataError(
-                f"training.dev_share ({dev_share}) holds out none of {len(query_ids)} training "
+                f"training.held_out_share ({dev_share}) holds out none of {len(query_ids)} training "
                 "examples; raise it, or set it to 0"
             )
         self.passes = epochs * expansions_per_query

@@ -123,12 +123,11 @@ def test_anchordr_goes_through_the_loop(first, store, tmp_path):
 
     model = make_anchordr(train_pieces(tmp_path / "pieces"))
     retriever = tiny_loop.OPTIONS.retriever.model_copy(
-        update={
-            "model": str(save_published(tmp_path / "anchordr", model)),
-            "contrastive_temperature": 1.0,
-        }
+        update={"model": str(save_published(tmp_path / "anchordr", model))}
     )
-    training = tiny_loop.OPTIONS.training.model_copy(update={"epochs": 1})
+    training = tiny_loop.OPTIONS.training.model_copy(
+        update={"epochs": 1, "contrastive_temperature": 1.0}
+    )
     update = {"retriever": retriever, "training": training}
     run = finished(store, tiny_loop.OPTIONS.model_copy(update=update))
     assert "import the retriever" in run.made

@@ -81,11 +81,15 @@ def test_what_does_not_fit_together_is_refused():
 
 
 def test_the_papers_retrievers_are_compared_as_they_are_trained():
-    paper, cosine = (resolve(preset, DEFAULTS).retriever for preset in ("paper", "cosine-0.02"))
-    assert (paper.model, paper.convention) == ("yiqingx/AnchorDR", "model")
-    assert (paper.encoding.similarity, paper.contrastive_temperature) == ("dot", 1.0)
-    assert (cosine.model, cosine.convention) == ("facebook/contriever", "contriever")
-    assert (cosine.encoding.similarity, cosine.contrastive_temperature) == ("cosine", 0.02)
+    for preset, model, convention, similarity, temperature in (
+        ("paper", "yiqingx/AnchorDR", "model", "dot", 1.0),
+        ("cosine-0.02", "facebook/contriever", "contriever", "cosine", 0.02),
+    ):
+        options = resolve(preset, DEFAULTS)
+        retriever = options.retriever
+        assert (retriever.model, retriever.convention.name) == (model, convention)
+        assert retriever.encoding.similarity == similarity
+        assert options.training.contrastive_temperature == temperature
 
 
 def test_the_tiny_preset_needs_no_pool_unless_somebody_chose_one():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from evaluation_world import make
+from flat_options import flat
 
 from expandr_core.options.retriever import EncodingOptions
 from expandr_core.runtime.job import no_progress
@@ -71,7 +72,7 @@ def test_minilm_meets_the_baseline(store, collection, minilm):
     name, data = collection
     inputs = {"corpus": data.at("corpus.parquet"), "retriever": minilm}
     embeddings, _ = make(store, "encode", encode.OPTIONS(encoding=ENCODING), inputs)
-    options = evaluate.OPTIONS(encoding=ENCODING, expansion_weight=0)
+    options = flat(evaluate.OPTIONS, encoding=ENCODING, expansion_weight=0)
     inputs = judged(data) | {"retriever": minilm, "embeddings": embeddings}
     measured, _ = make(store, "evaluate", options, inputs)
     found = measured.counts["ndcg_at_10"], measured.counts["recall_at_100"]

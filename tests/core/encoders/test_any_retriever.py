@@ -11,6 +11,7 @@ import pytest
 import retriever_world as world
 from anchordr_world import CONFIG, make_anchordr, save_published, train_pieces
 from evaluation_world import columns, make, put, table
+from flat_options import flat
 from safetensors.torch import load_file
 
 from expandr_core.encoders.encode import Encoder
@@ -50,7 +51,7 @@ def contriever(folder: Path) -> Path:
 
 def import_retriever(store: Store, folder: Path, **options: Any) -> Artifact:
     source, sources = model_source(str(folder))
-    resolved = ImportOptions(kind="retriever", folder=str(source), **options)
+    resolved = flat(ImportOptions, kind="retriever", folder=str(source), **options)
     return run_stage(make_spec("import_model", resolved, sources=sources), store, no_progress)
 
 
@@ -90,9 +91,9 @@ def test_it_is_imported_searched_with_trained_and_searched_with_again(
 
     def searched(retriever: Artifact) -> tuple[float, np.ndarray]:
         inputs = {"retriever": retriever, "corpus": data.at("corpus.parquet")}
-        exact = encode.OPTIONS(encoding=ENCODING, vector_type="float32")
+        exact = flat(encode.OPTIONS, encoding=ENCODING, vector_type="float32")
         embeddings, _ = make(store, "encode", exact, inputs)
-        options = evaluate.OPTIONS(encoding=ENCODING, expansion_weight=0.5, depth=100)
+        options = flat(evaluate.OPTIONS, encoding=ENCODING, expansion_weight=0.5, depth=100)
         inputs = {name: data.at(f"{name}.parquet") for name in ("queries", "qrels")}
         inputs |= {"retriever": retriever, "embeddings": embeddings, "expansions": expansions}
         _, folder = make(store, "evaluate", options, inputs)
@@ -107,7 +108,7 @@ def test_it_is_imported_searched_with_trained_and_searched_with_again(
 
     examples = world.put_examples(store, "prepare-1", EXAMPLES)
     inputs = {"retriever": start, "examples": examples, "expansions": expansions}
-    options = train_retriever.OPTIONS(learning_rate=rate, **TRAINING)
+    options = flat(train_retriever.OPTIONS, learning_rate=rate, **TRAINING)
     trained, folder = make(store, "train_retriever", options, inputs)
     losses = pq.read_table(folder / "training_log.parquet").column("loss").to_pylist()
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
@@ -131,7 +132,7 @@ def test_training_anchordr_goes_on_after_an_interruption_to_the_same_bytes(
             raise KeyboardInterrupt
 
     settings: dict[str, Any] = TRAINING | {"epochs": 4, "checkpoint_steps": 3}
-    options = train_retriever.OPTIONS(learning_rate=0.003, **settings)
+    options = flat(train_retriever.OPTIONS, learning_rate=0.003, **settings)
     made = []
     for name in ("straight", "interrupted"):
         store = Store(str(tmp_path / name))

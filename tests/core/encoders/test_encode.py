@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from evaluation_world import WORDS, make, of_shards, put, save_static_retriever, table
+from flat_options import flat
 from store_keys import full
 
 from expandr_core.encoders.encode import Encoder
@@ -53,7 +54,7 @@ def spec_of(
     store: Store, retriever: Artifact, rows: list[Row], seed: int = 0, **options: Any
 ) -> StageSpec:
     encoding = EncodingOptions(max_tokens=options.pop("max_tokens", 64), similarity="dot")
-    chosen = encode.OPTIONS(encoding=encoding, **options)
+    chosen = flat(encode.OPTIONS, encoding=encoding, **options)
     corpus = put_corpus(store, rows).at("corpus.parquet")
     inputs = {"retriever": retriever, "corpus": corpus}
     return make_spec("encode", chosen, inputs, seed=seed, device="cpu")
@@ -304,7 +305,7 @@ def test_vectors_are_reused_from_s3(remote, tmp_path):
 def test_an_empty_corpus_is_refused(store, retriever):
     empty = pa.schema([(name, pa.string()) for name in CORPUS]).empty_table()
     corpus = put(store, "corpus-0", {"corpus.parquet": empty})
-    options = encode.OPTIONS(encoding=EncodingOptions(max_tokens=64))
+    options = flat(encode.OPTIONS, encoding=EncodingOptions(max_tokens=64))
     inputs = {"retriever": retriever, "corpus": corpus.at("corpus.parquet")}
     with pytest.raises(DataError, match="the corpus has no passages"):
         make(store, "encode", options, inputs)

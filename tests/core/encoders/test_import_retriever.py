@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from anchordr_world import SENTENCES, make_anchordr, published_weights, save_published, train_pieces
+from flat_options import flat
 from retriever_world import save_bert
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
@@ -37,7 +38,7 @@ TEXTS = ["lay1 lay2 tech3", "tech0", "lay0 lay1 lay2 lay3 lay4"]
 def imported(folder: Path, **options: Any) -> Path:
     """Import a retriever; return its folder in a store beside it."""
     source, sources = model_source(str(folder))
-    resolved = ImportOptions(kind="retriever", folder=str(source), **options)
+    resolved = flat(ImportOptions, kind="retriever", folder=str(source), **options)
     store = Store(str(folder.with_name("store")))
     spec = make_spec("import_model", resolved, sources=sources)
     return store.local(run_stage(spec, store, no_progress))
@@ -542,15 +543,17 @@ def test_neither_a_convention_nor_silence_drops_a_folder_s_prompts(
     transformer, prompts, convention
 ):
     with_prompts(transformer, **prompts)
-    refused(transformer, "retriever.query_prompt", "passage_prompt", convention=convention)
+    refused(
+        transformer, "retriever.convention.query_prompt", "passage_prompt", convention=convention
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
         ({"query_prompt": "s2p"}, ["no prompt is named 's2p'", "s2p_query", "query_prompt"]),
-        ({"query_prompt": "s2p_query", "convention": "gte"}, ["prompts.query is 'Instruct"]),
-        ({"query_prompt": "", "passage_prompt": "", "convention": "e5"}, ["prompts.query is ''"]),
+        ({"query_prompt": "s2p_query", "name": "gte"}, ["prompts.query is 'Instruct"]),
+        ({"query_prompt": "", "passage_prompt": "", "name": "e5"}, ["prompts.query is ''"]),
     ],
 )
 def test_a_prompt_that_the_folder_lacks_or_a_convention_contradicts_is_refused(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import retriever_world as world
+from flat_options import flat
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Router, Transformer
@@ -49,7 +50,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def trained(store: Store, retriever: Artifact, **options: Any) -> Path:
-    settings = train_retriever.OPTIONS(**(SETTINGS | options))
+    settings = flat(train_retriever.OPTIONS, **(SETTINGS | options))
     inputs = {"retriever": retriever, "expansions": expansions(store)}
     inputs["examples"] = world.put_examples(store, "prepare-examples", EXAMPLES)
     spec = make_spec("train_retriever", settings, inputs, device="cpu")

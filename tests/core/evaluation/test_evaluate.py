@@ -14,6 +14,7 @@ from evaluation_world import (
     save_static_retriever,
     table,
 )
+from flat_options import flat
 from store_keys import full
 
 from expandr_core.encoders.encode import Encoder, unit
@@ -67,7 +68,7 @@ class World:
         model = save_static_retriever(folder / "retriever", WORDS)
         self.retriever = self.store.commit(full("retriever-1"), model, [], {"counts": {}})
         self.encoder = Encoder(self.store.local(self.retriever), "cpu", ENCODING)
-        options = encode.OPTIONS(encoding=ENCODING, vector_type="float32")
+        options = flat(encode.OPTIONS, encoding=ENCODING, vector_type="float32")
         inputs = {"retriever": self.retriever, "corpus": self.data.at("corpus.parquet")}
         self.embeddings, _ = make(self.store, "encode", options, inputs)
 
@@ -77,7 +78,8 @@ class World:
 
     def evaluate(self, expansion_weight: float, search_memory_gb: float = 450e-9, **more):
         """Evaluate; by default with memory for seven passages at once."""
-        options = evaluate.OPTIONS(
+        options = flat(
+            evaluate.OPTIONS,
             encoding=ENCODING,
             expansion_weight=expansion_weight,
             depth=10,
@@ -234,7 +236,7 @@ def test_the_weight_and_the_inputs_must_fit(world):
 def test_vectors_of_a_retriever_of_another_size_are_refused(world, tmp_path):
     folder = save_static_retriever(tmp_path / "other", WORDS, dimensions=4)
     other = world.store.commit(full("retriever-other"), folder, [], {"counts": {}})
-    options = evaluate.OPTIONS(encoding=ENCODING, expansion_weight=0)
+    options = flat(evaluate.OPTIONS, encoding=ENCODING, expansion_weight=0)
     inputs = world.inputs(retriever=other, embeddings=world.embeddings)
     with pytest.raises(DataError, match="encoded with 8 dimensions, the retriever has 4"):
         make(world.store, "evaluate", options, inputs)
@@ -251,7 +253,7 @@ def test_bm25_searches_with_the_query_s_and_the_expansions_words(world):
     rows = expansions(2)
     artifact = put_expansions(world.store, "expand-bm25", shards_of(rows, 5))
     inputs = world.inputs(corpus=world.data.at("corpus.parquet"))
-    options = evaluate_bm25.OPTIONS(depth=10)
+    options = flat(evaluate_bm25.OPTIONS, depth=10)
     _, alone = make(world.store, "evaluate_bm25", options, inputs)
     _, expanded = make(world.store, "evaluate_bm25", options, inputs | {"expansions": artifact})
 
@@ -295,7 +297,7 @@ def test_passages_left_out_for_the_query_s_id_are_counted_and_can_be_kept(tmp_pa
         "the passage with the query's id is left out, as in beir, of 2 queries' results, a "
         "relevant one of 1; if the ids coincide by chance, set evaluate.identical_ids to 'keep'"
     )
-    options = evaluate_bm25.OPTIONS(identical_ids="keep")
+    options = flat(evaluate_bm25.OPTIONS, identical_ids="keep")
     kept, _ = make(store, "evaluate_bm25", options, inputs)
     assert kept.counts["ndcg_at_10"] == 1.0
     assert "identical_ids" not in kept.counts

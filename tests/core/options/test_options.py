@@ -25,7 +25,7 @@ NUMBERS = [
     "preferences.minimum_margin",
     "expand.candidates.sampling_temperatures",
     "llm.endpoint.timeout_seconds",
-    "retriever.search_memory_gb",
+    "retriever.index.search_memory_gb",
 ]
 
 

@@ -16,6 +16,7 @@ import pytest
 import rank_programs as programs
 import retriever_world as world
 import torch
+from flat_options import flat
 from safetensors.torch import load_file
 
 from expandr_core.options.retriever import EncodingOptions
@@ -52,11 +53,11 @@ CASES: dict[str, dict[str, Any]] = {
     "even": {},
     "a process without a row": {"batch_size": 37},  # 112 is three times 37 and one
     "shares of unequal size, little kept": {"batch_size": 33, "mini_batch_size": 4},
-    "dev part": {"dev_share": 0.3, "evaluation_steps": 2},
+    "dev part": {"held_out_share": 0.3, "evaluation_steps": 2},
 }
 
 
-INTERRUPTED = {"epochs": 6, "batch_size": 16, "mini_batch_size": 8, "dev_share": 0.3}
+INTERRUPTED = {"epochs": 6, "batch_size": 16, "mini_batch_size": 8, "held_out_share": 0.3}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def task(folder: Path, name: str, **options: Any) -> Task:
         checkpoints=work / "checkpoints",
         checkpoint=None,
         out=work / "out",
-        options=train_retriever.OPTIONS(**(SETTINGS | options)),
+        options=flat(train_retriever.OPTIONS, **(SETTINGS | options)),
         seed=0,
     )
 
@@ -136,7 +137,7 @@ def test_kills_leave_no_process_and_do_not_change_the_bytes(folder, outcomes, tm
         "expansions": world.put_expansions(store, "expand-all", EXPANSIONS),
     }
     runtime = {"processes": 2, "checkpoint_steps": 1}
-    options = train_retriever.OPTIONS(**(SETTINGS | INTERRUPTED | runtime))
+    options = flat(train_retriever.OPTIONS, **(SETTINGS | INTERRUPTED | runtime))
     spec = make_spec("train_retriever", options, inputs, device="cpu")
     checkpoints = store.scratch / "work" / spec.key / "checkpoints"
     (tmp_path / "spec.json").write_text(spec.model_dump_json())

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import retriever_world as world
+from flat_options import flat
 
 from expandr_core.encoders.encode import Encoder
 from expandr_core.errors import DataError
@@ -42,15 +43,15 @@ def inputs(store: Store, tmp_path: Path) -> dict[str, Artifact]:
     world.write_rows(folder / "corpus.parquet", PASSAGES, CORPUS)
     corpus = world.put(store, "prepare-corpus", folder).at("corpus.parquet")
     retriever = world.put(store, "import-static", world.save_static(tmp_path / "model"))
-    options = encode.OPTIONS(encoding=ENCODING)
+    options = flat(encode.OPTIONS, encoding=ENCODING)
     spec = make_spec("encode", options, {"retriever": retriever, "corpus": corpus}, device="cpu")
     embeddings = run_stage(spec, store, no_progress)
     return {"retriever": retriever, "corpus": corpus, "embeddings": embeddings}
 
 
 def mined(store: Store, inputs: dict[str, Artifact], examples: list[Any], **options: Any) -> dict:
-    settings = {"mining_depth": 5, "expansions_per_query": 1, "expansion_weight": 0.5}
-    chosen = mine.OPTIONS(encoding=ENCODING, **(settings | options))
+    settings = {"depth": 5, "expansions_per_query": 1, "expansion_weight": 0.5}
+    chosen = flat(mine.OPTIONS, encoding=ENCODING, **(settings | options))
     inputs = inputs | {"examples": world.put_examples(store, "prepare-examples", examples)}
     spec = make_spec("mine", chosen, inputs, device="cpu")
     artifact = run_stage(spec, store, no_progress)
@@ -79,13 +80,13 @@ def test_the_nearest_passages_but_the_positives_are_mined_with_their_texts(store
 def test_no_positive_no_twin_of_one_and_no_empty_passage_is_mined(store, inputs):
     second = world.example((0, 1)) | {"positive_id": "p02", "positive": "tech0 tech2"}
     everything = len(PASSAGES)
-    found = mined(store, inputs, [world.example((0, 1)), second], mining_depth=everything)
+    found = mined(store, inputs, [world.example((0, 1)), second], depth=everything)
     left = {row["passage_id"] for row in PASSAGES} - {"p01", "p02", "twin", "empty"}
     assert set(found["q01"]["negative_ids"]) == left
 
 
 def test_the_passage_with_the_querys_id_is_not_mined(store, inputs):
-    found = mined(store, inputs, [world.example((2, 3)), world.example((1, 2))], mining_depth=40)
+    found = mined(store, inputs, [world.example((2, 3)), world.example((1, 2))], depth=40)
     assert "q23" not in found["q23"]["negative_ids"]
     assert "q23" in found["q12"]["negative_ids"]
 
@@ -93,8 +94,8 @@ def test_the_passage_with_the_querys_id_is_not_mined(store, inputs):
 def test_a_margin_leaves_out_what_is_as_similar_as_the_least_similar_positive(store, inputs):
     second = world.example((1, 2)) | {"positive_id": "p15", "positive": "tech1 tech5"}
     examples = [world.example((1, 2)), second, world.example((3, 4))]
-    everything = mined(store, inputs, examples, mining_depth=40)
-    found = mined(store, inputs, examples, mining_depth=40, mining_margin=0.25)
+    everything = mined(store, inputs, examples, depth=40)
+    found = mined(store, inputs, examples, depth=40, margin=0.25)
     encoder = Encoder(store.local(inputs["retriever"]), "cpu", ENCODING)
     for query_id, thing, positives in (
         ("q12", (1, 2), ["tech1 tech2", "tech1 tech5"]),
@@ -114,7 +115,7 @@ def test_a_margin_leaves_out_what_is_as_similar_as_the_least_similar_positive(st
 
 def test_a_query_may_be_left_without_negatives(store, inputs):
     example = world.example((1, 2)) | {"query": "tech1 tech2"}
-    found = mined(store, inputs, [example], mining_depth=1)
+    found = mined(store, inputs, [example], depth=1)
     assert found["q12"] == {"query_id": "q12", "negative_ids": [], "negatives": []}
 
 
@@ -122,8 +123,8 @@ def test_expansions_move_the_query_to_what_they_tell(store, inputs):
     texts = [("q12", 0, "tech6 tech7"), ("q12", 1, "tech6 tech7"), ("q45", 0, ""), ("q45", 1, "")]
     examples = [world.example((4, 5)), world.example((1, 2))]
     expanded = inputs | {"expansions": world.put_expansions(store, "expand-a", texts)}
-    plain = mined(store, inputs, examples, mining_depth=40)
-    found = mined(store, expanded, examples, mining_depth=40, expansions_per_query=2)
+    plain = mined(store, inputs, examples, depth=40)
+    found = mined(store, expanded, examples, depth=40, expansions_per_query=2)
     ranks = [rows["q12"]["negative_ids"].index("p67") + 1 for rows in (plain, found)]
     assert ranks[0] > 10 > ranks[1]
     assert found["q45"] == plain["q45"]

@@ -14,6 +14,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import retriever_world as world
+from flat_options import flat
 
 from expandr_core.encoders.encode import load_retriever
 from expandr_core.encoders.fusion import Fusion
@@ -76,13 +77,13 @@ def make_inputs(
 
 
 def trained(store: Store, inputs: Inputs, seed: int = 0, **options: Any) -> Artifact:
-    settings = train_retriever.OPTIONS(**(SETTINGS | options))
+    settings = flat(train_retriever.OPTIONS, **(SETTINGS | options))
     spec = make_spec("train_retriever", settings, inputs, seed=seed, device="cpu")
     return run_stage(spec, store, no_progress)
 
 
 def job_of(store: Store, inputs: Inputs, folder: Path, **options: Any) -> Job:
-    settings = train_retriever.OPTIONS(**(SETTINGS | options))
+    settings = flat(train_retriever.OPTIONS, **(SETTINGS | options))
     spec = make_spec("train_retriever", settings, inputs, device="cpu")
     paths = {role: store.local(artifact) for role, artifact in inputs.items()}
     (folder / "out").mkdir(parents=True)
@@ -150,7 +151,7 @@ def test_a_loss_that_is_not_a_number_stops_the_stage(store):
 def test_the_best_step_on_the_dev_part_is_kept(store):
     """With a learning rate that soon ruins the model, the best step is not the last."""
     inputs = make_inputs(store)
-    options = {"dev_share": 0.4, "evaluation_steps": 2, "learning_rate": 5.0}
+    options = {"held_out_share": 0.4, "evaluation_steps": 2, "learning_rate": 5.0}
     artifact = trained(store, inputs, **options)
     log = pq.read_table(store.local(artifact) / "training_log.parquet").to_pandas()
     measured = log.dropna(subset="dev_ndcg_at_10")
@@ -271,7 +272,7 @@ def kill_at_first_checkpoint(checkpoints: Path) -> None:
 def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path, caplog):
     """Kill -9 the real child process as soon as it has a checkpoint, then run the stage again."""
     stores = [Store(str(tmp_path / name)) for name in ("killed", "whole")]
-    options = train_retriever.OPTIONS(**(SETTINGS | {"epochs": 20, "checkpoint_steps": 10}))
+    options = flat(train_retriever.OPTIONS, **(SETTINGS | {"epochs": 20, "checkpoint_steps": 10}))
     specs = [
         make_spec("train_retriever", options, make_inputs(store, world.save_bert), device="cpu")
         for store in stores

@@ -163,7 +163,7 @@ def test_a_dev_part_has_whole_queries_and_is_not_trained_on(store):
 def test_a_dev_part_without_a_query_or_without_a_rest_is_refused(store):
     with pytest.raises(DataError, match=r"dev_share \(0.001\) holds out none of 21"):
         rows_of(store, dev_share=0.001)
-    with pytest.raises(DataError, match=r"no example to train .* lower training.dev_share"):
+    with pytest.raises(DataError, match=r"no example to train .* lower training.held_out_share"):
         rows_of(store, dev_share=0.999)
 
 
