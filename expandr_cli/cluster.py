@@ -16,27 +16,31 @@ app = typer.Typer()
 def deploy(
     store: StoreOption = "",
     pool_type: Annotated[
-        Literal["process", "docker", "kubernetes"], typer.Option(help="Of the work pools.")
+        Literal["process", "docker", "kubernetes"], typer.Option(help="Type of the work pools.")
     ] = "process",
-    timezone: Annotated[str, typer.Option(help="Of new schedules.")] = "UTC",
+    timezone: Annotated[str, typer.Option(help="Time zone of new schedules.")] = "UTC",
     dead_after: Annotated[
         int,
         typer.Option(
             min=1,
-            help="Seconds without a heartbeat after which a run is dead: three or more of them.",
+            help="Seconds without a heartbeat (sent every 30 s) after which a run counts as dead.",
         ),
     ] = 150,
-    prune: Annotated[bool, typer.Option(help="Remove deployments that left the code.")] = True,
+    prune: Annotated[
+        bool, typer.Option(help="Remove deployments that the code no longer has.")
+    ] = True,
     reset: Annotated[
         bool,
-        typer.Option("--reset", help="Undo changes made in the UI to forms, schedules, templates."),
+        typer.Option(
+            "--reset", help="Undo changes made in the UI to forms, schedules and templates."
+        ),
     ] = False,
 ) -> None:
     """Create or update a cluster's work pools, deployments, schedules and automations.
 
-    The server is the one that PREFECT_API_URL names. Again and again it does the same: what was paused
-    stays paused, and what people set in the UI stays. EXPANDR_NOTIFY_URL, the URL of a webhook, is told
-    of failures.
+    PREFECT_API_URL names the server. You can repeat the command at any time: paused pools stay paused,
+    and settings changed in the UI stay as they are. If EXPANDR_NOTIFY_URL is set, failures are posted to
+    that webhook.
     """
     from deployments.changes import table_of
     from deployments.deploy import deploy as deploy_all
@@ -63,12 +67,12 @@ def deploy(
 @app.command()
 def drain(
     pools: Annotated[list[str], typer.Argument(help="Work pools, such as gpu-train.")],
-    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait at most.")] = 3600,
+    timeout: Annotated[float, typer.Option(min=0, help="Wait at most this many seconds.")] = 3600,
     resume: Annotated[bool, typer.Option("--resume", help="Un-pause the pools instead.")] = False,
 ) -> None:
-    """Pause work pools and wait until nothing goes on in them, so that their workers can be stopped.
+    """Pause work pools and wait for their runs, so that their workers can be stopped.
 
-    The pool `cpu` is drained first if it is named: its loops need the others to end.
+    The pool `cpu` is drained first, because its loops need the other pools to finish.
     """
     from deployments.connection import connected
     from deployments.pools import drain as drain_pool
@@ -78,19 +82,19 @@ def drain(
         if resume:
             for pool in pools:
                 set_paused(client, pool, False)
-                out.print(f"{pool}: goes on", highlight=False)
+                out.print(f"{pool}: resumed", highlight=False)
             return
         deadline = time.monotonic() + timeout
         for pool in sorted(pools, key=lambda name: name != "cpu"):
             left = drain_pool(client, pool, deadline - time.monotonic(), out.print)
             if left:
                 fail(
-                    f"{pool}: {len(left)} runs still go on after {timeout:g} seconds; the pool is "
-                    "paused. Wait longer, or cancel them: Retry goes on from what is in the store"
+                    f"{pool}: {len(left)} runs are still active after {timeout:g} seconds; the pool is "
+                    "paused. Wait longer, or cancel them; Retry continues from what is in the store"
                 )
     named = " and ".join(pools)
     out.print(
-        f"The workers of {named} may be stopped. Afterwards: expandr drain --resume {' '.join(pools)}",
+        f"You can stop the workers of {named}. Afterwards: expandr drain --resume {' '.join(pools)}",
         soft_wrap=True,
     )
 
@@ -99,11 +103,11 @@ def drain(
 def resume(
     run_name: Annotated[str, typer.Argument(help="Name or id of the run in Prefect.")] = "latest",
 ) -> None:
-    """Go on with a run of the joint loop that failed, crashed, or was killed or cancelled.
+    """Continue a run of the joint loop that failed, crashed, was killed or was cancelled.
 
-    A run of a deployment goes on where its workers are; one started in a terminal goes on here.
+    A run of a deployment continues on its workers; one started in a terminal continues here.
     """
-    with complaints("`expandr resume` goes on with it; what was finished is found in the store"):
+    with complaints("`expandr resume` continues it; finished stages are reused from the store"):
         from expandr_cli.resume import resume as resume_run
         from expandr_cli.show import print_summary
         from expandr_cli.temporary_server import prefect_server
@@ -119,18 +123,21 @@ def resume(
 def gc(
     keep_runs: Annotated[
         int | None,
-        typer.Option(min=0, help="Keep this many of the latest runs, not all."),
+        typer.Option(min=0, help="Keep only this many of the latest runs."),
     ] = None,
     older_than: Annotated[
-        str, typer.Option(help="Let nothing younger go: 12h, 30d, 8w. Longer than any run takes!")
+        str,
+        typer.Option(
+            help="Keep anything younger: 12h, 30d, 8w. Must be longer than any run takes!"
+        ),
     ] = "7d",
-    delete: Annotated[bool, typer.Option("--delete", help="Remove it, not only list it.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove what is listed.")] = False,
     store: StoreOption = "store",
 ) -> None:
-    """List what no kept run needs and what dead work left behind, with sizes; `--delete` removes it.
+    """List artifacts that no kept run needs and leftovers of dead work; `--delete` removes them.
 
-    What a kept run used stays, and all that it was made of, up to the data. Of scratch folders and
-    downloads only those of this machine are seen. A run that goes on keeps what it has made and found.
+    Everything a kept run used stays, back to the data. Active runs protect what they have made and
+    found. Scratch folders and downloads are cleaned only on this machine.
     """
     from expandr_cli.gc import collect_garbage, parse_age
     from tasks.stage import open_store

@@ -17,9 +17,9 @@ from flows.option_paths import OptionPath, meant, options_below
 
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Change an option, such as `--set dpo.beta=0.2`; repeatable."),
+    typer.Option("--set", help="Change one option, such as `--set dpo.beta=0.2`; repeatable."),
 ]
-SeedOption = Annotated[int | None, typer.Option(min=0, help="Change every random choice.")]
+SeedOption = Annotated[int | None, typer.Option(min=0, help="Seed of every random choice.")]
 
 
 def load_options(config: Path, seed: int | None, changes: list[str]) -> JointLoopOptions:

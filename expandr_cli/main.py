@@ -15,17 +15,16 @@ from expandr_core.errors import DataError
 from expandr_core.options.loop import JointLoopOptions
 from flows.presets import CONFIGS
 
-AGAIN = "The same command goes on from what was finished"
+AGAIN = "The same command continues from what was finished"
 app = typer.Typer(
     name="expandr",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="""Teach a language model to expand queries the way a dense retriever likes them, and the
-    retriever to profit from the expansions, round after round.
+    help="""Align a language model and a dense retriever with each other, round after round.
 
-    Start with `expandr demo`. Then write a config of your own (see configs/), and `expandr run` it.
-    Every result is an artifact in the store: killed or repeated runs go on from what is there.""",
+    Start with `expandr demo`. Then write a config for your own data (see configs/) and `expandr run` it.
+    Every result is an artifact in the store, so interrupted and repeated runs continue from there.""",
 )
 app.add_typer(plan_command)
 app.add_typer(cluster_commands)
@@ -42,7 +41,8 @@ def _say_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say it.")
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Print the versions."),
     ] = False,
 ) -> None:
     pass
@@ -50,14 +50,16 @@ def _options(
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Argument(help="YAML file of options; the rest are defaults.")],
+    config: Annotated[
+        Path, typer.Argument(help="YAML file of options; all others keep their defaults.")
+    ],
     store: StoreOption = "store",
     seed: SeedOption = None,
     changes: SetOption = None,
 ) -> None:
-    """Run the joint loop as CONFIG says, and print what it brought.
+    """Run the joint loop as CONFIG says, and print the results.
 
-    Run it again after a crash or a kill: every finished stage and shard is found in the store.
+    After a crash or a kill, run it again: every finished stage and shard is reused from the store.
     """
     said = [str(config), *_changes(seed, changes)]
     _run_loop(load_options(config, seed, changes or []), store, said)
@@ -82,9 +84,9 @@ def demo(store: StoreOption = "store", seed: SeedOption = None, changes: SetOpti
 @app.command()
 def runs(
     store: StoreOption = "store",
-    limit: Annotated[int, typer.Option(min=1, help="Runs to list, the latest.")] = 30,
+    limit: Annotated[int, typer.Option(min=1, help="How many of the latest runs to list.")] = 30,
 ) -> None:
-    """List the runs in the store, those that go on and that failed too, with what they brought."""
+    """List the runs in the store with their results, active and failed ones included."""
     with complaints():
         from expandr_cli.runs import print_runs
         from tasks.stage import open_store
@@ -96,11 +98,11 @@ def runs(
 def show(
     what: Annotated[
         str,
-        typer.Argument(help="Run or key, its beginning, or 'latest'."),
+        typer.Argument(help="A run or key, or the beginning of one, or 'latest'."),
     ] = "latest",
     store: StoreOption = "store",
 ) -> None:
-    """Show a run or an artifact, and walk its lineage up to the data."""
+    """Show a run or an artifact, with its lineage back to the data."""
     from expandr_cli.show import show_any
 
     with complaints():
@@ -109,10 +111,12 @@ def show(
 
 @app.command()
 def verify(
-    key: Annotated[str, typer.Argument(help="Beginning of the keys to verify; all if empty.")] = "",
+    key: Annotated[
+        str, typer.Argument(help="Beginning of the keys to verify; empty for all.")
+    ] = "",
     store: StoreOption = "store",
 ) -> None:
-    """Compare every file of the store's artifacts with its manifest; exit with 1 if any is damaged."""
+    """Compare every file in the store with its manifest; exit with 1 if any is damaged."""
     from expandr_cli.show import verify_all
 
     with complaints():
@@ -124,7 +128,7 @@ def verify(
 def search(
     question: Annotated[str, typer.Argument(help="What to search for.")],
     run_name: Annotated[str, typer.Option("--run", help="Use the models of this run.")] = "latest",
-    passages: Annotated[int, typer.Option("-k", min=1, help="Passages to show.")] = 5,
+    passages: Annotated[int, typer.Option("-k", min=1, help="How many passages to show.")] = 5,
     expand: Annotated[bool, typer.Option(help="Let the LLM expand the question first.")] = True,
     store: StoreOption = "store",
 ) -> None:
@@ -141,19 +145,19 @@ def evaluate(
     datasets: Annotated[
         str,
         typer.Option(
-            help="Separated by commas: scifact and its like, nano-scifact and its like, beir or "
-            "nano-beir for all of them, folders or s3:// URLs in BEIR layout, NAME=LOCATION."
+            help="Separated by commas: BEIR names such as scifact, NanoBEIR names such as nano-scifact, "
+            "all with beir or nano-beir; folders or s3:// URLs in BEIR layout; NAME=LOCATION."
         ),
     ],
     runs: Annotated[
         list[str] | None,
-        typer.Option("--run", help="Measure the best models of this run, or latest; repeatable."),
+        typer.Option("--run", help="Use the best models of this run, or of 'latest'; repeatable."),
     ] = None,
     inputs: Annotated[
         list[str] | None,
         typer.Option(
             "--input",
-            help="llm=KEY or retriever=KEY instead of CONFIG's; training=KEY to audit for leakage.",
+            help="llm=KEY or retriever=KEY to replace CONFIG's; training=KEY to check for leakage.",
         ),
     ] = None,
     samples: Annotated[int, typer.Option(min=0, help="Seeds of sampled expansions.")] = 3,
@@ -161,9 +165,9 @@ def evaluate(
     seed: SeedOption = None,
     changes: SetOption = None,
 ) -> None:
-    """Measure an LLM and a retriever on datasets, and rank: alone, expanded, and BM25 beside them.
+    """Compare models on many datasets: BM25, queries alone, and queries with expansions.
 
-    Run it again with another dataset or run: what was measured is found in the store.
+    If you add a dataset or a run, only the new measurements are made.
     """
     options = load_options(config, seed, changes or [])
     named: dict[str, list[str]] = {"llm": [""], "retriever": [""], "training": []}
@@ -202,15 +206,15 @@ def evaluate(
 
 @app.command()
 def export_run(
-    key: Annotated[str, typer.Argument(help="Beginning of the key of an evaluation.")],
+    key: Annotated[str, typer.Argument(help="Key of an evaluation, or its beginning.")],
     target: Annotated[Path, typer.Argument(help="File to write.")] = Path("run.trec"),
     tag: Annotated[str, typer.Option(help="The system's name in the file.")] = "expandr",
     store: StoreOption = "store",
 ) -> None:
-    """Write the run of an evaluation in TREC's format, for trec_eval, ir_measures or ranx.
+    """Write the ranking of an evaluation in TREC's format, for trec_eval, ir_measures or ranx.
 
-    Its scores fall strictly: of equal ones the next lower number is written, so that each tool finds
-    the same order. `expandr show LEADERBOARD` lists the keys of what was measured.
+    Equal scores are written as the next lower number, so that every tool reads the same order.
+    `expandr show LEADERBOARD` lists the keys of its evaluations.
     """
     from expandr_core.evaluation.trec import write_trec
     from tasks.stage import open_store
@@ -221,7 +225,7 @@ def export_run(
         artifact = opened.lookup(found[0]) if len(found) == 1 else None
         if artifact is None:
             raise DataError(
-                f"{key!r} is the beginning of the keys of {len(found)} whole evaluations in {store}"
+                f"{key!r} is the beginning of the keys of {len(found)} intact evaluations in {store}"
             )
         hits = write_trec(opened.local(artifact) / "run.parquet", target, tag)
     out.print(f"{hits:,} hits in {target}", highlight=False)
@@ -236,7 +240,7 @@ def stage(
     config: Annotated[Path, typer.Argument(help="YAML file, as for `expandr run`.")],
     inputs: Annotated[
         list[str] | None,
-        typer.Option("--input", help="NAME=VALUE for the flow; artifacts are KEY or KEY/FILE."),
+        typer.Option("--input", help="NAME=VALUE; an artifact is KEY or KEY/FILE. Repeatable."),
     ] = None,
     store: StoreOption = "store",
     seed: SeedOption = None,
@@ -273,7 +277,7 @@ def _changes(seed: int | None, changes: list[str] | None) -> list[str]:
 
 def _run_loop(options: JointLoopOptions, store: str, said: list[str]) -> None:
     """Run the loop; what was said of it is shown with it, here and in Prefect."""
-    with complaints("`expandr resume` goes on with it; what was finished is found in the store"):
+    with complaints("`expandr resume` continues it; finished stages are reused from the store"):
         from expandr_cli.preflight import check_run
         from expandr_cli.show import print_summary
         from expandr_cli.temporary_server import begun, prefect_server

@@ -22,27 +22,27 @@ app = typer.Typer()
 @app.command()
 def plan(
     config: Annotated[
-        Path | None, typer.Argument(help="YAML file, as for `expandr run`; not with --run.")
+        Path | None, typer.Argument(help="YAML file, as for `expandr run`; not needed with --run.")
     ] = None,
     store: StoreOption = "store",
     seed: SeedOption = None,
     changes: SetOption = None,
     run_name: Annotated[
-        str, typer.Option("--run", help="Compare with what this run ('latest') has cost.")
+        str, typer.Option("--run", help="Compare with the actual cost of this run, or of 'latest'.")
     ] = "",
     throughputs: Annotated[
-        Path | None, typer.Option(help="YAML file of throughputs, as --save writes it.")
+        Path | None, typer.Option(help="Read stage costs from this file, as written by --save.")
     ] = None,
-    save: Annotated[Path | None, typer.Option(help="Write the throughputs to this file.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the stage costs to this file.")] = None,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Measure now, though there are runs to learn from.")
+        bool, typer.Option("--calibrate", help="Measure now, even if there are earlier runs.")
     ] = False,
-    sample: Annotated[int, typer.Option(min=8, help="Queries of a calibration.")] = 64,
+    sample: Annotated[int, typer.Option(min=8, help="Number of queries in a calibration.")] = 64,
 ) -> None:
-    """Predict a run's texts, tokens, hours and disk, stage by stage, before it is started.
+    """Estimate a run's texts, tokens, hours and disk, stage by stage, before you start it.
 
-    What stages cost is learned from the store's latest runs with the same models, else measured on
-    samples of the data. The hours are those of one worker; nothing is taken for made already.
+    Stage costs come from earlier runs with the same models or, if there are none, from one calibration
+    round on a sample of the data. Hours are for one worker that makes everything from scratch.
     """
     with complaints("The same command goes on from what was finished"):
         from expandr_cli.preflight import check_run

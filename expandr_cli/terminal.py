@@ -30,7 +30,7 @@ for _name, _value in {
 out = Console(width=None if sys.stdout.isatty() else 250)  # a pipe has no edge to wrap lines at
 StoreOption = Annotated[
     str,
-    typer.Option(envvar="EXPANDR_STORE", help="Folder or s3:// URL that keeps every artifact."),
+    typer.Option(envvar="EXPANDR_STORE", help="Folder or s3:// URL that holds the artifacts."),
 ]
 
 

@@ -30,7 +30,7 @@ def test_pools_are_drained_and_resumed():
     RUNNER.invoke(app, ["deploy", "--store", "/shared/store"])
     drained = RUNNER.invoke(app, ["drain", "gpu-infer", "gpu-train", "--timeout", "30"])
     assert drained.exit_code == 0
-    assert "may be stopped" in drained.output
+    assert "You can stop the workers" in drained.output
     kept = RUNNER.invoke(app, ["deploy", "--store", "/shared/store"]).output
     assert kept.count("yours: paused") == 2
     assert RUNNER.invoke(app, ["drain", "gpu-infer", "gpu-train", "--resume"]).exit_code == 0
