@@ -39,7 +39,7 @@ def named(pattern: str) -> list[tuple[str, str]]:
 @cache
 def to_be_written() -> set[str]:
     """The files that the recipes of docs/extending.md add."""
-    return set(re.findall(r"^#+ new: `([^`]+)`", PAGES.get("docs/extending.md", ""), re.M))
+    return set(re.findall(r"^New `([^`]+)`:", PAGES["docs/extending.md"], re.M))
 
 
 def anchors(page: str) -> set[str]:
