@@ -22,7 +22,7 @@ from beir.retrieval.evaluation import EvaluateRetrieval
 from beir.retrieval.models import SentenceBERT
 from beir.retrieval.search.dense import DenseRetrievalExactSearch
 
-from expandr_core.evaluation.metrics import METRICS, TITLES, mean_metrics, score_queries
+from expandr_core.evaluation.metrics import MEASURES, METRICS, mean_metrics, score_queries
 from expandr_core.options.data import DataOptions
 from expandr_core.options.evaluation import RankingOptions
 from expandr_core.options.retriever import EncodingOptions, FusionOptions, IndexOptions
@@ -121,7 +121,7 @@ def main() -> int:
         exact = abs(dense[name] - unrounded[name])
         worst = max(worst, difference, exact)
         numbers = f"{dense[name]:.7f}   {rounded[name]:.5f}   {difference:.1e}     {exact:.1e}"
-        print(f"{TITLES[name]:12s}  {numbers}               {bm25[name]:.4f}")
+        print(f"{MEASURES[name].title:12s}  {numbers}               {bm25[name]:.4f}")
     return int(worst > 1e-6)
 
 

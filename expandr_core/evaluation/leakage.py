@@ -31,7 +31,7 @@ def words(text: str) -> list[str]:
     return terms(normalise(text))
 
 
-def copied_share(text: str, passages: Iterable[str], run: int = RUN_OF_WORDS) -> float:
+def verbatim_share(text: str, passages: Iterable[str], run: int = RUN_OF_WORDS) -> float:
     """Return the share of a text's words that lie in runs which it shares with a passage.
 
     Args:
@@ -41,14 +41,14 @@ def copied_share(text: str, passages: Iterable[str], run: int = RUN_OF_WORDS) ->
 
     "red bird sings" is the one run of three, so three of six words:
 
-    >>> copied_share("the red bird sings here today", ["A red bird sings."], run=3)
+    >>> verbatim_share("the red bird sings here today", ["A red bird sings."], run=3)
     0.5
 
     Runs that overlap count each word once; without a run, or a word, nothing is copied:
 
-    >>> copied_share("a red bird sings", ["a red bird sings"], run=3), copied_share("", ["a"], run=3)
+    >>> verbatim_share("a red bird sings", ["a red bird sings"], run=3), verbatim_share("", ["a"], run=3)
     (1.0, 0.0)
-    >>> copied_share("red bird here sings", ["a red bird sings"], run=3)
+    >>> verbatim_share("red bird here sings", ["a red bird sings"], run=3)
     0.0
     """
     written = words(text)

@@ -7,19 +7,35 @@ the order in which they come. Queries without a relevant passage have no metric;
 """
 
 from collections import defaultdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-METRICS = ("ndcg_at_10", "map", "recall_at_100", "mrr_at_10")
-TITLES = {
-    "ndcg_at_10": "nDCG@10",
-    "map": "MAP",
-    "recall_at_100": "Recall@100",
-    "mrr_at_10": "MRR@10",
+
+class Measure(NamedTuple):
+    """A metric.
+
+    Attributes:
+        title: as reports show it.
+        measure: its name in trec_eval, with the cutoff after a dot.
+        ranks: how many of the first hits it sees; None for all of them.
+    """
+
+    title: str
+    measure: str
+    ranks: int | None = None
+
+
+MEASURES = {  # to add one, add a line, and raise VERSION of the stages evaluate, evaluate_bm25, compare
+    "ndcg_at_10": Measure("nDCG@10", "ndcg_cut.10"),
+    "map": Measure("MAP", "map"),
+    "recall_at_100": Measure("Recall@100", "recall.100"),
+    "mrr_at_10": Measure("MRR@10", "recip_rank", ranks=10),
 }
+METRICS = tuple(MEASURES)
+HEADLINE = "ndcg_at_10"  # that systems are tested on
 SCHEMA = pa.schema([("query_id", pa.string()), *((name, pa.float64()) for name in METRICS)])
 _QUERIES_AT_ONCE = 250  # pytrec_eval needs dictionaries, some 200 bytes per hit
 
@@ -53,24 +69,18 @@ def score_queries(qrels: pa.Table, run: pa.Table) -> pa.Table:
 def _score(qrels: pa.Table, run: pa.Table, ids: pa.Array) -> pa.Table:
     import pytrec_eval
 
-    run = run.filter(pc.field("query_id").isin(ids))
     judged = _nested(qrels.filter(pc.field("query_id").isin(ids)), "relevance")
-    evaluator = pytrec_eval.RelevanceEvaluator(judged, {"ndcg_cut.10", "map", "recall.100"})
-    scores = evaluator.evaluate(_nested(run, "score"))
-    first_ten = run.filter(pc.field("rank") <= 10)
-    evaluator = pytrec_eval.RelevanceEvaluator(judged, {"recip_rank"})
-    reciprocal = evaluator.evaluate(_nested(first_ten, "score"))
-    rows = [
-        {
-            "query_id": query_id,
-            "ndcg_at_10": scores[query_id]["ndcg_cut_10"] if query_id in scores else 0.0,
-            "map": scores[query_id]["map"] if query_id in scores else 0.0,
-            "recall_at_100": scores[query_id]["recall_100"] if query_id in scores else 0.0,
-            "mrr_at_10": reciprocal[query_id]["recip_rank"] if query_id in reciprocal else 0.0,
-        }
-        for query_id in ids.to_pylist()
-    ]
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+    run = run.filter(pc.field("query_id").isin(ids))
+    columns: dict[str, list[Any]] = {"query_id": ids.to_pylist()}
+    for ranks in dict.fromkeys(measure.ranks for measure in MEASURES.values()):
+        seen = run if ranks is None else run.filter(pc.field("rank") <= ranks)
+        measures = {n: each.measure for n, each in MEASURES.items() if each.ranks == ranks}
+        evaluator = pytrec_eval.RelevanceEvaluator(judged, set(measures.values()))
+        scores = evaluator.evaluate(_nested(seen, "score"))
+        for name, measure in measures.items():
+            key = measure.replace(".", "_")
+            columns[name] = [scores[q][key] if q in scores else 0.0 for q in columns["query_id"]]
+    return pa.table(columns, schema=SCHEMA)
 
 
 def _nested(table: pa.Table, value: str) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ taken instead, which is exact for few: n observations cannot bring less than 2 /
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -191,18 +191,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return np.asarray(multipletests(known, method="holm")[1]).tolist() if known else []
 
 
-def too_few_to_tell(clusters: Iterable[int], significance_level: float) -> str:
-    """Explain, for a report, the tests whose observations are few; "" if none has few.
+def fewest_to_tell(significance_level: float) -> int:
+    """Return how many observations a randomisation test needs to reach a level, uncorrected.
 
-    Args:
-        clusters: number of observations of each test.
-        significance_level: of the report.
+    >>> fewest_to_tell(0.05), 2 / 2**5 < 0.05, 2 / 2**6 < 0.05
+    (6, False, True)
     """
-    few = [number for number in clusters if number < FEWEST]
-    if not few:
-        return ""
-    least = 2 + math.floor(math.log2(1 / significance_level))
-    return (
-        f" Tests of fewer than {FEWEST} observations are randomisation tests, whichever is asked for; "
-        f"fewer than {least} are too few to tell anything at {significance_level:g}."
-    )
+    return 2 + math.floor(math.log2(1 / significance_level))

@@ -8,7 +8,7 @@ audit.json        shares of queries and expansions, and the gain in nDCG@10 with
 audit.parquet     query_id, query_in_training, passage_in_training, copied (the greatest share of an
                   expansion that is copied), before, after (means over the samples)
 
-A query is marked as copying if one of its expansions reaches `copied_share`.
+A query is marked as copying if one of its expansions copies at least COPIED of its words.
 """
 
 import json
@@ -18,34 +18,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import Field
 
 from expandr_core.data.beir_layout import Passage
 from expandr_core.evaluation.leakage import (
     RUN_OF_WORDS,
-    copied_share,
     relevant_passages,
     seen_in_training,
+    verbatim_share,
 )
+from expandr_core.evaluation.metrics import HEADLINE
 from expandr_core.options.base import Options
 from expandr_core.runtime.job import Job
 
 VERSION = 2
 ROLE = "measure"
 ISOLATION = "never"
-METRIC = "ndcg_at_10"
+COPIED = 0.5  # share of its words from which on an expansion counts as a copy
 MARKS = ("query_in_training", "passage_in_training", "copying")
 
 
 class AuditOptions(Options):
-    """When an expansion counts as a copy."""
-
-    copied_share: float = Field(
-        default=0.5,
-        gt=0,
-        le=1,
-        description="Share of its words in runs of eight or more that a relevant passage has too.",
-    )
+    """Nothing can be chosen."""
 
 
 OPTIONS = AuditOptions
@@ -54,14 +47,14 @@ OPTIONS = AuditOptions
 def run(job: Job) -> None:
     """Mark the queries, and compare the gain with and without those that are marked."""
     queries = _by_id(pq.read_table(job.inputs["queries"]), "query")
-    before = _by_id(pq.read_table(job.inputs["before"] / "per_query.parquet"), METRIC)
+    before = _by_id(pq.read_table(job.inputs["before"] / "per_query.parquet"), HEADLINE)
     measured = [
-        _by_id(pq.read_table(job.inputs[role] / "per_query.parquet"), METRIC)
+        _by_id(pq.read_table(job.inputs[role] / "per_query.parquet"), HEADLINE)
         for role in _numbered(job, "after")
     ]
     ids = sorted(before)
     relevant = relevant_passages(pq.read_table(job.inputs["qrels"]), job.inputs["corpus"])
-    shares = _copied_shares(job, relevant, set(ids))
+    shares = _verbatim_shares(job, relevant, set(ids))
     training = [job.inputs[role] for role in _numbered(job, "training")]
     scored = {query_id: queries[query_id] for query_id in ids}
     leaked, reused = seen_in_training(training, scored, relevant)
@@ -76,7 +69,7 @@ def run(job: Job) -> None:
     }
     pq.write_table(pa.table(rows), job.out / "audit.parquet", compression="zstd")
     all_shares = [share for query_id in ids for share in shares.get(query_id, [])]
-    report = _report(job, rows, np.array(all_shares), audited=bool(training))
+    report = _report(rows, np.array(all_shares), audited=bool(training))
     (job.out / "audit.json").write_text(json.dumps(report, indent=1, allow_nan=False))
     job.counts |= {"queries": len(ids), "expansions": len(all_shares)}
     job.counts |= {mark: sum(rows[mark]) for mark in MARKS[:2]}
@@ -93,7 +86,7 @@ def _by_id(table: pa.Table, column: str) -> dict[str, Any]:
     return dict(zip(table["query_id"].to_pylist(), table[column].to_pylist(), strict=True))
 
 
-def _copied_shares(
+def _verbatim_shares(
     job: Job, relevant: dict[str, list[Passage]], wanted: set[str]
 ) -> dict[str, list[float]]:
     """Return what each expansion of a query copies from the query's relevant passages."""
@@ -105,23 +98,20 @@ def _copied_shares(
             for row in table.to_pylist():
                 if row["query_id"] in wanted:
                     passages = [each.content for each in relevant.get(row["query_id"], [])]
-                    share = copied_share(row["text"], passages)
+                    share = verbatim_share(row["text"], passages)
                     shares.setdefault(row["query_id"], []).append(share)
         job.progress(done + 1, len(roles), "samples")
     return shares
 
 
-def _report(
-    job: Job, rows: dict[str, Any], shares: NDArray[np.float64], audited: bool
-) -> dict[str, Any]:
+def _report(rows: dict[str, Any], shares: NDArray[np.float64], audited: bool) -> dict[str, Any]:
     """Sum up the table; what is said of training is null if the training data is not known."""
-    threshold = job.options.copied_share
-    marks = {**rows, "copying": rows["copied"] >= threshold}
+    marks = {**rows, "copying": rows["copied"] >= COPIED}
     gains = rows["after"] - rows["before"]
     known = MARKS if audited else MARKS[2:]
     anyhow = np.any([marks[mark] for mark in known], axis=0)
 
-    def part(marked: NDArray[np.bool_]) -> dict[str, Any]:
+    def split(marked: NDArray[np.bool_]) -> dict[str, Any]:
         return {
             "queries": int(marked.sum()),
             "share": float(marked.mean()),
@@ -130,17 +120,17 @@ def _report(
         }
 
     return {
-        "rule": f"copying: at least {threshold:g} of an expansion's words lie in runs of "
+        "rule": f"copying: at least {COPIED:g} of an expansion's words lie in runs of "
         f"{RUN_OF_WORDS} or more that a relevant passage has too",
         "queries": len(gains),
         "gain": _mean(gains),
         "expansions": {
             "number": len(shares),
             "with_a_run": int((shares > 0).sum()),
-            "copying": int((shares >= threshold).sum()),
+            "copying": int((shares >= COPIED).sum()),
         },
-        **{mark: part(marks[mark]) if mark in known else None for mark in MARKS},
-        "any": part(anyhow),
+        **{mark: split(marks[mark]) if mark in known else None for mark in MARKS},
+        "any": split(anyhow),
     }
 
 

@@ -1,244 +1,229 @@
-"""Compare systems: their metrics, and for each step from one to another whether it is significant.
+"""Compare: every system on every dataset, with means, tests of contrasts, audits, and a verdict.
 
-Inputs: one evaluation (from the stages evaluate or evaluate_bm25) per system, by its role. Writes
+Inputs, where DATASET is NAME, or NAME/SUBSET of a dataset with subsets:
 
-report.json            systems with metrics; steps with difference, p-values, clusters, wins and losses
-report.md              the same as two tables to read
-systems.parquet        the systems' metrics, one row each
-differences.parquet    of each step: before, after, query_id, both scores, and their difference
+measured/DATASET/SYSTEM/SEED    evaluations (from the stages evaluate or evaluate_bm25), seeds from 0
+queries/DATASET                 the queries' texts
+audit/DATASET/SYSTEM            audits, if there are any
 
-Steps are tested on nDCG@10, two-sided; the p-values of all steps are corrected together (Holm).
+Writes
+
+comparison.json        all numbers; `schema` is the version of its layout
+comparison.csv         a row for each dataset and system: metrics, their deviations over seeds, the
+                       contrast with the system's baseline, and the system's means over datasets
+report.md              comparison.json to read
+differences.parquet    of each contrast: dataset, before, after, query_id, both scores, difference, query
+
+Contrasts are tested on nDCG@10, two-sided, and corrected together (Holm). Of several seeds, each query
+has the mean.
 """
 
 import json
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
 from expandr_core.errors import DataError
-from expandr_core.evaluation.markdown import format_p, markdown_table, warning_lines
-from expandr_core.evaluation.metrics import METRICS, TITLES
+from expandr_core.evaluation.comparison import (
+    Contrast,
+    MeasuredDataset,
+    System,
+    corrected,
+    examples,
+    join_subsets,
+    means_over,
+    over_datasets,
+    over_subsets,
+    results,
+    titles_of,
+)
+from expandr_core.evaluation.metrics import HEADLINE, METRICS
+from expandr_core.evaluation.render import render
 from expandr_core.evaluation.significance import (
     DIFFERENCES,
-    TEST_NAMES,
     Difference,
     Test,
     compare_queries,
-    holm,
     query_differences,
-    too_few_to_tell,
 )
-from expandr_core.options.base import Options, added
-from expandr_core.runtime.job import Job
+from expandr_core.evaluation.verdict import Kept, verdict
+from expandr_core.options.base import Options
+from expandr_core.runtime.runner import Job
 from expandr_core.seeding import derive_seed
 
-VERSION = 3
+VERSION = 4
 ROLE = "measure"
 ISOLATION = "never"
-METRIC = "ndcg_at_10"
-CHANGES = pa.schema([("before", pa.string()), ("after", pa.string()), *DIFFERENCES])
-
-
-class System(Options):
-    """What is measured; `role` names its evaluation among the inputs."""
-
-    role: str = Field(pattern=r"^[a-z0-9_-]+$")
-    title: str
-    split: str
-
-
-class StepOptions(Options):
-    """A question about two systems, named by their roles."""
-
-    before: str
-    after: str
-    question: str
+SCHEMA = 1  # of comparison.json
+CHANGES = pa.schema(
+    [
+        *((name, pa.string()) for name in ("dataset", "before", "after")),
+        *DIFFERENCES,
+        ("query", pa.string()),
+    ]
+)
+_MEANS = {
+    "in-domain": "in_domain_mean",
+    "out-of-domain": "out_of_domain_mean",
+    "all": "benchmark_mean",
+}
 
 
 class CompareOptions(Options):
     """What is compared, and how strictly."""
 
     systems: tuple[System, ...] = Field(min_length=1, description="In the order of the report.")
-    steps: tuple[StepOptions, ...] = Field(description="The family that is corrected together.")
+    datasets: tuple[MeasuredDataset, ...] = Field(min_length=1, description="In this order.")
+    contrasts: tuple[Contrast, ...] = Field(description="The family that is corrected together.")
     test: Test = Field(description="Paired test between two systems.")
     significance_level: float = Field(gt=0, lt=1, description="After Holm's correction.")
-    warnings: tuple[str, ...] = added((), description="What makes numbers of the report doubtful.")
+    kept: Kept | None = Field(
+        default=None, description="The models that are kept, if any were chosen."
+    )
+    warnings: tuple[str, ...] = Field(default=(), description="Why numbers may be wrong.")
 
 
 OPTIONS = CompareOptions
 
 
-class Step(NamedTuple):
-    """The answer to one question; `change` holds the numbers (see Difference)."""
-
-    before: str
-    after: str
-    question: str
-    change: Difference
-    corrected_p: float
-    significant: bool
-
-
 def run(job: Job) -> None:
-    """Write the report."""
+    """Collect all numbers, test all contrasts, and write the four files."""
     options: CompareOptions = job.options
-    systems = [
-        system.model_dump() | json.loads((_folder(job, system.role) / "metrics.json").read_text())
-        for system in options.systems
-    ]
-    steps = compare_systems(
-        {system.role: _folder(job, system.role) for system in options.systems},
-        options.steps,
-        options.test,
-        options.significance_level,
-        job.seed,
-    )
-    report = {
-        "metric": METRIC,
+    scores = over_subsets(_measured(job))
+    contrasts, differences = _contrasts(job)
+    comparison = {
+        "schema": SCHEMA,
+        "metric": HEADLINE,
         "test": options.test,
         "correction": "holm",
         "significance_level": options.significance_level,
-        "systems": systems,
-        "steps": [as_record(step) for step in steps],
-        **({"warnings": list(options.warnings)} if options.warnings else {}),
+        "systems": [system.model_dump() for system in options.systems],
+        "datasets": [dataset.model_dump() for dataset in options.datasets],
+        "results": results(scores, options.systems, options.datasets, contrasts),
+        "means": over_datasets(scores, means_over(options.datasets)),
+        "contrasts": contrasts,
+        "examples": examples(differences),
+        "leakage": _audits(job),
+        "warnings": list(options.warnings),
     }
-    (job.out / "report.json").write_text(
-        json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-    )
-    (job.out / "report.md").write_text(render(report))
-    columns = ["role", "title", "split", "queries", *METRICS]
-    rows = [{name: system[name] for name in columns} for system in systems]
-    pq.write_table(pa.Table.from_pylist(rows), job.out / "systems.parquet", compression="zstd")
-    differences = [CHANGES.empty_table(), *(_differences(job, step) for step in steps)]
-    changes = pa.concat_tables(differences)
-    pq.write_table(changes, job.out / "differences.parquet", compression="zstd")
+    comparison["verdict"] = verdict(comparison, options.kept)._asdict()
+    text = json.dumps(comparison, indent=1, ensure_ascii=False, allow_nan=False)
+    (job.out / "comparison.json").write_text(text)
+    (job.out / "report.md").write_text(render(json.loads(text)))
+    _table(comparison).to_csv(job.out / "comparison.csv", index=False)
+    pq.write_table(differences, job.out / "differences.parquet", compression="zstd")
     job.counts |= {
-        "systems": len(systems),
-        "steps": len(steps),
-        "significant_steps": sum(step.significant for step in steps),
+        "systems": len(options.systems),
+        "datasets": len(options.datasets),
+        "contrasts": len(contrasts),
+        "significant_contrasts": sum(each["significant"] for each in contrasts),
     }
 
 
-def _folder(job: Job, role: str) -> Path:
-    if role not in job.inputs:
-        raise DataError(f"there is no evaluation of the system {role!r} among the inputs")
-    return job.inputs[role]
+def _measured(job: Job) -> pd.DataFrame:
+    """Read the metrics of every evaluation."""
+    rows = []
+    for dataset in job.options.datasets:
+        for subset, key in dataset.keys().items():
+            for system in job.options.systems:
+                for seed in range(system.seeds):
+                    role = f"measured/{key}/{system.name}/{seed}"
+                    if role not in job.inputs:
+                        raise DataError(f"there is no evaluation {role!r} among the inputs")
+                    metrics = json.loads((job.inputs[role] / "metrics.json").read_text())
+                    names = {"system": system.name, "dataset": dataset.name, "subset": subset}
+                    numbers = {name: metrics[name] for name in ("queries", *METRICS)}
+                    rows.append(names | {"seed": seed} | numbers)
+    return pd.DataFrame(rows)
 
 
-def compare_systems(
-    evaluations: dict[str, Path],
-    steps: tuple[StepOptions, ...],
-    test: Test,
-    significance_level: float,
-    seed: int,
-) -> list[Step]:
-    """Test all steps, and correct their p-values together.
-
-    Args:
-        evaluations: folder of each system's evaluation, by role.
-        steps: pairs of roles, with the question they answer.
-        test: see `significance.compare_queries`.
-        significance_level: of the corrected p-values.
-        seed: of the randomisation test.
-
-    Raises:
-        DataError: if a step names an unknown role, or systems measured on different queries.
-    """
-    changes = []
-    for step in steps:
-        unknown = {step.before, step.after} - evaluations.keys()
-        if unknown:
-            raise DataError(f"the step {step.question!r} names unknown systems: {sorted(unknown)}")
-        try:
-            changes.append(gain(evaluations[step.before], evaluations[step.after], test, seed))
-        except DataError as error:
-            raise DataError(f"from {step.before!r} to {step.after!r}: {error}") from error
-    corrected = holm([change.p for change in changes])
-    return [
-        Step(step.before, step.after, step.question, change, p, p < significance_level)
-        for step, change, p in zip(steps, changes, corrected, strict=True)
-    ]
-
-
-def gain(before: Path, after: Path, test: Test, seed: int) -> Difference:
-    """Compare two evaluations by nDCG@10; a gain is a positive difference with a small p.
-
-    Args:
-        before: folder of an evaluation.
-        after: folder of another one, of the same queries.
-        test: see `significance.compare_queries`.
-        seed: of the randomisation test.
-    """
-    return compare_queries(
-        pq.read_table(before / "per_query.parquet"),
-        pq.read_table(after / "per_query.parquet"),
-        METRIC,
-        test,
-        derive_seed("compare", seed),
-    )
+def _contrasts(job: Job) -> tuple[list[dict[str, Any]], pa.Table]:
+    """Test every contrast on every dataset; return the records and the queries' differences."""
+    options: CompareOptions = job.options
+    systems = {system.name: system for system in options.systems}
+    tested: list[tuple[str, Contrast, Difference]] = []
+    tables = [CHANGES.empty_table()]
+    for done, dataset in enumerate(options.datasets):
+        texts = _texts(job, dataset)
+        for contrast in options.contrasts:
+            unknown = {contrast.before, contrast.after} - systems.keys()
+            if unknown:
+                raise DataError(
+                    f"the contrast {contrast.question!r} names unknown systems: {sorted(unknown)}"
+                )
+            before, after = (
+                _per_query(job, dataset, systems[name])
+                for name in (contrast.before, contrast.after)
+            )
+            try:
+                change = compare_queries(
+                    before[1], after[1], HEADLINE, options.test, derive_seed("compare", job.seed)
+                )
+            except DataError as error:
+                raise DataError(
+                    f"on {dataset.name}, from {contrast.before!r} to {contrast.after!r}: {error}"
+                ) from error
+            tested.append((dataset.name, contrast, change))
+            rows = query_differences(before[0], after[0], HEADLINE)
+            names = (dataset.name, contrast.before, contrast.after)
+            columns = [*(pa.repeat(name, len(rows)) for name in names), *rows.columns]
+            columns.append(pa.array([texts[query_id] for query_id in rows["query_id"].to_pylist()]))
+            tables.append(pa.table(columns, schema=CHANGES))
+        job.progress(done + 1, len(options.datasets), "datasets")
+    return corrected(tested, options.significance_level), pa.concat_tables(tables)
 
 
-def _differences(job: Job, step: Step) -> pa.Table:
-    """Return the queries of a step with both scores, under the names of the two systems."""
-    before, after = (
-        pq.read_table(_folder(job, role) / "per_query.parquet")
-        for role in (step.before, step.after)
-    )
-    rows = query_differences(before, after, METRIC)
-    names = [pa.repeat(role, len(rows)) for role in (step.before, step.after)]
-    return pa.table([*names, *rows.columns], schema=CHANGES)
-
-
-def as_record(step: Step) -> dict[str, Any]:
-    """Return a step as it stands in report.json: flat."""
-    record = step._asdict()
-    change: Difference = record.pop("change")
-    return record | change._asdict()
-
-
-def render(report: dict[str, Any]) -> str:
-    """Render report.json as Markdown."""
-    header = ["system", "split", "queries", *(TITLES[name] for name in METRICS)]
-    systems = [
-        [
-            system["title"],
-            system["split"],
-            str(system["queries"]),
-            *(f"{system[name]:.3f}" for name in METRICS),
+def _per_query(job: Job, dataset: MeasuredDataset, system: System) -> tuple[pa.Table, pa.Table]:
+    """Read a system's nDCG@10 of each query of a dataset; see `join_subsets`."""
+    several_seeds = any(each.seeds > 1 for each in job.options.systems)
+    tables = {
+        subset: [
+            pq.read_table(job.inputs[f"measured/{key}/{system.name}/{seed}"] / "per_query.parquet")
+            for seed in range(system.seeds)
         ]
-        for system in report["systems"]
-    ]
-    titles = {system["role"]: system["title"] for system in report["systems"]}
-    steps = [
-        [
-            step["question"],
-            f"{titles[step['before']]} → {titles[step['after']]}",
-            f"{step['difference']:+.3f}",
-            format_p(step["p"]),
-            format_p(step["corrected_p"]) + (" *" if step["significant"] else ""),
-            f"{step['wins']} / {step['losses']}",
-            str(step["clusters"]),
-        ]
-        for step in report["steps"]
-    ]
-    columns = ["question", "step", "difference", "p", "p (Holm)", "wins / losses", "observations"]
-    level = report["significance_level"]
-    return "\n".join(
-        [
-            "# Report",
-            "",
-            *warning_lines(report),
-            *markdown_table(header, systems, left=2),
-            "",
-            f"Steps: difference in {TITLES[report['metric']]}, {TEST_NAMES[report['test']]}, two-sided, "
-            f"Holm's correction over all steps; * p < {level:g}. Queries of one cluster are averaged "
-            "and count as one observation; wins and losses count queries."
-            + too_few_to_tell((step["clusters"] for step in report["steps"]), level),
-            "",
-            *markdown_table(columns, steps, left=2),
-            "",
-        ]
-    )
+        for subset, key in dataset.keys().items()
+    }
+    return join_subsets(tables, rounded=several_seeds)
+
+
+def _texts(job: Job, dataset: MeasuredDataset) -> dict[str, str]:
+    """Read the queries of a dataset by the ids that `join_subsets` gives them."""
+    texts = {}
+    for subset, key in dataset.keys().items():
+        table = pq.read_table(job.inputs[f"queries/{key}"], columns=["query_id", "query"])
+        prefix = f"{subset}/" if subset else ""
+        for row in table.to_pylist():
+            texts[prefix + row["query_id"]] = row["query"]
+    return texts
+
+
+def _audits(job: Job) -> list[dict[str, Any]]:
+    """Read the audits, in the order of datasets and systems."""
+    audits = []
+    for dataset in job.options.datasets:
+        for key in dataset.keys().values():
+            for system in job.options.systems:
+                role = f"audit/{key}/{system.name}"
+                if role in job.inputs:
+                    audit = json.loads((job.inputs[role] / "audit.json").read_text())
+                    audits.append({"dataset": key, "system": system.name, **audit})
+    return audits
+
+
+def _table(comparison: dict[str, Any]) -> pd.DataFrame:
+    """Lay the results out flat: titles for names, and the means over datasets in every row."""
+    titles = titles_of(comparison)
+    means = {(m["system"], m["benchmark"], m["scope"]): m for m in comparison["means"]}
+    rows = []
+    for result in comparison["results"]:
+        row = result | {"system": titles[result["system"]]}
+        for scope, column in _MEANS.items():
+            mean = means.get((result["system"], result["benchmark"], scope), {})
+            row[column] = mean.get(HEADLINE)
+            row[f"{column}_deviation"] = mean.get(f"{HEADLINE}_deviation")
+            row[f"{column}_is_of"] = mean.get("title")
+        rows.append(row)
+    return pd.DataFrame(rows)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from expandr_core.data.terms import count_words, terms
-from expandr_core.evaluation.leakage import copied_share
+from expandr_core.evaluation.leakage import verbatim_share
 from expandr_core.preferences.audit import copied_share as asked_share
 
 LATIN = st.text(st.characters(max_codepoint=0x2FF), max_size=30)
@@ -49,8 +49,8 @@ def test_a_verbatim_copy_is_found_in_every_script():
         "ผู้ป่วยเบาหวานควรควบคุมระดับน้ำตาล",
         "糖尿病の患者は血糖値を見る",
     ]:
-        assert copied_share(text, [f"{text}。"]) == 1.0
-        assert copied_share(text, [text[:4]]) == 0.0
+        assert verbatim_share(text, [f"{text}。"]) == 1.0
+        assert verbatim_share(text, [text[:4]]) == 0.0
 
 
 def test_the_share_of_the_query_is_told_in_every_script():

@@ -48,7 +48,7 @@ def evaluation(store: Store, key: str, values: dict[str, float]):
     return put(store, key, {"per_query.parquet": table(["query_id", "cluster", *METRICS], rows)})
 
 
-def run(store: Store, training: bool = True, **options) -> tuple[dict[str, Any], dict[str, Any]]:
+def run(store: Store, training: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run the stage; return its report and its table."""
     data = put(
         store,
@@ -67,7 +67,7 @@ def run(store: Store, training: bool = True, **options) -> tuple[dict[str, Any],
         inputs[f"expansions-{sample}"] = put_expansions(store, f"x{sample}", [WRITTEN[sample]])
     if training:
         inputs["training-0"] = data.at("training.parquet")
-    _, folder = make(store, "audit", audit.OPTIONS(**options), inputs)
+    _, folder = make(store, "audit", audit.AuditOptions(), inputs)
     return json.loads((folder / "audit.json").read_text()), columns(folder / "audit.parquet")
 
 
@@ -108,8 +108,10 @@ def test_what_training_knows_is_null_if_the_training_data_is_not_known(store):
     assert report["any"] == report["copying"]
 
 
-def test_the_threshold_is_the_share_of_words(store):
-    report, _ = run(store, copied_share=0.95)
+def test_half_of_the_words_make_a_copy(store, monkeypatch):
+    monkeypatch.setattr(audit, "COPIED", 0.95)
+    report, _ = run(store)
+    assert report["rule"].startswith("copying: at least 0.95 of an expansion's words")
     assert report["expansions"]["copying"] == 0
     assert report["copying"]["gain_of_these"] is None
     assert report["copying"]["gain_without"] == pytest.approx(0.35)

@@ -1,4 +1,4 @@
-"""The report: systems, steps, and what is refused."""
+"""One dataset: systems, contrasts, and what is refused."""
 
 import json
 
@@ -6,9 +6,10 @@ import pytest
 from evaluation_world import columns, make, put, table
 
 from expandr_core.errors import DataError
+from expandr_core.evaluation.comparison import Contrast, MeasuredDataset, System
 from expandr_core.evaluation.metrics import METRICS
-from expandr_core.stages import compare
-from expandr_core.stages.compare import OPTIONS, StepOptions, System, gain
+from expandr_core.evaluation.verdict import Kept
+from expandr_core.stages.compare import CompareOptions
 from expandr_core.store.store import Store
 
 PER_QUERY = ["query_id", "cluster", *METRICS]
@@ -27,108 +28,170 @@ def evaluation(store, key: str, values: list[float], first: int = 0):
     return put(store, f"evaluate-{key}", tables, texts={"metrics.json": json.dumps(metrics)})
 
 
-def options(roles: list[str], steps: list[tuple[str, str]], test="t") -> OPTIONS:
-    return OPTIONS(
-        systems=tuple(System(role=r, title=r.upper() + " | it", split="test") for r in roles),
-        steps=tuple(StepOptions(before=b, after=a, question=f"{b} < {a}?") for b, a in steps),
-        test=test,
+def options(names: list[str], contrasts: list[tuple[str, str]], **more) -> CompareOptions:
+    return CompareOptions(
+        systems=tuple(System(name=name, title=name.upper() + " | it") for name in names),
+        datasets=(MeasuredDataset(name="test"),),
+        contrasts=tuple(
+            Contrast(before=before, after=after, question=f"{before} < {after}?")
+            for before, after in contrasts
+        ),
+        test="t",
         significance_level=0.05,
+        **more,
     )
 
 
-def test_the_report_tells_each_system_s_metrics_and_each_step_s_significance(store):
+def inputs(store, **evaluations):
+    """The inputs of the stage, with the texts of ten queries."""
+    rows = [(f"q{n}", f"text | {n}") for n in range(10)]
+    made = put(store, "queries", {"queries.parquet": table(["query_id", "query"], rows)})
+    measured = {f"measured/test/{name}/0": each for name, each in evaluations.items()}
+    return {"queries/test": made.at("queries.parquet"), **measured}
+
+
+def compare(store, chosen: CompareOptions, made):
+    artifact, folder = make(store, "compare", chosen, made)
+    return artifact, folder, json.loads((folder / "comparison.json").read_text())
+
+
+def test_a_comparison_tells_each_system_s_metrics_and_each_contrast_s_significance(store):
     low = [n / 20 for n in range(10)]
     high = [value + 0.3 + n % 3 / 100 for n, value in enumerate(low)]
     mixed = [value + (-1) ** n * 0.1 for n, value in enumerate(high)]
-    inputs = {
-        "low": evaluation(store, "low", low),
-        "high": evaluation(store, "high", high),
-        "mixed": evaluation(store, "mixed", mixed),
-    }
-    chosen = options(["low", "high", "mixed"], [("low", "high"), ("high", "mixed")])
-    artifact, folder = make(store, "compare", chosen, inputs)
-    report = json.loads((folder / "report.json").read_text())
+    values = {"low": low, "high": high, "mixed": mixed}
+    made = inputs(store, **{name: evaluation(store, name, each) for name, each in values.items()})
+    pairs = [("low", "high"), ("high", "mixed"), ("high", "low")]
+    artifact, _, found = compare(store, options(list(values), pairs), made)
 
-    assert [system["role"] for system in report["systems"]] == ["low", "high", "mixed"]
-    assert report["systems"][0]["ndcg_at_10"] == pytest.approx(0.225)
-    clear, unclear = report["steps"]
+    assert found["schema"] == 1
+    assert [row["system"] for row in found["results"]] == ["low", "high", "mixed"]
+    assert found["results"][0]["ndcg_at_10"] == pytest.approx(0.225)
+    clear, unclear, back = found["contrasts"]
     assert clear["difference"] == pytest.approx(0.309)
     assert (clear["wins"], clear["losses"], clear["clusters"]) == (10, 0, 10)
-    assert clear["corrected_p"] == pytest.approx(2 * clear["p"])
-    assert clear["significant"] is True
+    assert clear["corrected_p"] == pytest.approx(3 * clear["p"])
+    assert (clear["significant"], clear["effect"]) == (True, "better")
     assert (unclear["wins"], unclear["losses"]) == (5, 5)
     assert unclear["p"] == pytest.approx(1)
-    assert unclear["significant"] is False
-    assert artifact.counts == {"systems": 3, "steps": 2, "significant_steps": 1}
-    assert columns(folder / "systems.parquet")["role"] == ["low", "high", "mixed"]
+    assert (unclear["significant"], unclear["effect"]) == (False, "unclear")
+    assert (back["significant"], back["effect"]) == (True, "worse")
+    assert artifact.counts == {
+        "systems": 3, "datasets": 1, "contrasts": 3, "significant_contrasts": 2
+    }  # fmt: skip
 
 
-def test_the_report_to_read_has_a_row_for_each_system_and_step(store):
-    inputs = {"a": evaluation(store, "a", [0.1, 0.2]), "b": evaluation(store, "b", [0.1, 0.2])}
-    _, folder = make(store, "compare", options(["a", "b"], [("a", "b")]), inputs)
-    lines = (folder / "report.md").read_text().splitlines()
-    assert lines[2] == ("| system  | split | queries | nDCG@10 |   MAP | Recall@100 | MRR@10 |")
-    assert lines[4] == ("| A \\| it | test  |       2 |   0.150 | 0.150 |      0.150 |  0.150 |")
-    assert lines[-1].startswith("| a < b?   | A \\| it → B \\| it |     +0.000 | 1.000 |")
+def test_too_few_observations_are_named_so(store):
+    made = inputs(
+        store,
+        a=evaluation(store, "a", [0.1, 0.2, 0.3, 0.4, 0.5]),
+        b=evaluation(store, "b", [0.2, 0.3, 0.4, 0.5, 0.6]),
+    )
+    _, folder, found = compare(store, options(["a", "b"], [("a", "b")]), made)
+    assert found["contrasts"][0]["effect"] == "too few"
+    said = "fewer than 6 are too few to tell anything at 0.05."
+    assert said in (folder / "report.md").read_text()
+
+
+def test_the_report_has_a_row_for_each_system_and_contrast(store):
+    made = inputs(store, a=evaluation(store, "a", [0.1, 0.2]), b=evaluation(store, "b", [0.1, 0.3]))
+    _, folder, _ = compare(store, options(["a", "b"], [("a", "b")]), made)
+    cells = [
+        [cell.strip() for cell in line.split(" | ")]
+        for line in (folder / "report.md").read_text().splitlines()
+        if line.startswith("| ")
+    ]
+    assert cells[0][3:8] == ["queries", "nDCG@10", "MAP", "Recall@100", "MRR@10"]
+    assert cells[2][:8] == ["| test", "A \\| it", "other", "2", *["0.150"] * 4]
+    [contrast] = [row for row in cells if row[0].startswith("| a \\< b?")]
+    assert contrast[1:5] == ["A \\| it → B \\| it", "test", "+0.050", "1.000"]
+    assert cells[-1][1:] == ["q1", "text \\| 1", "0.200", "0.300", "+0.100 |"]
+
+
+def test_a_star_never_stands_without_the_word_for_better_or_worse(store):
+    low, high = [n / 20 for n in range(10)], [0.4 + n / 21 for n in range(10)]
+    made = inputs(store, low=evaluation(store, "low", low), high=evaluation(store, "high", high))
+    chosen = options(["low", "high"], [("low", "high"), ("high", "low")])
+    _, folder, _ = compare(store, chosen, made)
+    rows = [line for line in (folder / "report.md").read_text().splitlines() if "?" in line]
+    assert ["* better" in rows[0], "* worse" in rows[1]] == [True, True]
 
 
 def test_what_makes_its_numbers_doubtful_stands_in_the_report(store):
-    inputs = {"a": evaluation(store, "a", [0.1, 0.2])}
-    plain = options(["a"], [])
-    doubtful = OPTIONS(**{**dict(plain), "warnings": ("expand: all texts are empty",)})
-    (sure, _), (made, folder) = (make(store, "compare", each, inputs) for each in (plain, doubtful))
-    assert made.key != sure.key
+    made = inputs(store, a=evaluation(store, "a", [0.1, 0.2]))
+    sure, _, _ = compare(store, options(["a"], []), made)
+    doubtful = options(["a"], [], warnings=("expand: all texts are empty",))
+    artifact, folder, found = compare(store, doubtful, made)
+    assert artifact.key != sure.key
     assert "**Warning**: expand: all texts are empty." in (folder / "report.md").read_text()
-    report = json.loads((folder / "report.json").read_text())
-    assert report["warnings"] == ["expand: all texts are empty"]
+    assert found["warnings"] == ["expand: all texts are empty"]
 
 
-def test_without_steps_the_report_has_systems_only(store):
-    inputs = {"a": evaluation(store, "a", [0.1, 0.2])}
-    _, folder = make(store, "compare", options(["a"], []), inputs)
-    assert json.loads((folder / "report.json").read_text())["steps"] == []
+def test_the_verdict_stands_in_the_report_with_what_to_do(store):
+    made = inputs(store, a=evaluation(store, "a", [0.3, 0.4]), b=evaluation(store, "b", [0.1, 0.3]))
+    kept = Kept(expanded="b", alone="a", reason="Round 1 was best on the dev part.")
+    _, folder, found = compare(store, options(["a", "b"], [], kept=kept), made)
+    assert found["verdict"]["expand"] is False
+    text = (folder / "report.md").read_text()
+    assert "Round 1 was best on the dev part. The best system is A \\| it" in text
+    assert "`expandr search --no-expand`" in text
 
 
-def test_systems_measured_on_different_queries_cannot_be_a_step(store):
-    inputs = {
-        "dev": evaluation(store, "dev", [0.1, 0.2]),
-        "test": evaluation(store, "test", [0.1, 0.2], first=2),
-    }
-    with pytest.raises(DataError, match="from 'dev' to 'test': only systems measured on the same"):
-        make(store, "compare", options(["dev", "test"], [("dev", "test")]), inputs)
+def test_without_contrasts_there_are_systems_only(store):
+    made = inputs(store, a=evaluation(store, "a", [0.1, 0.2]))
+    _, folder, found = compare(store, options(["a"], []), made)
+    assert found["contrasts"] == found["examples"] == []
+    assert "## Tests" not in (folder / "report.md").read_text()
+
+
+def test_systems_measured_on_different_queries_cannot_be_compared(store):
+    made = inputs(
+        store,
+        a=evaluation(store, "a", [0.1, 0.2]),
+        b=evaluation(store, "b", [0.1, 0.2], first=2),
+    )
+    said = "on test, from 'a' to 'b': only systems measured on the same"
+    with pytest.raises(DataError, match=said):
+        compare(store, options(["a", "b"], [("a", "b")]), made)
 
 
 def test_unknown_systems_are_refused(store):
-    inputs = {"a": evaluation(store, "a", [0.1, 0.2])}
+    made = inputs(store, a=evaluation(store, "a", [0.1, 0.2]))
     with pytest.raises(DataError, match=r"names unknown systems: \['b'\]"):
-        make(store, "compare", options(["a"], [("a", "b")]), inputs)
-    with pytest.raises(DataError, match="no evaluation of the system 'c'"):
-        make(store, "compare", options(["a", "c"], []), inputs)
+        compare(store, options(["a"], [("a", "b")]), made)
+    with pytest.raises(DataError, match="no evaluation 'measured/test/c/0'"):
+        compare(store, options(["a", "c"], []), made)
 
 
-def test_a_gain_is_the_difference_of_two_evaluations(store):
-    before, after = evaluation(store, "1", [0.1, 0.2, 0.3]), evaluation(store, "2", [0.3, 0.5, 0.7])
-    found = gain(store.local(before), store.local(after), "t", seed=0)
-    assert found.difference == pytest.approx(0.3)
-    assert found.p == 0.25  # of eight ways to exchange, two differ as much
-    back = gain(store.local(after), store.local(before), "t", seed=0)
-    assert back.difference == pytest.approx(-0.3)
+def test_a_gain_and_its_reverse_differ_in_sign_only(store):
+    made = inputs(
+        store,
+        a=evaluation(store, "a", [0.1, 0.2, 0.3]),
+        b=evaluation(store, "b", [0.3, 0.5, 0.7]),
+    )
+    _, _, found = compare(store, options(["a", "b"], [("a", "b"), ("b", "a")]), made)
+    gain, loss = found["contrasts"]
+    assert gain["difference"] == pytest.approx(0.3) == -loss["difference"]
+    assert gain["p"] == loss["p"] == 0.25  # of eight ways to exchange, two differ as much
 
 
 def test_the_stage_is_made_anew_when_a_question_changes(store):
-    inputs = {"a": evaluation(store, "a", [0.1, 0.2]), "b": evaluation(store, "b", [0.1, 0.3])}
-    first, _ = make(store, "compare", options(["a", "b"], [("a", "b")]), inputs)
-    second, _ = make(store, "compare", options(["a", "b"], [("b", "a")]), inputs)
+    made = inputs(store, a=evaluation(store, "a", [0.1, 0.2]), b=evaluation(store, "b", [0.1, 0.3]))
+    first, _, _ = compare(store, options(["a", "b"], [("a", "b")]), made)
+    second, _, _ = compare(store, options(["a", "b"], [("b", "a")]), made)
     assert first.key != second.key
-    assert compare.VERSION == 3
 
 
-def test_each_query_s_difference_is_kept_for_every_step(store):
-    inputs = {"a": evaluation(store, "a", [0.1, 0.5]), "b": evaluation(store, "b", [0.4, 0.25])}
-    _, folder = make(store, "compare", options(["a", "b"], [("a", "b"), ("b", "a")]), inputs)
+def test_each_query_s_difference_is_kept_for_every_contrast(store):
+    made = inputs(
+        store, a=evaluation(store, "a", [0.1, 0.5]), b=evaluation(store, "b", [0.4, 0.25])
+    )
+    _, folder, found = compare(store, options(["a", "b"], [("a", "b"), ("b", "a")]), made)
     rows = columns(folder / "differences.parquet")
     assert rows["before"] == ["a", "a", "b", "b"]
     assert rows["after"] == ["b", "b", "a", "a"]
     assert rows["query_id"] == ["q0", "q1", "q0", "q1"]
+    assert rows["query"] == ["text | 0", "text | 1"] * 2
     assert rows["before_score"] == [0.1, 0.5, 0.4, 0.25]
     assert rows["difference"] == pytest.approx([0.3, -0.25, -0.3, 0.25])
+    assert [row["query_id"] for row in found["examples"]] == ["q0", "q1", "q1", "q0"]

@@ -3,11 +3,11 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from expandr_core.evaluation.markdown import format_p
 from hypothesis import given
 from hypothesis import strategies as st
 
 from expandr_core.errors import DataError
-from expandr_core.evaluation.markdown import format_p
 from expandr_core.evaluation.significance import compare_queries, holm, paired_p, too_few_to_tell
 
 

@@ -1,4 +1,4 @@
-"""The leaderboard: means by hand, deviations over seeds, one family of tests, what is missing."""
+"""Several datasets: means by hand, deviations over seeds, one family of tests, what is missing."""
 
 import json
 from typing import Any
@@ -10,14 +10,13 @@ from evaluation_world import make, put, table
 
 from expandr_core.data.catalog import BEIR
 from expandr_core.errors import DataError
-from expandr_core.evaluation.leaderboard import MeasuredDataset, means_over
+from expandr_core.evaluation.comparison import Contrast, MeasuredDataset, System, means_over
 from expandr_core.evaluation.metrics import METRICS
 from expandr_core.evaluation.significance import holm
-from expandr_core.stages.compare import StepOptions
-from expandr_core.stages.leaderboard import OPTIONS, RankedSystem
+from expandr_core.stages.compare import CompareOptions
 from expandr_core.store.store import Store
 
-# nDCG@10 by place, system and sample; the same for all metrics
+# nDCG@10 by dataset, system and seed; the same for all metrics
 VALUES: dict[str, dict[str, list[list[float]]]] = {
     "nq": {
         "bm25": [[0.2, 0.2, 0.2, 0.2]],
@@ -39,37 +38,37 @@ VALUES: dict[str, dict[str, list[list[float]]]] = {
 DATASETS = (
     MeasuredDataset(name="nq", benchmark="BEIR", domain="in-domain"),
     MeasuredDataset(name="scifact", benchmark="BEIR", domain="out-of-domain"),
-    MeasuredDataset(name="law", benchmark="other", domain="other", parts=("a", "b")),
+    MeasuredDataset(name="law", benchmark="other", domain="other", subsets=("a", "b")),
 )
 SYSTEMS = (
-    RankedSystem(name="bm25", title="BM25"),
-    RankedSystem(name="query", title="query only"),
-    RankedSystem(name="sampled", title="+ expansion", baseline="query", samples=2),
+    System(name="bm25", title="BM25"),
+    System(name="query", title="query only"),
+    System(name="sampled", title="+ expansion", baseline="query", seeds=2),
 )
-STEPS = (StepOptions(before="query", after="sampled", question="Do expansions help?"),)
+CONTRASTS = (Contrast(before="query", after="sampled", question="Do expansions help?"),)
 
 
-def options(**changes: Any) -> OPTIONS:
-    values = {"systems": SYSTEMS, "datasets": DATASETS, "steps": STEPS}
-    return OPTIONS(**{**values, "test": "t", "significance_level": 0.05, **changes})
+def options(**changes: Any) -> CompareOptions:
+    values = {"systems": SYSTEMS, "datasets": DATASETS, "contrasts": CONTRASTS}
+    return CompareOptions(**{**values, "test": "t", "significance_level": 0.05, **changes})
 
 
 def inputs_of(store: Store) -> dict[str, Any]:
     inputs = {}
-    for place, systems in VALUES.items():
-        key = place.replace("/", "-")
-        queries = [(f"q{n}", f"text of {place} {n}") for n in range(len(systems["query"][0]))]
+    for dataset, systems in VALUES.items():
+        key = dataset.replace("/", "-")
+        queries = [(f"q{n}", f"text of {dataset} {n}") for n in range(len(systems["query"][0]))]
         made = put(
             store, f"{key}-queries", {"queries.parquet": table(["query_id", "query"], queries)}
         )
-        inputs[f"queries/{place}"] = made.at("queries.parquet")
-        for system, samples in systems.items():
-            for sample, values in enumerate(samples):
+        inputs[f"queries/{dataset}"] = made.at("queries.parquet")
+        for system, seeds in systems.items():
+            for seed, values in enumerate(seeds):
                 rows = [(f"q{n}", f"q{n}", *[value] * 4) for n, value in enumerate(values)]
                 metrics = dict.fromkeys(METRICS, sum(values) / len(values))
-                inputs[f"measured/{place}/{system}/{sample}"] = put(
+                inputs[f"measured/{dataset}/{system}/{seed}"] = put(
                     store,
-                    f"{key}-{system}-{sample}",
+                    f"{key}-{system}-{seed}",
                     {"per_query.parquet": table(["query_id", "cluster", *METRICS], rows)},
                     texts={"metrics.json": json.dumps(metrics | {"queries": len(values)})},
                 )
@@ -78,7 +77,7 @@ def inputs_of(store: Store) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Store:
-    return Store(str(tmp_path_factory.mktemp("leaderboard") / "store"))
+    return Store(str(tmp_path_factory.mktemp("comparison") / "store"))
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +87,12 @@ def inputs(store) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def made(store, inputs):
-    return make(store, "leaderboard", options(), inputs)[1]
+    return make(store, "compare", options(), inputs)[1]
 
 
 @pytest.fixture(scope="module")
 def report(made) -> dict[str, Any]:
-    return json.loads((made / "leaderboard.json").read_text())
+    return json.loads((made / "comparison.json").read_text())
 
 
 def rows(report: dict[str, Any], kind: str = "results") -> dict[tuple[str, str], dict[str, Any]]:
@@ -101,17 +100,17 @@ def rows(report: dict[str, Any], kind: str = "results") -> dict[tuple[str, str],
     return {(row["system"], row[other]): row for row in report[kind]}
 
 
-def test_a_dataset_s_result_is_the_mean_of_its_samples_with_their_deviation(report):
+def test_a_dataset_s_result_is_the_mean_over_its_seeds_with_their_deviation(report):
     row = rows(report)["sampled", "nq"]
     assert row["ndcg_at_10"] == pytest.approx(0.45)  # of 0.4 and 0.5
     assert row["ndcg_at_10_deviation"] == pytest.approx(0.1 / 2**0.5)  # n - 1
-    assert (row["samples"], row["queries"]) == (2, 4)
+    assert (row["seeds"], row["queries"]) == (2, 4)
     single = rows(report)["query", "nq"]
     assert single["ndcg_at_10"] == pytest.approx(0.25)
     assert single["ndcg_at_10_deviation"] is None
 
 
-def test_a_dataset_with_parts_has_their_unweighted_mean(report):
+def test_a_dataset_with_subsets_has_their_unweighted_mean(report):
     found = rows(report)
     assert found["bm25", "law"]["ndcg_at_10"] == pytest.approx(0.5)  # 1 and 0, not 1/4
     assert found["query", "law"]["ndcg_at_10"] == pytest.approx(0.05)
@@ -125,7 +124,7 @@ def test_means_are_apart_by_domain_and_benchmark_and_say_what_they_are_of(report
     assert found["sampled", "BEIR, out-of-domain (1 of 11)"]["ndcg_at_10"] == pytest.approx(0.4)
     everything = found["sampled", "BEIR, mean of 2 of 15"]
     assert everything["ndcg_at_10"] == pytest.approx(0.425)
-    # the samples' means over both datasets are (0.4 + 0.25) / 2 and (0.5 + 0.55) / 2
+    # the seeds' means over both datasets are (0.4 + 0.25) / 2 and (0.5 + 0.55) / 2
     assert everything["ndcg_at_10_deviation"] == pytest.approx(0.2 / 2**0.5)
     assert set(everything["missing"]) == BEIR.keys() - {"nq", "scifact"}
     assert found["bm25", "other datasets, mean of 1"]["ndcg_at_10"] == pytest.approx(0.5)
@@ -145,15 +144,15 @@ def test_only_all_fifteen_make_the_mean_of_all_fifteen():
     assert means_over(all_of_them[1:])[-1].missing == ("msmarco",)
 
 
-def test_the_tests_of_all_datasets_are_one_family_on_the_mean_of_the_samples(report):
-    nq, scifact, law = report["steps"]
-    assert [step["dataset"] for step in report["steps"]] == ["nq", "scifact", "law"]
+def test_the_tests_of_all_datasets_are_one_family_on_the_mean_over_seeds(report):
+    nq, scifact, law = report["contrasts"]
+    assert [each["dataset"] for each in report["contrasts"]] == ["nq", "scifact", "law"]
     assert nq["p"] == 2 / 2**4  # all four gain, and four are too few for a t-test
     assert nq["difference"] == pytest.approx(0.2)
-    assert (scifact["difference"], scifact["p"]) == (0, 1)  # the samples' means are query only's
+    assert (scifact["difference"], scifact["p"]) == (0, 1)  # the seeds' means are query only's
     assert (scifact["wins"], scifact["losses"]) == (0, 0)
-    assert [step["corrected_p"] for step in report["steps"]] == pytest.approx(
-        holm([step["p"] for step in report["steps"]])
+    assert [each["corrected_p"] for each in report["contrasts"]] == pytest.approx(
+        holm([each["p"] for each in report["contrasts"]])
     )
     row = rows(report)["sampled", "nq"]
     assert (row["corrected_p"], row["wins"], row["losses"]) == (nq["corrected_p"], 4, 0)
@@ -161,8 +160,8 @@ def test_the_tests_of_all_datasets_are_one_family_on_the_mean_of_the_samples(rep
     assert law["queries"] == 4
 
 
-def test_the_test_of_a_dataset_with_parts_is_of_their_unweighted_mean(report):
-    law = report["steps"][2]
+def test_the_test_of_a_dataset_with_subsets_is_of_their_unweighted_mean(report):
+    law = report["contrasts"][2]
     results = rows(report)
     gain = results["sampled", "law"]["ndcg_at_10"] - results["query", "law"]["ndcg_at_10"]
     assert law["difference"] == pytest.approx(gain) == pytest.approx(0.25)
@@ -180,7 +179,7 @@ def test_every_query_s_difference_is_kept_with_its_text(made):
 
 
 def test_the_table_has_a_row_for_each_system_and_dataset(made, report):
-    found = pd.read_csv(made / "leaderboard.csv")
+    found = pd.read_csv(made / "comparison.csv")
     assert list(found.columns[:2]) == ["system", "dataset"]
     assert len(found) == 9
     row = found[(found["system"] == "+ expansion") & (found["dataset"] == "scifact")].iloc[0]
@@ -188,11 +187,11 @@ def test_the_table_has_a_row_for_each_system_and_dataset(made, report):
     assert row["in_domain_mean"] == pytest.approx(0.45)
     assert row["out_of_domain_mean"] == pytest.approx(0.4)
     assert row["benchmark_mean_is_of"] == "BEIR, mean of 2 of 15"
-    assert row["corrected_p"] == pytest.approx(report["steps"][1]["corrected_p"])
+    assert row["corrected_p"] == pytest.approx(report["contrasts"][1]["corrected_p"])
 
 
 def test_the_report_to_read_says_what_is_missing_and_who_won(made):
-    text = (made / "leaderboard.md").read_text()
+    text = (made / "report.md").read_text()
     assert "**Missing** of BEIR: msmarco, trec-covid, nfcorpus, hotpotqa" in text
     assert "+ expansion: mean ± standard deviation over 2 seeds." in text
     lines = text.splitlines()
@@ -203,14 +202,14 @@ def test_the_report_to_read_says_what_is_missing_and_who_won(made):
     assert "## Leakage" not in text
 
 
-def test_what_makes_its_numbers_doubtful_stands_in_the_leaderboard(store, inputs):
+def test_what_makes_its_numbers_doubtful_stands_in_the_report(store, inputs):
     doubtful = options(warnings=("expand: 9 of 10 texts (90 %) are empty",))
-    _, folder = make(store, "leaderboard", doubtful, inputs)
+    _, folder = make(store, "compare", doubtful, inputs)
     said = "**Warning**: expand: 9 of 10 texts (90 %) are empty."
-    assert said in (folder / "leaderboard.md").read_text().splitlines()
+    assert said in (folder / "report.md").read_text().splitlines()
 
 
-def test_audits_are_shown_by_place(store, inputs):
+def test_audits_are_shown_by_dataset(store, inputs):
     part = {"queries": 1, "share": 0.25, "gain_of_these": 0.1, "gain_without": 0.2}
     audit = {
         "rule": "copying: many words",
@@ -223,8 +222,8 @@ def test_audits_are_shown_by_place(store, inputs):
         "any": part | {"gain_without": None},
     }
     artifact = put(store, "audit-1", {}, texts={"audit.json": json.dumps(audit)})
-    _, folder = make(store, "leaderboard", options(), inputs | {"audit/law/b/sampled": artifact})
-    text = (folder / "leaderboard.md").read_text()
+    _, folder = make(store, "compare", options(), inputs | {"audit/law/b/sampled": artifact})
+    text = (folder / "report.md").read_text()
     [row] = [line for line in text.splitlines() if line.startswith("| law/b ")]
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
     assert cells == [
@@ -233,13 +232,13 @@ def test_audits_are_shown_by_place(store, inputs):
     ]
 
 
-def test_what_cannot_be_ranked_is_refused(store, inputs):
+def test_what_cannot_be_compared_is_refused(store, inputs):
     lacking = {role: each for role, each in inputs.items() if role != "measured/nq/sampled/1"}
     with pytest.raises(DataError, match="no evaluation 'measured/nq/sampled/1'"):
-        make(store, "leaderboard", options(), lacking)
-    step = StepOptions(before="query", after="nobody", question="?")
+        make(store, "compare", options(), lacking)
+    contrast = Contrast(before="query", after="nobody", question="?")
     with pytest.raises(DataError, match=r"names unknown systems: \['nobody'\]"):
-        make(store, "leaderboard", options(steps=(step,)), inputs)
+        make(store, "compare", options(contrasts=(contrast,)), inputs)
     other = inputs | {"measured/nq/sampled/1": inputs["measured/scifact/sampled/1"]}
-    with pytest.raises(DataError, match="2 samples of a system were measured on different"):
-        make(store, "leaderboard", options(), other)
+    with pytest.raises(DataError, match="2 seeds of a system were measured on different"):
+        make(store, "compare", options(), other)

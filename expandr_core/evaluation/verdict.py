@@ -1,0 +1,152 @@
+"""A comparison in words: what helped, what hurt, what cannot be told, and which system is best."""
+
+from collections import defaultdict
+from typing import Any, NamedTuple
+
+from expandr_core.evaluation.comparison import titles_of
+from expandr_core.evaluation.metrics import MEASURES
+from expandr_core.evaluation.significance import fewest_to_tell
+from expandr_core.options.base import Options
+
+NAMED = 5  # so many datasets at most are named
+_ON = {
+    "better": "significantly better",
+    "worse": "significantly worse",
+    "unclear": "no difference shown",
+    "too few": "too few queries to tell",
+}
+
+
+class Kept(Options):
+    """The models that are kept, chosen on other data than this.
+
+    `expanded` and `alone` name the systems that search with them, with an expansion and without;
+    `reason` says why they are kept, in a sentence.
+    """
+
+    expanded: str
+    alone: str
+    reason: str
+
+
+class Verdict(NamedTuple):
+    """What a comparison says.
+
+    Attributes:
+        sentences: in words, for people.
+        expand: whether the kept models search better with an expansion; None if none are kept.
+    """
+
+    sentences: list[str]
+    expand: bool | None
+
+
+def verdict(comparison: dict[str, Any], kept: Kept | None) -> Verdict:
+    """Say what a comparison has shown.
+
+    Args:
+        comparison: comparison.json, but for the verdict.
+        kept: it is about these models; without any, about every system that has a baseline.
+
+    >>> systems = [{"name": "query", "title": "query only", "baseline": ""},
+    ...            {"name": "joint", "title": "joint round 1", "baseline": "query"}]
+    >>> contrast = {"dataset": "test", "before": "query", "after": "joint", "effect": "worse",
+    ...             "difference": -0.025, "corrected_p": 0.01, "clusters": 50}
+    >>> scores = [{"system": "query", "dataset": "test", "ndcg_at_10": 0.951},
+    ...           {"system": "joint", "dataset": "test", "ndcg_at_10": 0.926}]
+    >>> comparison = {"metric": "ndcg_at_10", "systems": systems, "datasets": [{"name": "test"}],
+    ...               "results": scores, "contrasts": [contrast], "significance_level": 0.05}
+    >>> for sentence in verdict(comparison, Kept(expanded="joint", alone="query", reason="")).sentences:
+    ...     print(sentence)
+    On this data the expansions hurt: query only 0.951, joint round 1 0.926 (-0.025, p = 0.01).
+    The best system is query only with nDCG@10 0.951.
+    Without expansions the kept models reach 0.951, with them 0.926.
+    """
+    several = len(comparison["datasets"]) > 1
+    sentences = [kept.reason] if kept and kept.reason else []
+    for system in comparison["systems"]:
+        contrasts = _with_baseline(comparison, system)
+        if contrasts and (kept is None or system["name"] == kept.expanded):
+            say = _effects if several else _effect
+            sentences.append(say(comparison, system, contrasts))
+    sentences += _best(comparison, several)
+    if kept is None:
+        return Verdict(sentences, None)
+    scores = _scores(comparison)
+    expand = scores[kept.expanded] >= scores[kept.alone]
+    if not expand:
+        sentences.append(
+            f"Without expansions the kept models reach {scores[kept.alone]:.3f}, with them "
+            f"{scores[kept.expanded]:.3f}."
+        )
+    return Verdict(sentences, expand)
+
+
+def _scores(comparison: dict[str, Any]) -> dict[str, float]:
+    """Return each system's mean over the datasets."""
+    by_system: defaultdict[str, list[float]] = defaultdict(list)
+    for row in comparison["results"]:
+        by_system[row["system"]].append(row[comparison["metric"]])
+    return {system: sum(scores) / len(scores) for system, scores in by_system.items()}
+
+
+def _with_baseline(comparison: dict[str, Any], system: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the contrasts of a system with its baseline, one per dataset."""
+    pair = system["baseline"], system["name"]
+    return [each for each in comparison["contrasts"] if (each["before"], each["after"]) == pair]
+
+
+def _effect(
+    comparison: dict[str, Any], system: dict[str, Any], contrasts: list[dict[str, Any]]
+) -> str:
+    """Say how a system differs from its baseline on the one dataset."""
+    [contrast] = contrasts
+    scores, titles = _scores(comparison), titles_of(comparison)
+    before, after = system["baseline"], system["name"]
+    least = fewest_to_tell(comparison["significance_level"])
+    what = {
+        "better": "On this data the expansions help",
+        "worse": "On this data the expansions hurt",
+        "unclear": "On this data no difference is shown",
+        "too few": f"{contrast['clusters']} observations are too few to tell, it takes {least} at least",
+    }
+    return (
+        f"{what[contrast['effect']]}: {titles[before]} {scores[before]:.3f}, {titles[after]} "
+        f"{scores[after]:.3f} ({contrast['difference']:+.3f}, p = {contrast['corrected_p']:.2g})."
+    )
+
+
+def _effects(
+    comparison: dict[str, Any], system: dict[str, Any], contrasts: list[dict[str, Any]]
+) -> str:
+    """Say on which datasets a system differs from its baseline."""
+    titles = titles_of(comparison)
+    phrases = []
+    for effect, what in _ON.items():
+        datasets = [each["dataset"] for each in contrasts if each["effect"] == effect]
+        if datasets:
+            number = (
+                str(len(datasets)) if phrases else f"{len(datasets)} of {len(contrasts)} datasets"
+            )
+            named = f" ({', '.join(datasets)})" if len(datasets) <= NAMED else ""
+            phrases.append(f"{what} on {number}{named}")
+    pair = f"{titles[system['name']]} against {titles[system['baseline']]}"
+    return f"{pair}: {', '.join(phrases)}."
+
+
+def _best(comparison: dict[str, Any], several: bool) -> list[str]:
+    """Name the system that is best: on the dataset, or in each benchmark's mean."""
+    metric, titles = comparison["metric"], titles_of(comparison)
+    said = f"with {MEASURES[metric].title}"
+    if not several:
+        best = max(comparison["results"], key=lambda row: row[metric])
+        return [f"The best system is {titles[best['system']]} {said} {best[metric]:.3f}."]
+    sentences = []
+    whole = [mean for mean in comparison["means"] if mean["scope"] == "all"]
+    for title in dict.fromkeys(mean["title"] for mean in whole):
+        best = max((m for m in whole if m["title"] == title), key=lambda mean: mean[metric])
+        system = titles[best["system"]]
+        sentences.append(
+            f"The best system by the mean ({title}) is {system} {said} {best[metric]:.3f}."
+        )
+    return sentences
