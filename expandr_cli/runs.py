@@ -1,7 +1,5 @@
 """List the runs that a store knows: those that are over, that go on, and that failed."""
 
-import csv
-import json
 import platform
 from collections import defaultdict
 from datetime import datetime
@@ -14,6 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from deployments.plan import TAG
+from expandr_core.errors import DataError
+from expandr_core.evaluation.comparison import read_comparison, titles_of
+from expandr_core.evaluation.metrics import MEASURES
+from expandr_core.evaluation.render import EFFECTS
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
 
@@ -76,31 +78,34 @@ def _data(record: dict[str, Any]) -> str:
 
 def _headline(store: Store, run: dict[str, Any]) -> str:
     """Say in a line what a run brought."""
+    if "report" not in run:
+        return ""
     try:
-        if "leaderboard" in run:
-            return _best_system(store, Artifact(**run["leaderboard"]))
-        return _gain(store, run) if "report" in run else ""
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        comparison = read_comparison(store.local(Artifact(**run["report"])))
+        return _outcome(comparison) if comparison["kept"] else _best_system(comparison)
+    except (DataError, OSError, ValueError, KeyError, TypeError) as error:
         return f"its report cannot be read ({type(error).__name__})"
 
 
-def _gain(store: Store, run: dict[str, Any]) -> str:
-    """Compare the best round with the queries alone."""
-    folder = store.local(Artifact(**run["report"]))
-    systems = json.loads((folder / "report.json").read_text())["systems"]
-    scores = {system["role"]: system["ndcg_at_10"] for system in systems}
-    best, split = run["best_round"], systems[0]["split"]
-    after = scores[f"round-{best}" if best else "untrained"]
-    how = f"round {best}" if best else "no round was better than the start"
-    return f"nDCG@10 on {split} {scores['query']:.3f} -> {after:.3f} ({how})"
+def _outcome(comparison: dict[str, Any]) -> str:
+    """Compare what is kept of the loop with its baseline."""
+    kept = comparison["kept"]["expanded"]
+    rows = {row["system"]: row for row in comparison["results"]}
+    [system] = [system for system in comparison["systems"] if system["name"] == kept]
+    before, after = (rows[name][comparison["metric"]] for name in (system["baseline"], kept))
+    return (
+        f"{MEASURES[comparison['metric']].title} on {rows[kept]['dataset']} {before:.3f} -> {after:.3f} "
+        f"({system['title']}): {EFFECTS[rows[kept]['effect']].removeprefix('* ')}"
+    )
 
 
-def _best_system(store: Store, leaderboard: Artifact) -> str:
+def _best_system(comparison: dict[str, Any]) -> str:
     """Name the system with the best mean over the datasets."""
-    with (store.local(leaderboard) / "leaderboard.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
     scores: dict[str, list[float]] = defaultdict(list)
-    for row in rows:
-        scores[row["system"]].append(float(row["ndcg_at_10"]))
-    system = max(scores, key=lambda name: mean(scores[name]))
-    return f"nDCG@10 {mean(scores[system]):.3f}, best of {len(scores)} systems: {system}"
+    for row in comparison["results"]:
+        scores[row["system"]].append(row[comparison["metric"]])
+    best = max(scores, key=lambda name: mean(scores[name]))
+    return (
+        f"{MEASURES[comparison['metric']].title} {mean(scores[best]):.3f}, best of {len(scores)} "
+        f"systems: {titles_of(comparison)[best]}"
+    )

@@ -1,95 +1,18 @@
 """Print runs, reports, artifacts and their lineage in the terminal."""
 
 import json
-import os
-import shlex
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
-from expandr_cli.terminal import absolute
+from expandr_cli.results import print_summary
 from expandr_core.errors import DataError
-from expandr_core.store.artifacts import Artifact
 from expandr_core.store.manifests import DamagedArtifact, fact
 from expandr_core.store.store import Store
 from flows.run import Summary, find_run
 from tasks.stage import open_store
-
-HEADLINES = ("bm25", "query", "untrained", "aligned-1", "control")
-
-
-def print_summary(out: Console, store: Store, run: Summary) -> None:
-    """Print what a run brought, and where to look next; the store may have moved since."""
-    report = json.loads((store.local(run.report) / "report.json").read_text())
-    out.print()
-    out.print(headline_table(report))
-    cached = run.options.retriever.model, run.options.llm.model
-    where = store.local(run.report) / "report.md"
-    best = f"round {run.best_round}" if run.best_round else "the start: no round beat it"
-    out.print(
-        f"p: paired {report['test']}-test of nDCG@10, Holm's correction over "
-        f"{len(report['steps'])} steps; * significant at {report['significance_level']:g}.\n"
-        f"Best on the dev part: {best} (LLM: {cached[1]}, retriever: {cached[0]}).",
-        highlight=False,
-    )
-    for warning in report.get("warnings", ()):
-        out.print(f"Warning: {warning}.", style="yellow", highlight=False)
-    option = _store_option(store)
-    out.print("\nWhere to look next", style="bold")
-    for what, command in (
-        ("every system and test", str(where)),
-        ("how each number came to be", f"expandr show {run.name}{option}"),
-        ("try it", f'expandr search "your question"{option}'),
-        ("the run in Prefect's UI", "prefect server start   (then open http://127.0.0.1:4200)"),
-    ):
-        out.print(f"  {what:<28}{command}", highlight=False, soft_wrap=True)
-
-
-def _store_option(store: Store) -> str:
-    """Return what a command must be told to find this store, if it does not look there by itself."""
-    usual = absolute(os.environ.get("EXPANDR_STORE", "store"))
-    return "" if store.url == usual.rstrip("/") else f" --store {shlex.quote(store.url)}"
-
-
-def headline_table(report: dict[str, Any]) -> Table:
-    """Lay out the systems of the paper's argument, with the p-value of the step to each."""
-    systems = {system["role"]: system for system in report["systems"]}
-    rounds = sorted(role for role in systems if role.removeprefix("round-").isdigit())
-    before = {"untrained": "query", "aligned-1": "untrained", "control": "query"}
-    before |= {"round-1": "aligned-1"}
-    before |= dict(zip(rounds[1:], rounds, strict=False))
-    steps = {(step["before"], step["after"]): step for step in report["steps"]}
-    table = Table(title=f"{report['systems'][0]['queries']} queries of the "
-                  f"{report['systems'][0]['split']} part")  # fmt: skip
-    for name in ("system", "nDCG@10", "Recall@100", "step", "p"):
-        table.add_column(name, justify="left" if name in ("system", "step") else "right")
-    for role in [role for role in (*HEADLINES, *rounds) if role in systems]:
-        system = systems[role]
-        row = [system["title"], f"{system['ndcg_at_10']:.3f}", f"{system['recall_at_100']:.3f}"]
-        step = steps.get((before.get(role, ""), role))
-        if step:
-            star = " *" if step["significant"] else ""
-            versus = f"{step['difference']:+.3f} over {systems[step['before']]['title']}"
-            row += [versus, f"{step['corrected_p']:.2g}{star}"]
-        table.add_row(*row)
-    return table
-
-
-def print_leaderboard(out: Console, url: str, leaderboard: Artifact) -> None:
-    """Print the means and the results on each dataset, and where to look next."""
-    store = open_store(url)
-    folder = store.local(leaderboard)
-    text = (folder / "leaderboard.md").read_text()
-    results = text.partition("\n## Tests")[0].removeprefix("# Leaderboard\n")
-    out.print(results, markup=False, highlight=False, soft_wrap=True)
-    out.print(f"The rest, and CSV and JSON: {folder}", highlight=False, soft_wrap=True)
-    out.print(
-        f"How each number came to be: expandr show {leaderboard.key}{_store_option(store)}",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
 
 
 def show_any(out: Console, url: str, what: str) -> None:

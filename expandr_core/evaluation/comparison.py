@@ -6,7 +6,9 @@ over datasets. Means are taken within a benchmark, never across, and are called 
 only if all are there. The p-values of all contrasts on all datasets are one family (Holm).
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +22,7 @@ from expandr_core.evaluation.metrics import HEADLINE, METRICS
 from expandr_core.evaluation.significance import Difference, fewest_to_tell, holm
 from expandr_core.options.base import Options, Positive
 
+SCHEMA = 1  # of comparison.json
 SHOWN = 5  # wins and losses per contrast
 SCOPES: tuple[Domain | str, ...] = ("in-domain", "out-of-domain", "all")
 _DIGITS = 12  # so that a mean of equal scores equals them, and is no win
@@ -291,6 +294,21 @@ def corrected(
             effect = "better" if change.difference > 0 else "worse"
         records.append(record | {"corrected_p": p, "significant": p < level, "effect": effect})
     return records
+
+
+def read_comparison(folder: Path) -> dict[str, Any]:
+    """Read comparison.json of an artifact of the stage compare.
+
+    Raises:
+        DataError: if another version wrote it.
+    """
+    comparison = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    if comparison.get("schema") != SCHEMA:
+        raise DataError(
+            f"{folder}/comparison.json has schema {comparison.get('schema')}, this version reads "
+            f"{SCHEMA}; compare the systems again"
+        )
+    return comparison
 
 
 def titles_of(comparison: dict[str, Any]) -> dict[str, str]:

@@ -41,12 +41,12 @@ class Verdict(NamedTuple):
     expand: bool | None
 
 
-def verdict(comparison: dict[str, Any], kept: Kept | None) -> Verdict:
+def verdict(comparison: dict[str, Any]) -> Verdict:
     """Say what a comparison has shown.
 
     Args:
-        comparison: comparison.json, but for the verdict.
-        kept: it is about these models; without any, about every system that has a baseline.
+        comparison: comparison.json, but for the verdict. If models are kept, it is about them, else
+            about every system that has a baseline.
 
     >>> systems = [{"name": "query", "title": "query only", "baseline": ""},
     ...            {"name": "joint", "title": "joint round 1", "baseline": "query"}]
@@ -54,30 +54,33 @@ def verdict(comparison: dict[str, Any], kept: Kept | None) -> Verdict:
     ...             "difference": -0.025, "corrected_p": 0.01, "clusters": 50}
     >>> scores = [{"system": "query", "dataset": "test", "ndcg_at_10": 0.951},
     ...           {"system": "joint", "dataset": "test", "ndcg_at_10": 0.926}]
+    >>> kept = {"expanded": "joint", "alone": "query", "reason": "Round 1 is kept."}
     >>> comparison = {"metric": "ndcg_at_10", "systems": systems, "datasets": [{"name": "test"}],
-    ...               "results": scores, "contrasts": [contrast], "significance_level": 0.05}
-    >>> for sentence in verdict(comparison, Kept(expanded="joint", alone="query", reason="")).sentences:
+    ...               "results": scores, "contrasts": [contrast], "significance_level": 0.05,
+    ...               "kept": kept}
+    >>> for sentence in verdict(comparison).sentences:
     ...     print(sentence)
+    Round 1 is kept.
     On this data the expansions hurt: query only 0.951, joint round 1 0.926 (-0.025, p = 0.01).
     The best system is query only with nDCG@10 0.951.
     Without expansions the kept models reach 0.951, with them 0.926.
     """
-    several = len(comparison["datasets"]) > 1
-    sentences = [kept.reason] if kept and kept.reason else []
+    kept, several = comparison["kept"], len(comparison["datasets"]) > 1
+    sentences = [kept["reason"]] if kept else []
     for system in comparison["systems"]:
         contrasts = _with_baseline(comparison, system)
-        if contrasts and (kept is None or system["name"] == kept.expanded):
+        if contrasts and (kept is None or system["name"] == kept["expanded"]):
             say = _effects if several else _effect
             sentences.append(say(comparison, system, contrasts))
     sentences += _best(comparison, several)
     if kept is None:
         return Verdict(sentences, None)
     scores = _scores(comparison)
-    expand = scores[kept.expanded] >= scores[kept.alone]
+    expand = scores[kept["expanded"]] >= scores[kept["alone"]]
     if not expand:
         sentences.append(
-            f"Without expansions the kept models reach {scores[kept.alone]:.3f}, with them "
-            f"{scores[kept.expanded]:.3f}."
+            f"Without expansions the kept models reach {scores[kept['alone']]:.3f}, with them "
+            f"{scores[kept['expanded']]:.3f}."
         )
     return Verdict(sentences, expand)
 

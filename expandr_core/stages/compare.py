@@ -28,6 +28,7 @@ from pydantic import Field
 
 from expandr_core.errors import DataError
 from expandr_core.evaluation.comparison import (
+    SCHEMA,
     Contrast,
     MeasuredDataset,
     System,
@@ -57,7 +58,6 @@ from expandr_core.seeding import derive_seed
 VERSION = 4
 ROLE = "measure"
 ISOLATION = "never"
-SCHEMA = 1  # of comparison.json
 CHANGES = pa.schema(
     [
         *((name, pa.string()) for name in ("dataset", "before", "after")),
@@ -108,8 +108,9 @@ def run(job: Job) -> None:
         "examples": examples(differences),
         "leakage": _audits(job),
         "warnings": list(options.warnings),
+        "kept": options.kept and options.kept.model_dump(),
     }
-    comparison["verdict"] = verdict(comparison, options.kept)._asdict()
+    comparison["verdict"] = verdict(comparison)._asdict()
     text = json.dumps(comparison, indent=1, ensure_ascii=False, allow_nan=False)
     (job.out / "comparison.json").write_text(text)
     (job.out / "report.md").write_text(render(json.loads(text)))

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from expandr_core.evaluation.verdict import Kept, verdict
+from expandr_core.evaluation.verdict import verdict
 
 TITLES = {
     "bm25": "BM25",
@@ -14,7 +14,7 @@ TITLES = {
     "round-2": "joint round 2",
 }
 SCORES = {"bm25": 0.6, "query": 0.8, "round-1": 0.9, "round-1-query": 0.85, "round-2": 0.88}
-KEPT = Kept(expanded="round-1", alone="round-1-query", reason="Round 1 of 2 is kept.")
+KEPT = {"expanded": "round-1", "alone": "round-1-query", "reason": "Round 1 of 2 is kept."}
 
 
 def contrast(effect: str, difference: float = 0.1, dataset: str = "test") -> dict[str, Any]:
@@ -44,11 +44,12 @@ def comparison(effect: str, difference: float = 0.1, **scores: float) -> dict[st
             for name, score in values.items()
         ],
         "contrasts": [contrast(effect, difference)],
+        "kept": KEPT,
     }
 
 
 def test_expansions_that_help_are_said_to_help():
-    said = verdict(comparison("better"), KEPT)
+    said = verdict(comparison("better"))
     assert said.sentences == [
         "Round 1 of 2 is kept.",
         "On this data the expansions help: query only 0.800, joint round 1 0.900 "
@@ -59,7 +60,7 @@ def test_expansions_that_help_are_said_to_help():
 
 
 def test_expansions_that_hurt_are_said_to_hurt_and_not_to_search_with():
-    said = verdict(comparison("worse", -0.1, round_1=0.7), KEPT)
+    said = verdict(comparison("worse", -0.1, round_1=0.7))
     assert said.sentences[1:] == [
         "On this data the expansions hurt: query only 0.800, joint round 1 0.700 "
         "(-0.100, p = 0.012).",
@@ -77,27 +78,27 @@ def test_expansions_that_hurt_are_said_to_hurt_and_not_to_search_with():
     ],
 )
 def test_what_cannot_be_told_is_not_told(effect, words):
-    assert verdict(comparison(effect), KEPT).sentences[1].startswith(words)
+    assert verdict(comparison(effect)).sentences[1].startswith(words)
 
 
 def test_bm25_can_be_best():
-    said = verdict(comparison("better", bm25=0.95), KEPT)
+    said = verdict(comparison("better", bm25=0.95))
     assert said.sentences[-1] == "The best system is BM25 with nDCG@10 0.950."
 
 
 def test_a_later_round_that_is_better_here_is_named_beside_the_one_that_is_kept():
-    said = verdict(comparison("better", round_2=0.92), KEPT)
+    said = verdict(comparison("better", round_2=0.92))
     assert said.sentences[0] == "Round 1 of 2 is kept."
     assert said.sentences[-1] == "The best system is joint round 2 with nDCG@10 0.920."
 
 
 def test_without_kept_models_every_system_that_has_a_baseline_is_judged():
-    said = verdict(comparison("better"), None)
+    said = verdict(comparison("better") | {"kept": None})
     assert len(said.sentences) == 2 and said.expand is None
 
 
 def test_several_datasets_are_counted_and_few_of_them_named():
-    several = comparison("better")
+    several = comparison("better") | {"kept": None}
     names = ["nq", "fever", "scifact"]
     several["datasets"] = [{"name": name} for name in names]
     effects = zip(["better", "worse", "better"], names, strict=True)
@@ -106,7 +107,7 @@ def test_several_datasets_are_counted_and_few_of_them_named():
         {"system": name, "scope": "all", "title": "BEIR, mean of 3 of 15", "ndcg_at_10": score}
         for name, score in SCORES.items()
     ]
-    assert verdict(several, None).sentences == [
+    assert verdict(several).sentences == [
         "joint round 1 against query only: significantly better on 2 of 3 datasets (nq, scifact), "
         "significantly worse on 1 (fever).",
         "The best system by the mean (BEIR, mean of 3 of 15) is joint round 1 with nDCG@10 0.900.",

@@ -1,0 +1,152 @@
+"""What a run has brought, in the terminal: tables of a comparison, the verdict, and what to do next."""
+
+import os
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from expandr_cli.terminal import absolute
+from expandr_core.evaluation.comparison import read_comparison, titles_of
+from expandr_core.evaluation.metrics import MEASURES
+from expandr_core.evaluation.render import EFFECTS, baseline_title, format_p, format_score
+from expandr_core.store.artifacts import Artifact
+from expandr_core.store.store import Store
+from flows.run import Summary
+from tasks.stage import open_store
+
+SHOWN = ("ndcg_at_10", "recall_at_100")
+STYLES = {"better": "green", "worse": "red"}
+
+
+def print_summary(out: Console, store: Store, run: Summary) -> None:
+    """Print what a run of the loop brought, and what to do next; the store may have moved since."""
+    folder = store.local(run.report)
+    comparison = read_comparison(folder)
+    print_comparison(out, comparison)
+    option = store_option(store)
+    if run.best_round:
+        out.print(f"\nThe best models, of round {run.best_round}", style="bold")
+        for role, what in {"llm": "language model", "retriever": "retriever"}.items():
+            key = run.models[role].key
+            out.print(f"  {what:<16}{key}", highlight=False, soft_wrap=True)
+            out.print(f"  {'':<16}{store.url}/artifacts/{key}", highlight=False, soft_wrap=True)
+    alone = "" if comparison["verdict"]["expand"] else " --no-expand"
+    commands = {
+        "try it": f'expandr search "your question"{alone}{option}',
+        "every system and test": f"{folder}/report.md",
+        "how each number came to be": f"expandr show {run.name}{option}",
+        "your data": "expandr run CONFIG --set data.collection=FOLDER",
+        "these models on other data": f"expandr evaluate CONFIG --run {run.name} --datasets FOLDER/",
+        "the run in Prefect's UI": "prefect server start, then http://127.0.0.1:4200",
+    }
+    out.print("\nWhat to do next", style="bold")
+    for what, command in commands.items():
+        out.print(f"  {what:<28}{command}", highlight=False, soft_wrap=True)
+    out.print(
+        "\nCONFIG is a YAML file such as configs/demo.yaml; FOLDER is in BEIR's layout (corpus.jsonl, "
+        "queries.jsonl, qrels/*.tsv).",
+        highlight=False,
+        style="dim",
+    )
+
+
+def print_suite(out: Console, url: str, report: Artifact) -> None:
+    """Print what a run of the suite brought, and where the rest is."""
+    store = open_store(url)
+    folder = store.local(report)
+    print_comparison(out, read_comparison(folder))
+    option = store_option(store)
+    for what in (
+        f"\nThe rest, and CSV and JSON: {folder}",
+        f"How each number came to be: expandr show {report.key}{option}",
+    ):
+        out.print(what, highlight=False, soft_wrap=True)
+
+
+def print_comparison(out: Console, comparison: dict[str, Any]) -> None:
+    """Print the tables, the verdict, how it was tested, and the warnings."""
+    for table in tables(comparison):
+        out.print()
+        out.print(table)
+    out.print()
+    for sentence in comparison["verdict"]["sentences"]:
+        out.print(sentence, markup=False, highlight=False)
+    if comparison["contrasts"]:
+        out.print(
+            f"p: paired {comparison['test']}-test of {MEASURES[comparison['metric']].title}, Holm's "
+            f"correction over {len(comparison['contrasts'])} tests; * p < "
+            f"{comparison['significance_level']:g}.",
+            highlight=False,
+            style="dim",
+        )
+    for warning in comparison["warnings"]:
+        out.print(f"Warning: {warning}.", style="yellow", markup=False, highlight=False)
+
+
+def tables(comparison: dict[str, Any]) -> Iterator[Table]:
+    """Yield the means over datasets, if there are several, and a table per dataset."""
+    if len(comparison["datasets"]) > 1:
+        yield _means(comparison)
+    for dataset in comparison["datasets"]:
+        rows = [row for row in comparison["results"] if row["dataset"] == dataset["name"]]
+        yield _results(comparison, rows)
+
+
+def _means(comparison: dict[str, Any]) -> Table:
+    """One row per system and one column per mean."""
+    metric, means = comparison["metric"], comparison["means"]
+    scopes = dict.fromkeys(mean["title"] for mean in means)
+    table = _table(f"{MEASURES[metric].title}, means over datasets", "system", *scopes)
+    for name, title in titles_of(comparison).items():
+        cells = {
+            mean["title"]: format_score(mean, metric) for mean in means if mean["system"] == name
+        }
+        table.add_row(title, *(cells.get(scope, "") for scope in scopes))
+    return table
+
+
+def _results(comparison: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
+    """The results on a dataset of the systems to look at first."""
+    titles, shown = titles_of(comparison), _shown(comparison)
+    table = _table(
+        f"{rows[0]['dataset']}: {rows[0]['queries']} queries",
+        "system",
+        *(MEASURES[name].title for name in SHOWN),
+        f"vs. {baseline_title(comparison)}",
+        "p",
+    )
+    for row in rows:
+        cells = [titles[row["system"]], *(format_score(row, name) for name in SHOWN)]
+        if row["p"] is not None:
+            word = EFFECTS[row["effect"]] if row["significant"] else ""
+            cells += [f"{row['difference']:+.3f} {word}".strip(), format_p(row["corrected_p"])]
+        if row["system"] in shown:
+            table.add_row(*cells, style=STYLES.get(row["effect"]))
+    return table
+
+
+def _shown(comparison: dict[str, Any]) -> set[str]:
+    """Choose systems: those with a baseline, the baselines, BM25, what is kept; all if none has one."""
+    systems, kept = comparison["systems"], comparison["kept"]
+    baselines = {system["name"]: system["baseline"] for system in systems if system["baseline"]}
+    if not baselines:
+        return {system["name"] for system in systems}
+    chosen = {kept["expanded"], kept["alone"]} if kept else set()
+    return {"bm25", *baselines, *baselines.values()} | chosen
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(title=title, box=None, title_justify="left", pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def store_option(store: Store) -> str:
+    """Return what a command must be told to find this store, if it does not look there by itself."""
+    usual = absolute(os.environ.get("EXPANDR_STORE", "store"))
+    return "" if store.url == usual.rstrip("/") else f" --store {shlex.quote(store.url)}"
