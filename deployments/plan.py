@@ -99,7 +99,7 @@ def plan(store: str, timezone: str) -> list[Deployment]:
             evaluate_suite,
             "manual",
             "cpu",
-            "Measure models on BEIR, NanoBEIR or other datasets, and rank them on a leaderboard.",
+            "Measure models on BEIR, NanoBEIR or other datasets, and compare them.",
             {"placement": SPREAD.model_dump(), "store": store},
         ),
         *(_alone(flow, pool, store) for flow, pool in STAGES),

@@ -160,7 +160,7 @@ def evaluate(
             help="llm=KEY or retriever=KEY to replace CONFIG's; training=KEY to check for leakage.",
         ),
     ] = None,
-    samples: Annotated[int, typer.Option(min=0, help="Seeds of sampled expansions.")] = 3,
+    seeds: Annotated[int, typer.Option(min=0, help="How many seeds of sampled expansions.")] = 3,
     store: StoreOption = "store",
     seed: SeedOption = None,
     changes: SetOption = None,
@@ -177,7 +177,7 @@ def evaluate(
         named[name].append(value)
     with complaints(AGAIN):
         from expandr_cli.preflight import check_suite
-        from expandr_cli.show import print_leaderboard
+        from expandr_cli.results import print_suite
         from expandr_cli.temporary_server import begun, prefect_server
         from flows.evaluate_suite import evaluate_suite
         from flows.model_pairs import MeasuredModels
@@ -198,10 +198,10 @@ def evaluate(
                 datasets=wanted,
                 options=options,
                 models=models,
-                samples=samples,
+                seeds=seeds,
                 store=store,
             )
-        print_leaderboard(out, summary.store, summary.leaderboard)
+        print_suite(out, summary.store, summary.report)
 
 
 @app.command()
@@ -214,7 +214,7 @@ def export_run(
     """Write the ranking of an evaluation in TREC's format, for trec_eval, ir_measures or ranx.
 
     Equal scores are written as the next lower number, so that every tool reads the same order.
-    `expandr show LEADERBOARD` lists the keys of its evaluations.
+    `expandr show REPORT` lists the keys of its evaluations.
     """
     from expandr_core.evaluation.trec import write_trec
     from tasks.stage import open_store
@@ -279,7 +279,7 @@ def _run_loop(options: JointLoopOptions, store: str, said: list[str]) -> None:
     """Run the loop; what was said of it is shown with it, here and in Prefect."""
     with complaints("`expandr resume` continues it; finished stages are reused from the store"):
         from expandr_cli.preflight import check_run
-        from expandr_cli.show import print_summary
+        from expandr_cli.results import print_summary
         from expandr_cli.temporary_server import begun, prefect_server
         from flows.joint_loop import joint_loop
         from flows.run import said_of_it

@@ -2,10 +2,11 @@
 
 from prefect import flow
 
+from expandr_core.evaluation.comparison import MeasuredDataset
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
+from tasks.comparison import Comparison, Measured, Mode
 from tasks.data import Evaluation
-from tasks.evaluate import Mode, Scoreboard, publish
 from tasks.placement import Placement
 from tasks.stage import Workspace
 
@@ -39,12 +40,14 @@ def evaluate(
     """
     work = Workspace(store=store, seed=options.seed, device=options.device, placement=placement)
     evaluation = Evaluation(work.find(queries), work.find(qrels), work.find(corpus))
-    board = Scoreboard(work, evaluation, "alone", options.retriever, options.evaluate)
-    model = work.find(retriever)
-    board.bm25("bm25", "BM25")
-    board.dense("query", "query only", model)
+    measured = Measured(MeasuredDataset(name="alone"), {"": evaluation})
+    systems, model = Comparison(work, options.evaluate, [measured]), work.find(retriever)
+    systems.bm25("bm25", "BM25")
+    systems.dense("query", "query only", model, options.retriever)
     if expansions:
-        board.dense("expanded", f"with expansion, {mode}", model, work.find(expansions), mode)
-        board.step("query", "expanded", "Does the expansion help?")
-    publish(work, board.report())
+        written = {"alone": [work.find(expansions)]}
+        title = f"with expansion, {mode}"
+        systems.dense("expanded", title, model, options.retriever, written, mode)
+        systems.ask("query", "expanded", "Does the expansion help?", baseline=True)
+    work.publish(systems.report(), "report.md", "evaluation-report")
     return work.made

@@ -4,7 +4,7 @@ dataset --> corpus --encode------------------------> vectors -------+
         \\-> judged queries --> alone -------------------------------+
                            --> expanded greedily, and by k seeds ---+--> evaluate --+
                            --> BM25 --------------------------------+               |
-training data --> audit of leakage -------------------------------------------------+--> leaderboard
+training data --> audit of leakage -------------------------------------------------+--> compare
 """
 
 from datetime import UTC, datetime
@@ -17,16 +17,16 @@ from pydantic import BaseModel, Field
 from expandr_core.data.catalog import find_datasets
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
-from flows.model_pairs import MeasuredModels, find_pairs
+from flows.model_pairs import MeasuredModels, ModelPair, find_pairs
 from flows.presets import Preset, place, resolve
 from flows.run import noted, run_name
+from tasks.comparison import Comparison
 from tasks.datasets import get_dataset
 from tasks.placement import Placement
 from tasks.stage import Workspace
-from tasks.suite import Suite, publish_leaderboard
 
 DEFAULTS, MODELS, HERE = JointLoopOptions(), MeasuredModels(), Placement()
-Samples = Annotated[int, Field(ge=0)]
+Seeds = Annotated[int, Field(ge=0)]
 
 
 class SuiteSummary(BaseModel):
@@ -34,7 +34,7 @@ class SuiteSummary(BaseModel):
 
     Attributes:
         name: of the run in the store.
-        leaderboard: the artifact with the leaderboard's files.
+        report: the comparison of all systems.
         steps: title and artifact of each step, in order.
         datasets: what was measured on, as it was asked for.
         preset: that it started from.
@@ -46,7 +46,7 @@ class SuiteSummary(BaseModel):
     store: str
     started: datetime
     finished: datetime
-    leaderboard: Artifact
+    report: Artifact
     steps: list[tuple[str, Artifact]]
     datasets: list[str] = []
     preset: str = "none"
@@ -60,12 +60,12 @@ def evaluate_suite(
     options: JointLoopOptions = DEFAULTS,
     back_to_default: tuple[str, ...] = (),
     models: MeasuredModels = MODELS,
-    samples: Samples = 3,
+    seeds: Seeds = 3,
     placement: Placement = HERE,
     fresh: bool = False,
     store: str = "store",
 ) -> SuiteSummary:
-    """Measure models on datasets, with statistics, an audit of leakage, and a leaderboard.
+    """Measure models on datasets, with significance tests, an audit of leakage, and a report.
 
     Args:
         datasets: Names such as scifact or nano-scifact; beir or nano-beir for all of them; folders or
@@ -75,7 +75,7 @@ def evaluate_suite(
             differs from its default changes the preset.
         back_to_default: Options of the preset that get their default back, such as dpo.beta.
         models: Which models are measured, if not those that the options name.
-        samples: Seeds of sampled expansions, besides the greedy one.
+        seeds: How many seeds of sampled expansions, apart from the greedy one.
         placement: Where each kind of stage runs. What a deployment's form begins with means "here" for
             the preset tiny, which one worker of the pool cpu can run alone.
         fresh: Make every artifact again, even if the store has it.
@@ -95,18 +95,44 @@ def evaluate_suite(
         pairs = find_pairs(work, options, models)
         found = [get_dataset(work, dataset, options.data) for dataset in wanted]
 
-        suite = Suite(work, pairs, options.evaluate, samples)
-        for dataset in found:
-            suite.measure(dataset)
-        leaderboard = suite.leaderboard()
-        summary = record_suite(work, leaderboard, started, (datasets, preset, tags))
-    publish_leaderboard(work, leaderboard)
+        systems = Comparison(work, options.evaluate, found)
+        systems.bm25("bm25", "BM25")
+        for number, pair in enumerate(pairs):
+            prefix = f"{pair.title}: " if len(pairs) > 1 else ""
+            measure_pair(systems, pair, number, prefix, seeds)
+        report = systems.report()
+        summary = record_suite(work, report, started, (datasets, preset, tags))
+    work.publish(report, "report.md", "suite-report")
     return summary
+
+
+def measure_pair(
+    systems: Comparison, pair: ModelPair, number: int, prefix: str, seeds: int
+) -> None:
+    """Measure a pair of models: the query alone, with greedy expansions, and with sampled ones."""
+
+    def name(kind: str, number: int = number) -> str:
+        return f"{kind}-{number + 1}" if number else kind
+
+    usage, title = pair.options.retriever, f"{prefix}query only"
+    systems.dense(name("query"), title, pair.retriever, usage)
+    written = {}
+    if systems.options.greedy:
+        written["greedy"] = systems.expand_greedily(pair.llm, pair.options, pair.title)
+    if seeds:
+        written["sampled"] = systems.expand(pair.llm, pair.options, pair.title, seeds)
+    for kind, expansions in written.items():
+        title = f"{prefix}+ expansion, {kind}"
+        systems.dense(name(kind), title, pair.retriever, usage, expansions)
+        systems.audit(name("query"), name(kind), expansions, pair.training)
+        systems.ask(name("query"), name(kind), "Does the expansion help?", baseline=True)
+    for kind in ("query", *written) if number else ():
+        systems.ask(name(kind, 0), name(kind), "Are these models better than the first?")
 
 
 def record_suite(
     work: Workspace,
-    leaderboard: Artifact,
+    report: Artifact,
     started: datetime,
     asked: tuple[tuple[str, ...], str, list[str]],
 ) -> SuiteSummary:
@@ -118,7 +144,7 @@ def record_suite(
         store=work.store,
         started=started,
         finished=datetime.now(UTC),
-        leaderboard=leaderboard,
+        report=report,
         steps=work.made,
         datasets=list(datasets),
         preset=preset,

@@ -13,12 +13,11 @@ from prefect import flow, get_run_logger
 
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
+from flows.measurements import kept, measure_on_dev, measure_round, measure_start, open_comparison
 from flows.presets import Preset, place, resolve
 from flows.run import Models, Run, Summary, noted, record_run
-from flows.systems import measure_on_dev, measure_round, measure_start, open_scoreboard
 from tasks.data import prepare_data
 from tasks.dpo import align
-from tasks.evaluate import publish
 from tasks.expand import write_expansions
 from tasks.models import build_llm, build_retriever, check_adapter, import_models
 from tasks.placement import Placement
@@ -68,7 +67,7 @@ def joint_loop(
         run = Run(work, data, options)
         best, report = run_rounds(run, Models(0, llm, retriever))
         summary = record_run(run, report, best, started, preset, tags)
-    publish(work, report)
+    work.publish(report, "report.md", "joint-loop-report")
     return summary
 
 
@@ -77,8 +76,8 @@ def run_rounds(run: Run, base: Models) -> tuple[Models, Artifact]:
     options, data = run.options, run.data
     best = current = base
     pairs = choose_pairs(run, current, ", round 1")  # if they are too few, before all else
-    board, dev = open_scoreboard(run, data.reported), open_scoreboard(run, "dev")
-    control = measure_start(run, board, base)
+    systems, dev = open_comparison(run, data.reported), open_comparison(run, "dev")
+    control = measure_start(run, systems, base)
     measure_on_dev(run, dev, base)
 
     for number in range(1, options.loop.rounds + 1):
@@ -89,17 +88,17 @@ def run_rounds(run: Run, base: Models) -> tuple[Models, Artifact]:
         start = base if options.loop.retriever_start == "base" else current
         retriever = retrain_retriever(run, llm, start, current, when)
         previous, current = current, Models(number, llm, retriever)
-        measure_round(run, board, control, base, previous, current)
+        measure_round(run, systems, control, base, previous, current)
         measure_on_dev(run, dev, current)
 
-        difference, significant = dev.gain(f"round-{best.round}", f"round-{number}")
+        difference, significant = dev.difference(f"round-{best.round}", f"round-{number}")
         gained = significant and difference > 0
         get_run_logger().info("round %d changes nDCG@10 on dev by %+.3f", number, difference)
         best = current if difference > 0 else best
         if options.loop.stop_without_gain and not gained:
             get_run_logger().info("that is no significant gain: the loop stops")
             break
-    return best, board.report()
+    return best, systems.report(kept=kept(best, current.round))
 
 
 def choose_pairs(run: Run, current: Models, when: str) -> Artifact:

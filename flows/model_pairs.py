@@ -1,5 +1,6 @@
 """Which language models and retrievers a suite measures together."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field
@@ -11,9 +12,25 @@ from expandr_core.store.artifacts import Artifact
 from flows.run import Summary, find_run
 from tasks.models import import_models
 from tasks.stage import Workspace
-from tasks.suite import ModelPair
 
 EXAMPLES = ("preference.parquet", "retriever.parquet")
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """A language model and a retriever that are measured together.
+
+    Attributes:
+        title: as the report shows it.
+        options: how the retriever is used and the LLM writes; of a run's models, those of the run.
+        training: files of examples that the models were trained on, as far as they are known.
+    """
+
+    title: str
+    llm: Artifact
+    retriever: Artifact
+    options: JointLoopOptions
+    training: tuple[Artifact, ...]
 
 
 class MeasuredModels(Options):

@@ -68,4 +68,4 @@ class PlannedWorkspace(Workspace):
 
     def read_json(self, artifact: Artifact, path: str) -> Any:
         """Read a report that was not made: every round brings a gain."""
-        return {"steps": [{"difference": 1.0, "significant": True}]}
+        return {"contrasts": [{"difference": 1.0, "significant": True}]}

@@ -57,8 +57,9 @@ def volume(
         case "evaluate_bm25":
             return {"texts": _texts(inputs, counts), "passages": _rows(store, inputs["corpus"])}
         case "compare":
-            results = sum(each.counts["queries"] for each in inputs.values())
-            return {"systems": len(inputs), "results": results}
+            measured = [made for role, made in inputs.items() if role.startswith("measured/")]
+            results = sum(each.counts["queries"] for each in measured)
+            return {"systems": len(measured), "results": results}
         case "tiny_llm" | "tiny_retriever":
             return {"texts": options["steps"] * options["batch_size"]}
     return {}

@@ -46,13 +46,13 @@ from expandr_core.evaluation.render import render
 from expandr_core.evaluation.significance import (
     DIFFERENCES,
     Difference,
-    Test,
     compare_queries,
     query_differences,
 )
 from expandr_core.evaluation.verdict import Kept, verdict
 from expandr_core.options.base import Options
-from expandr_core.runtime.runner import Job
+from expandr_core.options.evaluation import SignificanceOptions
+from expandr_core.runtime.job import Job
 from expandr_core.seeding import derive_seed
 
 VERSION = 4
@@ -78,8 +78,7 @@ class CompareOptions(Options):
     systems: tuple[System, ...] = Field(min_length=1, description="In the order of the report.")
     datasets: tuple[MeasuredDataset, ...] = Field(min_length=1, description="In this order.")
     contrasts: tuple[Contrast, ...] = Field(description="The family that is corrected together.")
-    test: Test = Field(description="Paired test between two systems.")
-    significance_level: float = Field(gt=0, lt=1, description="After Holm's correction.")
+    significance: SignificanceOptions = Field(description="When a difference counts.")
     kept: Kept | None = Field(
         default=None, description="The models that are kept, if any were chosen."
     )
@@ -92,14 +91,15 @@ OPTIONS = CompareOptions
 def run(job: Job) -> None:
     """Collect all numbers, test all contrasts, and write the four files."""
     options: CompareOptions = job.options
+    _require_systems(options)
     scores = over_subsets(_measured(job))
     contrasts, differences = _contrasts(job)
     comparison = {
         "schema": SCHEMA,
         "metric": HEADLINE,
-        "test": options.test,
+        "test": options.significance.test,
         "correction": "holm",
-        "significance_level": options.significance_level,
+        "significance_level": options.significance.significance_level,
         "systems": [system.model_dump() for system in options.systems],
         "datasets": [dataset.model_dump() for dataset in options.datasets],
         "results": results(scores, options.systems, options.datasets, contrasts),
@@ -124,12 +124,24 @@ def run(job: Job) -> None:
     }
 
 
+def _require_systems(options: CompareOptions) -> None:
+    """Check that every system that is asked about is measured."""
+    asked = [(each.question, {each.before, each.after}) for each in options.contrasts]
+    if options.kept:
+        asked.append((options.kept.reason, {options.kept.expanded, options.kept.alone}))
+    for about, names in asked:
+        unknown = names - {system.name for system in options.systems}
+        if unknown:
+            raise DataError(f"{about!r} is about systems that are not measured: {sorted(unknown)}")
+
+
 def _measured(job: Job) -> pd.DataFrame:
     """Read the metrics of every evaluation."""
+    options: CompareOptions = job.options
     rows = []
-    for dataset in job.options.datasets:
+    for dataset in options.datasets:
         for subset, key in dataset.keys().items():
-            for system in job.options.systems:
+            for system in options.systems:
                 for seed in range(system.seeds):
                     role = f"measured/{key}/{system.name}/{seed}"
                     if role not in job.inputs:
@@ -145,24 +157,18 @@ def _contrasts(job: Job) -> tuple[list[dict[str, Any]], pa.Table]:
     """Test every contrast on every dataset; return the records and the queries' differences."""
     options: CompareOptions = job.options
     systems = {system.name: system for system in options.systems}
+    test, seed = options.significance.test, derive_seed("compare", job.seed)
     tested: list[tuple[str, Contrast, Difference]] = []
     tables = [CHANGES.empty_table()]
     for done, dataset in enumerate(options.datasets):
         texts = _texts(job, dataset)
         for contrast in options.contrasts:
-            unknown = {contrast.before, contrast.after} - systems.keys()
-            if unknown:
-                raise DataError(
-                    f"the contrast {contrast.question!r} names unknown systems: {sorted(unknown)}"
-                )
             before, after = (
                 _per_query(job, dataset, systems[name])
                 for name in (contrast.before, contrast.after)
             )
             try:
-                change = compare_queries(
-                    before[1], after[1], HEADLINE, options.test, derive_seed("compare", job.seed)
-                )
+                change = compare_queries(before[1], after[1], HEADLINE, test, seed)
             except DataError as error:
                 raise DataError(
                     f"on {dataset.name}, from {contrast.before!r} to {contrast.after!r}: {error}"
@@ -174,12 +180,13 @@ def _contrasts(job: Job) -> tuple[list[dict[str, Any]], pa.Table]:
             columns.append(pa.array([texts[query_id] for query_id in rows["query_id"].to_pylist()]))
             tables.append(pa.table(columns, schema=CHANGES))
         job.progress(done + 1, len(options.datasets), "datasets")
-    return corrected(tested, options.significance_level), pa.concat_tables(tables)
+    return corrected(tested, options.significance.significance_level), pa.concat_tables(tables)
 
 
 def _per_query(job: Job, dataset: MeasuredDataset, system: System) -> tuple[pa.Table, pa.Table]:
     """Read a system's nDCG@10 of each query of a dataset; see `join_subsets`."""
-    several_seeds = any(each.seeds > 1 for each in job.options.systems)
+    options: CompareOptions = job.options
+    several_seeds = any(each.seeds > 1 for each in options.systems)
     tables = {
         subset: [
             pq.read_table(job.inputs[f"measured/{key}/{system.name}/{seed}"] / "per_query.parquet")
@@ -203,10 +210,11 @@ def _texts(job: Job, dataset: MeasuredDataset) -> dict[str, str]:
 
 def _audits(job: Job) -> list[dict[str, Any]]:
     """Read the audits, in the order of datasets and systems."""
+    options: CompareOptions = job.options
     audits = []
-    for dataset in job.options.datasets:
+    for dataset in options.datasets:
         for key in dataset.keys().values():
-            for system in job.options.systems:
+            for system in options.systems:
                 role = f"audit/{key}/{system.name}"
                 if role in job.inputs:
                     audit = json.loads((job.inputs[role] / "audit.json").read_text())

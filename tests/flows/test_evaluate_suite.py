@@ -83,7 +83,7 @@ def made_by(summary: SuiteSummary) -> set[str]:
 
 
 def run(world: World, *datasets: str, **changes: Any) -> SuiteSummary:
-    values = {"options": world.options, "samples": 2, "store": world.store, **changes}
+    values = {"options": world.options, "seeds": 2, "store": world.store, **changes}
     return evaluate_suite(datasets, **values)
 
 
@@ -98,38 +98,38 @@ def both(world, first) -> SuiteSummary:
 
 
 def board(summary: SuiteSummary) -> Path:
-    return Store(summary.store).local(summary.leaderboard)
+    return Store(summary.store).local(summary.report)
 
 
 STEPS = [
     "get the dataset {}",
     "evaluate on {}: BM25",
-    "encode the corpus, {}, model and static",
-    "evaluate on {}: model and static, query only",
-    "expand the queries of {} greedily, model and static",
-    "expand the queries of {}, seed 0, model and static",
-    "expand the queries of {}, seed 1, model and static",
-    "evaluate on {}: model and static, greedy",
-    "evaluate on {}: model and static, sampled 0",
-    "evaluate on {}: model and static, sampled 1",
-    "audit on {}: model and static, greedy",
-    "audit on {}: model and static, sampled",
+    "encode the corpus, {}: query only",
+    "evaluate on {}: query only",
+    "expand the {} queries greedily, model and static",
+    "expand the {} queries, model and static, seed 0",
+    "expand the {} queries, model and static, seed 1",
+    "evaluate on {}: + expansion, greedy",
+    "evaluate on {}: + expansion, sampled, seed 0",
+    "evaluate on {}: + expansion, sampled, seed 1",
+    "audit on {}: + expansion, greedy",
+    "audit on {}: + expansion, sampled",
 ]
 
 
 def test_every_system_is_measured_on_the_judged_queries(first):
     expected = {step.format("scifact") for step in STEPS}
     assert made_by(first) == {
-        *expected, "import the LLM", "import the retriever", "rank the systems"
+        *expected, "import the LLM", "import the retriever", "compare the systems"
     }  # fmt: skip
-    expanded = dict(first.steps)["expand the queries of scifact, seed 1, model and static"]
+    expanded = dict(first.steps)["expand the scifact queries, model and static, seed 1"]
     assert expanded.counts["texts"] == 6  # of nine queries, the judged ones
-    rows = pd.read_csv(board(first) / "leaderboard.csv")
+    rows = pd.read_csv(board(first) / "comparison.csv")
     assert list(rows["system"]) == [
         *("BM25", "query only", "+ expansion, greedy", "+ expansion, sampled")
     ]
     assert set(rows["queries"]) == {6}
-    assert list(rows["samples"]) == [1, 1, 1, 2]
+    assert list(rows["seeds"]) == [1, 1, 1, 2]
     assert rows["ndcg_at_10_deviation"].notna().tolist() == [False, False, False, True]
     assert rows["corrected_p"].notna().tolist() == [False, False, True, True]
     assert rows["ndcg_at_10"].nunique() == 4
@@ -138,7 +138,7 @@ def test_every_system_is_measured_on_the_judged_queries(first):
 def test_the_seeds_write_different_texts(first):
     steps = dict(first.steps)
     digests = {
-        steps[f"expand the queries of scifact, seed {seed}, model and static"].digest
+        steps[f"expand the scifact queries, model and static, seed {seed}"].digest
         for seed in (0, 1)
     }
     assert len(digests) == 2
@@ -147,18 +147,18 @@ def test_the_seeds_write_different_texts(first):
 def test_a_second_run_finds_everything(first, world):
     again = run(world, f"scifact={world.folder}/sf")
     assert made_by(again) == set()
-    assert again.leaderboard.digest == first.leaderboard.digest
+    assert again.report.digest == first.report.digest
 
 
 def test_one_more_dataset_computes_only_itself(both):
     expected = {step.format("letters") for step in STEPS}
-    assert made_by(both) == {*expected, "rank the systems"}
-    rows = pd.read_csv(board(both) / "leaderboard.csv")
+    assert made_by(both) == {*expected, "compare the systems"}
+    rows = pd.read_csv(board(both) / "comparison.csv")
     assert list(rows["dataset"]) == ["scifact"] * 4 + ["letters"] * 4
 
 
 def test_a_dataset_of_beir_is_known_by_name_wherever_it_lies(both):
-    text = (board(both) / "leaderboard.md").read_text()
+    text = (board(both) / "report.md").read_text()
     assert "BEIR, out-of-domain (1 of 11)" in text
     assert "BEIR, mean of 1 of 15" in text
     assert "other datasets, mean of 1" in text
@@ -167,12 +167,12 @@ def test_a_dataset_of_beir_is_known_by_name_wherever_it_lies(both):
     assert "| letters | + expansion, greedy" in text.partition("## Leakage")[2]
 
 
-def test_the_leaderboard_is_shown_in_prefect(both):
+def test_the_report_is_shown_in_prefect(both):
     with get_client(sync_client=True) as client:
         deadline = time.monotonic() + 30
         while True:
             found = client.read_artifacts()
-            shown = [each for each in found if each.key == "leaderboard"]
+            shown = [each for each in found if each.key == "suite-report"]
             if shown or time.monotonic() > deadline:
                 break
             time.sleep(0.2)
@@ -183,7 +183,7 @@ def test_the_record_keeps_the_artifacts_and_is_no_run_of_the_loop(both):
     store = Store(both.store)
     record = next(each for each in store.records() if each["name"] == both.name)
     assert record["kind"] == "evaluate-suite"
-    assert record["leaderboard"]["key"] == both.leaderboard.key
+    assert record["report"]["key"] == both.report.key
     assert find_run(store, "latest") is None
 
 
@@ -201,8 +201,8 @@ def test_models_can_be_keys_and_training_data_is_audited(both, world, tmp_path):
     options = world.options.model_copy(
         update={"llm": LLMOptions(), "evaluate": EvaluationOptions(depth=100, greedy=False)}
     )
-    found = run(world, f"{world.folder}/letters", options=options, models=models, samples=1)
-    report = json.loads((board(found) / "leaderboard.json").read_text())
+    found = run(world, f"{world.folder}/letters", options=options, models=models, seeds=1)
+    report = json.loads((board(found) / "comparison.json").read_text())
     [audit] = report["leakage"]
     kept = int(prepared.counts["preference/examples"] + prepared.counts["retriever/examples"])
     assert kept > 0
@@ -220,7 +220,7 @@ def test_the_best_models_of_a_run_are_measured_with_its_options(both, world):
         "started": both.started.isoformat(),
         "finished": both.finished.isoformat(),
         "options": world.options.model_dump(mode="json"),
-        "report": steps["rank the systems"].model_dump(),
+        "report": steps["compare the systems"].model_dump(),
         "best_round": 1,
         "models": {
             "llm": steps["import the LLM"].model_dump(),
@@ -230,16 +230,16 @@ def test_the_best_models_of_a_run_are_measured_with_its_options(both, world):
     }
     store.write_record(record["name"], record)
     models = MeasuredModels(runs=("2026",))
-    found = run(world, f"scifact={world.folder}/sf", models=models, samples=1)
+    found = run(world, f"scifact={world.folder}/sf", models=models, seeds=1)
     Path(world.store, "runs", f"{record['name']}.json").unlink()  # the other tests know of none
-    rows = pd.read_csv(board(found) / "leaderboard.csv").set_index("system")
+    rows = pd.read_csv(board(found) / "comparison.csv").set_index("system")
     named, of_run = (
         rows.loc[f"{title}: + expansion, sampled"]
         for title in ("model and static", "20260101T000000-old-run, round 1")
     )
     assert named["ndcg_at_10"] == of_run["ndcg_at_10"]
-    report = json.loads((board(found) / "leaderboard.json").read_text())
-    pairs = [(step["before"], step["after"]) for step in report["steps"]]
+    report = json.loads((board(found) / "comparison.json").read_text())
+    pairs = [(step["before"], step["after"]) for step in report["contrasts"]]
     assert ("sampled", "sampled-2") in pairs and ("query-2", "sampled-2") in pairs
     with pytest.raises(DataError, match="no run 'nobody'"):
         run(world, f"scifact={world.folder}/sf", models=MeasuredModels(runs=("nobody",)))
@@ -258,7 +258,7 @@ def test_a_wrong_name_costs_nothing(world):
 def test_a_run_is_exported_for_trec_eval(both, tmp_path):
     import pytrec_eval
 
-    evaluated = dict(both.steps)["evaluate on letters: model and static, query only"]
+    evaluated = dict(both.steps)["evaluate on letters: query only"]
     target = tmp_path / "letters.trec"
     command = ["export-run", evaluated.key, str(target), "--tag", "static", "--store", both.store]
     result = CliRunner().invoke(app, command)
@@ -273,15 +273,15 @@ def test_a_run_is_exported_for_trec_eval(both, tmp_path):
     assert refused.exit_code == 2
 
 
-def test_the_command_prints_the_leaderboard(both, world, tmp_path):
+def test_the_command_prints_the_results(both, world, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps(world.options.model_dump(mode="json", exclude_defaults=True)))
     datasets = f"scifact={world.folder}/sf,{world.folder}/letters"
-    command = ["evaluate", str(config), "--datasets", datasets, "--samples", "2"]
+    command = ["evaluate", str(config), "--datasets", datasets, "--seeds", "2"]
     result = CliRunner().invoke(app, [*command, "--store", world.store])
     assert result.exit_code == 0, result.output
     assert "BEIR, out-of-domain (1 of 11)" in result.output
-    assert both.leaderboard.key in result.output  # the same numbers are the same artifact
+    assert both.report.key in result.output  # the same numbers are the same artifact
     refused = CliRunner().invoke(app, [*command, "--input", "lm=x", "--store", world.store])
     assert refused.exit_code == 2
     assert "--input lm: only llm, retriever, training can be given" in refused.output

@@ -100,13 +100,13 @@ def test_a_changed_option_of_dpo_runs_what_follows_from_dpo_again(first, store):
         "expand the test queries, round 1",
         "evaluate on test: + DPO'd expansion, round 1",
         "evaluate on test: SFT control, + DPO'd, round 1",
-        "encode the corpus, joint round 1",
+        "encode the corpus, test: joint round 1",
         "evaluate on test: joint round 1",
         "evaluate on test: joint round 1, query only",
         "evaluate on test: joint round 1, expansion alone",
         "expand the dev queries, round 1",
         "evaluate on dev: round 1",
-        "compare on dev: round-1",
+        "compare on dev: round 1",
         "compare the systems",
     }
 

@@ -21,19 +21,23 @@ STORY = {
     "created": "2026-01-01T00:00:00+00:00",
 }  # fmt: skip
 REPORT = {
-    "test": "t", "significance_level": 0.05, "steps": [],
-    "systems": [{
-        "role": "query", "title": "the query", "queries": 1, "split": "test",
-        "ndcg_at_10": 0.5, "recall_at_100": 0.5,
+    "schema": 1, "metric": "ndcg_at_10", "test": "t", "significance_level": 0.05,
+    "systems": [{"name": "query", "title": "the query", "baseline": "", "seeds": 1}],
+    "datasets": [{"name": "test", "benchmark": "other", "domain": "other", "subsets": [""]}],
+    "results": [{
+        "system": "query", "dataset": "test", "queries": 1, "p": None, "effect": None,
+        "ndcg_at_10": 0.5, "ndcg_at_10_deviation": None,
+        "recall_at_100": 0.5, "recall_at_100_deviation": None,
     }],
+    "means": [], "contrasts": [], "warnings": [], "kept": None,
+    "verdict": {"sentences": ["The best system is the query."], "expand": None},
 }  # fmt: skip
 
 
 def put(store: Store, name: str, text: str) -> Artifact:
     folder = store.scratch / name
     folder.mkdir()
-    (folder / "report.json").write_text(text)
-    (folder / "leaderboard.md").write_text("# Leaderboard\nall of it")
+    (folder / "comparison.json").write_text(text)
     return store.commit(full(name), folder, [], STORY)
 
 

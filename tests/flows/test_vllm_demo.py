@@ -7,10 +7,10 @@ SciFact takes half an hour on two cores: EXPANDR_TEST_DATA names a folder that h
 import os
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 from finished_loop import Finished, finished
 
+from expandr_core.evaluation.comparison import read_comparison
 from expandr_core.generation.vllm_engine import DEFAULT_PYTHON
 from expandr_core.options.data import DataOptions
 from expandr_core.options.loop import JointLoopOptions
@@ -42,8 +42,8 @@ def engines(run: Finished) -> set[str]:
 def ndcg_at_10(run: Finished) -> dict[str, float]:
     """Return it for each system, by what the system is in the loop."""
     report = Store(run.summary.store).local(run.summary.report)
-    systems = pq.read_table(report / "systems.parquet").to_pylist()
-    return {system["role"]: system["ndcg_at_10"] for system in systems}
+    rows = read_comparison(report)["results"]
+    return {row["system"]: row["ndcg_at_10"] for row in rows}
 
 
 def test_a_round_of_the_demo_runs_with_vllm_and_an_adapter_apart_and_is_found_again(tmp_path):

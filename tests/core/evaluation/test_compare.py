@@ -9,6 +9,7 @@ from expandr_core.errors import DataError
 from expandr_core.evaluation.comparison import Contrast, MeasuredDataset, System
 from expandr_core.evaluation.metrics import METRICS
 from expandr_core.evaluation.verdict import Kept
+from expandr_core.options.evaluation import SignificanceOptions
 from expandr_core.stages.compare import CompareOptions
 from expandr_core.store.store import Store
 
@@ -36,8 +37,7 @@ def options(names: list[str], contrasts: list[tuple[str, str]], **more) -> Compa
             Contrast(before=before, after=after, question=f"{before} < {after}?")
             for before, after in contrasts
         ),
-        test="t",
-        significance_level=0.05,
+        significance=SignificanceOptions(test="t", significance_level=0.05),
         **more,
     )
 
@@ -157,8 +157,13 @@ def test_systems_measured_on_different_queries_cannot_be_compared(store):
 
 def test_unknown_systems_are_refused(store):
     made = inputs(store, a=evaluation(store, "a", [0.1, 0.2]))
-    with pytest.raises(DataError, match=r"names unknown systems: \['b'\]"):
+    with pytest.raises(
+        DataError, match=r"'a < b\?' is about systems that are not measured: \['b'\]"
+    ):
         compare(store, options(["a"], [("a", "b")]), made)
+    kept = Kept(expanded="a", alone="d", reason="It was best.")
+    with pytest.raises(DataError, match=r"'It was best.' is about .* not measured: \['d'\]"):
+        compare(store, options(["a"], [], kept=kept), made)
     with pytest.raises(DataError, match="no evaluation 'measured/test/c/0'"):
         compare(store, options(["a", "c"], []), made)
 

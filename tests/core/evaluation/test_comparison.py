@@ -13,6 +13,7 @@ from expandr_core.errors import DataError
 from expandr_core.evaluation.comparison import Contrast, MeasuredDataset, System, means_over
 from expandr_core.evaluation.metrics import METRICS
 from expandr_core.evaluation.significance import holm
+from expandr_core.options.evaluation import SignificanceOptions
 from expandr_core.stages.compare import CompareOptions
 from expandr_core.store.store import Store
 
@@ -50,7 +51,7 @@ CONTRASTS = (Contrast(before="query", after="sampled", question="Do expansions h
 
 def options(**changes: Any) -> CompareOptions:
     values = {"systems": SYSTEMS, "datasets": DATASETS, "contrasts": CONTRASTS}
-    return CompareOptions(**{**values, "test": "t", "significance_level": 0.05, **changes})
+    return CompareOptions(**{**values, "significance": SignificanceOptions(), **changes})
 
 
 def inputs_of(store: Store) -> dict[str, Any]:
@@ -237,7 +238,7 @@ def test_what_cannot_be_compared_is_refused(store, inputs):
     with pytest.raises(DataError, match="no evaluation 'measured/nq/sampled/1'"):
         make(store, "compare", options(), lacking)
     contrast = Contrast(before="query", after="nobody", question="?")
-    with pytest.raises(DataError, match=r"names unknown systems: \['nobody'\]"):
+    with pytest.raises(DataError, match=r"not measured: \['nobody'\]"):
         make(store, "compare", options(contrasts=(contrast,)), inputs)
     other = inputs | {"measured/nq/sampled/1": inputs["measured/scifact/sampled/1"]}
     with pytest.raises(DataError, match="2 seeds of a system were measured on different"):

@@ -65,7 +65,7 @@ def texts(store: Store, key: str, queries: int) -> Artifact:
 
 
 def compare(store: Store, inputs: dict[str, Artifact], test: str, **options: Any) -> dict[str, Any]:
-    chosen = CompareOptions.model_validate({"test": test, "significance_level": 0.05, **options})
+    chosen = CompareOptions.model_validate({"significance": {"test": test}, **options})
     _, folder = make(store, "compare", chosen, inputs, seed=3)
     return json.loads((folder / "comparison.json").read_text())
 

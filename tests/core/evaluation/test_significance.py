@@ -3,12 +3,12 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from expandr_core.evaluation.markdown import format_p
 from hypothesis import given
 from hypothesis import strategies as st
 
 from expandr_core.errors import DataError
-from expandr_core.evaluation.significance import compare_queries, holm, paired_p, too_few_to_tell
+from expandr_core.evaluation.render import format_p
+from expandr_core.evaluation.significance import compare_queries, fewest_to_tell, holm, paired_p
 
 
 def scores(values: dict[str, float], clusters: dict[str, str] | None = None) -> pa.Table:
@@ -107,9 +107,8 @@ def test_a_score_or_p_that_is_not_a_number_is_never_evidence():
     assert format_p(nan) == "not known"
 
 
-def test_a_report_tells_which_tests_are_of_too_few():
-    assert too_few_to_tell([10, 40], 0.05) == ""
-    assert "fewer than 6 are too few to tell anything at 0.05" in too_few_to_tell([2, 40], 0.05)
+def test_fewer_observations_than_are_needed_cannot_be_significant():
+    assert fewest_to_tell(0.05) == 6
     assert paired_p(np.full(6, 0.1), "t", 0) < 0.05 < paired_p(np.full(5, 0.1), "t", 0)
 
 

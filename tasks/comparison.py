@@ -1,0 +1,239 @@
+"""Measure systems on datasets, ask what differs, and compare them in one report."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from expandr_core.evaluation.comparison import Contrast, MeasuredDataset, System
+from expandr_core.evaluation.run_queries import identical_ids_warning
+from expandr_core.evaluation.verdict import Kept
+from expandr_core.options.base import Options
+from expandr_core.options.evaluation import EvaluationOptions, RankingOptions
+from expandr_core.options.loop import JointLoopOptions
+from expandr_core.options.retriever import RetrieverOptions
+from expandr_core.stages.audit import AuditOptions
+from expandr_core.stages.compare import CompareOptions
+from expandr_core.stages.evaluate import EvaluateOptions
+from expandr_core.stages.evaluate_bm25 import EvaluateBM25Options
+from expandr_core.store.artifacts import Artifact
+from tasks.data import Evaluation
+from tasks.expand import empty_warnings, write_expansions, write_greedy
+from tasks.retriever import encode_corpus
+from tasks.stage import Workspace
+
+Mode = Literal["query", "expansion", "fused"]
+Expansions = dict[str, list[Artifact]]  # of the queries of each dataset, one artifact per seed
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A dataset, and by subset what is searched in it; one without subsets has the subset ""."""
+
+    dataset: MeasuredDataset
+    subsets: dict[str, Evaluation]
+
+
+@dataclass
+class Comparison:
+    """Systems measured on the same datasets, in the order of the report, and questions about them.
+
+    Attributes:
+        work: where artifacts are kept; its seed is the first of several.
+        options: how systems are measured and tested.
+        datasets: what they are measured on.
+        systems: those that are measured, by name.
+        contrasts: the family of tests.
+        inputs: of the stage compare, by role.
+        written: expansions, by title, whoever wrote them.
+        vectors: of each dataset, by each retriever.
+    """
+
+    work: Workspace
+    options: EvaluationOptions
+    datasets: list[Measured]
+    systems: dict[str, System] = field(default_factory=dict)
+    contrasts: list[Contrast] = field(default_factory=list)
+    inputs: dict[str, Artifact] = field(default_factory=dict)
+    written: list[tuple[str, Artifact]] = field(default_factory=list)
+    vectors: dict[tuple[str, str], Artifact] = field(default_factory=dict)
+
+    @property
+    def evaluations(self) -> dict[str, Evaluation]:
+        """What is searched, by the name of the dataset, or of its subset, among the inputs."""
+        return {
+            each.dataset.keys()[subset]: evaluation
+            for each in self.datasets
+            for subset, evaluation in each.subsets.items()
+        }
+
+    def expand(
+        self, llm: Artifact, options: JointLoopOptions, which: str, seeds: int = 1
+    ) -> Expansions:
+        """Expand all queries as the options say, mostly sampled: once per seed."""
+        works = [
+            self.work.model_copy(update={"seed": self.work.seed + seed}) for seed in range(seeds)
+        ]
+        return {
+            key: [
+                write_expansions(
+                    work,
+                    evaluation.queries,
+                    llm,
+                    options,
+                    f"expand the {key} queries, {which}" + _seed(work.seed, seeds),
+                )
+                for work in works
+            ]
+            for key, evaluation in self.evaluations.items()
+        }
+
+    def expand_greedily(self, llm: Artifact, options: JointLoopOptions, which: str) -> Expansions:
+        """Expand all queries with the likeliest tokens."""
+        return {
+            key: [
+                write_greedy(
+                    self.work,
+                    evaluation.queries,
+                    llm,
+                    options,
+                    f"expand the {key} queries greedily, {which}",
+                )
+            ]
+            for key, evaluation in self.evaluations.items()
+        }
+
+    def dense(
+        self,
+        name: str,
+        title: str,
+        retriever: Artifact,
+        options: RetrieverOptions,
+        expansions: Expansions | None = None,
+        mode: Mode = "fused",
+    ) -> None:
+        """Measure a retriever with the mean of query and expansion, or with one of them alone."""
+        weights = {"fused": options.fusion.expansion_weight, "expansion": 1.0, "query": 0.0}
+        for step, role, key, written in self._cells(name, title, expansions):
+            if (key, retriever.key) not in self.vectors:
+                corpus, which = self.evaluations[key].corpus, f"{key}: {title}"
+                made = encode_corpus(self.work, corpus, retriever, options, which)
+                self.vectors[key, retriever.key] = made
+            chosen = EvaluateOptions.of(
+                options,
+                RankingOptions.of(self.options, self.evaluations[key].identical_ids),
+                weights[mode if written else "query"],
+            )
+            vectors = self.vectors[key, retriever.key]
+            inputs = {"retriever": retriever, "embeddings": vectors, "expansions": written}
+            self._evaluate(step, role, key, chosen, inputs)
+
+    def bm25(self, name: str, title: str, expansions: Expansions | None = None) -> None:
+        """Measure BM25, the reference from outside."""
+        for step, role, key, written in self._cells(name, title, expansions):
+            evaluation = self.evaluations[key]
+            chosen = EvaluateBM25Options.of(self.options, evaluation.identical_ids)
+            inputs = {"corpus": evaluation.corpus, "expansions": written}
+            self._evaluate(step, role, key, chosen, inputs)
+
+    def _evaluate(
+        self, title: str, role: str, key: str, options: Options, inputs: dict[str, Artifact | None]
+    ) -> None:
+        """Run the stage that measures with such options, on the queries and qrels of a dataset."""
+        stage = "evaluate_bm25" if isinstance(options, EvaluateBM25Options) else "evaluate"
+        judged = {"queries": self.evaluations[key].queries, "qrels": self.evaluations[key].qrels}
+        self.inputs[role] = self.work.make(title, stage, options, inputs | judged)
+
+    def _cells(
+        self, name: str, title: str, expansions: Expansions | None
+    ) -> Iterator[tuple[str, str, str, Artifact | None]]:
+        """Yield for each dataset and seed: step, input of the comparison, dataset, expansions."""
+        seeds = max(map(len, expansions.values())) if expansions else 1
+        self.systems[name] = System(name=name, title=title, seeds=seeds)
+        for key in self.evaluations:
+            for seed, written in enumerate(expansions[key] if expansions else [None]):
+                step = f"evaluate on {key}: {title}" + _seed(self.work.seed + seed, seeds)
+                if written:
+                    self.written.append((f"{title} on {key}", written))
+                yield step, f"measured/{key}/{name}/{seed}", key, written
+
+    def audit(
+        self, before: str, after: str, expansions: Expansions, training: tuple[Artifact, ...]
+    ) -> None:
+        """Audit what expansions gain for leakage.
+
+        Args:
+            before: name of the system without them.
+            after: name of the system with them.
+            expansions: what it was measured with.
+            training: files of examples that its models were trained on, as far as they are known.
+        """
+        for key, evaluation in self.evaluations.items():
+            inputs = {
+                "queries": evaluation.queries,
+                "qrels": evaluation.qrels,
+                "corpus": evaluation.corpus,
+                "before": self.inputs[f"measured/{key}/{before}/0"],
+            }
+            for seed, written in enumerate(expansions[key]):
+                inputs[f"expansions-{seed}"] = written
+                inputs[f"after-{seed}"] = self.inputs[f"measured/{key}/{after}/{seed}"]
+            inputs |= {f"training-{number}": file for number, file in enumerate(training)}
+            self.inputs[f"audit/{key}/{after}"] = self.work.make(
+                f"audit on {key}: {self.systems[after].title}", "audit", AuditOptions(), inputs
+            )
+
+    def ask(self, before: str, after: str, question: str, baseline: bool = False) -> None:
+        """Ask whether one system is better than another, as one of the report's tests.
+
+        Args:
+            before: name of a system.
+            after: name of another.
+            question: for people.
+            baseline: whether tables compare `after` with `before`.
+        """
+        self.contrasts.append(Contrast(before=before, after=after, question=question))
+        if baseline:
+            self.systems[after] = self.systems[after].model_copy(update={"baseline": before})
+
+    def report(self, title: str = "compare the systems", kept: Kept | None = None) -> Artifact:
+        """Compare all systems measured so far; `kept` tells which of them were chosen elsewhere."""
+        queries = {f"queries/{key}": each.queries for key, each in self.evaluations.items()}
+        options = CompareOptions(
+            systems=tuple(self.systems.values()),
+            datasets=tuple(each.dataset for each in self.datasets),
+            contrasts=tuple(self.contrasts),
+            significance=self.options.significance,
+            kept=kept,
+            warnings=self._warnings(),
+        )
+        return self.work.make(title, "compare", options, queries | self.inputs)
+
+    def _warnings(self) -> tuple[str, ...]:
+        """Warn of empty texts, and of passages that were left out for their ids."""
+        first = next(iter(self.systems))
+        counts = {k: self.inputs[f"measured/{k}/{first}/0"].counts for k in self.evaluations}
+        said = {key: identical_ids_warning(each) for key, each in counts.items()}
+        return (
+            *empty_warnings([*self.written, *self.work.made]),
+            *(f"{key}: {warning}" for key, warning in said.items() if warning),
+        )
+
+    def difference(self, before: str, after: str) -> tuple[float, bool]:
+        """Compare two systems: the difference in nDCG@10, and whether it is significant."""
+        pair = {name: self.systems[name] for name in (before, after)}
+        question = " -> ".join(system.title for system in pair.values())
+        alone = replace(
+            self,
+            systems=pair,
+            contrasts=[Contrast(before=before, after=after, question=question)],
+            inputs={r: made for r, made in self.inputs.items() if r.split("/")[-2] in pair},
+        )
+        where = ", ".join(each.dataset.name for each in self.datasets)
+        report = alone.report(f"compare on {where}: {self.systems[after].title}")
+        contrast = self.work.read_json(report, "comparison.json")["contrasts"][0]
+        return contrast["difference"], contrast["significant"]
+
+
+def _seed(seed: int, of: int) -> str:
+    """Tell titles of several seeds apart."""
+    return f", seed {seed}" if of > 1 else ""
