@@ -23,7 +23,7 @@ def store(tmp_path):
 
 def evaluation(store, key: str, values: list[float], first: int = 0):
     """An evaluation with the same value for all metrics of a query."""
-    rows = [(f"q{n}", f"q{n}", *[value] * 4) for n, value in enumerate(values, first)]
+    rows = [(f"q{n}", f"q{n}", *[value] * len(METRICS)) for n, value in enumerate(values, first)]
     metrics = dict.fromkeys(METRICS, sum(values) / len(values)) | {"queries": len(values)}
     tables = {"per_query.parquet": table(PER_QUERY, rows)}
     return put(store, f"evaluate-{key}", tables, texts={"metrics.json": json.dumps(metrics)})
