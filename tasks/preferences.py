@@ -113,9 +113,9 @@ def audit_pairs(
     """
     inputs = {"pairs": pairs, "rewards": rewards}
     audit = work.make(f"audit the pairs{when}", "audit_pairs", audit_stage.OPTIONS(), inputs)
-    work.publish(audit, "audit.md", "pairs-audit")
+    work.publish(audit, "pair_audit.md", "pairs-audit")
     facts = pairs.counts | audit.counts
     reason = reason_to_stop(facts, options.minimum_pairs, options.length_share)
     if reason:
-        raise DataError(f"{reason} ({pairs.key}; see {audit.key}/audit.md)")
+        raise DataError(f"{reason} ({pairs.key}; see {audit.key}/pair_audit.md)")
     return audit

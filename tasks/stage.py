@@ -29,7 +29,7 @@ from expandr_core.generation.chat_templates import chat_options, find_template
 from expandr_core.options.base import Device, Options
 from expandr_core.options.generation import ChatOptions, LLMOptions
 from expandr_core.options.preferences import PreferenceOptions
-from expandr_core.preferences.acceptance import settled
+from expandr_core.preferences.pairs import settled
 from expandr_core.runtime.child import needs_child, run_in_child
 from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import find, make_spec, run_stage

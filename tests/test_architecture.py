@@ -85,7 +85,7 @@ FLOORS = [
     ("expandr_core.runtime",),
     ("expandr_core.store",),
     ("expandr_core.options",),
-    ("expandr_core.errors", "expandr_core.seeding"),
+    ("expandr_core.records", "expandr_core.errors", "expandr_core.seeding"),
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

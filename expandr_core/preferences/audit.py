@@ -1,19 +1,20 @@
-"""What preference pairs teach, seen before anything is trained on them.
+"""What preference pairs teach, measured before anything is trained on them.
 
-A reward can be won by other means than the one intended: if the chosen text is nearly always the longer
-one, DPO learns to write longer. So the pairs are compared in length, in how much of the query they
-copy, and in what was cut off; and the two halves of the reward with each other and with the length.
+A reward can be gamed: if the chosen text is nearly always the longer one, DPO learns to write longer.
+So the audit compares chosen and rejected texts in length, in how much of the query they repeat, and in
+how many were cut off; and the components of the reward with each other and with the length.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from itertools import combinations, groupby, islice
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
 from expandr_core.data.terms import count_words, terms
+from expandr_core.preferences.rewards import names
 
 BIN = 0.25  # width of the margins' bins; a margin is below 2
 AGREEMENT_QUERIES = 2000  # enough for a mean within 0.01
@@ -26,18 +27,18 @@ class Audit:
 
     Attributes:
         pairs: number of pairs.
-        queries: number of queries that were rewarded.
-        accepted: of these, the ones with an acceptable pair.
-        chosen_words: mean length of the chosen texts, in words; `rejected_words` likewise.
-        chosen_longer: pairs in which the chosen text has more words; `rejected_longer` likewise.
-        length_p: probability of so unequal numbers of the two, if length did not matter (sign test).
-        chosen_copied: mean share of the query's words that the chosen text has; `rejected_copied`
-            likewise.
-        chosen_cut: chosen texts that were cut at max_new_tokens; `rejected_cut` likewise.
-        agreement: Kendall's tau-b between the similarity to the positive and that to the answer,
-            among the candidates of a query, averaged over queries.
+        queries: number of rewarded queries.
+        accepted: how many of these have an acceptable pair.
+        chosen_words: mean length of the chosen texts, in words; also `rejected_words`.
+        chosen_longer: pairs in which the chosen text has more words; also `rejected_longer`.
+        length_p: probability of counts that unequal if length did not matter (sign test).
+        chosen_overlap: mean share of the query's words that the chosen text repeats; also
+            `rejected_overlap`.
+        chosen_cut: chosen texts that were cut at max_new_tokens; also `rejected_cut`.
+        agreement: Kendall's tau-b between the similarities of the reward's components among the
+            candidates of a query, averaged over queries.
         length_agreement: the same between the reward and the number of words.
-        margins: pairs by margin: below 0.25, below 0.5, and so on up to 2.
+        margins: histogram of the margins: below 0.25, below 0.5, and so on up to 2.
     """
 
     pairs: int
@@ -48,8 +49,8 @@ class Audit:
     chosen_longer: int
     rejected_longer: int
     length_p: float
-    chosen_copied: float
-    rejected_copied: float
+    chosen_overlap: float
+    rejected_overlap: float
     chosen_cut: int
     rejected_cut: int
     agreement: float
@@ -60,19 +61,18 @@ class Audit:
 def audit(
     pairs: list[dict[str, Any]], candidates: Iterable[dict[str, Any]], counts: Mapping[str, float]
 ) -> Audit:
-    """Measure pairs, and the candidates that they were chosen from.
+    """Measure pairs and the candidates that they were chosen from.
 
     Args:
-        pairs: rows of a pairs.parquet, at least one.
-        candidates: rows of rewards.parquet, those of a query together; so many are read as
-            AGREEMENT_QUERIES queries have.
-        counts: what the stage `pairs` counted.
+        pairs: rows of pairs.parquet, at least one.
+        candidates: rows of rewards.parquet, grouped by query; read up to AGREEMENT_QUERIES queries.
+        counts: the counts of the stage `pairs`.
     """
-    words, copied, cut = {}, {}, {}
+    words, overlap, cut = {}, {}, {}
     for side in ("chosen", "rejected"):
         words[side] = np.array([count_words(pair[f"{side}_text"]) for pair in pairs])
-        copied[side] = np.mean(
-            [copied_share(pair["query"], pair[f"{side}_text"]) for pair in pairs]
+        overlap[side] = np.mean(
+            [query_overlap(pair["query"], pair[f"{side}_text"]) for pair in pairs]
         )
         cut[side] = sum(pair[f"{side}_finish_reason"] == "length" for pair in pairs)
     longer = int((words["chosen"] > words["rejected"]).sum())
@@ -88,8 +88,8 @@ def audit(
         chosen_longer=longer,
         rejected_longer=shorter,
         length_p=sign_test(longer, shorter),
-        chosen_copied=float(copied["chosen"]),
-        rejected_copied=float(copied["rejected"]),
+        chosen_overlap=float(overlap["chosen"]),
+        rejected_overlap=float(overlap["rejected"]),
         chosen_cut=cut["chosen"],
         rejected_cut=cut["rejected"],
         agreement=agreement,
@@ -98,10 +98,10 @@ def audit(
     )
 
 
-def copied_share(query: str, text: str) -> float:
-    """Return the share of the query's distinct words that the text has; 0 for a query without words.
+def query_overlap(query: str, text: str) -> float:
+    """Return the share of the query's distinct words that the text repeats; 0 if it has no words.
 
-    >>> copied_share("Why is the sky blue?", "The sky scatters blue light.")  # the, sky, blue of 5
+    >>> query_overlap("Why is the sky blue?", "The sky scatters blue light.")  # the, sky, blue of 5
     0.6
     """
     asked, written = (set(terms(each.lower())) for each in (query, text))
@@ -109,7 +109,7 @@ def copied_share(query: str, text: str) -> float:
 
 
 def sign_test(one: int, other: int) -> float:
-    """Return the probability of two such unequal counts if both were equally likely; ties left out.
+    """Return the probability of counts that unequal if both sides were equally likely.
 
     >>> sign_test(3, 0), sign_test(2, 2)  # three heads or three tails: 2 of 8
     (0.25, 1.0)
@@ -120,13 +120,13 @@ def sign_test(one: int, other: int) -> float:
 
 
 def mean_agreements(candidates: Iterable[dict[str, Any]]) -> tuple[float, float]:
-    """Average Kendall's tau-b over queries: of the two similarities, and of reward and length.
+    """Average Kendall's tau-b over queries: between any two components, and of reward and length.
 
     A query whose candidates are all alike in one of the two counts as 0.
 
     >>> def row(text, positive, answer, reward):
-    ...     return {"query_id": "q", "text": text, "similarity_to_positive": positive,
-    ...             "similarity_to_answer": answer, "retriever_reward": reward, "self_reward": 0.0}
+    ...     return {"query_id": "q", "text": text, "retriever_similarity": positive,
+    ...             "self_similarity": answer, "reward": reward}
     >>> mean_agreements([row("a b", 0.9, 0.8, 1.0), row("a", 0.5, 0.1, 0.5), row("", 0.1, 0.2, 0.1)])
     (0.33333333333333337, 1.0)
     """
@@ -134,16 +134,14 @@ def mean_agreements(candidates: Iterable[dict[str, Any]]) -> tuple[float, float]
     by_query = groupby(candidates, key=itemgetter("query_id"))
     for _, group in islice(by_query, AGREEMENT_QUERIES):
         rows = list(group)
-        to_positive, to_answer = (
-            [row[f"similarity_to_{what}"] for row in rows] for what in ("positive", "answer")
-        )
-        agreements.append(_tau(to_positive, to_answer))
-        rewards = [row["retriever_reward"] + row["self_reward"] for row in rows]
-        length_agreements.append(_tau(rewards, [count_words(row["text"]) for row in rows]))
+        similarities = [[row[f"{name}_similarity"] for row in rows] for name in names()]
+        agreements += [_tau(*two) for two in combinations(similarities, 2)]
+        words = [count_words(row["text"]) for row in rows]
+        length_agreements.append(_tau([row["reward"] for row in rows], words))
     return float(np.mean(agreements)), float(np.mean(length_agreements))
 
 
-def _tau(one: list[float], other: list[float]) -> float:
+def _tau(one: Sequence[float], other: Sequence[float]) -> float:
     from scipy import stats
 
     result: Any = stats.kendalltau(one, other)
@@ -151,18 +149,18 @@ def _tau(one: list[float], other: list[float]) -> float:
 
 
 def reason_to_stop(facts: Mapping[str, float], minimum_pairs: int, length_share: float) -> str:
-    """Say why nothing should be trained on the pairs; empty if nothing speaks against it.
+    """Say why nothing should be trained on the pairs; empty if they are fit for training.
 
-    They teach only length if all of this holds:
+    The pairs teach only length if both of these hold:
 
     1. The chosen text is the longer one, or the shorter one, in more than `length_share` of the
-       pairs (equal lengths count half), and that is no chance (sign test).
-    2. Among all candidates, the reward agrees with the length at least as well as its two halves
-       agree with each other: the length alone would judge as well as either of them.
+       pairs (equal lengths count half), and the sign test rules out chance.
+    2. Among all candidates, the reward agrees with the length at least as well as its components
+       agree with each other: length alone would judge as well as either of them.
 
     Args:
         facts: the numbers of an `Audit`, by name.
-        minimum_pairs: fewer are too few.
+        minimum_pairs: how many pairs a training needs.
         length_share: see above; 1 never stops.
 
     >>> facts = {"pairs": 100, "chosen_longer": 96, "rejected_longer": 4, "length_p": 1e-20,
@@ -175,7 +173,7 @@ def reason_to_stop(facts: Mapping[str, float], minimum_pairs: int, length_share:
     pairs = int(facts["pairs"])
     if pairs < minimum_pairs:
         return (
-            f"there are {pairs} preference pairs and at least {minimum_pairs} are wanted; "
+            f"there are {pairs} preference pairs and at least {minimum_pairs} are needed; "
             f"{_remedy_of_few(facts, minimum_pairs)}"
         )
     share = 0.5 + (facts["chosen_longer"] - facts["rejected_longer"]) / (2 * pairs)
@@ -185,16 +183,16 @@ def reason_to_stop(facts: Mapping[str, float], minimum_pairs: int, length_share:
         return (
             f"the pairs teach only length: the chosen text is the {which} in "
             f"{max(share, 1 - share):.0%} of {pairs} pairs, and the reward agrees with the length "
-            f"(tau {facts['length_agreement']:.2f}) at least as well as its two halves with each "
+            f"(tau {facts['length_agreement']:.2f}) at least as well as its components with each "
             f"other ({facts['agreement']:.2f}); let texts end by themselves "
             "(expand.candidates.max_new_tokens), use another retriever, or raise "
-            "preferences.length_share to go on all the same"
+            "preferences.length_share to continue anyway"
         )
     return ""
 
 
 def _remedy_of_few(facts: Mapping[str, float], minimum_pairs: int) -> str:
-    """Say what brings enough pairs, or that nothing does with these queries."""
+    """Name the option that yields enough pairs; without one, ask for more queries."""
     if facts.get("accepted", 0) >= minimum_pairs:
         return f"raise preferences.max_pairs to {minimum_pairs} or more"
     possible = int(facts.get("with_preference", 0))
@@ -224,15 +222,15 @@ def render(facts: Audit) -> str:
             "|---|--:|--:|",
             f"| words | {facts.chosen_words:.1f} | {facts.rejected_words:.1f} |",
             f"| the longer of the two | {share(facts.chosen_longer)} | {share(facts.rejected_longer)} |",
-            f"| share of the query's words | {facts.chosen_copied:.0%} | {facts.rejected_copied:.0%} |",
+            f"| query words repeated | {facts.chosen_overlap:.0%} | {facts.rejected_overlap:.0%} |",
             f"| cut at max_new_tokens | {share(facts.chosen_cut)} | {share(facts.rejected_cut)} |",
             "",
-            f"That one side is longer so often has p = {facts.length_p:.2g} (sign test).",
+            f"Sign test of the lengths: p = {facts.length_p:.2g}.",
             "",
             "| agreement among the candidates of a query | Kendall's tau |",
             "|---|--:|",
-            f"| similarity to the positive, and to the answer | {facts.agreement:.2f} |",
-            f"| reward, and number of words | {facts.length_agreement:.2f} |",
+            f"| the components of the reward | {facts.agreement:.2f} |",
+            f"| reward and number of words | {facts.length_agreement:.2f} |",
             "",
             "| margin | pairs |",
             "|---|--:|",

@@ -1,33 +1,62 @@
 """The reward of ExpandR: how near an expansion is to the positive and to the answer, as ranks.
 
     retriever reward = 1 / rank by similarity to the positive passage
-    self-reward      = 1 / rank by similarity to the LLM's own answer
+    self-reward      = 1 / rank by similarity to the LLM's answer
     reward           = their sum, between 2/n and 2
 
-The ranks are among the n candidates of one query. The mean of 1/rank over the candidates is therefore
-a constant, whatever the LLM writes; progress is measured by similarity or by retrieval, not by it.
+The ranks are among the n candidates of one query, so the mean of 1/rank over the candidates is a
+constant, whatever the LLM writes: measure progress by similarity or by retrieval, not by the reward.
 
-Ties (the reference's order of an unstable sort favoured its first temperature): equal similarities
-share the better rank; equal rewards go to the larger summed similarity, then to a seeded hash. What
-differs by no more than the rounding of its encoder is equal.
+To add a component, write a function from `Candidates` to `Scores`, name it `<NAME>_reward`, and add it
+to COMPONENTS. The reward stage writes every component and their sum; pairs and audit read the result.
+
+Ties (the reference's unstable sort favoured its first temperature): equal similarities share the better
+rank; equal rewards go to the larger summed similarity, then to a seeded hash. Similarities that differ
+by no more than the encoder's rounding are equal.
 """
 
-from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from expandr_core.records import REWARDS
 from expandr_core.seeding import derive_seed
 
 Floats = NDArray[np.floating]
+
+
+class Candidates(NamedTuple):
+    """The candidates of one query, as the components see them.
+
+    Attributes:
+        vectors: (candidates, dimensions)
+        positive: (dimensions,) vector of the positive passage.
+        answer: (dimensions,) vector of the LLM's answer.
+        rounding: similarities that differ by no more are equal.
+    """
+
+    vectors: Floats
+    positive: Floats
+    answer: Floats
+    rounding: float = 0
+
+
+class Scores(NamedTuple):
+    """A component's opinion of the candidates; both are (candidates,), and more is better."""
+
+    similarity: Floats
+    reward: Floats
 
 
 def ranks(similarities: Floats, rounding: float = 0) -> NDArray[np.int64]:
     """Rank the candidates of one query, 1 for the most similar; equal ones share the better rank.
 
     Args:
-        similarities: (candidates,), any unit in which more is nearer.
-        rounding: a difference that is no larger is none.
+        similarities: (candidates,), in any unit.
+        rounding: similarities that differ by no more are equal.
 
     Raises:
         ValueError: if a similarity is not finite.
@@ -44,57 +73,67 @@ def ranks(similarities: Floats, rounding: float = 0) -> NDArray[np.int64]:
     return 1 + better.sum(axis=1)
 
 
-def rewards(to_positive: Floats, to_answer: Floats, rounding: float = 0) -> NDArray[np.float64]:
-    """Sum the reciprocal ranks by similarity to the positive and to the answer.
+def retriever_reward(candidates: Candidates) -> Scores:
+    """Rank by similarity to the positive passage."""
+    similarity = candidates.vectors @ candidates.positive
+    return Scores(similarity, 1 / ranks(similarity, candidates.rounding))
 
-    Args:
-        to_positive: (candidates,) similarity to the positive passage.
-        to_answer: (candidates,) similarity to the LLM's answer.
-        rounding: of the similarities, see `ranks`.
 
-    >>> rewards(np.array([0.9, 0.5, 0.1]), np.array([0.3, 0.8, 0.1])).round(2).tolist()
-    [1.5, 1.5, 0.67]
+def self_reward(candidates: Candidates) -> Scores:
+    """Rank by similarity to the LLM's answer."""
+    similarity = candidates.vectors @ candidates.answer
+    return Scores(similarity, 1 / ranks(similarity, candidates.rounding))
+
+
+COMPONENTS = (retriever_reward, self_reward)
+by_preference = itemgetter("reward", "similarity", "tie")  # the key that sorts the best row last
+
+
+def names() -> list[str]:
+    """Return the names of the components.
+
+    >>> names()
+    ['retriever', 'self']
     """
-    return 1.0 / ranks(to_positive, rounding) + 1.0 / ranks(to_answer, rounding)
+    return [component.__name__.removesuffix("_reward") for component in COMPONENTS]
 
 
-@dataclass(frozen=True)
-class Choice:
-    """Positions of the two texts of a preference pair among the candidates, and their difference."""
-
-    chosen: int
-    rejected: int
-    margin: float
-
-
-def choose_pair(
-    to_positive: Floats, to_answer: Floats, tie_seeds: list[int], rounding: float = 0
-) -> Choice | None:
-    """Choose the best and the worst candidate of one query; None if there are not two.
-
-    Two that differ in neither similarity by more than the rounding have no margin, even if another
-    candidate stands between them.
-
-    Args:
-        to_positive: (candidates,) similarity to the positive passage.
-        to_answer: (candidates,) similarity to the LLM's answer.
-        tie_seeds: a number per candidate that belongs to it and not to its position.
-        rounding: of the similarities, see `ranks`.
-
-    >>> choose_pair(np.array([0.9, 0.5, 0.1]), np.array([0.3, 0.8, 0.1]), [0, 1, 2])
-    Choice(chosen=1, rejected=2, margin=0.8333333333333334)
-    """
-    if len(tie_seeds) < 2:
-        return None
-    reward = rewards(to_positive, to_answer, rounding)
-    order = sorted(
-        range(len(tie_seeds)),
-        key=lambda k: (reward[k], float(to_positive[k]) + float(to_answer[k]), tie_seeds[k]),
+def schema() -> pa.Schema:
+    """Return the schema of rewards.parquet: REWARDS, and two columns for each component."""
+    return pa.schema(
+        [
+            *REWARDS,
+            *((f"{name}_similarity", pa.float32()) for name in names()),
+            *((f"{name}_reward", pa.float64()) for name in names()),
+        ]
     )
-    best, worst = order[-1], order[0]
-    apart = max(abs(float(each[best]) - float(each[worst])) for each in (to_positive, to_answer))
-    margin = float(reward[best] - reward[worst]) if apart > rounding else 0.0
-    return Choice(best, worst, margin)
+
+
+def score(candidates: Candidates, ties: list[int]) -> list[dict[str, Any]]:
+    """Judge the candidates of one query; return the columns of each.
+
+    Args:
+        candidates: what was written for the query.
+        ties: a number for each candidate that depends on its text, not on its position.
+
+    Returns:
+        For each candidate similarity and reward of every component; `similarity` and `reward`, their
+        sums; `tie`; and `apart`: whether any component tells it from the query's best candidate.
+    """
+    scores = [component(candidates) for component in COMPONENTS]
+    columns: dict[str, Any] = {"tie": ties}
+    for name, each in zip(names(), scores, strict=True):
+        columns |= {f"{name}_similarity": each.similarity, f"{name}_reward": each.reward}
+    columns["similarity"] = np.sum([each.similarity.astype(np.float64) for each in scores], axis=0)
+    columns["reward"] = np.sum([each.reward for each in scores], axis=0)
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    best = max(rows, key=by_preference)
+    for row in rows:
+        gaps = (
+            abs(float(row[f"{n}_similarity"]) - float(best[f"{n}_similarity"])) for n in names()
+        )
+        row["apart"] = max(gaps) > candidates.rounding
+    return rows
 
 
 def tie_seed(seed: int, query_id: str, text: str) -> int:

@@ -1,7 +1,7 @@
-"""Audit the pairs: what they differ in besides the reward. Writes audit.json and audit.md.
+"""Audit the pairs: how chosen and rejected texts differ. Writes pair_audit.json and pair_audit.md.
 
-Inputs: `pairs`, and the `rewards` that they were chosen from. It judges nothing, and always ends with
-an artifact: `pair_audit.reason_to_stop` tells by its counts whether to go on.
+Inputs: `pairs`, and the `rewards` that they were chosen from. The stage measures and never fails the
+run: `preferences.audit.reason_to_stop` decides by its counts.
 """
 
 import json
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from expandr_core.options.base import Options
 from expandr_core.preferences.audit import audit, render
+from expandr_core.preferences.rewards import names
 from expandr_core.runtime.job import Job
 
 VERSION = 2
@@ -29,8 +30,7 @@ OPTIONS = AuditPairsOptions
 def run(job: Job) -> None:
     """Measure the pairs and the candidates of the first shards."""
     pairs = pq.read_table(job.inputs["pairs"] / "pairs.parquet").to_pylist()
-    columns = ["query_id", "text", "similarity_to_positive", "similarity_to_answer",
-               "retriever_reward", "self_reward"]  # fmt: skip
+    columns = ["query_id", "text", "reward", *(f"{name}_similarity" for name in names())]
     candidates = (
         row
         for shard in job.shards("rewards")
@@ -38,6 +38,6 @@ def run(job: Job) -> None:
     )
     facts = audit(pairs, candidates, job.spec.inputs["pairs"].counts)
     values: dict[str, Any] = asdict(facts)
-    (job.out / "audit.json").write_text(json.dumps(values, indent=1, allow_nan=False))
-    (job.out / "audit.md").write_text(render(facts))
+    (job.out / "pair_audit.json").write_text(json.dumps(values, indent=1, allow_nan=False))
+    (job.out / "pair_audit.md").write_text(render(facts))
     job.counts |= {name: value for name, value in values.items() if name != "margins"}

@@ -93,7 +93,7 @@ def prepare(job: Job) -> "Task":
             max_prompt_tokens=options.max_prompt_tokens,
             max_tokens=options.max_tokens,
         )
-        pairs[row["part"]].append(ids)
+        pairs[row["split"]].append(ids)
     if not pairs["train"]:
         raise DataError("no preference pair is left for training; lower preferences.dev_share")
     for part, rows in pairs.items():

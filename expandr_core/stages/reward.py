@@ -1,10 +1,9 @@
 """Reward: rank each query's candidates by the current retriever.
 
 Its shards are those of the candidates: rewards.parquet, a row a candidate, sorted by (query_id, sample).
-Candidates, positives and answers of a shard are encoded together, each distinct text once. What two
-similarities differ by through the encoder's rounding is no difference: `similarity_rounding`. Empty
-and repeated candidates of a query are dropped first and counted. Rows are joined by id; a missing
-answer or candidate is an error.
+Candidates, positives and answers of a shard are encoded together, each distinct text once. Similarities
+that differ by no more than the encoder's rounding are equal. Empty and repeated candidates of a query
+are dropped first and counted. Rows are joined by id; a missing answer or candidate is an error.
 """
 
 import logging
@@ -22,7 +21,7 @@ from expandr_core.encoders.encode import Encoder, encoder_of
 from expandr_core.errors import DataError
 from expandr_core.options.base import Options
 from expandr_core.options.retriever import EncodingOptions, RetrieverOptions
-from expandr_core.preferences.rewards import ranks
+from expandr_core.preferences.rewards import Candidates, names, schema, score, tie_seed
 from expandr_core.runtime.job import Job
 from expandr_core.runtime.runner import run_shard
 from expandr_core.runtime.shards import one_row_a_query, rows_digest
@@ -32,22 +31,6 @@ log = logging.getLogger(__name__)
 VERSION = 5
 ROLE = "embed"
 ISOLATION = "on-gpu"
-SCHEMA = pa.schema(
-    [
-        ("query_id", pa.string()),
-        ("query", pa.string()),
-        ("sample", pa.int32()),
-        ("text", pa.string()),
-        ("finish_reason", pa.string()),
-        ("similarity_to_positive", pa.float32()),
-        ("similarity_to_answer", pa.float32()),
-        ("similarity_rounding", pa.float32()),
-        ("retriever_rank", pa.int32()),
-        ("answer_rank", pa.int32()),
-        ("retriever_reward", pa.float64()),
-        ("self_reward", pa.float64()),
-    ]
-)
 
 
 class RewardOptions(Options):
@@ -87,20 +70,19 @@ def run(job: Job) -> None:
     encoder = cache(lambda: encoder_of(job))  # loaded if a shard is missing
 
     counts: Counter[str] = Counter()
-    similarity = 0.0
-    parts = (job.store.shards(job.spec.inputs[role]) for role in ("candidates", "answers"))
-    for number, (candidates, answers) in enumerate(zip(*parts, strict=True)):
+    shards_of = (job.store.shards(job.spec.inputs[role]) for role in ("candidates", "answers"))
+    for number, (candidates, answers) in enumerate(zip(*shards_of, strict=True)):
         if job.takes(number):
-            shard = _run_shard(job, candidates, answers, encoder)
-            similarity += shard.counts["similarity_to_positive"]
-            counts.update({k: n for k, n in shard.counts.items() if k != "similarity_to_positive"})
+            counts.update(_run_shard(job, candidates, answers, encoder).counts)
         job.progress(number + 1, total, "shards")
     if job.slice:
         return
+    similarities = {name: counts.pop(f"{name}_similarity") for name in names()}
     if not counts["candidates"]:
         raise DataError(f"no candidate is left to reward; dropped by reason: {dict(counts)}")
-    job.counts.update(counts)
-    job.counts["mean_similarity_to_positive"] = similarity / counts["candidates"]
+    job.counts |= counts
+    for name, summed in similarities.items():
+        job.counts[f"mean_{name}_similarity"] = summed / counts["candidates"]
     log.info("rewarded %d candidates of %d queries", counts["candidates"], counts["queries"])
 
 
@@ -116,11 +98,11 @@ def _run_shard(
     examples = one_row_a_query(job.inputs["examples"], ids, ["query", "positive"])
 
     def write(out: Path) -> dict[str, float]:
-        rows, counts = _reward_shard(written, answered, examples, encoder())
-        table = pa.Table.from_pylist(rows, schema=SCHEMA)
+        rows, counts = _reward_shard(job.seed, written, answered, examples, encoder())
+        table = pa.Table.from_pylist(rows, schema=schema())
         pq.write_table(table, out / "rewards.parquet", compression="zstd")
-        similarity = sum(row["similarity_to_positive"] for row in rows)
-        return {**counts, "similarity_to_positive": float(similarity)}
+        columns = (f"{name}_similarity" for name in names())
+        return counts | {each: float(sum(row[each] for row in rows)) for each in columns}
 
     sources = {
         "candidates": candidates.digest,
@@ -131,7 +113,7 @@ def _run_shard(
 
 
 def _reward_shard(
-    candidates: pa.Table, answers: pa.Table, examples: pa.Table, encoder: Encoder
+    seed: int, candidates: pa.Table, answers: pa.Table, examples: pa.Table, encoder: Encoder
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
     """Reward the queries of one shard; return the rows, and what was dropped and why."""
     counts: Counter[str] = Counter()
@@ -165,24 +147,13 @@ def _reward_shard(
     for query_id, rows in kept.items():
         own = vectors[len(rewarded) : len(rewarded) + len(rows)]  # (candidates, dimensions)
         positive, answer = positives[query_id], answers_by_query[query_id]
-        to_positive, to_answer = own @ positive, own @ answer
         longest = max(np.linalg.norm(positive), np.linalg.norm(answer))
         rounding = encoder.rounding * float(np.linalg.norm(own, axis=1).max() * longest)
-        both_ranks = (ranks(each, rounding) for each in (to_positive, to_answer))
-        columns = zip(rows, to_positive, to_answer, *both_ranks, strict=True)
+        ties = [tie_seed(seed, query_id, row["text"]) for row in rows]
+        query = example_of[query_id]["query"]
+        scores = score(Candidates(own, positive, answer, float(np.float32(rounding))), ties)
         rewarded += [
-            {
-                **row,
-                "query": example_of[query_id]["query"],
-                "similarity_to_positive": positive_similarity,
-                "similarity_to_answer": answer_similarity,
-                "similarity_rounding": rounding,
-                "retriever_rank": retriever_rank,
-                "answer_rank": answer_rank,
-                "retriever_reward": 1 / retriever_rank,
-                "self_reward": 1 / answer_rank,
-            }
-            for row, positive_similarity, answer_similarity, retriever_rank, answer_rank in columns
+            {**row, "query": query, **each} for row, each in zip(rows, scores, strict=True)
         ]
     counts["queries"] += len(kept)
     counts["candidates"] += len(rewarded)

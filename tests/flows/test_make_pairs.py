@@ -86,14 +86,14 @@ def test_the_last_step_can_be_all_shards_and_is_then_the_full_run(full):
 
 def test_too_few_pairs_stop_the_run_after_an_audit_that_is_shown(full):
     few = options(max_pairs=1000, minimum_pairs=1000)
-    with pytest.raises(DataError, match="pairs and at least 1000 are wanted") as error:
+    with pytest.raises(DataError, match="pairs and at least 1000 are needed") as error:
         pairs_of(full.store.url, few, HERE)
     audit = full.made["audit the pairs"]
     assert audit.key in str(error.value)
     with get_client(sync_client=True) as client:
         filters = ArtifactFilter(key=ArtifactFilterKey(any_=["pairs-audit"]))
         newest = client.read_artifacts(artifact_filter=filters, sort=ArtifactSort.CREATED_DESC)
-    assert newest[0].data == (full.store.local(audit) / "audit.md").read_text()
+    assert newest[0].data == (full.store.local(audit) / "pair_audit.md").read_text()
 
 
 def test_a_lost_shard_is_made_again_and_nothing_else(llm_folder, tmp_path):

@@ -3,16 +3,18 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from candidates import judged
 from evaluation_world import make, put
 from hypothesis import given
 from hypothesis import strategies as st
 
 from expandr_core.errors import DataError
 from expandr_core.options.preferences import PreferenceOptions
+from expandr_core.preferences import rewards as rewards_module
 from expandr_core.preferences.lazy import next_step, shards_with
 from expandr_core.runtime.runner import make_spec
 from expandr_core.runtime.shards import query_shards, shard_sizes
-from expandr_core.stages import pairs, reward
+from expandr_core.stages import pairs
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
 
@@ -35,14 +37,11 @@ def rewards(store: Store, shards: list[dict[str, float]]) -> Artifact:
     parts = []
     for place, best in enumerate(shards):
         rows = [
-            {"query_id": id_, "query": "why?", "sample": sample, "text": text,
-             "finish_reason": "stop", "similarity_to_positive": similarity,
-             "similarity_to_answer": 0.0, "retriever_rank": sample + 1, "answer_rank": 1,
-             "retriever_reward": 1 / (sample + 1), "self_reward": 1.0}
+            row
             for id_, value in sorted(best.items())
-            for sample, (text, similarity) in enumerate([("near", value), ("far", 0.0)])
-        ]  # fmt: skip
-        table = pa.Table.from_pylist(rows, reward.SCHEMA)
+            for row in judged([(value, 0.0), (0.0, 0.0)], query_id=id_)
+        ]
+        table = pa.Table.from_pylist(rows, rewards_module.schema())
         name = f"reward_shard-{len(store.keys())}-{place}"
         parts.append(put(store, name, {"rewards.parquet": table}))
     return put(store, f"reward-{len(store.keys())}", {}, parts)

@@ -5,10 +5,12 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from candidates import judged
 from evaluation_world import make, put
 
 from expandr_core.preferences.audit import reason_to_stop
-from expandr_core.stages import audit_pairs, pairs, reward
+from expandr_core.preferences.rewards import schema
+from expandr_core.stages import audit_pairs, pairs
 from expandr_core.store.store import Store
 
 # Two queries with three candidates each: (text, similarity to the positive, to the answer).
@@ -24,27 +26,20 @@ def audited(tmp_path, candidates=CANDIDATES):
     store = Store(str(tmp_path / "store"))
     rows = []
     for query_id, own in candidates.items():
-        for sample, (text, positive, answer) in enumerate(own):
-            ranks = [
-                1 + sum(other[place] > value for other in own)
-                for place, value in ((1, positive), (2, answer))
-            ]
-            rows.append(
-                {"query_id": query_id, "query": "Is the sky blue?", "sample": sample, "text": text,
-                 "finish_reason": "length" if text == "low" else "stop",
-                 "similarity_to_positive": positive, "similarity_to_answer": answer,
-                 "retriever_rank": ranks[0], "answer_rank": ranks[1],
-                 "retriever_reward": 1 / ranks[0], "self_reward": 1 / ranks[1]}
-            )  # fmt: skip
-    table = pa.Table.from_pylist(rows, reward.SCHEMA)
+        texts, similarities = [text for text, *_ in own], [(one, two) for _, one, two in own]
+        asked = {"query_id": query_id, "query": "Is the sky blue?"}
+        rows += judged(similarities, texts=texts, **asked)
+    for row in rows:
+        row["finish_reason"] = "length" if row["text"] == "low" else "stop"
+    table = pa.Table.from_pylist(rows, schema())
     shard = put(store, "reward_shard-1", {"rewards.parquet": table})
     rewards = put(store, "reward-1", {}, [shard])
     chosen, folder = make(store, "pairs", pairs.OPTIONS(dev_share=0), {"rewards": rewards})
     texts = pq.read_table(folder / "pairs.parquet").select(["chosen_text", "rejected_text"])
     inputs = {"pairs": chosen, "rewards": rewards}
     made, folder = make(store, "audit_pairs", audit_pairs.OPTIONS(), inputs)
-    audit = json.loads((folder / "audit.json").read_text())
-    return texts.to_pylist(), made.counts, audit, (folder / "audit.md").read_text()
+    audit = json.loads((folder / "pair_audit.json").read_text())
+    return texts.to_pylist(), made.counts, audit, (folder / "pair_audit.md").read_text()
 
 
 def test_two_pairs_by_hand(tmp_path):
@@ -58,8 +53,8 @@ def test_two_pairs_by_hand(tmp_path):
     assert (counts["chosen_words"], counts["rejected_words"]) == (2.5, 1.5)
     assert (counts["chosen_longer"], counts["rejected_longer"]) == (1, 1)
     assert counts["length_p"] == 1.0
-    assert counts["chosen_copied"] == (3 / 4 + 0) / 2  # sky, blue, is; of: is, the, sky, blue
-    assert counts["rejected_copied"] == 0
+    assert counts["chosen_overlap"] == (3 / 4 + 0) / 2  # sky, blue, is; of: is, the, sky, blue
+    assert counts["rejected_overlap"] == 0
     assert (counts["chosen_cut"], counts["rejected_cut"]) == (0, 1)
     assert counts["agreement"] == 0.0  # 1 and -1
     # q1: 1; q2: rewards 4/3, 1, 4/3 with lengths 1, 2, 3: one pair up, one down, one tied

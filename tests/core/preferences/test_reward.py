@@ -14,7 +14,7 @@ from expandr_core.encoders.encode import Encoder
 from expandr_core.errors import DataError
 from expandr_core.options.preferences import PreferenceOptions
 from expandr_core.options.retriever import EncodingOptions
-from expandr_core.preferences.acceptance import settled
+from expandr_core.preferences.pairs import settled
 from expandr_core.stages import expand, reward
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
@@ -142,23 +142,25 @@ def test_four_candidates_by_hand(store, retriever_folder):
     rows = of_shards(store, made, "rewards.parquet")
     assert rows["text"] == FOUR
     assert rows["query"] == ["question q"] * 4
-    assert rows["similarity_to_positive"] == pytest.approx([0.9, 0.5, 0.3, 0.1])
-    assert rows["similarity_to_answer"] == pytest.approx([0.1, 0.8, 0.3, 0.6])
-    assert rows["retriever_rank"] == [1, 2, 3, 4]
-    assert rows["answer_rank"] == [4, 1, 3, 2]
+    assert rows["retriever_similarity"] == pytest.approx([0.9, 0.5, 0.3, 0.1])
+    assert rows["self_similarity"] == pytest.approx([0.1, 0.8, 0.3, 0.6])
     assert rows["retriever_reward"] == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
     assert rows["self_reward"] == pytest.approx([1 / 4, 1, 1 / 3, 1 / 2])
+    assert rows["reward"] == pytest.approx([5 / 4, 3 / 2, 2 / 3, 3 / 4])
+    assert rows["similarity"] == pytest.approx([1, 1.3, 0.6, 0.7])
+    assert rows["apart"] == [True, False, True, True]
+    assert len(set(rows["tie"])) == 4
     assert rows["finish_reason"] == ["length", "stop", "stop", "stop"]
     assert made.counts["candidates"] == 4
     assert made.counts["queries"] == 1
-    assert made.counts["mean_similarity_to_positive"] == pytest.approx(0.45)
+    assert made.counts["mean_retriever_similarity"] == pytest.approx(0.45)
 
 
 def test_similarities_are_cosines_if_vectors_are_normalised(store, retriever_folder):
     candidates, answers = [candidate_rows({"q": FOUR})], [[("q", 0, "answer")]]
     made = rewarded(store, retriever_folder, candidates, answers, ["q"], encoding=EncodingOptions())
     rows = of_shards(store, made, "rewards.parquet")
-    assert rows["similarity_to_positive"] == pytest.approx(
+    assert rows["retriever_similarity"] == pytest.approx(
         [0.9 / 0.82**0.5, 0.5 / 0.89**0.5, 0.5**0.5, 0.1 / 0.37**0.5], rel=1e-6
     )
 
@@ -196,14 +198,14 @@ def test_queries_share_the_vector_of_a_text(store, retriever_folder, monkeypatch
     assert sorted(encoded) == ["a", "answer", "b", "c", "positive"]
     found = of_shards(store, made, "rewards.parquet")
     assert found["text"] == ["a", "b", "b", "a", "answer"]
-    assert found["similarity_to_positive"] == pytest.approx([0.9, 0.5, 0.5, 0.9, 0])
-    assert found["similarity_to_answer"] == pytest.approx([0.1, 0.8, 0.39, 0.3, 0.3])
+    assert found["retriever_similarity"] == pytest.approx([0.9, 0.5, 0.5, 0.9, 0])
+    assert found["self_similarity"] == pytest.approx([0.1, 0.8, 0.39, 0.3, 0.3])
 
 
 def test_of_several_answers_the_first_sample_counts(store, retriever_folder):
     answers = [[("q", 1, "positive"), ("q", 0, "answer")]]
     made = rewarded(store, retriever_folder, [candidate_rows({"q": FOUR})], answers, ["q"])
-    assert of_shards(store, made, "rewards.parquet")["answer_rank"] == [4, 1, 3, 2]
+    assert of_shards(store, made, "rewards.parquet")["self_reward"] == [1 / 4, 1, 1 / 3, 1 / 2]
 
 
 @pytest.mark.parametrize(
@@ -242,7 +244,7 @@ def test_empty_and_repeated_texts_are_dropped_and_counted(store, retriever_folde
         ("q1", 0, "a"),
         ("q1", 2, "b"),
     ]
-    assert rows["retriever_rank"] == [1, 2]  # among those that are left
+    assert rows["retriever_reward"] == [1, 1 / 2]  # among those that are left
     assert made.counts["dropped_candidates/empty"] == 5
     assert made.counts["dropped_candidates/duplicate"] == 2
     assert made.counts["dropped_queries/fewer_than_two_candidates"] == 2
@@ -267,7 +269,7 @@ def test_nothing_left_to_reward_is_an_error_that_says_why(store, retriever_folde
 
 def test_the_best_candidate_is_chosen_and_the_worst_rejected(paired):
     counts, [pair] = paired({"q": FOUR})
-    assert (pair["query_id"], pair["query"], pair["part"]) == ("q", "question q", "train")
+    assert (pair["query_id"], pair["query"], pair["split"]) == ("q", "question q", "train")
     assert (pair["chosen_text"], pair["rejected_text"]) == ("b", "c")
     assert pair["margin"] == pytest.approx(1.5 - 2 / 3)
     assert (pair["chosen_reward"], pair["rejected_reward"]) == pytest.approx((1.5, 2 / 3))
@@ -349,8 +351,8 @@ def test_what_rounding_alone_tells_apart_makes_no_pair(
     rows, answers = candidate_rows(texts), [(id_, 0, "answer") for id_ in texts]
     encoding = EncodingOptions(similarity=similarity, precision=precision)
     made = rewarded(store, folder, [rows], [answers], list(texts), encoding)
-    ranks = of_shards(store, made, "rewards.parquet")["retriever_rank"]
-    assert ranks == [1] * 4 + [1] * 4 + [5]
+    rewards = of_shards(store, made, "rewards.parquet")["retriever_reward"]
+    assert rewards == [1] * 4 + [1] * 4 + [1 / 5]
     chosen = PreferenceOptions(acceptance="threshold", acceptance_value=-2, dev_share=0)
     pairs, folder = make(store, "pairs", chosen, {"rewards": made})
     assert pairs.counts["dropped/no_preference"] == 1
@@ -380,14 +382,14 @@ def test_a_seeded_sample_of_the_pairs_is_kept(paired):
     assert kept(0) != kept(1)
 
 
-def test_the_part_that_measures_dpo_is_a_seeded_share(paired):
+def test_the_dev_split_of_the_pairs_is_a_seeded_share(paired):
     texts = {f"q{number:02}": FOUR for number in range(40)}
     counts, rows = paired(texts, dev_share=0.5)
-    dev = {row["query_id"] for row in rows if row["part"] == "dev"}
+    dev = {row["query_id"] for row in rows if row["split"] == "dev"}
     assert 8 < len(dev) < 32
     assert counts["pairs/dev"] == len(dev) and counts["pairs/train"] == 40 - len(dev)
     _, rows = paired({id_: texts[id_] for id_ in list(texts)[::2]}, dev_share=0.5)
-    assert {row["query_id"] for row in rows if row["part"] == "dev"} == dev & set(list(texts)[::2])
+    assert {row["query_id"] for row in rows if row["split"] == "dev"} == dev & set(list(texts)[::2])
 
 
 def test_no_pair_at_all_is_an_error_that_says_why(paired):
@@ -396,7 +398,9 @@ def test_no_pair_at_all_is_an_error_that_says_why(paired):
 
 
 def test_if_nothing_can_be_told_apart_the_error_does_not_blame_the_acceptance(paired):
-    with pytest.raises(DataError, match=r"'dropped/no_preference': 1.*retriever does not tell"):
+    with pytest.raises(
+        DataError, match=r"'dropped/no_preference': 1.*candidates of no query apart"
+    ):
         paired({"q": ["a b", "b a"]}, acceptance_value=-2)
     with pytest.raises(DataError, match=r"lower preferences.minimum_margin"):
         paired({"q": ["b", "far"]}, acceptance_value=-2, minimum_margin=1.9)

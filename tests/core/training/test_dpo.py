@@ -27,10 +27,11 @@ from expandr_core.generation.engine import Request
 from expandr_core.generation.pair_tokens import preference_ids
 from expandr_core.generation.transformers_engine import TransformersGenerator
 from expandr_core.options.generation import SamplingOptions
+from expandr_core.records import PAIRS
 from expandr_core.runtime.child import run_in_child
 from expandr_core.runtime.job import Job
 from expandr_core.runtime.runner import make_spec, run_stage
-from expandr_core.stages import dpo, merge, pairs
+from expandr_core.stages import dpo, merge
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
 from expandr_core.training.checkpoints import last_checkpoint
@@ -48,13 +49,13 @@ SETTINGS = {
 }
 
 
-def row(number: int, part: str = "train", chosen: str = "stop", rejected: str = "stop") -> dict:
+def row(number: int, split: str = "train", chosen: str = "stop", rejected: str = "stop") -> dict:
     texts = {"chosen": f"text number {number}", "rejected": f"hello world {number}"}
     reasons = {"chosen": chosen, "rejected": rejected}
     return {
         "query_id": f"q{number:02}",
         "query": f"why is {number} grey?",
-        "part": part,
+        "split": split,
         "margin": 1.0,
         **{f"{side}_text": text for side, text in texts.items()},
         **{f"{side}_finish_reason": reason for side, reason in reasons.items()},
@@ -71,7 +72,7 @@ def store(tmp_path: Path) -> Store:
 
 def put_inputs(store: Store, llm_folder: Path, rows: list[dict] = ROWS) -> dict[str, Artifact]:
     folder = shutil.copytree(llm_folder, store.scratch / "llm")
-    table = pa.Table.from_pylist(rows, pairs.SCHEMA)
+    table = pa.Table.from_pylist(rows, PAIRS)
     return {
         "llm": store.commit(full("tiny_llm-1"), folder, [], {"counts": {}}),
         "pairs": put(store, "pairs-1", {"pairs.parquet": table}),
