@@ -34,8 +34,8 @@ from sentence_transformers import (
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from expandr_core.encoders.bulk import Precision
-from expandr_core.encoders.encode import load_retriever
 from expandr_core.encoders.fusion import Fusion
+from expandr_core.encoders.load import load_retriever
 from expandr_core.options.retriever import EncodingOptions
 from expandr_core.options.training import RetrieverTrainingOptions
 from expandr_core.runtime.job import no_progress

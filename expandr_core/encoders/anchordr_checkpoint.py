@@ -1,21 +1,25 @@
-"""AnchorDR's published checkpoint: a folder that calls itself a T5, and what can be wrong with it.
+"""The family of AnchorDR as it is published: a folder that calls itself a T5.
 
-config.json (model_type t5), weights, and sp.model. The paper's own code saves its retriever through
-sentence-transformers 2.2.2, which keeps of a T5 only the encoder; such a folder is recognised and
-refused, as the trained decoder is gone.
+It has config.json (model_type t5), weights, and sp.model. The paper's code saves its retriever through
+sentence-transformers 2.2.2, which keeps only the encoder of a T5. Such a folder is refused, since the
+trained decoder is lost.
 """
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from expandr_core.encoders.sentence_transformer import fill_config
 from expandr_core.errors import DataError
+from expandr_core.options.retriever import ConventionOptions, Similarity
 from expandr_core.runtime.model_folders import model_files
 
 if TYPE_CHECKING:
     from expandr_core.anchordr.model import AnchorDR
 
-_OWN = "encoder.pos_embed.weight"  # a T5 has no learned positions
+log = logging.getLogger(__name__)
+_SIGN = "encoder.pos_embed.weight"  # a T5 has no learned positions
 _TOKENIZERS = ("sp.model", "spiece.model")
 _ALIASES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 _FIXED = {
@@ -27,43 +31,62 @@ _FIXED = {
 }
 
 
-def is_published_anchordr(folder: Path) -> bool:
-    """Tell whether a folder has to be read as AnchorDR, or is refused as such.
+def claims(folder: Path) -> bool:
+    """Tell whether to read a folder as AnchorDR: a T5 that has AnchorDR's weights or no modules.json.
 
-    That is a T5 by its config.json, with AnchorDR's weights or without modules.json: a T5 of
-    transformers is known only as a sentence-transformers model.
+    A T5 without either is refused, since other T5s are supported as sentence-transformers models only.
     """
     path = folder / "config.json"
     if not path.is_file() or json.loads(path.read_bytes()).get("model_type") != "t5":
         return False
-    return not (folder / "modules.json").is_file() or _has_own_weights(folder)
+    return not (folder / "modules.json").is_file() or _is_anchordr(folder)
 
 
-def _has_own_weights(folder: Path) -> bool:
+def import_into(
+    folder: Path, out: Path, options: ConventionOptions, similarity: Similarity
+) -> None:
+    """Write AnchorDR as a sentence-transformers model that compares by inner product."""
+    from sentence_transformers import SentenceTransformer
+
+    if options.name != "model":
+        raise DataError(
+            f"{folder}: AnchorDR does not follow the convention {options.name!r}; leave "
+            "retriever.convention at 'model'"
+        )
+    if (folder / "modules.json").exists():
+        log.warning("AnchorDR's modules.json is left out, as it describes the encoder of a T5")
+    model = SentenceTransformer(
+        modules=[read_published(folder)], device="cpu", similarity_fn_name="dot"
+    )
+    model.save(str(out), create_model_card=False)
+    fill_config(out, options, "model")
+
+
+def _is_anchordr(folder: Path) -> bool:
     from safetensors import safe_open
 
     for path in _weight_files(folder):
         with safe_open(path, "pt") as weights:
-            if _OWN in weights.keys():  # noqa: SIM118
+            if _SIGN in weights.keys():  # noqa: SIM118
                 return True
     return False
 
 
 def read_published(folder: Path) -> "AnchorDR":
-    """Read AnchorDR from a folder as it is published, with safetensors weights.
+    """Read AnchorDR from a folder as published, with safetensors weights.
 
     Raises:
-        DataError: if it is another model, has lost its decoder, or does not fit together.
+        DataError: if it is another model, lacks its decoder, or its files do not fit together.
     """
     from safetensors.torch import load_file
 
     from expandr_core.anchordr.model import AnchorDR
     from expandr_core.anchordr.tokenizer import AnchorDRTokenizer
 
-    if not _has_own_weights(folder):
+    if not _is_anchordr(folder):
         raise DataError(
-            f"{folder}: a T5 of transformers ({_OWN} is missing), not AnchorDR; for another T5 name "
-            "a sentence-transformers model, with its modules.json"
+            f"{folder}: a T5 of transformers ({_SIGN} is missing), not AnchorDR; to use another T5, "
+            "name a sentence-transformers model, with its modules.json"
         )
     config = _sizes(folder)
     weights = {}
@@ -72,20 +95,20 @@ def read_published(folder: Path) -> "AnchorDR":
     if not any(name.startswith("decoder.") for name in weights):
         raise DataError(
             f"{folder}: AnchorDR without its decoder, whose output is the text's vector; "
-            "sentence-transformers 2.2.2 saves the encoder alone, so what was trained is lost: "
+            "sentence-transformers 2.2.2 saves the encoder only, so the training is lost: "
             "use a checkpoint with decoder.* weights, such as yiqingx/AnchorDR"
         )
     for name in _ALIASES:
         alias = weights.pop(name, None)
         if alias is not None and not alias.equal(weights["shared.weight"]):
             raise DataError(
-                f"{folder}: {name} differs from shared.weight, but AnchorDR has one table of token "
-                "embeddings; get the model again"
+                f"{folder}: {name} differs from shared.weight, but AnchorDR has a single table of "
+                "token embeddings; get the model again"
             )
-    found = [folder / name for name in _TOKENIZERS if (folder / name).is_file()]
-    if not found:
+    tokenizers = [folder / name for name in _TOKENIZERS if (folder / name).is_file()]
+    if not tokenizers:
         raise DataError(f"{folder}: no {' or '.join(_TOKENIZERS)}; get the model's own tokenizer")
-    return AnchorDR.of_weights(config, AnchorDRTokenizer(found[0]), weights, folder)
+    return AnchorDR.of_weights(config, AnchorDRTokenizer(tokenizers[0]), weights, folder)
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -94,7 +117,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _sizes(folder: Path) -> Any:
-    """Read the sizes from config.json; refuse what AnchorDR does not have."""
+    """Read the sizes from config.json; refuse settings that AnchorDR does not have."""
     from expandr_core.anchordr.layers import AnchorDRConfig
 
     path = folder / "config.json"
@@ -107,7 +130,7 @@ def _sizes(folder: Path) -> Any:
     for name, value in fixed.items():
         if config.get(name, value) != value:
             raise DataError(
-                f"{path}: {name} is {config[name]!r}, but in AnchorDR it is {value!r}; name a folder "
-                "of AnchorDR"
+                f"{path}: {name} is {config[name]!r}, but {value!r} in AnchorDR; name a folder of "
+                "AnchorDR"
             )
     return AnchorDRConfig(**{name: config[name] for name in names})

@@ -14,9 +14,6 @@ _WEB_SEARCH = (
 )
 
 
-Similarity = Literal["model", "cosine", "dot"]
-
-
 @dataclass(frozen=True)
 class Convention:
     """What sentence-transformers' configuration would say.

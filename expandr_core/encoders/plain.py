@@ -1,90 +1,73 @@
-"""Encoders that transformers wrote, made modules of sentence-transformers by a convention.
+"""The family of plain transformers encoders, which a convention makes sentence-transformers models.
 
-The files that are written are those of sentence-transformers; its own way without them would be the
-mean of the tokens, or for a causal LM the last one within a chat template.
+Without the files written here, sentence-transformers would pool by the mean of the tokens, or for a
+causal LM by the last token within a chat template.
 """
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from expandr_core.encoders.conventions import Convention
-from expandr_core.encoders.portable import OLD, pooling
-from expandr_core.errors import DataError, first_line
+from expandr_core.encoders.conventions import CONVENTIONS, Convention
+from expandr_core.encoders.portable import OLD, old_pooling
+from expandr_core.encoders.sentence_transformer import fill_config, move_files
+from expandr_core.errors import DataError
+from expandr_core.options.retriever import ConventionOptions, Similarity
+from expandr_core.runtime.weights import load_without_weights
 
 
-def write_modules(folder: Path, convention: Convention) -> None:
-    """Write modules.json, the pooling, and the longest text; let the tokenizer end texts.
+def claims(folder: Path) -> bool:
+    """Tell whether transformers wrote a folder, without sentence-transformers' modules.json."""
+    return not (folder / "modules.json").is_file()
 
-    Raises:
-        DataError: if the model is not an encoder, or its weights or tokenizer do not fit.
-    """
-    config = _check_model(folder)
+
+def import_into(
+    folder: Path, out: Path, options: ConventionOptions, similarity: Similarity
+) -> None:
+    """Move the model, and add the files that say how the convention uses it."""
+    if options.name not in CONVENTIONS:
+        listed = "".join(f"\n  {name} = {each}" for name, each in CONVENTIONS.items())
+        raise DataError(
+            f"{folder}: no sentence-transformers configuration (modules.json), so nothing says how "
+            f"its tokens become a vector; set retriever.convention to the model's:{listed}"
+        )
+    move_files(folder, out)
+    _write_modules(out, CONVENTIONS[options.name])
+    fill_config(out, options, similarity)
+
+
+def _write_modules(folder: Path, convention: Convention) -> None:
+    """Write modules.json, the pooling and the longest text; let the tokenizer end texts."""
+    from transformers import AutoModel
+
+    # encoders do not use the pooler, so it may be missing
+    model = load_without_weights(AutoModel, folder, optional="pooler.")
+    config = model.config
+    if config.is_encoder_decoder:
+        raise DataError(
+            f"{folder}: {config.model_type} has an encoder and a decoder, for which there is no "
+            "convention; name a sentence-transformers model, with its modules.json"
+        )
     limit = min(convention.max_tokens, getattr(config, "max_position_embeddings", None) or 10**9)
     if convention.pooling == "lasttoken":
         _end_texts(folder)
-    said = {"embedding_dimension": config.hidden_size, "include_prompt": True}
-    part = folder / "1_Pooling"
-    part.mkdir()
-    (part / "config.json").write_text(
-        json.dumps(pooling(said | {"pooling_mode": convention.pooling}), indent=2)
-    )
+    pooling = {"embedding_dimension": config.hidden_size, "include_prompt": True}
     modules = [
         {"idx": 0, "name": "0", "path": "", "type": f"{OLD}.Transformer"},
         {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{OLD}.Pooling"},
     ]
-    limits = {"max_seq_length": limit, "do_lower_case": False}
-    (folder / "modules.json").write_text(json.dumps(modules, indent=2))
-    (folder / "sentence_bert_config.json").write_text(json.dumps(limits, indent=2))
-
-
-def _check_model(folder: Path) -> Any:
-    """Check what the headers of the weights tell; return the model's configuration.
-
-    Of the model, a pooler may be missing, which is not used; of the file, a head may be left over.
-    """
-    from transformers import AutoModel
-
-    try:
-        model, loaded = cast(
-            tuple[Any, dict[str, Any]],
-            AutoModel.from_pretrained(
-                folder,
-                local_files_only=True,
-                trust_remote_code=False,
-                device_map="meta",
-                output_loading_info=True,
-            ),
-        )
-    except Exception as error:
-        raise DataError(f"{folder}: the model does not load ({first_line(error)})") from error
-    if model.config.is_encoder_decoder:
-        raise DataError(
-            f"{folder}: {model.config.model_type} is an encoder and a decoder, for which there is "
-            "no convention; name a sentence-transformers model, with its modules.json"
-        )
-    modules = {name for name, _ in model.named_modules() if name}
-    prefix = f"{model.base_model_prefix}."  # which a file of a model with a head has
-    faults = {
-        "missing": [name for name in loaded["missing_keys"] if not name.startswith("pooler.")],
-        "of another shape": [str(name) for name in loaded["mismatched_keys"]],
-        "unexpected": [
-            name
-            for name in loaded["unexpected_keys"]
-            if name.removeprefix(prefix).rpartition(".")[0] in modules
-        ],
+    contents = {
+        "1_Pooling/config.json": old_pooling(pooling | {"pooling_mode": convention.pooling}),
+        "modules.json": modules,
+        "sentence_bert_config.json": {"max_seq_length": limit, "do_lower_case": False},
     }
-    for fault, names in faults.items():
-        if names:
-            raise DataError(
-                f"{folder}: {len(names)} weights are {fault} ({', '.join(sorted(names)[:3])}), so "
-                f"config.json is not theirs; get the model again"
-            )
-    return model.config
+    (folder / "1_Pooling").mkdir()
+    for name, content in contents.items():
+        (folder / name).write_text(json.dumps(content, indent=2))
 
 
 def _end_texts(folder: Path) -> None:
-    """Let the tokenizer put an end token after a text, if it does not, and pad.
+    """Let the tokenizer end each text with an end token and have a padding token.
 
     Raises:
         DataError: if it cannot.

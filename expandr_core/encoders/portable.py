@@ -1,7 +1,7 @@
-"""Let a saved sentence-transformers model open in the versions before, too, and say its longest text.
+"""Rewrite a saved sentence-transformers model so that version 5 opens it too.
 
-Version 6 names its classes and writes their configurations otherwise than version 5 reads them. It
-reads both, so what it writes is put into the older words here, as far as these can say the same.
+Version 6 has other class names and configurations, but also reads those of version 5. So the older form
+is written wherever it can express the same. It also states the longest text.
 """
 
 import json
@@ -18,7 +18,7 @@ _TEXT_ONLY = {
     "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
     "module_output_name": "token_embeddings",
 }
-_POOLING = {  # in the order in which version 5 puts the vectors of several together
+_POOLING = {  # in the order in which version 5 concatenates the vectors of several modes
     "cls": "pooling_mode_cls_token",
     "max": "pooling_mode_max_tokens",
     "mean": "pooling_mode_mean_tokens",
@@ -40,7 +40,7 @@ def make_portable(folder: Path) -> None:
             case "Transformer":
                 _edit(part / "sentence_bert_config.json", lambda config, at=part: _text(config, at))
             case "Pooling":
-                _edit(part / "config.json", pooling)
+                _edit(part / "config.json", old_pooling)
             case "Dense":
                 _edit(part / "config.json", _dense)
             case "Router":
@@ -51,7 +51,7 @@ def make_portable(folder: Path) -> None:
 
 
 def saved_modules(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield class name and folder of each module, and after a router those of its routes."""
+    """Yield class name and folder of each module; those of a router's routes follow the router."""
     for module in json.loads((folder / "modules.json").read_bytes()):
         for each in (module, *routed(folder, module["path"])):
             yield each["type"].rpartition(".")[2], folder / each["path"]
@@ -68,19 +68,19 @@ def _edit(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Non
 
 
 def _text(config: dict[str, Any], part: Path) -> dict[str, Any]:
-    """Say the longest text; the tokenizer's configuration, which is saved beside, has it."""
-    limit = json.loads((part / "tokenizer_config.json").read_bytes()).get("model_max_length")
-    own = {"max_seq_length": limit} if limit and limit < _UNLIMITED else {}
+    """Write a text encoder's configuration as version 5 does, with the tokenizer's limit."""
     if config != _TEXT_ONLY:
         return config
-    return own | {"do_lower_case": False}  # whoever lowers letters has that in tokenizer.json
+    limit = json.loads((part / "tokenizer_config.json").read_bytes()).get("model_max_length")
+    limits = {"max_seq_length": limit} if limit and limit < _UNLIMITED else {}
+    return limits | {"do_lower_case": False}  # lowercasing, if any, is in tokenizer.json
 
 
-def pooling(config: dict[str, Any]) -> dict[str, Any]:
-    """Write a pooling's configuration in the older words.
+def old_pooling(config: dict[str, Any]) -> dict[str, Any]:
+    """Write a pooling's configuration as version 5 does.
 
-    >>> said = pooling({"embedding_dimension": 8, "pooling_mode": "cls", "include_prompt": True})
-    >>> [name for name, value in said.items() if value is True]
+    >>> new = {"embedding_dimension": 8, "pooling_mode": "cls", "include_prompt": True}
+    >>> [name for name, value in old_pooling(new).items() if value is True]
     ['pooling_mode_cls_token', 'include_prompt']
     """
     modes = config.get("pooling_mode")

@@ -1,19 +1,25 @@
-"""Check a language model before any work: architecture, weights, tokenizer, and a first text."""
+"""Check a language model before any work: architecture, weights, tokenizer, and its first texts."""
 
 import inspect
 import logging
+import math
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from expandr_core.errors import DataError, first_line
+from expandr_core.options.generation import SamplingOptions
 from expandr_core.runtime.model_folders import read_config
+from expandr_core.runtime.weights import check_finite, load_without_weights
 
 log = logging.getLogger(__name__)
-_UNSHARED = ("recurrent_gemma", "minimax")  # their caches cannot be taken apart by text
+_UNSHARED = ("recurrent_gemma", "minimax")  # model types whose caches cannot be repeated per text
+NO_LIMIT = 10**6  # tokens
+QUERIES = ("What is a wing?", "dust")
+TEXT = "A wing moves air down, and the air moves the wing up."
 
 
 def check_llm(folder: Path) -> dict[str, int]:
-    """Check that a folder holds a causal language model with tokenizer and chat template, and try it.
+    """Check that a folder is a causal language model with tokenizer and chat template, and try it.
 
     Returns:
         The layers that an adapter can adapt (see `adapters.linear_layers`).
@@ -21,11 +27,9 @@ def check_llm(folder: Path) -> dict[str, int]:
     Raises:
         DataError: with what is wrong and what to do.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from expandr_core.generation.adapters import linear_layers
-    from expandr_core.generation.llm_trial import try_llm
-    from expandr_core.runtime.finite import check_finite
 
     _check_architecture(folder)
     try:
@@ -37,10 +41,11 @@ def check_llm(folder: Path) -> dict[str, int]:
             f"{folder}: the tokenizer does not load ({first_line(error)}); "
             "add the model's own tokenizer.json and tokenizer_config.json"
         ) from error
-    model = _without_weights(folder)
+    model = load_without_weights(AutoModelForCausalLM, folder)
+    _check_cache(folder, model)
     _check_tokenizer(folder, tokenizer, model)
     check_finite(folder, model)
-    try_llm(folder, model)
+    try_llm(folder, model, tokenizer)
     return linear_layers(model)
 
 
@@ -50,61 +55,35 @@ def _check_architecture(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder}: no config.json, so not a language model; correct llm.model")
     config = read_config(folder)
-    written, kind = (config.get("architectures") or ["none"])[0], config.get("model_type")
+    stated, kind = (config.get("architectures") or ["none"])[0], config.get("model_type")
     loaded = KNOWN.get(str(kind))
-    part = "text_config" in config and loaded is not None  # of a model of images and texts
-    if written not in KNOWN.values() and not (
-        part and written.endswith("ForConditionalGeneration")
+    multimodal = "text_config" in config and loaded is not None  # its text model is loaded alone
+    if stated not in KNOWN.values() and not (
+        multimodal and stated.endswith("ForConditionalGeneration")
     ):
         raise DataError(
-            f"{folder}/config.json: {written} is not a causal language model; "
+            f"{folder}/config.json: {stated} is not a causal language model; "
             "name one such as LlamaForCausalLM in llm.model"
         )
-    if written != loaded and not part:
+    if stated != loaded and not multimodal:
         raise DataError(
-            f"{folder}/config.json: the architecture is {written}, in whose place transformers would "
-            f"take {loaded}, for the model_type {kind!r}; get the model's own config.json"
+            f"{folder}/config.json: the architecture is {stated}, but for the model_type {kind!r} "
+            f"transformers would load {loaded}; get the model's own config.json"
         )
 
 
-def _without_weights(folder: Path) -> Any:
-    """Load a model from the headers of its weights alone; check that they are its own."""
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model, loaded = cast(
-            tuple[Any, dict[str, Any]],
-            AutoModelForCausalLM.from_pretrained(
-                folder,
-                local_files_only=True,
-                trust_remote_code=False,
-                device_map="meta",
-                output_loading_info=True,
-            ),
-        )
-    except Exception as error:
-        raise DataError(f"{folder}: the model does not load ({first_line(error)})") from error
-    modules = {name for name, _ in model.named_modules() if name}
-    loaded["unexpected_keys"] = [
-        name for name in loaded["unexpected_keys"] if name.rpartition(".")[0] in modules
-    ]
-    for fault in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        if loaded[fault]:
-            raise DataError(
-                f"{folder}: the weights do not fit config.json ({fault.replace('_', ' ')}: "
-                f"{sorted(map(str, loaded[fault]))[0]}, ...); get the model again"
-            )
-    kept = "past_key_values" in inspect.signature(model.forward).parameters
-    if not kept or model.config.model_type in _UNSHARED:
+def _check_cache(folder: Path, model: Any) -> None:
+    """Check that the texts of a prompt can share its key-value cache."""
+    has_cache = "past_key_values" in inspect.signature(model.forward).parameters
+    if not has_cache or model.config.model_type in _UNSHARED:
         raise DataError(
             f"{folder}: {type(model).__name__} keeps no keys and values of a prompt, which its texts "
             "share here; name a model with attention, such as Qwen3, or a hybrid one, such as Qwen3-Next"
         )
-    return model
 
 
 def _check_tokenizer(folder: Path, tokenizer: Any, model: Any) -> None:
-    """Check that the tokenizer is the model's, and that the chat template works."""
+    """Check that the tokenizer is the model's and that the chat template works."""
     from expandr_core.generation.control_tokens import control_tokens
     from expandr_core.generation.prompts import prompt_ids, turn_end_id
 
@@ -120,15 +99,14 @@ def _check_tokenizer(folder: Path, tokenizer: Any, model: Any) -> None:
             f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {rows} embeddings; "
             f"{remedy}"
         )
-    if unused:  # of images, say: no text has them, and no prompt may
+    if unused:  # for example tokens of images, which our prompts do not contain
         log.warning(
-            "%s: %d control tokens have no embedding, such as %s; no prompt has them",
+            "%s: %d control tokens have no embedding, such as %s; prompts do not contain them",
             *(folder, len(unused), unused[0]),
         )
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        value = getattr(model.generation_config, name)
-        own = getattr(tokenizer, name)
-        for token in [*(value if isinstance(value, list) else [value]), own]:
+        of_model, of_tokenizer = getattr(model.generation_config, name), getattr(tokenizer, name)
+        for token in [*(of_model if isinstance(of_model, list) else [of_model]), of_tokenizer]:
             if token is not None and not 0 <= token < rows:
                 raise DataError(
                     f"{folder}: {name} is {token}, but there are {rows} tokens; {remedy}"
@@ -145,3 +123,60 @@ def _check_tokenizer(folder: Path, tokenizer: Any, model: Any) -> None:
         ) from error
     if max(ids) >= rows:
         raise DataError(f"{folder}: the chat template uses token {max(ids)} of {rows}; {remedy}")
+
+
+def try_llm(folder: Path, model: Any, tokenizer: Any) -> None:
+    """Write a sampled and a greedy text for each of two prompts, and tokenise a preference pair.
+
+    A model that is quantised, or too large for this machine's memory, writes no text.
+
+    Args:
+        folder: the model.
+        model: the same, loaded without its weights.
+        tokenizer: the model's.
+
+    Raises:
+        DataError: if any of this fails.
+    """
+    from expandr_core.generation.pair_tokens import preference_ids
+    from expandr_core.generation.prompts import fit_prompt
+
+    pair = {"query_id": "trial", "query": QUERIES[0]}
+    for side in ("chosen", "rejected"):
+        pair |= {f"{side}_text": TEXT, f"{side}_finish_reason": "stop"}
+    try:
+        prompts = [fit_prompt(tokenizer, "q2d", each, "", NO_LIMIT).ids for each in QUERIES]
+        preference_ids(tokenizer, pair, "q2d", max_prompt_tokens=NO_LIMIT, max_tokens=NO_LIMIT)
+        if _fits_memory(folder, model):
+            _write(folder, max(map(len, prompts)))
+    except DataError as error:
+        raise DataError(f"{folder}: {error}") from error
+    except Exception as error:
+        raise DataError(
+            f"{folder}: {type(model).__name__} cannot be used here, as its first text failed "
+            f"({type(error).__name__}: {first_line(error)}); name another model"
+        ) from error
+
+
+def _fits_memory(folder: Path, model: Any) -> bool:
+    import psutil
+
+    needed = 4 * math.fsum(weight.numel() for weight in model.parameters())  # float32
+    free = psutil.virtual_memory().available
+    quantised = getattr(model.config, "quantization_config", None) is not None
+    fits = not quantised and needed <= 0.8 * free
+    if not fits:
+        log.warning(
+            "%s: not tried on a text; the model takes %.1f GB here%s, of which %.1f are free",
+            *(folder, needed / 1e9, ", is quantised" if quantised else "", free / 1e9),
+        )
+    return fits
+
+
+def _write(folder: Path, longest: int) -> None:
+    from expandr_core.generation.engine import Request
+    from expandr_core.generation.transformers_engine import TransformersGenerator
+
+    requests = [Request("q2d", query, "", (0, 1), (1.0, 0.0)) for query in QUERIES]
+    generator = TransformersGenerator(folder, "cpu")
+    list(generator.generate(requests, SamplingOptions(max_new_tokens=2), longest))

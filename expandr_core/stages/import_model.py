@@ -1,7 +1,7 @@
-"""Import: check a model from elsewhere and copy it into the store, keyed by its content.
+"""Import a model: check it and copy it into the store, keyed by its content.
 
-A retriever's copy says by itself how it is used (see `sentence_models`), whatever it was before. The
-specification's `sources` are the digests that `model_source` returns with the folder.
+A retriever is imported by its family (see `encoders.families`). The specification's `sources` are the
+digests that `model_source` returns with the folder.
 """
 
 import shutil
@@ -10,7 +10,9 @@ from typing import Literal, Self
 
 from pydantic import Field
 
+from expandr_core.encoders.families import import_retriever
 from expandr_core.errors import DataError
+from expandr_core.generation.check_llm import check_llm
 from expandr_core.options.base import Options, runtime
 from expandr_core.options.retriever import ConventionOptions, RetrieverOptions, Similarity
 from expandr_core.runtime.job import Job
@@ -20,7 +22,7 @@ from expandr_core.store.store import sha256_of
 VERSION = 3
 ROLE = "data"
 ISOLATION = "always"
-LAYERS = "layers/"  # what counts of layers that an adapter can adapt begin with
+LAYERS = "layers/"  # prefix of the counts of layers that an adapter can adapt
 
 
 class ImportOptions(Options):
@@ -47,55 +49,35 @@ OPTIONS = ImportOptions
 
 
 def run(job: Job) -> None:
-    """Copy the files of the model, and check the copy, as that is what runs; speak of the original."""
+    """Copy the model and check the copy, as that is what runs; errors name the original."""
     options: ImportOptions = job.options
-    folder = Path(options.folder)
+    folder, copy = Path(options.folder), job.checkpoints / "model"
     check_folder(folder)
     try:
         if options.kind == "llm":
-            _copy(job, folder)
-            from expandr_core.generation.check_llm import check_llm
-
+            _copy(job, folder, job.out)
             layers = check_llm(job.out)
             job.counts |= {f"{LAYERS}{name}": count for name, count in layers.items()}
         else:
-            _import_retriever(job, options, folder)
+            _copy(job, folder, copy)
+            import_retriever(copy, job.out, options.convention, options.similarity)
     except DataError as error:
-        raise DataError(str(error).replace(str(job.out), str(folder))) from error
+        message = str(error)
+        for path in (copy, job.out):
+            message = message.replace(str(path), str(folder))
+        raise DataError(message) from error
     files = [path for path in job.out.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
     job.counts = {"files": len(files), "bytes": size} | job.counts
 
 
-def _copy(job: Job, folder: Path) -> None:
+def _copy(job: Job, folder: Path, out: Path) -> None:
+    """Copy the files of a model, and check that they are still those that the key names."""
     names = model_files(folder)
     for done, name in enumerate(names, 1):
-        target = job.out / name
+        target = out / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / name, target)
-        _check_digest(job, folder / name, target, name)
+        if sha256_of(target) != job.spec.sources.get(name):
+            raise DataError(f"{folder / name} changed during the run; start the run again")
         job.progress(done, len(names), "files")
-
-
-def _check_digest(job: Job, original: Path, copy: Path, name: str) -> None:
-    if sha256_of(copy) != job.spec.sources.get(name):
-        raise DataError(f"{original} was changed during the run; start the run again")
-
-
-def _import_retriever(job: Job, options: ImportOptions, folder: Path) -> None:
-    """Write a complete sentence-transformers model, and check it."""
-    from expandr_core.encoders.anchordr_checkpoint import is_published_anchordr
-    from expandr_core.encoders.check import check_retriever
-    from expandr_core.encoders.sentence_transformer import complete, save_anchordr
-
-    convention = options.convention
-    prompts = {"query": convention.query_prompt, "document": convention.passage_prompt}
-    if is_published_anchordr(folder):
-        save_anchordr(folder, job.out, convention.name)
-        for name in model_files(folder):
-            _check_digest(job, folder / name, folder / name, name)
-        complete(job.out, "model", "model", prompts)
-    else:
-        _copy(job, folder)
-        complete(job.out, convention.name, options.similarity, prompts)
-    check_retriever(job.out, options.similarity)

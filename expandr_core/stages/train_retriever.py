@@ -126,8 +126,8 @@ def train(task: Task, device: str, report: Progress) -> dict[str, float]:
     """Train; the first process, or the only one, writes the model. Return the counts."""
     import torch
 
-    from expandr_core.encoders.encode import load_retriever, normalizes
     from expandr_core.encoders.fusion import Fusion
+    from expandr_core.encoders.load import load_retriever, normalizes
     from expandr_core.training.contrastive import ContrastiveLoss
     from expandr_core.training.distributed import rank
     from expandr_core.training.retriever import RetrieverTrainer
@@ -189,9 +189,8 @@ def _counts(history: "History") -> dict[str, float]:
 
 def _save(weights: "Weights", task: Task) -> None:
     """Save trained weights with everything else as in the start model, as it was trained to be used."""
-    from expandr_core.encoders.encode import limit_texts, normalizes
+    from expandr_core.encoders.load import limit_texts, load_sentence_model, normalizes
     from expandr_core.encoders.portable import make_portable
-    from expandr_core.encoders.sentence_transformer import load_sentence_model
 
     encoding = task.options.encoding
     if not all(bool(weight.isfinite().all()) for weight in weights.values()):

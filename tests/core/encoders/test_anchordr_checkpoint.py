@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import T5Config, T5Model
 
 from expandr_core.anchordr.model import AnchorDR
-from expandr_core.encoders.anchordr_checkpoint import is_published_anchordr, read_published
+from expandr_core.encoders.anchordr_checkpoint import claims, read_published
 from expandr_core.errors import DataError
 
 
@@ -49,7 +49,7 @@ def edit_weights(folder: Path, edit: Callable[[dict[str, Tensor]], None]) -> Non
 
 
 def test_the_published_layout_is_read_whole(model, published):
-    assert is_published_anchordr(published)
+    assert claims(published)
     again = read_published(published)
     assert torch.equal(embed(again), embed(model))
     assert again.max_seq_length == 512
@@ -131,6 +131,6 @@ def test_a_t5_of_transformers_is_refused(tmp_path, pieces):
     (tmp_path / "sp.model").write_bytes(pieces.read_bytes())
     with pytest.raises(DataError, match="a T5 of transformers"):
         read_published(tmp_path)
-    assert is_published_anchordr(tmp_path)
+    assert claims(tmp_path)
     (tmp_path / "modules.json").write_text("[]")
-    assert not is_published_anchordr(tmp_path)  # then it is sentence-transformers' own T5
+    assert not claims(tmp_path)  # then it is sentence-transformers' own T5

@@ -23,9 +23,9 @@ from expandr_core.anchordr.model import AnchorDR
 from expandr_core.encoders.conventions import CONVENTIONS
 from expandr_core.encoders.convert_weights import convert
 from expandr_core.encoders.encode import Encoder
-from expandr_core.encoders.sentence_transformer import complete
+from expandr_core.encoders.sentence_transformer import fill_config
 from expandr_core.errors import DataError
-from expandr_core.options.retriever import ConventionName, EncodingOptions
+from expandr_core.options.retriever import ConventionName, ConventionOptions, EncodingOptions
 from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.model_source import model_source
 from expandr_core.runtime.runner import make_spec, run_stage
@@ -591,4 +591,4 @@ def test_a_prompt_for_passages_in_another_spelling_is_never_left_out_silently(tm
     prompts = {"query": "q: ", name: "p: "}
     (tmp_path / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}))
     with pytest.raises(DataError, match="passage_prompt"):
-        complete(tmp_path, "model", "cosine")
+        fill_config(tmp_path, ConventionOptions(), "cosine")

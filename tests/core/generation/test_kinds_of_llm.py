@@ -16,13 +16,12 @@ from transformers import AutoModelForCausalLM
 
 from expandr_core.errors import DataError
 from expandr_core.generation.adapters import check_targets, layers_to_adapt, linear_layers
-from expandr_core.generation.check_llm import check_llm
+from expandr_core.generation.chat_templates import load_tokenizer
+from expandr_core.generation.check_llm import check_llm, try_llm
 from expandr_core.generation.engine import Request
-from expandr_core.generation.llm_trial import try_llm
 from expandr_core.generation.transformers_engine import TransformersGenerator
 from expandr_core.options.generation import SamplingOptions
 from expandr_core.options.training import LoRAOptions
-from expandr_core.runtime import finite
 from expandr_core.runtime.model_folders import check_folder
 from expandr_core.stages.tiny_llm import LAYERS
 from expandr_core.stages.tiny_llm import _config as tiny_config
@@ -151,10 +150,10 @@ def test_the_text_part_of_a_model_of_images_is_a_language_model(tmp_path):
 def test_a_model_that_transformers_would_take_for_another_is_refused(tmp_path):
     folder = save(tmp_path / "llm", "Qwen2Config")
     edit_json(folder / "config.json", model_type="llama")
-    with pytest.raises(DataError, match=r"Qwen2ForCausalLM, in whose place .* LlamaForCausalLM"):
+    with pytest.raises(DataError, match=r"Qwen2ForCausalLM, but .* would load LlamaForCausalLM"):
         check_llm(folder)
     edit_json(folder / "config.json", architectures=["LlamaForCausalLM"])
-    with pytest.raises(DataError, match=r"unexpected keys: .*\.bias"):
+    with pytest.raises(DataError, match=r"weights are unexpected \(.*\.bias"):
         check_llm(folder)
 
 
@@ -207,7 +206,7 @@ def test_all_linear_stands_alone():
 
 def test_weights_are_looked_through_piece_by_piece_and_masks_may_be_infinite(tmp_path, monkeypatch):
     """Pythia's masks, which transformers ignores, became minus infinity when they were halved."""
-    monkeypatch.setattr(finite, "PIECE", 100)
+    monkeypatch.setattr("expandr_core.runtime.weights.PIECE", 100)
     folder = save(tmp_path / "llm", "GPTNeoXConfig")
     weights = load_file(folder / "model.safetensors")
     weights["gpt_neox.layers.0.attention.masked_bias"] = torch.tensor(-torch.inf).half()
@@ -216,7 +215,7 @@ def test_weights_are_looked_through_piece_by_piece_and_masks_may_be_infinite(tmp
     name = "gpt_neox.layers.1.mlp.dense_4h_to_h.weight"
     weights[name][-1, -1] = torch.nan
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(DataError, match=rf"model\.safetensors: {name} holds numbers .* not finite"):
+    with pytest.raises(DataError, match=rf"model\.safetensors: {name} has numbers .* not finite"):
         check_llm(folder)
 
 
@@ -236,5 +235,5 @@ def test_a_model_that_the_memory_does_not_hold_is_accepted_without_a_text(tmp_pa
         config=SimpleNamespace(),
     )
     with caplog.at_level(logging.WARNING, "expandr_core"):
-        try_llm(folder, model)
-    assert "no text was tried; the model takes 4000000.0 GB" in caplog.text
+        try_llm(folder, model, load_tokenizer(folder))
+    assert "not tried on a text; the model takes 4000000.0 GB" in caplog.text

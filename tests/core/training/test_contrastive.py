@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from expandr_core.encoders import encode as encoder
+from expandr_core.encoders.encode import Encoder, encode_expanded
 from expandr_core.encoders.fusion import Fusion
+from expandr_core.encoders.load import load_retriever
 from expandr_core.options.retriever import EncodingOptions
 from expandr_core.training.contrastive import (
     QUERIES_AT_ONCE,
@@ -130,7 +131,7 @@ def batch_loss(
     temperature: float = 0.1,
 ) -> float:
     """Loss of a batch of texts, as the trainer computes it."""
-    model = encoder.load_retriever(folder, "cpu", EncodingOptions(max_tokens=32))
+    model = load_retriever(folder, "cpu", EncodingOptions(max_tokens=32))
     mini_batches = MiniBatchEncoder(model, "float32", 100)
     texts = mini_batches.tokenise(rows, len(rows[0]))
     vectors = mini_batches.arrange(mini_batches.embed(texts, seed=0), texts.places)
@@ -142,9 +143,9 @@ def batch_loss(
 def test_the_loss_is_that_of_the_encoders_own_vectors(static):
     for normalize, temperature in ((True, 0.1), (False, 3.0)):
         encoding = EncodingOptions(similarity="cosine" if normalize else "dot", max_tokens=32)
-        own = encoder.Encoder(static, "cpu", encoding)
+        own = Encoder(static, "cpu", encoding)
         queries, expansions, positives, negatives = zip(*ROWS, strict=True)
-        fused = encoder.encode_expanded(own, list(queries), [[text] for text in expansions], 0.5)
+        fused = encode_expanded(own, list(queries), [[text] for text in expansions], 0.5)
         passages = torch.from_numpy(own.encode_passages([*positives, *negatives]))
         expected = contrastive_loss(
             torch.from_numpy(fused), passages, NOTHING_MASKED, torch.arange(2), temperature
@@ -216,7 +217,7 @@ TEXTS: list[list[str | None]] = [
 
 def gradients(folder: Path, mini_batch_size: int, small: int | None = None) -> dict[str, Any]:
     """Propagate the sum of all vectors, each times a number of its own, back to the weights."""
-    model = encoder.load_retriever(folder, "cpu", EncodingOptions(max_tokens=32))
+    model = load_retriever(folder, "cpu", EncodingOptions(max_tokens=32))
     model.train()
     mini_batches = MiniBatchEncoder(model, "float32", mini_batch_size)
     mini_batches.texts_at_once = small or mini_batches.texts_at_once
@@ -231,7 +232,7 @@ def gradients(folder: Path, mini_batch_size: int, small: int | None = None) -> d
 
 
 def test_a_text_is_embedded_once_and_the_longest_come_first(static):
-    model = encoder.load_retriever(static, "cpu", EncodingOptions(max_tokens=32))
+    model = load_retriever(static, "cpu", EncodingOptions(max_tokens=32))
     mini_batches = MiniBatchEncoder(model, "float32", 3)
     texts = mini_batches.tokenise(TEXTS, 4)
     # three queries; seven passages, one of which is also a query
@@ -259,7 +260,7 @@ def test_the_size_of_mini_batches_changes_neither_vectors_nor_gradients(tmp_path
 def test_the_gradient_is_that_of_autograd_over_the_whole_batch(tmp_path):
     folder = save_without_dropout(tmp_path / "model")
     found = gradients(folder, mini_batch_size=2)
-    model = encoder.load_retriever(folder, "cpu", EncodingOptions(max_tokens=32))
+    model = load_retriever(folder, "cpu", EncodingOptions(max_tokens=32))
     columns = []
     for column in zip(*TEXTS, strict=True):
         there = [text or "" for text in column]
@@ -277,7 +278,7 @@ def test_the_gradient_is_that_of_autograd_over_the_whole_batch(tmp_path):
 def test_queries_and_passages_get_the_models_own_prompts_in_training(tmp_path):
     """As `encode_query` and `encode_document`, whose prompts a model's folder names."""
     folder = save_without_dropout(tmp_path / "model")
-    model = encoder.load_retriever(folder, "cpu", EncodingOptions(max_tokens=32))
+    model = load_retriever(folder, "cpu", EncodingOptions(max_tokens=32))
     model.prompts = {"query": "lay7 ", "passage": "tech7 tech7 "}
     model.set_pooling_include_prompt(False)  # changes the mask in place
     model.train()
@@ -296,7 +297,7 @@ def test_queries_and_passages_get_the_models_own_prompts_in_training(tmp_path):
 
 def test_bfloat16_is_close_and_gives_vectors_of_float32(tmp_path):
     folder = save_without_dropout(tmp_path / "model")
-    model = encoder.load_retriever(folder, "cpu", EncodingOptions(max_tokens=32))
+    model = load_retriever(folder, "cpu", EncodingOptions(max_tokens=32))
     exact, coarse = (
         MiniBatchEncoder(model, precision, 100).encode(["tech1 tech2", "tech3"], "document")
         for precision in ("float32", "bfloat16")

@@ -16,8 +16,8 @@ import pytest
 import retriever_world as world
 from flat_options import flat
 
-from expandr_core.encoders.encode import load_retriever
 from expandr_core.encoders.fusion import Fusion
+from expandr_core.encoders.load import load_retriever
 from expandr_core.errors import DataError
 from expandr_core.options.retriever import EncodingOptions
 from expandr_core.runtime.child import run_in_child

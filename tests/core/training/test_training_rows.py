@@ -9,8 +9,9 @@ import retriever_world as world
 from hypothesis import given
 from hypothesis import strategies as st
 
-from expandr_core.encoders.encode import Encoder, encode_expanded, load_retriever
+from expandr_core.encoders.encode import Encoder, encode_expanded
 from expandr_core.encoders.fusion import Fusion
+from expandr_core.encoders.load import load_retriever
 from expandr_core.errors import DataError
 from expandr_core.options.retriever import EncodingOptions
 from expandr_core.stages import mine
