@@ -39,7 +39,7 @@ def load_retriever(folder: Path, device: str, encoding: EncodingOptions) -> "Sen
         raise DataError(f"{folder}: the retriever cannot be loaded: {error}") from error
     if model.default_prompt_name is not None:
         raise DataError(
-            f"{folder}: the retriever puts its prompt {model.default_prompt_name!r} before all texts, "
+            f"{folder}: the retriever prepends its prompt {model.default_prompt_name!r} to all texts, "
             "which training would not; remove default_prompt_name from its configuration"
         )
     limit_texts(model, encoding.max_tokens)

@@ -113,7 +113,10 @@ def with_a_head(weights: dict[str, Tensor]) -> None:
             lambda folder: edit_config(folder, feed_forward_proj="gated-gelu"),
             ["feed_forward_proj is 'gated-gelu'", "'relu'"],
         ),
-        (lambda folder: edit_config(folder, pad_token_id=0), ["pad_token_id is 0", "it is 1"]),
+        (
+            lambda folder: edit_config(folder, pad_token_id=0),
+            ["pad_token_id is 0", "but 1 in AnchorDR"],
+        ),
         (lambda folder: edit_config(folder, vocab_size=9), ["do not fit together"]),
     ],
 )

@@ -333,7 +333,7 @@ def test_a_vector_that_float16_cannot_hold_is_refused_and_float32_holds_it(store
     model.save(str(tmp_path / "large"))
     large = store.commit(full("retriever-large"), tmp_path / "large", [], {"counts": {}})
     with pytest.raises(
-        DataError, match=r"component .*e\+06.*set retriever\.vector_type to float32"
+        DataError, match=r"component .*e\+06.*set retriever\.index\.vector_type to float32"
     ):
         encoded(store, large, [("a", "", "red")])
     assert work_of(encoded(store, large, [("a", "", "red")], vector_type="float32")) == (1, 0)
