@@ -8,10 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from expandr_core.encoders.conventions import CONVENTIONS, Convention
 from expandr_core.encoders.portable import OLD, old_pooling
 from expandr_core.encoders.sentence_transformer import fill_config, move_files
 from expandr_core.errors import DataError
+from expandr_core.options.conventions import CONVENTIONS, Convention
 from expandr_core.options.retriever import ConventionOptions, Similarity
 from expandr_core.runtime.weights import load_without_weights
 

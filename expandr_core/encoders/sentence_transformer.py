@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from expandr_core.encoders.conventions import CONVENTIONS
 from expandr_core.encoders.portable import saved_modules
 from expandr_core.errors import DataError
+from expandr_core.options.conventions import CONVENTIONS
 from expandr_core.options.retriever import ConventionOptions, Similarity
 from expandr_core.runtime.model_folders import SENTENCE_CONFIG
 

@@ -5,10 +5,10 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from expandr_core.options.base import Options, Positive, runtime
+from expandr_core.options.conventions import ConventionName
 
 VectorType = Literal["float16", "float32"]
 Similarity = Literal["model", "cosine", "dot"]
-ConventionName = Literal["model", "contriever", "bge", "e5", "gte", "minilm", "last-token"]
 
 
 class TinyRetrieverOptions(Options):
@@ -50,7 +50,7 @@ class ConventionOptions(Options):
     name: ConventionName = Field(
         default="model",
         description="Convention that gives pooling, prompts, similarity and longest text (values: "
-        "expandr_core/encoders/conventions.py); 'model': the folder says them.",
+        "expandr_core/options/conventions.py); 'model': the folder says them.",
     )
     query_prompt: str = Field(
         default="model",

@@ -20,12 +20,12 @@ from tiny_models import save_llm
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertForMaskedLM
 
 from expandr_core.anchordr.model import AnchorDR
-from expandr_core.encoders.conventions import CONVENTIONS
 from expandr_core.encoders.convert_weights import convert
 from expandr_core.encoders.encode import Encoder
 from expandr_core.encoders.sentence_transformer import fill_config
 from expandr_core.errors import DataError
-from expandr_core.options.retriever import ConventionName, ConventionOptions, EncodingOptions
+from expandr_core.options.conventions import CONVENTIONS, ConventionName
+from expandr_core.options.retriever import ConventionOptions, EncodingOptions
 from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.model_source import model_source
 from expandr_core.runtime.runner import make_spec, run_stage

@@ -1,9 +1,9 @@
-"""How retrievers are used that do not say it themselves.
+"""How retrievers are used whose folders do not say so.
 
-A folder that sentence-transformers wrote has its own configuration. One that transformers wrote has
-weights and a tokenizer only: how tokens become a vector, what stands before a query, and how vectors
-are compared is then known from the model's description alone. Here are the known ones; a user names
-one, none is guessed.
+A folder that sentence-transformers wrote has its own configuration. One that transformers wrote has only
+weights and a tokenizer; how tokens become a vector, what goes before a query, and how vectors are
+compared is known from the model's description alone. Users name one of these conventions; none is
+guessed.
 """
 
 from dataclasses import dataclass
@@ -51,7 +51,8 @@ class Convention:
         return ", ".join(said)
 
 
-CONVENTIONS = {
+ConventionName = Literal["model", "contriever", "bge", "e5", "gte", "minilm", "last-token"]
+CONVENTIONS = {  # by ConventionName; "model" stands for what the folder says
     "contriever": Convention("facebook/contriever*", "mean", "dot", 512),
     "bge": Convention(
         "BAAI/bge-*-en*",
