@@ -47,7 +47,7 @@ from expandr_core.generation.transformers_engine import TransformersGenerator
 from expandr_core.options.generation import SamplingOptions, VLLMOptions
 from expandr_core.options.retriever import EncodingOptions
 from expandr_core.stages import dpo
-from expandr_core.training import dpo as dpo_trainer
+from expandr_core.training import dpo as training
 
 PEAKS = {  # FLOP/s in bfloat16, dense; bytes/s
     "H100 80GB HBM3": (989e12, 3.35e12),
@@ -219,10 +219,10 @@ def measure_dpo(shape: Shape, chip: Chip, llm: Path, folder: Path) -> None:
         }
         for _ in range(shape.pairs * shape.steps)
     ]
-    dpo_trainer.save_pairs({"train": rows}, folder / "pairs")
+    training.save_pairs({"train": rows}, folder / "pairs")
     length = PROMPT_TOKENS + TEXT_TOKENS
     flops = 2 * length * 2 * forward_flops(LlamaConfig.from_pretrained(llm), length / 2)
-    kernels = "Liger's kernels" if dpo_trainer.is_liger_kernel_available() else "no Liger kernels"
+    kernels = "Liger's kernels" if training.is_liger_kernel_available() else "no Liger kernels"
     print(f"DPO: {len(rows)} pairs of {length} tokens, {shape.pairs} a step; {kernels}")
     for number, (at_once, checkpointing) in enumerate(shape.layouts):
         options = dpo.OPTIONS(
@@ -232,15 +232,14 @@ def measure_dpo(shape: Shape, chip: Chip, llm: Path, folder: Path) -> None:
             epochs=1,
         )
         own = folder / str(number)
-        task = dpo_trainer.Task(
+        task = training.DPOTask(
             llm, None, folder / "pairs", own, None, own / "events", own / "out", options, 0
         )
         name = f"{at_once} at once, {'' if checkpointing else 'no '}checkpointing"
         ends: list[float] = []
-        layout = dpo_trainer.Layout(1, "none", chip.device == "cuda")
         started = time.monotonic()
         try:
-            dpo_trainer.train(task, layout, lambda *_, ends=ends: ends.append(time.monotonic()))
+            training.train(task, chip.device, lambda *_, ends=ends: ends.append(time.monotonic()))
         except RuntimeError as error:
             print(f"  {name:<34}{error}")
             continue

@@ -41,7 +41,7 @@ from expandr_core.options.training import RetrieverTrainingOptions
 from expandr_core.runtime.job import no_progress
 from expandr_core.training.contrastive import ContrastiveLoss
 from expandr_core.training.dev_metric import DevSet, dev_set, measure
-from expandr_core.training.grad_cache import MiniBatchEncoder
+from expandr_core.training.grad_cache import GradCache
 from expandr_core.training.retriever import RetrieverTrainer
 from expandr_core.training.rows import TrainingRows
 
@@ -65,16 +65,9 @@ class Work(NamedTuple):
 def read_rows(path: Path, examples: pa.Table) -> TrainingRows:
     """Write examples to a file and read them as training does."""
     pq.write_table(examples, path)
-    return TrainingRows(
-        path,
-        mined=None,
-        expansions=None,
-        expansions_per_query=1,
-        epochs=1,
-        hard_negatives=1,
-        dev_share=DEV_SHARE if path.name == "all.parquet" else 0.0,
-        seed=0,
-    )
+    dev_share = DEV_SHARE if path.name == "all.parquet" else 0.0
+    options = RetrieverTrainingOptions(epochs=1, held_out_share=dev_share)
+    return TrainingRows(path, mined=None, expansions=None, options=options, seed=0)
 
 
 def examples_of(triples: Path) -> pa.Table:
@@ -168,7 +161,7 @@ ARMS: dict[str, tuple[Callable[..., tuple[SentenceTransformer, Seconds]], Precis
 
 def quality(model: SentenceTransformer, dev: DevSet) -> float:
     """Measure a model on the held-out queries."""
-    return measure(MiniBatchEncoder(model, "float32", 64), dev, Fusion(normalize=True))
+    return measure(GradCache(model, "float32", 64), dev, Fusion(normalize=True))
 
 
 def main() -> int:

@@ -1,13 +1,12 @@
 """DPO: train a LoRA adapter to prefer the chosen texts (Rafailov et al., 2023; TRL's trainer).
 
-Input roles: `llm`, `pairs`, and `adapter` if the model to start from is `llm` with an adapter that is
-kept apart; what is written is then the sum of that one and the trained one, an adapter of `llm` again.
-Writes the adapter and training_log.json; with a dev part, the adapter of the step with the lowest loss
-on it. `expandr_core.training.dpo` trains.
+Input roles: `llm`, `pairs`, and `adapter` if training starts from `llm` plus a separate adapter; the
+result is then the sum of that adapter and the trained one, again an adapter of `llm`. Writes the adapter
+and training_log.json; if there are dev pairs, the adapter of the step with the lowest loss on them.
 
-Differs from the reference: the prompt's token ids are those of generation and are never cut; the
-token that ends the assistant's turn is appended, and only to texts that the model had ended itself;
-the adapted layers are explicit. Dropout is off, as it was in effect in the reference.
+Differs from the reference: the prompt's token ids are those of generation and are never cut; the token
+that ends the assistant's turn is appended, but only to texts that the model had ended itself; the
+adapted layers are explicit. Dropout is off, as it was in effect in the reference.
 """
 
 import json
@@ -29,7 +28,7 @@ from expandr_core.runtime.device import run_device
 from expandr_core.runtime.job import Job
 
 if TYPE_CHECKING:
-    from expandr_core.training.dpo import Task
+    from expandr_core.training.dpo import DPOTask
 
 log = logging.getLogger(__name__)
 VERSION = 3
@@ -54,78 +53,64 @@ def run(job: Job) -> None:
     """Train an adapter of `llm` on `pairs`; write it, and `training_log.json`."""
     import torch
 
+    from expandr_core.generation.adapters import add, write_config
     from expandr_core.training.distributed import launch
-    from expandr_core.training.dpo import Layout, train, train_with_others
+    from expandr_core.training.dpo import train
 
     options: DPOOptions = job.options
-    device = job.spec.runtime.get("device", "auto")
-    on_gpu = run_device(device) != "cpu"
-    layout = Layout(options.processes, options.zero, on_gpu)
+    device = run_device(job.spec.runtime.get("device", "auto"))
     task = prepare(job)
-    alone = options.processes == 1 and options.zero == "none"
-    if alone and not (on_gpu and torch.cuda.device_count() > 1):  # else the Trainer would use all
-        history = train(task, layout, job.progress).state.log_history
+    # in this process the Trainer would use all GPUs
+    several_gpus = device != "cpu" and torch.cuda.device_count() > 1
+    if options.processes == 1 and options.zero == "none" and not several_gpus:
+        history = train(task, device, job.progress)
     else:
-        history = launch(train_with_others, options.processes, task, layout, device)
-    _complete_adapter(task, job.spec.inputs["llm"].key)
+        history = launch(train, options.processes, device, task)
+    if task.adapter is not None:
+        add(task.adapter, job.out)
+    write_config(job.out, base_model_name_or_path=job.spec.inputs["llm"].key)
     _write_log(job, history)
 
 
-def prepare(job: Job) -> "Task":
-    """Tokenise the pairs, and find the checkpoint to go on from.
+def prepare(job: Job) -> "DPOTask":
+    """Tokenise the pairs, and find the checkpoint to resume from.
 
     Raises:
         DataError: if the processes cannot share a step evenly, no pair is left for training, or a prompt
             leaves no room for a text.
     """
-    from expandr_core.training.checkpoints import last_checkpoint
-    from expandr_core.training.dpo import Task, save_pairs, shares_of_batch
+    from expandr_core.training.checkpoints import newest_checkpoint
+    from expandr_core.training.dpo import DPOTask, save_pairs, shares_of_batch
 
     options: DPOOptions = job.options
-    shares_of_batch(options)  # before the processes are started
+    shares_of_batch(options)  # fail before any process is started
     tokenizer = load_tokenizer(job.inputs["llm"], options.chat)
+    limits = {name: getattr(options, name) for name in ("max_prompt_tokens", "max_tokens")}
     pairs: dict[str, list[dict[str, list[int]]]] = {"train": [], "dev": []}
     for row in pq.read_table(job.inputs["pairs"] / "pairs.parquet").to_pylist():
-        ids = preference_ids(
-            tokenizer,
-            row,
-            options.prompt,
-            max_prompt_tokens=options.max_prompt_tokens,
-            max_tokens=options.max_tokens,
-        )
-        pairs[row["split"]].append(ids)
+        pairs[row["split"]].append(preference_ids(tokenizer, row, options.prompt, **limits))
     if not pairs["train"]:
         raise DataError("no preference pair is left for training; lower preferences.dev_share")
-    for part, rows in pairs.items():
-        job.counts[f"{part}_pairs"] = len(rows)
+    for split, rows in pairs.items():
+        job.counts[f"{split}_pairs"] = len(rows)
     for side in ("chosen", "rejected"):
-        job.counts[f"{side}_tokens"] = round(
-            fmean(len(row[f"{side}_ids"]) for row in pairs["train"]), 1
-        )
+        tokens = fmean(len(row[f"{side}_ids"]) for row in pairs["train"])
+        job.counts[f"{side}_tokens"] = round(tokens, 1)
     folder = job.checkpoints / "pairs"
     save_pairs(pairs, folder)
-    # a checkpoint is of the processes that wrote it
+    # a checkpoint fits only the layout that wrote it
     checkpoints = job.checkpoints / f"{options.processes}-zero-{options.zero}"
-    return Task(
+    return DPOTask(
         llm=job.inputs["llm"],
         adapter=job.inputs.get("adapter"),
         pairs=folder,
         checkpoints=checkpoints,
-        checkpoint=last_checkpoint(checkpoints, options.processes),
+        checkpoint=newest_checkpoint(checkpoints, options.processes),
         events=job.store.scratch / "tensorboard" / job.spec.key,
         out=job.out,
         options=options,
         seed=job.seed,
     )
-
-
-def _complete_adapter(task: "Task", llm: str) -> None:
-    """Name the model that the adapter belongs to, and add the adapter that training started from."""
-    from expandr_core.generation.adapters import add, write_config
-
-    if task.adapter is not None:
-        add(task.adapter, task.out)
-    write_config(task.out, base_model_name_or_path=llm)
 
 
 def _write_log(job: Job, history: Iterable[dict[str, Any]]) -> None:
@@ -139,7 +124,7 @@ def _write_log(job: Job, history: Iterable[dict[str, Any]]) -> None:
         }
         if len(kept) > 1:
             steps.append(kept | _divergence(kept, job.options.beta))
-    # a checkpoint gives entries back with their names sorted
+    # sorted, since a checkpoint returns its entries with sorted names
     Path(job.out, "training_log.json").write_text(
         json.dumps(steps, indent=1, sort_keys=True, allow_nan=False)
     )
@@ -159,13 +144,13 @@ def _write_log(job: Job, history: Iterable[dict[str, Any]]) -> None:
 
 
 def _divergence(entry: dict[str, float], beta: float) -> dict[str, float]:
-    """Estimate the divergence of the policy from the reference, KL(reference || policy), in nats a text.
+    """Estimate the divergence from the reference, KL(reference || policy), in nats per text.
 
-    The texts of the pairs were sampled from the reference, so the mean of log(reference / policy), which
-    is minus a reward over beta, estimates it; the chosen and the rejected one count alike.
+    The texts of the pairs were sampled from the reference, so the mean of log(reference / policy) over
+    them, which is minus a reward over beta, estimates it; chosen and rejected texts count alike.
     """
     return {
-        f"{part}kl": -(entry[f"{part}rewards/chosen"] + entry[f"{part}rewards/rejected"]) / 2 / beta
-        for part in ("", "eval_")
-        if f"{part}rewards/chosen" in entry
+        f"{when}kl": -(entry[f"{when}rewards/chosen"] + entry[f"{when}rewards/rejected"]) / 2 / beta
+        for when in ("", "eval_")
+        if f"{when}rewards/chosen" in entry
     }

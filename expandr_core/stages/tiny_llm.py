@@ -141,7 +141,8 @@ def _train(
         set_seed,
     )
 
-    from expandr_core.training.checkpoints import FiniteCallback, ProgressCallback, last_checkpoint
+    from expandr_core.training.callbacks import FiniteCallback, ProgressCallback
+    from expandr_core.training.checkpoints import newest_checkpoint
 
     options: TinyLLMOptions = job.options
     remedy = f"lower llm.tiny.learning_rate ({options.learning_rate:g})"
@@ -183,7 +184,8 @@ def _train(
     precision = "bfloat16" if coarse else "float32"
     log.info("training a Llama of %d parameters in %s", model.num_parameters(), precision)
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=last_checkpoint(job.checkpoints))
+    checkpoint = newest_checkpoint(job.checkpoints)
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     return model, [line["loss"] for line in trainer.state.log_history if "loss" in line][-1]
 
 

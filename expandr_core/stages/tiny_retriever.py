@@ -94,7 +94,7 @@ def _train(
     from torch.utils.data import SequentialSampler
     from transformers import PrinterCallback, set_seed
 
-    from expandr_core.training.checkpoints import FiniteCallback, ProgressCallback
+    from expandr_core.training.callbacks import FiniteCallback, ProgressCallback
 
     options: TinyRetrieverOptions = job.options
     remedy = f"lower retriever.tiny.learning_rate ({options.learning_rate:g})"

@@ -1,8 +1,8 @@
-"""The loss of the retriever: the expanded query must be closest to its own positive.
+"""The loss of the retriever: the expanded query must be closest to its positive.
 
-The paper's Eq. for the retriever is a cross-entropy over the passages of a batch. Here, unlike in
-its code, temperature and normalisation are real, and passages known to be relevant to a query are
-not pushed away from it just because another row of the batch brought them along.
+The paper trains the retriever with a cross-entropy over the passages of a batch. Here, unlike in its
+code, temperature and normalisation have an effect, and a known positive of a query is not pushed away
+from it just because another row brought it into the batch.
 """
 
 from dataclasses import dataclass
@@ -27,13 +27,13 @@ def false_negatives(
 ) -> Tensor:
     """Tell which passages of a batch must not count as negatives of which queries.
 
-    These are a query's other known positives (its own positive once more, in another row; the
-    positive of another row of the same query; a positive of it that another query brought), and the
-    places left empty where a query has too few hard negatives.
+    These are all known positives of a query except the one in `own` (such as its positive once more,
+    from another row, or one that another query brought), and the slots that are empty because a query
+    has too few hard negatives.
 
     Args:
         query_ids: (queries,) numbers of the queries.
-        passage_ids: (columns,) numbers of the passages, below 0 for an empty place.
+        passage_ids: (columns,) numbers of the passages, below 0 for an empty slot.
         own: (queries,) column of each query's own positive.
         positive_pairs: (pairs,) sorted `pair_numbers` of all known positives.
 
@@ -47,22 +47,23 @@ def false_negatives(
             [0, 0, 0, 1]], dtype=torch.int32)
     """
     pairs = pair_numbers(query_ids[:, None], passage_ids[None, :])
-    places = torch.searchsorted(positive_pairs, pairs).clamp(max=len(positive_pairs) - 1)
-    masked = (positive_pairs[places] == pairs) | (pairs < 0)
+    # a pair is a known positive if it stands where a search among the sorted ones ends
+    positions = torch.searchsorted(positive_pairs, pairs).clamp(max=len(positive_pairs) - 1)
+    masked = (positive_pairs[positions] == pairs) | (pairs < 0)
     return masked.scatter(1, own[:, None], False)
 
 
 def contrastive_loss(
     queries: Tensor, passages: Tensor, masked: Tensor, own: Tensor, contrastive_temperature: float
 ) -> Tensor:
-    """Mean cross-entropy of picking each query's positive among the passages of the batch.
+    """Return the mean cross-entropy of picking each query's positive among the passages of a batch.
 
     Args:
         queries: (queries, dimensions), fused with their expansions.
         passages: (columns, dimensions), positives and hard negatives.
-        masked: (queries, columns) of bool; these are left out.
+        masked: (queries, columns) of bool, True to leave a passage out.
         own: (queries,) column of each query's own positive.
-        contrastive_temperature: the similarities are divided by it.
+        contrastive_temperature: divisor of the similarities.
 
     Equal similarities cost ln n for n passages:
 
@@ -76,12 +77,12 @@ def contrastive_loss(
 
 @dataclass(frozen=True)
 class ContrastiveLoss:
-    """`contrastive_loss` of a whole batch, from the vectors of its texts as the model gave them.
+    """`contrastive_loss` of a whole batch, from the vectors of its texts as the model returns them.
 
     Attributes:
         positive_pairs: (pairs,) sorted `pair_numbers` of all known positives.
-        fusion: of a query with its expansion.
-        contrastive_temperature: the similarities are divided by it.
+        fusion: how a query is fused with its expansion.
+        contrastive_temperature: divisor of the similarities.
     """
 
     positive_pairs: Tensor
@@ -92,28 +93,28 @@ class ContrastiveLoss:
         """Return the loss of a batch and its gradient with respect to the vectors.
 
         Args:
-            vectors: (rows, texts of a row, dimensions) in float32; any numbers, such as 0, where
-                there is no text.
-            labels: (rows, texts of a row) as `training_rows.Row` has them.
+            vectors: (rows, texts of a row, dimensions) in float32; finite where there is no text.
+            labels: (rows, texts of a row), see `rows.Row`.
 
         Returns:
-            The loss, a number, and the gradient, of the vectors' shape.
+            The loss, a scalar, and the gradient, of the vectors' shape.
         """
+        # block by block of queries, since only the gradient of a block's similarities must be kept
         vectors = vectors.detach().requires_grad_()
-        parts = []
+        losses = []
         for rows in torch.arange(len(vectors), device=vectors.device).split(QUERIES_AT_ONCE):
-            part = self._of_rows(vectors, labels, rows) * (len(rows) / len(vectors))
-            part.backward()
-            parts.append(part.detach())
+            loss = self._of_rows(vectors, labels, rows) * (len(rows) / len(vectors))
+            loss.backward()
+            losses.append(loss.detach())
         assert vectors.grad is not None
-        return torch.stack(parts).sum(), vectors.grad
+        return torch.stack(losses).sum(), vectors.grad
 
     def _of_rows(self, vectors: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
-        """Return the mean loss of some rows, whose negatives are the passages of all rows."""
-        there = labels[rows, 1] >= 0
-        expansions = vectors[rows, 1][there]
-        queries = self.fusion.fuse(vectors[rows, 0], expansions, there.long())
-        # all positives first, so that the column of a row's positive is the row's number
+        """Return the mean loss of some queries against the passages of all rows."""
+        expanded = labels[rows, 1] >= 0
+        expansions = vectors[rows, 1][expanded]
+        queries = self.fusion.fuse(vectors[rows, 0], expansions, expanded.long())
+        # all positives come first, so the column of a row's positive is the number of the row
         passages = self.fusion.scaled(vectors[:, 2:].transpose(0, 1).flatten(0, 1))
         passage_ids = labels[:, 2:].T.flatten()
         masked = false_negatives(labels[rows, 0], passage_ids, rows, self.positive_pairs)

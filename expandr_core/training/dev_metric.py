@@ -1,7 +1,7 @@
-"""How well a retriever in training finds the held-out queries' positives: nDCG@10.
+"""How well a retriever in training finds the positives of the held-out queries: nDCG@10.
 
-The queries are fused with their expansions, as in evaluation, and what they search are all passages of
-the held-out examples, positives and hard negatives. A query's other positives count as found too.
+The queries are fused with their expansions, as in evaluation, and search all passages of the held-out
+examples, positives and hard negatives. All known positives of a query among them are relevant.
 """
 
 from typing import NamedTuple
@@ -15,21 +15,21 @@ from expandr_core.encoders.fusion import Fusion
 from expandr_core.evaluation.metrics import mean_metrics, score_queries
 from expandr_core.retrieval.exact import index_in_memory, search
 from expandr_core.training.distributed import gather, rank, shares
-from expandr_core.training.grad_cache import Kind, MiniBatchEncoder
+from expandr_core.training.grad_cache import GradCache, Kind
 from expandr_core.training.rows import TrainingRows
 
 DEPTH = 10
-MEMORY_GB = 0.5  # of the search
+MEMORY_GB = 0.5  # for the search
 
 
 class DevSet(NamedTuple):
-    """The held-out queries and what they search.
+    """The held-out queries, and the passages that they search.
 
     Attributes:
         query_ids: (queries,)
         queries: (queries,) texts.
-        expansions: of all queries one after the other, without empty ones.
-        counts: (queries,) how many of the expansions are each query's.
+        expansions: texts for all queries, one query after the other, without empty ones.
+        counts: (queries,) number of each query's expansions.
         passage_ids: (passages,)
         passages: (passages,) texts.
         qrels: query_id, passage_id, relevance.
@@ -45,29 +45,33 @@ class DevSet(NamedTuple):
 
 
 def dev_set(rows: TrainingRows) -> DevSet:
-    """Gather the held-out examples; ids are made of the numbers that stand for them."""
+    """Collect the held-out examples; their ids are made from the numbers that stand for them."""
     pools, lines = rows.pools, rows.dev
+
+    # a query occurs in several examples if it has several positives; take its first
     numbers, first = np.unique(pools.query_numbers[lines], return_index=True)
     of_queries = pa.array(lines[first])
-    written = [sample.take(of_queries).to_pylist() for sample in rows.expansions]
-    texts = [[text for text in own if text] for own in zip(*written, strict=True)]
-    texts = texts if written else [[] for _ in numbers]
+    samples = [sample.take(of_queries).to_pylist() for sample in rows.expansions]
+    expansions = [[text for text in own if text] for own in zip(*samples, strict=True)]
+    expansions = expansions if samples else [[] for _ in numbers]
+
+    # the texts of all hard negatives and positives, by passage number
     entries = np.concatenate(
         [np.arange(pools.first[line], pools.first[line] + pools.size[line]) for line in lines]
     ).astype(np.int64)
-    texts_of = [
+    passages: dict[int, str] = {}
+    for passage_numbers, texts in (
         (pools.numbers[entries], pools.texts.take(pa.array(entries))),
         (pools.positive_numbers[lines], rows.table["positive"].take(pa.array(lines))),
-    ]
-    passages: dict[int, str] = {}
-    for ids, column in texts_of:
-        passages |= dict(zip(ids.tolist(), column.to_pylist(), strict=True))
+    ):
+        passages |= dict(zip(passage_numbers.tolist(), texts.to_pylist(), strict=True))
+
     pairs = np.unique([pools.query_numbers[lines], pools.positive_numbers[lines]], axis=1).T
     return DevSet(
         query_ids=pa.array([f"q{number}" for number in numbers]),
         queries=rows.table["query"].take(of_queries).to_pylist(),
-        expansions=[text for own in texts for text in own],
-        counts=torch.tensor([len(own) for own in texts]),
+        expansions=[text for own in expansions for text in own],
+        counts=torch.tensor([len(own) for own in expansions]),
         passage_ids=pa.array([f"p{number}" for number in passages]),
         passages=list(passages.values()),
         qrels=pa.table(
@@ -80,11 +84,11 @@ def dev_set(rows: TrainingRows) -> DevSet:
     )
 
 
-def measure(encoder: MiniBatchEncoder, dev: DevSet, fusion: Fusion) -> float:
-    """Return nDCG@10; all processes embed their share of the texts, and the first one measures.
+def measure(encoder: GradCache, dev: DevSet, fusion: Fusion) -> float:
+    """Return the mean nDCG@10; every process embeds its share of the texts, and the first one searches.
 
     Returns:
-        The mean over the queries; in other processes than the first, not a number.
+        NaN in the other processes.
     """
 
     def embedded(texts: list[str], kind: Kind) -> Tensor:

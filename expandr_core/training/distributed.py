@@ -1,7 +1,7 @@
 """Several processes that train one model on one machine: torchrun's ranks, without its command line.
 
-Each rank is a process with a number; `torch.distributed` joins them, by NCCL on GPUs and by gloo on
-CPUs. They die with the process that started them, also if that is killed.
+Each process has a rank; `torch.distributed` connects them, by NCCL on GPUs and by gloo on CPUs. They
+die with the process that started them, even if that one is killed.
 """
 
 import json
@@ -15,7 +15,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -29,19 +28,20 @@ from expandr_core.runtime.device import run_device
 from expandr_core.runtime.job import Progress, no_progress
 
 Result = TypeVar("Result")
-PATIENCE = timedelta(hours=1)  # a rank waits so long for the others, such as for one that measures
+TIMEOUT = timedelta(hours=1)  # for which a rank waits for the others, such as for one that measures
 
 
-def launch(program: Callable[..., Result], processes: int, *arguments: Any) -> Result:
-    """Run `program(*arguments)` in several processes; return what the first one returns.
+def launch(program: Callable[..., Result], processes: int, device: str, *arguments: Any) -> Result:
+    """Run `program(*arguments, device, report)` in a group of processes; return the first one's result.
 
     Args:
-        program: a function of a module; it is called in every process, and uses `joined` there.
-        processes: how many.
-        arguments: what can be pickled.
+        program: a function of a module; see `process_group` for its last two arguments.
+        processes: size of the group.
+        device: "cpu", "cuda", or "auto" for a GPU if there is one.
+        arguments: picklable.
 
     Raises:
-        DataError: if the program found its input at fault.
+        DataError: if the program raised one, or there are more processes than GPUs.
         RuntimeError: if a process failed, with its error message, or was killed.
     """
     with tempfile.TemporaryDirectory(prefix="expandr-ranks-") as folder:
@@ -57,13 +57,18 @@ def launch(program: Callable[..., Result], processes: int, *arguments: Any) -> R
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
         try:
-            return elastic_launch(config, program)(*arguments)[0]
+            return elastic_launch(config, _run)(program, device, arguments)[0]
         except ChildFailedError as error:
             raise _first_error(Path(folder), error) from None
 
 
+def _run(program: Callable[..., Result], device: str, arguments: tuple[Any, ...]) -> Result:
+    with process_group(device) as (own_device, report):
+        return program(*arguments, own_device, report)
+
+
 def _first_error(folder: Path, error: ChildFailedError) -> Exception:
-    """Return what failed first: the others fail as well, for want of it."""
+    """Return the error of the process that failed first: the others fail because they miss it."""
     files = sorted(folder.rglob("error.json"), key=lambda path: path.stat().st_mtime_ns)
     if not files:
         rank, failure = error.get_first_failure()
@@ -77,24 +82,24 @@ def _first_error(folder: Path, error: ChildFailedError) -> Exception:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[tuple[str, Progress]]:
-    """Join this process, which `launch` started, with the others for a while.
+def process_group(device: str) -> Iterator[tuple[str, Progress]]:
+    """Connect this process, which `launch` started, with the others for the duration of the context.
 
     Args:
-        device: "cpu", "cuda" or "auto" for a GPU where there is one.
+        device: "cpu", "cuda", or "auto" for a GPU if there is one.
 
     Yields:
-        The device of this process, and what reports progress: only the first process's says it.
+        The device of this process, and a function that reports progress if this is the first process.
 
     Raises:
         DataError: if there are more processes than GPUs.
     """
     die_with_parent()
     starter = multiprocessing.parent_process()
-    if starter is not None and os.getppid() != starter.pid:  # it died before that
+    if starter is not None and os.getppid() != starter.pid:  # it died before the call above
         sys.exit("the process that started this one is gone")
     on_gpu = run_device(device) != "cpu"
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT)
     report = no_progress if rank() else report_events()
     processes, gpus = dist.get_world_size(), torch.cuda.device_count()
     if not on_gpu:
@@ -104,31 +109,32 @@ def joined(device: str) -> Iterator[tuple[str, Progress]]:
     else:
         torch.cuda.set_device(rank())
     yield f"cuda:{rank()}" if on_gpu else "cpu", report
-    dist.destroy_process_group()  # not after an error, which is told before the others notice
+    dist.destroy_process_group()  # not after an error: it must be reported before the others notice
 
 
 def rank() -> int:
-    """Return the number of this process among those that train together, 0 if it is alone."""
+    """Return the number of this process within the group, 0 if it is alone."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def shares(total: int) -> list[slice]:
-    """Cut so many rows into a consecutive share for each process; the first ones get one more.
+    """Divide rows into one consecutive share per process; the first ones get one row more.
 
     >>> shares(5)
     [slice(0, 5, None)]
     """
     processes = dist.get_world_size() if dist.is_initialized() else 1
-    ends = np.cumsum([len(part) for part in np.array_split(np.arange(total), processes)])
-    return [slice(int(start), int(end)) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    size, rest = divmod(total, processes)
+    ends = [size * (number + 1) + min(number + 1, rest) for number in range(processes)]
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def gather(rows: Tensor, total: int) -> Tensor:
-    """Put together the shares of all processes.
+    """Concatenate the shares of all processes.
 
     Args:
         rows: (rows of this process's share, ...)
-        total: rows of all shares.
+        total: number of rows in all shares.
 
     Returns:
         (total, ...), the same in every process.
@@ -138,19 +144,19 @@ def gather(rows: Tensor, total: int) -> Tensor:
     sizes = [share.stop - share.start for share in shares(total)]
     padded = rows.new_zeros(max(sizes), *rows.shape[1:])
     padded[: len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+    gathered = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(gathered, padded)
+    return torch.cat([share[:size] for share, size in zip(gathered, sizes, strict=True)])
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace the gradients of each process by their sum over all processes."""
     if not dist.is_initialized():
         return
-    trained = [each for each in parameters if each.requires_grad]
-    for each in trained:
-        if each.grad is None:  # of a process without a row
-            each.grad = torch.zeros_like(each)
-    flat = nn.utils.parameters_to_vector([each.grad for each in trained])  # pyright: ignore
+    trained = [weight for weight in parameters if weight.requires_grad]
+    for weight in trained:
+        if weight.grad is None:  # in a process without a row
+            weight.grad = torch.zeros_like(weight)
+    flat = nn.utils.parameters_to_vector([weight.grad for weight in trained])  # pyright: ignore
     dist.all_reduce(flat)
-    nn.utils.vector_to_parameters(flat, [each.grad for each in trained])  # pyright: ignore
+    nn.utils.vector_to_parameters(flat, [weight.grad for weight in trained])  # pyright: ignore

@@ -1,7 +1,7 @@
-"""DPO in one process or several: TRL's trainer on our own token ids, and DeepSpeed if asked for.
+"""DPO in one process or several: TRL's trainer on our own token ids, with DeepSpeed as an option.
 
-Every layout takes the same steps: the pairs of a step are fixed by `training_order`, whatever shares
-them. Pairs of a step differ in nothing but the order in which rounded numbers are added.
+Every layout takes the same steps: `training_order` fixes the pairs of a step, however many processes
+share them. Layouts differ only in the order in which rounded numbers are added.
 """
 
 import math
@@ -25,94 +25,55 @@ from expandr_core.generation.adapters import layers_to_adapt, load_adapted
 from expandr_core.options.training import DPOTrainingOptions
 from expandr_core.runtime.job import Progress
 from expandr_core.seeding import derive_seed
-from expandr_core.training.checkpoints import FiniteCallback, ProgressCallback
-from expandr_core.training.distributed import joined, rank
+from expandr_core.training.callbacks import FiniteCallback, ProgressCallback
+from expandr_core.training.distributed import rank
 from expandr_core.training.token_trainer import TokenTrainer
 
 Zero = Literal["none", "2", "3"]
 
 
 @dataclass(frozen=True)
-class Task:
-    """What every process of a training is given.
+class DPOTask:
+    """One training, as all its processes get it.
 
     Attributes:
         llm: folder of the model.
-        adapter: folder of an adapter that belongs to it, or None.
-        pairs: folder with the tokenised pairs, by part.
-        checkpoints: folder for these.
-        checkpoint: to go on from, or None.
+        adapter: folder of the adapter to start from, or None.
+        pairs: folder with the tokenised pairs of each split, see `save_pairs`.
+        checkpoints: folder for the checkpoints.
+        checkpoint: the one to resume from, or None.
         events: folder for TensorBoard.
         out: folder for the trained adapter.
-        options: the stage's.
-        seed: the run's.
+        options: options of DPO.
+        seed: seed of the run.
     """
 
     llm: Path
     adapter: Path | None
     pairs: Path
     checkpoints: Path
-    checkpoint: str | None
+    checkpoint: Path | None
     events: Path
     out: Path
     options: DPOTrainingOptions
     seed: int
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Who trains.
-
-    Attributes:
-        processes: how many.
-        zero: stage of DeepSpeed's ZeRO, or "none" for plain data parallelism.
-        on_gpu: or on CPUs.
-    """
-
-    processes: int
-    zero: Zero
-    on_gpu: bool
-
-    def deepspeed(self) -> dict[str, Any] | None:
-        """Return DeepSpeed's configuration; what is "auto" comes from the trainer's arguments.
-
-        ZeRO-2 shares the optimiser's state and the gradients, ZeRO-3 the weights too. The optimiser is
-        torch's, in every layout.
-        """
-        if self.zero == "none":
-            return None
-        return {
-            "zero_optimization": {
-                "stage": int(self.zero),
-                "overlap_comm": self.on_gpu,
-                "contiguous_gradients": True,
-                "reduce_scatter": True,
-            },
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,
-            "bf16": {"enabled": "auto"},
-            "gradient_clipping": "auto",
-            "gradient_accumulation_steps": "auto",
-            "train_batch_size": "auto",
-            "train_micro_batch_size_per_gpu": "auto",
-        }
-
-
 def training_order(pairs: int, epochs: float, batch_size: int, seed: int) -> list[int]:
-    """Return which pair comes when: whole steps, each pass over all pairs in an order of its own.
+    """Return the numbers of the pairs in the order of training: whole steps, each pass shuffled anew.
 
     >>> order = training_order(pairs=5, epochs=2, batch_size=4, seed=0)
     >>> len(order), sorted(order[:5]), sorted(order[5:10])
     (12, [0, 1, 2, 3, 4], [0, 1, 2, 3, 4])
     """
-    wanted = math.ceil(epochs * pairs / batch_size) * batch_size
+    length = math.ceil(epochs * pairs / batch_size) * batch_size
     generator = np.random.default_rng(seed)
-    passes = [generator.permutation(pairs) for _ in range(math.ceil(wanted / pairs))]
-    return np.concatenate(passes)[:wanted].tolist()
+    passes = [generator.permutation(pairs) for _ in range(math.ceil(length / pairs))]
+    return np.concatenate(passes)[:length].tolist()
 
 
 def shares_of_batch(options: DPOTrainingOptions) -> tuple[int, int]:
-    """Return how many pairs of a step each process takes, and how many of these at once.
+    """Return how many pairs of a step each process takes, and how many of them at once.
 
     Raises:
         DataError: if the processes cannot share a step evenly.
@@ -127,7 +88,7 @@ def shares_of_batch(options: DPOTrainingOptions) -> tuple[int, int]:
     return share, at_once
 
 
-def make_trainer(task: Task, layout: Layout, report: Progress) -> TokenTrainer:
+def make_trainer(task: DPOTask, device: str, report: Progress) -> TokenTrainer:
     """Build the trainer; it computes the reference's log-probabilities once, before the first step."""
     disable_progress_bars()
     seed = derive_seed("dpo", task.seed) % 2**32
@@ -137,18 +98,16 @@ def make_trainer(task: Task, layout: Layout, report: Progress) -> TokenTrainer:
     )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    train = Dataset.load_from_disk(str(task.pairs / "train"))
-    has_dev = (task.pairs / "dev").exists()
-    dev = Dataset.load_from_disk(str(task.pairs / "dev")) if has_dev else None
-    arguments = _arguments(task, layout, seed, has_dev)
-    dtype = torch.bfloat16 if layout.on_gpu else torch.float32
-    # after its arguments: with ZeRO-3 they say how the model is loaded
-    model = load_adapted(task.llm, task.adapter, dtype)
+    pairs = {split.name: Dataset.load_from_disk(str(split)) for split in task.pairs.iterdir()}
+    on_gpu = device != "cpu"
+    arguments = _arguments(task, on_gpu, seed, has_dev="dev" in pairs)
+    # after the arguments, which with ZeRO-3 determine how the model is loaded
+    model = load_adapted(task.llm, task.adapter, torch.bfloat16 if on_gpu else torch.float32)
     trainer = TokenTrainer(
         model=model,
         args=arguments,
-        train_dataset=train,
-        eval_dataset=dev,
+        train_dataset=pairs["train"],
+        eval_dataset=pairs.get("dev"),
         processing_class=tokenizer,
         peft_config=LoraConfig(
             r=task.options.lora.rank,
@@ -162,7 +121,8 @@ def make_trainer(task: Task, layout: Layout, report: Progress) -> TokenTrainer:
     trainer.remove_callback(PrinterCallback)
     if not rank():
         trainer.add_callback(TensorBoardCallback(SummaryWriter(task.events)))
-    order = training_order(len(train), task.options.epochs, task.options.batch_size, seed)
+    options = task.options
+    order = training_order(len(pairs["train"]), options.epochs, options.batch_size, seed)
     trainer.train_dataset = trainer.train_dataset.select(order)
     return trainer
 
@@ -170,12 +130,12 @@ def make_trainer(task: Task, layout: Layout, report: Progress) -> TokenTrainer:
 def _remedy(options: DPOTrainingOptions) -> str:
     return (
         f"lower dpo.learning_rate ({options.learning_rate:g}) or raise dpo.warmup_steps "
-        f"({options.warmup_steps}); if it diverges at step 1 whatever the rate, the model that it "
-        "starts from is broken"
+        f"({options.warmup_steps}); if it diverges at step 1 at any rate, the model that it starts "
+        "from is broken"
     )
 
 
-def _arguments(task: Task, layout: Layout, seed: int, has_dev: bool) -> DPOConfig:
+def _arguments(task: DPOTask, on_gpu: bool, seed: int, has_dev: bool) -> DPOConfig:
     options = task.options
     share, device_batch = shares_of_batch(options)
     steps = options.evaluation_steps if has_dev else options.checkpoint_steps
@@ -193,13 +153,13 @@ def _arguments(task: Task, layout: Layout, seed: int, has_dev: bool) -> DPOConfi
         beta=options.beta,
         precompute_ref_log_probs=True,
         max_length=None,  # the texts are cut by us, the prompts never
-        bf16=layout.on_gpu,
-        use_cpu=not layout.on_gpu,
+        bf16=on_gpu,
+        use_cpu=not on_gpu,
         gradient_checkpointing=options.gradient_checkpointing,
-        use_liger_kernel=layout.on_gpu and is_liger_kernel_available(),
-        deepspeed=layout.deepspeed(),
+        use_liger_kernel=on_gpu and is_liger_kernel_available(),
+        deepspeed=_deepspeed(options.zero, on_gpu),
         seed=seed,
-        logging_steps=1,  # a mean over more would forget the steps before a kill
+        logging_steps=1,  # a mean over several would lose the steps before a kill
         logging_nan_inf_filter=False,  # which would hide a loss that is not a number
         eval_strategy="steps" if has_dev else "no",
         eval_steps=steps,
@@ -213,36 +173,58 @@ def _arguments(task: Task, layout: Layout, seed: int, has_dev: bool) -> DPOConfi
     )
 
 
-def train_with_others(task: Task, layout: Layout, device: str) -> list[dict[str, Any]]:
-    """Train as one of several processes; return the trainer's history."""
-    with joined(device) as (_, report):
-        return train(task, layout, report).state.log_history
+def _deepspeed(zero: Zero, on_gpu: bool) -> dict[str, Any] | None:
+    """Return DeepSpeed's configuration; the trainer fills in what is "auto".
+
+    ZeRO-2 shares the optimiser's state and the gradients, ZeRO-3 the weights too. The optimiser is
+    torch's, in every layout.
+    """
+    if zero == "none":
+        return None
+    return {
+        "zero_optimization": {
+            "stage": int(zero),
+            "overlap_comm": on_gpu,
+            "contiguous_gradients": True,
+            "reduce_scatter": True,
+        },
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": "auto"},
+        "gradient_clipping": "auto",
+        "gradient_accumulation_steps": "auto",
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+    }
 
 
-def train(task: Task, layout: Layout, report: Progress) -> TokenTrainer:
-    """Train, or go on from the last checkpoint; the first process writes the adapter.
+def train(task: DPOTask, device: str, report: Progress) -> list[dict[str, Any]]:
+    """Train, or resume from the checkpoint; the first process writes the adapter.
+
+    Returns:
+        The trainer's log: a dictionary of measures for each step.
 
     Raises:
         DataError: if a loss, gradient or weight is not finite.
-        RuntimeError: if the memory of a GPU does not suffice, with what to lower.
+        RuntimeError: if the GPU runs out of memory, with the options to change.
     """
-    if layout.zero != "none":
+    if task.options.zero != "none":
         _join_deepspeed()
     try:
-        trainer = make_trainer(task, layout, report)
-        trainer.train(resume_from_checkpoint=task.checkpoint)
+        trainer = make_trainer(task, device, report)
+        trainer.train(resume_from_checkpoint=task.checkpoint and str(task.checkpoint))
     except torch.OutOfMemoryError as error:
         raise RuntimeError(
             "the memory of the GPU does not suffice for DPO: lower dpo.device_batch_size (now "
             f"{task.options.device_batch_size}), set dpo.gradient_checkpointing, share the weights "
             "with dpo.zero '3' and more dpo.processes, or lower dpo.max_tokens"
         ) from error
-    _save_adapter(trainer, task.out, layout.zero)
-    return trainer
+    _save_adapter(trainer, task.out, task.options.zero)
+    return trainer.state.log_history
 
 
 def _join_deepspeed() -> None:
-    """Tell DeepSpeed of the processes that are joined already.
+    """Make DeepSpeed use the process group that exists already.
 
     Raises:
         DataError: if it is not installed.
@@ -261,32 +243,29 @@ def _join_deepspeed() -> None:
 
 
 def _save_adapter(trainer: TokenTrainer, folder: Path, zero: Zero) -> None:
-    """Write the adapter of the first process; with ZeRO-3 its weights are put together first."""
+    """Write the adapter in the first process; with ZeRO-3 all put its weights together first."""
     model: Any = trainer.model
+    state = None
     if zero == "3":
         import deepspeed
 
-        trained = [each for each in model.parameters() if each.requires_grad]
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
         with deepspeed.zero.GatheredParameters(trained):
-            state = {
-                name: value.clone() for name, value in model.state_dict().items() if "lora_" in name
-            }
-    else:
-        state = None
+            adapter = {name: value for name, value in model.state_dict().items() if "lora_" in name}
+            state = {name: value.clone() for name, value in adapter.items()}
     if not rank():
-        model.save_pretrained(
-            folder, state_dict=state, save_embedding_layers=False
-        )  # "auto" asks the hub
+        # False, since "auto" asks the hub
+        model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)
 
 
 def save_pairs(pairs: dict[str, list[dict[str, list[int]]]], folder: Path) -> None:
-    """Write tokenised pairs, by part, where all processes read them, unless they are there."""
+    """Write the tokenised pairs of each split for all processes, unless the folder exists."""
     if folder.exists():
         return
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    for part, rows in pairs.items():
+    for split, rows in pairs.items():
         if rows:
-            Dataset.from_list(rows).save_to_disk(partial / part)
+            Dataset.from_list(rows).save_to_disk(partial / split)
     partial.rename(folder)

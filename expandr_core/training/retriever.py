@@ -1,219 +1,90 @@
-"""Train a retriever on batches that any number of processes share, so that a kill changes nothing.
-
-Every process takes an equal share of each batch's rows, embeds it, and sees the vectors of all others:
-each computes the loss of the whole batch, and its gradient with respect to its own vectors. So neither
-the loss nor the weights depend on how many processes there are, nor on how many texts are embedded at
-once; they differ by rounding, and by the draws of dropout.
-
-The order of the rows, dropout and the learning rate follow from the seed and the number of the step. A
-checkpoint is one file that appears at once; it has the weights, the optimizer's state, what was
-measured, and the best weights so far.
-"""
+"""Train a retriever: read the rows, train in one process or several, and save the model."""
 
 import logging
-import math
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
-from sentence_transformers import SentenceTransformer
-from torch import Tensor, nn
-from transformers import get_linear_schedule_with_warmup
 
+from expandr_core.encoders.fusion import Fusion
+from expandr_core.encoders.load import limit_texts, load_retriever, load_sentence_model, normalizes
+from expandr_core.encoders.portable import make_portable
+from expandr_core.options.retriever import EncodingOptions, FusionOptions
 from expandr_core.options.training import RetrieverTrainingOptions
 from expandr_core.runtime.job import Progress
 from expandr_core.seeding import derive_seed
-from expandr_core.training.checkpoints import all_finite, diverged
 from expandr_core.training.contrastive import ContrastiveLoss
-from expandr_core.training.dev_metric import DevSet, dev_set, measure
-from expandr_core.training.distributed import gather, rank, shares, sum_gradients
-from expandr_core.training.grad_cache import MiniBatchEncoder, TextBatch
-from expandr_core.training.rank_checkpoints import read_checkpoint, write_checkpoint
-from expandr_core.training.rows import TrainingRows, batches_of
+from expandr_core.training.distributed import rank
+from expandr_core.training.retriever_trainer import History, RetrieverTrainer, Weights
+from expandr_core.training.rows import TrainingRows
 
 log = logging.getLogger(__name__)
-MAX_GRADIENT_NORM = 1.0  # as the trainers of transformers have it
-Weights = dict[str, Tensor]
 
 
-class Prepared(NamedTuple):
-    """This process's share of a batch.
-
-    Attributes:
-        texts: tokenised.
-        labels: (rows of the share, texts of a row)
-        share: which rows of the batch these are.
-        rows: how many rows the batch has in all processes.
-    """
-
-    texts: TextBatch
-    labels: Tensor
-    share: slice
-    rows: int
-
-
-@dataclass
-class History:
-    """What was measured so far, and the best weights.
+@dataclass(frozen=True)
+class RetrieverTask:
+    """One training, as all its processes get it.
 
     Attributes:
-        losses: of the steps.
-        dev: nDCG@10 of the dev queries by step; 0 is before training.
-        best_step: after which the best weights were seen.
-        best: these weights, on the CPU; None if nothing is measured, or by another process.
+        examples: a retriever.parquet.
+        mined: a negatives.parquet, or None.
+        expansions: folders of the shards, or None to train without expansions.
+        retriever: folder of the model to start from.
+        checkpoints: folder for the checkpoints.
+        checkpoint: the one to resume from, or None.
+        out: folder for the trained model.
+        options: options of the training.
+        encoding: how texts become vectors.
+        fusion: how the vectors of query and expansions are fused.
+        seed: seed of the run.
     """
 
-    losses: list[float] = field(default_factory=list)
-    dev: dict[int, float] = field(default_factory=dict)
-    best_step: int | None = None
-    best: Weights | None = None
+    examples: Path
+    mined: Path | None
+    expansions: list[Path] | None
+    retriever: Path
+    checkpoints: Path
+    checkpoint: Path | None
+    out: Path
+    options: RetrieverTrainingOptions
+    encoding: EncodingOptions
+    fusion: FusionOptions
+    seed: int
 
 
-class RetrieverTrainer:
-    """One training of one model."""
+def train(task: RetrieverTask, device: str, report: Progress) -> tuple[dict[str, float], History]:
+    """Train, or resume from the checkpoint; the first process writes the model.
 
-    def __init__(
-        self,
-        model: SentenceTransformer,
-        rows: TrainingRows,
-        loss: ContrastiveLoss,
-        options: RetrieverTrainingOptions,
-        seed: int,
-        checkpoints: Path,
-    ):
-        """Prepare a training; nothing is read or written yet.
+    Returns:
+        Counts of the rows, and the measures of the training, without weights.
+    """
+    options, encoding = task.options, task.encoding
+    rows = TrainingRows(task.examples, task.mined, task.expansions, options, task.seed)
+    if options.hard_negatives and not rows.slots and not rank():
+        log.warning("no example has a hard negative: only the passages of other queries are left")
+    model = load_retriever(task.retriever, device, encoding)
+    pairs = torch.from_numpy(rows.pools.positive_pairs).to(model.device)
+    fusion = Fusion(normalizes(model, encoding), task.fusion.expansion_weight)
+    loss = ContrastiveLoss(pairs, fusion, options.contrastive_temperature)
+    seed = derive_seed("train_retriever", task.seed)
+    trainer = RetrieverTrainer(model, rows, loss, options, seed, task.checkpoints)
+    history = trainer.train(report, task.checkpoint)
+    if not rank():
+        _save(history.best or model.state_dict(), task)
+    return rows.counts(), replace(history, best=None)
 
-        Args:
-            model: what to train, on its device.
-            rows: what to train on.
-            loss: of a batch; its tensors are on the model's device.
-            options: the training's.
-            seed: of dropout.
-            checkpoints: folder for these.
-        """
-        self.model, self.rows, self.options = model, rows, options
-        self.loss, self.seed, self.checkpoints = loss, seed, checkpoints
-        self.encoder = MiniBatchEncoder(model, options.precision, options.mini_batch_size)
-        self.dev: DevSet | None = dev_set(rows) if len(rows.dev) else None
-        order = rows.order()
-        sources = rows.sources()[order % rows.examples] if options.batches == "by_source" else None
-        self.batches = batches_of(order, options.batch_size, sources)
-        self.parameters = [each for each in model.parameters() if each.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=options.learning_rate, weight_decay=0.0
-        )
-        warmup = math.ceil(options.warmup_share * len(self.batches))
-        self.schedule = get_linear_schedule_with_warmup(self.optimizer, warmup, len(self.batches))
-        self.history = History()
 
-    def train(self, report: Progress, checkpoint: Path | None) -> History:
-        """Take all steps that are left, and leave the model with the last weights.
-
-        Args:
-            report: called after each step.
-            checkpoint: to go on from, see `checkpoints.newest_checkpoint`.
-
-        Raises:
-            DataError: if a loss, gradient or weight is not finite at some step.
-            RuntimeError: if the memory does not suffice.
-        """
-        if checkpoint:
-            self._load(checkpoint)
-        done, steps = len(self.history.losses), len(self.batches)
-        report(done, steps, "steps")
-        self.model.train()
-        if not done:
-            self._measure(0)
-        with ThreadPoolExecutor(1) as pool:
-            prepared = self.prepare(done) if done < steps else None
-            for step in range(done + 1, steps + 1):
-                assert prepared is not None
-                after = pool.submit(self.prepare, step) if step < steps else None
-                self._take(prepared, step)
-                prepared = after.result() if after else None
-                self._measure(step)
-                if step % self.options.checkpoint_steps == 0 or step == steps:
-                    self._save(step)
-                report(step, steps, "steps")
-        return self.history
-
-    def prepare(self, number: int) -> Prepared:
-        """Put together and tokenise this process's share of a batch."""
-        batch = self.batches[number]
-        share = shares(len(batch))[rank()]
-        rows = [self.rows.row(int(row)) for row in batch[share]]
-        width = self.rows.width
-        texts = self.encoder.tokenise([row.texts for row in rows], width)
-        labels = torch.tensor([row.label for row in rows], dtype=torch.long).reshape(-1, width)
-        return Prepared(texts, labels, share, len(batch))
-
-    def _take(self, batch: Prepared, step: int) -> None:
-        """Take one step of the optimizer."""
-        try:
-            loss = self.gradients(batch, derive_seed(self.seed, step, rank()))
-        except torch.OutOfMemoryError as error:
-            raise RuntimeError(
-                f"the memory of {self.model.device} does not suffice at step {step}; lower "
-                f"training.mini_batch_size ({self.options.mini_batch_size})"
-            ) from error
-        norm = nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM).item()
-        self.optimizer.step()
-        self.schedule.step()
-        remedy = f"lower training.learning_rate ({self.options.learning_rate:g})"
-        for name, value in (("the loss", loss), ("the gradients' norm", norm)):
-            if not math.isfinite(value):
-                raise diverged(f"{name} is {value}", step, remedy)
-        if not all_finite(self.parameters):
-            raise diverged("a weight is not finite", step, remedy)
-        self.history.losses.append(loss)
-        self.optimizer.zero_grad()
-
-    def gradients(self, batch: Prepared, seed: int) -> float:
-        """Compute the gradients of a batch's loss, summed over all processes; return the loss."""
-        embedded = self.encoder.embed(batch.texts, seed)
-        own = self.encoder.arrange(embedded, batch.texts.places)
-        vectors = gather(own, batch.rows)
-        labels = gather(batch.labels.to(own.device), batch.rows)
-        loss, gradient = self.loss.with_gradient(vectors, labels)
-        self.encoder.backward(batch.texts, embedded, gradient[batch.share], seed)
-        sum_gradients(self.parameters)
-        return loss.item()
-
-    def _measure(self, step: int) -> None:
-        """Measure on the dev queries if it is time to, and remember the best weights."""
-        due = step % self.options.evaluation_steps == 0 or step == len(self.batches)
-        if self.dev is None or not due:
-            return
-        score = measure(self.encoder, self.dev, self.loss.fusion)
-        if rank():
-            return
-        log.info("dev nDCG@10 after %d steps: %.4f", step, score)
-        best_step = self.history.best_step
-        if step and (best_step is None or score > self.history.dev[best_step]):
-            self.history.best_step = step
-            self.history.best = {
-                name: weight.detach().to("cpu", copy=True)
-                for name, weight in self.model.state_dict().items()
-            }
-        self.history.dev[step] = score
-
-    def _save(self, step: int) -> None:
-        """Write a checkpoint."""
-        if rank():
-            return
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "history": vars(self.history),
-        }
-        write_checkpoint(self.checkpoints, step, state)
-
-    def _load(self, checkpoint: Path) -> None:
-        state = read_checkpoint(checkpoint)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.history = History(**state["history"])
+def _save(weights: Weights, task: RetrieverTask) -> None:
+    """Save the weights in the start model, with the similarity and text limit of the training."""
+    trained: Any = load_sentence_model(task.retriever, "cpu").float()
+    trained.load_state_dict(weights)
+    limit_texts(trained, task.encoding.max_tokens)
+    trained.similarity_fn_name = "cosine" if normalizes(trained, task.encoding) else "dot"
+    trained.save(str(task.out), create_model_card=False)
+    make_portable(task.out)
+    for path in sorted(task.retriever.iterdir()):  # licence, notice, model card
+        kept = path.suffix.lower() in ("", ".md", ".txt") and path.is_file()
+        if kept and not (task.out / path.name).exists():
+            shutil.copyfile(path, task.out / path.name)

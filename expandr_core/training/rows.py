@@ -1,8 +1,8 @@
 """The rows that the retriever is trained on: query, expansion, positive, drawn hard negatives.
 
-Training takes passes over the examples: one for each epoch and each expansion of a query. A pass
-shows every example once, in an order of its own, with one expansion and newly drawn hard negatives.
-No text is copied for it: a row is put together from Arrow columns when a batch asks for it.
+Training makes passes over the examples: one for each epoch and each expansion of a query. A pass shows
+every example once, in its own order, with one expansion and newly drawn hard negatives. No text is
+copied for that: a row is assembled from Arrow columns when a batch needs it.
 """
 
 from collections.abc import Iterable
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from expandr_core.data.tables import join_expansions, read_columns
 from expandr_core.errors import DataError
+from expandr_core.options.training import RetrieverTrainingOptions
 from expandr_core.seeding import derive_seed, unit_interval
 from expandr_core.training.hard_negatives import Numbers, draw, read_pools
 
@@ -27,9 +28,9 @@ class Row(NamedTuple):
     """One row of a batch.
 
     Attributes:
-        texts: (3 + places,) query, expansion, positive, hard negatives; None where there is none.
-        label: (3 + places,) the numbers of the query, of the positive and of the hard negatives in
-            the texts' places; below 0 where there is no text, and 1 for an expansion.
+        texts: (3 + slots,) query, expansion, positive, hard negatives; None where there is no text.
+        label: (3 + slots,) for each text the number of its query or passage, 1 for an expansion, and
+            -1 where there is no text.
     """
 
     texts: list[str | None]
@@ -40,51 +41,42 @@ class TrainingRows:
     """All rows of a training: row number = pass * examples + number of the training example.
 
     Attributes:
-        examples: number of (query, positive) pairs that are trained on.
+        examples: number of (query, positive) pairs to train on.
         passes: how often each is shown.
-        places: for hard negatives in each row; as many as any example can fill.
-        pools: what hard negatives are drawn from, and the numbers that stand for ids in the loss.
-        expansions: for each sample an Arrow array of texts, one for each line of the file; none to
-            train without.
-        train: (examples,) lines of the file that are trained on.
+        slots: for hard negatives in each row; as many as any example can fill.
+        pools: the hard negatives to draw from, and the numbers that stand for ids in the loss.
+        expansions: for each sample an Arrow array of texts, one for each line of the file; empty to
+            train without expansions.
+        train: (examples,) lines of the file to train on.
         dev: lines of the file that are held out.
     """
 
     def __init__(
         self,
         path: Path,
-        *,
         mined: Path | None,
         expansions: Iterable[Path] | None,
-        expansions_per_query: int,
-        epochs: int,
-        hard_negatives: int,
-        dev_share: float,
+        options: RetrieverTrainingOptions,
         seed: int,
     ):
-        """Read the examples, and join by id what belongs to them.
+        """Read the examples, and join their expansions and mined negatives by id.
 
         Args:
             path: the examples, a retriever.parquet.
-            mined: a negatives.parquet, for examples that bring no negatives; or None.
-            expansions: shards of expansions; None to train without.
-            expansions_per_query: expansions used of each query. Without expansions there are as
+            mined: a negatives.parquet, for examples without negatives; or None.
+            expansions: shards of expansions, or None to train without. Without expansions there are as
                 many passes, so that both trainings take the same number of steps.
-            epochs: how often each example is shown with each of its expansions.
-            hard_negatives: so many are drawn for a row.
-            dev_share: about this share of the queries is held out, chosen by a hash of the id.
-            seed: the run's seed.
+            options: options of the training; a hash of the id decides which queries are held out.
+            seed: seed of the run.
 
         Raises:
-            DataError: if no example is left to train on, the dev part is empty though it should not
-                be, or a query has no expansion or no mined negatives.
+            DataError: if no example is left to train on, dev_share holds out no query, or a query has
+                no expansion or no mined negatives.
         """
         self.table = table = read_columns(path, COLUMNS)
         query_ids = table["query_id"].to_pylist()
-        held_out = np.array(
-            [unit_interval(STAGE, seed, "dev", query_id) < dev_share for query_id in query_ids],
-            dtype=bool,
-        )
+        draws = [unit_interval(STAGE, seed, "dev", query_id) for query_id in query_ids]
+        held_out = np.array(draws, dtype=float) < options.held_out_share
         self.train, self.dev = np.flatnonzero(~held_out), np.flatnonzero(held_out)
         self.examples = len(self.train)
         if not self.examples:
@@ -92,29 +84,30 @@ class TrainingRows:
                 "no example to train the retriever on; give it a share of the queries, or lower "
                 "training.held_out_share"
             )
-        if dev_share and not len(self.dev):
+        if options.held_out_share and not len(self.dev):
             raise DataError(
-                f"training.held_out_share ({dev_share}) holds out none of {len(query_ids)} training "
-                "examples; raise it, or set it to 0"
+                f"training.held_out_share ({options.held_out_share}) holds out none of {len(query_ids)} "
+                "training examples; raise it, or set it to 0"
             )
-        self.passes = epochs * expansions_per_query
-        self.hard_negatives = hard_negatives
+        self.passes = options.epochs * options.expansions_per_query
+        self.hard_negatives = options.hard_negatives
         self.seed = seed
         self.pools = read_pools(path, mined)
-        self.places = min(hard_negatives, int(self.pools.size[self.train].max()))
+        self.slots = min(self.hard_negatives, int(self.pools.size[self.train].max()))
         self.expansions: list[Any] = []
         if expansions is not None:
-            self.expansions = join_expansions(expansions, table["query_id"], expansions_per_query)
+            samples = options.expansions_per_query
+            self.expansions = join_expansions(expansions, table["query_id"], samples)
 
     @property
     def width(self) -> int:
         """The number of texts and labels in a row."""
-        return 3 + self.places
+        return 3 + self.slots
 
     def order(self) -> NDArray[np.int64]:
         """Return all row numbers in the order of training, pass by pass.
 
-        The order within a pass is that of a hash of the ids: no other example matters for it.
+        A pass is ordered by a hash of the ids, so no other example influences where one comes.
         """
         queries, positives = (
             self.table[name].take(pa.array(self.train)).to_pylist()
@@ -130,32 +123,32 @@ class TrainingRows:
         return np.concatenate(passes)
 
     def sources(self) -> Numbers:
-        """Return a number of the source of each training example, (examples,)."""
+        """Return the number of each training example's source, (examples,)."""
         encoded = self.table["source"].dictionary_encode(null_encoding="encode")
         return encoded.indices.to_numpy().astype(np.int64)[self.train]
 
     def row(self, number: int) -> Row:
-        """Put one row together."""
+        """Assemble one row."""
         turn, example = divmod(number, self.examples)
         line = int(self.train[example])
         expansion = ""
         if self.expansions:
             expansion = self.expansions[turn % len(self.expansions)][line].as_py()
-        places = [int(self.pools.first[line]) + place for place in self._draw(line, turn)]
-        empty = self.places - len(places)
+        entries = [int(self.pools.first[line]) + entry for entry in self._draw(line, turn)]
+        empty = self.slots - len(entries)
         return Row(
             texts=[
                 self._text("query", line),
                 expansion or None,
                 self._text("positive", line),
-                *(self.pools.texts[place].as_py() for place in places),
+                *(self.pools.texts[entry].as_py() for entry in entries),
                 *[None] * empty,
             ],
             label=[
                 int(self.pools.query_numbers[line]),
                 1 if expansion else -1,
                 int(self.pools.positive_numbers[line]),
-                *(int(self.pools.numbers[place]) for place in places),
+                *(int(self.pools.numbers[entry]) for entry in entries),
                 *[-1] * empty,
             ],
         )
@@ -173,14 +166,14 @@ class TrainingRows:
         )
 
     def counts(self) -> dict[str, float]:
-        """Count what the manifest shows."""
+        """Return the counts for the manifest."""
         short = np.maximum(self.hard_negatives - self.pools.size[self.train], 0)
         counts: dict[str, float] = {
             "examples": self.examples,
             "queries": len(np.unique(self.pools.query_numbers[self.train])),
             "rows": self.examples * self.passes,
             "dropped/hard negatives that are positives or repeated": self.pools.dropped,
-            "hard negative places left empty": int(short.sum()) * self.passes,
+            "hard negative slots left empty": int(short.sum()) * self.passes,
         }
         if len(self.dev):
             counts["dev queries"] = len(np.unique(self.pools.query_numbers[self.dev]))
@@ -197,9 +190,9 @@ def batches_of(
 ) -> list[NDArray[np.int64]]:
     """Cut rows into batches; only the last one can be smaller.
 
-    With sources, all rows of a batch are from one source as long as there are enough of them: rows
-    are taken in order, each is put to those of its source, and whenever a source has enough for a
-    batch, that batch is next. What is left of the sources at the end makes mixed batches, in order.
+    With sources, all rows of a batch come from one source while it has enough of them: rows are taken
+    in order and collected by source, and as soon as a source has enough for a batch, that batch is
+    next. The remaining rows of all sources form mixed batches at the end, in order.
 
     Args:
         order: (rows,) in the order of training.
@@ -217,15 +210,14 @@ def batches_of(
 
 
 def _by_source(sources: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
-    """Return the places of the rows in the order in which `batches_of` takes them.
-
-    A stable sort by source lines up each source's rows; a row whose batch becomes full counts by the
-    place of the batch's last row, the others come after all.
-    """
-    sorted_rows = np.argsort(sources, kind="stable")
-    _, starts, sizes = np.unique(sources[sorted_rows], return_index=True, return_counts=True)
+    """Return the positions of the rows in the order in which `batches_of` takes them."""
+    # a stable sort lines up the rows of each source; `within` counts them
+    by_source = np.argsort(sources, kind="stable")
+    _, starts, sizes = np.unique(sources[by_source], return_index=True, return_counts=True)
     within = np.arange(len(sources)) - np.repeat(starts, sizes)
+    # a row's batch is complete at its last row, and so comes where that row was; rows of batches that
+    # never become complete come after all others
     last = np.repeat(starts, sizes) + within // batch_size * batch_size + batch_size - 1
     full = last < np.repeat(starts + sizes, sizes)
-    when = np.where(full, sorted_rows[np.minimum(last, len(sources) - 1)], len(sources))
-    return sorted_rows[np.lexsort((sorted_rows, when))]
+    when = np.where(full, by_source[np.minimum(last, len(sources) - 1)], len(sources))
+    return by_source[np.lexsort((by_source, when))]

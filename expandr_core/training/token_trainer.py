@@ -1,4 +1,4 @@
-"""TRL's trainer for DPO, on token ids, with dev measures that do not depend on how pairs are batched."""
+"""TRL's trainer for DPO on token ids, with dev measures that do not depend on the batching."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 
 class TokenTrainer(DPOTrainer):
-    """TRL's trainer for pairs that are token ids; by itself it goes through strings and the template.
+    """TRL's trainer for pairs of token ids; on its own it goes through strings and the chat template.
 
-    What it measures on the dev part are means over its pairs. TRL's own are means over batches, of which
-    the last is smaller, or filled up by pairs of the first.
+    Its dev measures are means over pairs. TRL's own are means over batches, and the last batch is
+    smaller, or filled up with pairs of the first.
     """
 
     _rewards: list[torch.Tensor]  # of each batch: (pairs, 2), chosen and rejected
@@ -48,8 +48,7 @@ class TokenTrainer(DPOTrainer):
             output = model(**inputs, labels=labels, use_cache=False, fused_lm_head=True)
         ratios = output.log_probs.sum(dim=1) - torch.cat(reference)  # (chosen, then rejected)
         rewards = self.beta * torch.stack(ratios.chunk(2), dim=1)  # (pairs, 2)
-        gathered: Any = self.accelerator.gather_for_metrics(
-            rewards
-        )  # without what fills up a batch
+        # without the pairs that fill up a batch
+        gathered: Any = self.accelerator.gather_for_metrics(rewards)
         self._rewards.append(gathered)
         return None, None, None

@@ -1,52 +1,61 @@
-"""What the tests let several processes do; imported in each, so it imports little."""
+"""Programs that the tests launch in several processes, each of which imports this module."""
 
 from typing import Any
 
+import psutil
 
-def train_all(tasks: list[Any]) -> list[dict[str, float]]:
+from expandr_core.runtime.job import Progress
+
+
+def ranks_of(process: psutil.Process) -> list[psutil.Process]:
+    """Return the processes that a process has launched."""
+    return [
+        child
+        for child in process.children(recursive=True)
+        if any("spawn_main" in argument for argument in child.cmdline())
+    ]
+
+
+def train_all(tasks: list[Any], device: str, report: Progress) -> list[Any]:
     """Train one task after the other."""
-    from expandr_core.stages.train_retriever import train
-    from expandr_core.training.distributed import joined
+    from expandr_core.training.retriever import train
 
-    with joined("cpu") as (device, report):
-        return [train(task, device, report) for task in tasks]
+    return [train(task, device, report) for task in tasks]
 
 
-def fail(where: int, message: str) -> None:
+def fail(where: int, message: str, device: str, report: Progress) -> None:
     """Fail in one process while the others wait for it."""
     import torch
 
-    from expandr_core.training.distributed import gather, joined, rank
+    from expandr_core.training.distributed import gather, rank
 
-    with joined("cpu"):
-        if rank() == where:
-            raise ValueError(message)
-        gather(torch.zeros(1), 2)
+    if rank() == where:
+        raise ValueError(message)
+    gather(torch.zeros(1), 2)
 
 
-def refuse(message: str) -> None:
+def refuse(message: str, device: str, report: Progress) -> None:
     """Find the input at fault, in every process."""
     from expandr_core.errors import DataError
-    from expandr_core.training.distributed import joined
 
-    with joined("cpu"):
-        raise DataError(message)
+    raise DataError(message)
 
 
-def put_together(sizes: list[int]) -> list[tuple[list[float], list[float]]]:
+def put_together(
+    sizes: list[int], device: str, report: Progress
+) -> list[tuple[list[float], list[float]]]:
     """Gather rows of numbers, and sum a gradient that only the first process has."""
     import torch
 
-    from expandr_core.training.distributed import gather, joined, rank, shares, sum_gradients
+    from expandr_core.training.distributed import gather, rank, shares, sum_gradients
 
-    found = []
-    with joined("cpu"):
-        for size in sizes:
-            rows = torch.arange(float(size))[:, None]
-            weight = torch.nn.Parameter(torch.zeros(2))
-            weight.grad = torch.tensor([1.0, 2.0]) if rank() == 0 else None
-            sum_gradients([weight])
-            together = gather(rows[shares(size)[rank()]], size)
-            assert weight.grad is not None
-            found.append((together[:, 0].tolist(), weight.grad.tolist()))
-    return found
+    results = []
+    for size in sizes:
+        rows = torch.arange(float(size))[:, None]
+        weight = torch.nn.Parameter(torch.zeros(2))
+        weight.grad = torch.tensor([1.0, 2.0]) if rank() == 0 else None
+        sum_gradients([weight])
+        together = gather(rows[shares(size)[rank()]], size)
+        assert weight.grad is not None
+        results.append((together[:, 0].tolist(), weight.grad.tolist()))
+    return results

@@ -9,7 +9,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from tiny_models import save_llm
 
 from expandr_core.encoders.bulk import BulkEncoder, Kind, OneDNNLinear
-from expandr_core.training.grad_cache import MiniBatchEncoder
+from expandr_core.training.grad_cache import GradCache
 
 PROMPTS = {"query": "lay0 ", "passage": "tech1 tech2 "}
 
@@ -53,7 +53,7 @@ def test_training_sees_the_same_prompts_and_dimensions(bert, texts):
         names: dict[Kind, str] = {"query": "query", "document": "passage"}
         for kind, name in names.items():
             expected = bert.encode(texts[:9], prompt_name=name)
-            found = MiniBatchEncoder(bert, "float32", 4).encode(texts[:9], kind)
+            found = GradCache(bert, "float32", 4).encode(texts[:9], kind)
             assert found.shape == (9, 5)
             np.testing.assert_allclose(found, expected, atol=1e-5)
     bert.eval()

@@ -23,7 +23,7 @@ from expandr_core.training.contrastive import (
     false_negatives,
     pair_numbers,
 )
-from expandr_core.training.grad_cache import MiniBatchEncoder
+from expandr_core.training.grad_cache import GradCache
 
 # exp(similarity) of two queries (rows) and four passages; the positives are on the diagonal
 WORKED = [
@@ -132,9 +132,9 @@ def batch_loss(
 ) -> float:
     """Loss of a batch of texts, as the trainer computes it."""
     model = load_retriever(folder, "cpu", EncodingOptions(max_tokens=32))
-    mini_batches = MiniBatchEncoder(model, "float32", 100)
+    mini_batches = GradCache(model, "float32", 100)
     texts = mini_batches.tokenise(rows, len(rows[0]))
-    vectors = mini_batches.arrange(mini_batches.embed(texts, seed=0), texts.places)
+    vectors = mini_batches.arrange(mini_batches.embed(texts, seed=0), texts.positions)
     pairs = torch.unique(torch.tensor([(row[0] << 31) + row[2] for row in labels]))
     loss = ContrastiveLoss(pairs, Fusion(normalize), temperature)
     return loss.with_gradient(vectors, torch.tensor(labels))[0].item()
@@ -219,11 +219,11 @@ def gradients(folder: Path, mini_batch_size: int, small: int | None = None) -> d
     """Propagate the sum of all vectors, each times a number of its own, back to the weights."""
     model = load_retriever(folder, "cpu", EncodingOptions(max_tokens=32))
     model.train()
-    mini_batches = MiniBatchEncoder(model, "float32", mini_batch_size)
+    mini_batches = GradCache(model, "float32", mini_batch_size)
     mini_batches.texts_at_once = small or mini_batches.texts_at_once
     texts = mini_batches.tokenise(TEXTS, 4)
     embedded = mini_batches.embed(texts, seed=3)
-    vectors = mini_batches.arrange(embedded, texts.places)
+    vectors = mini_batches.arrange(embedded, texts.positions)
     gradient = torch.arange(1, vectors.numel() + 1).reshape(vectors.shape) / vectors.numel()
     mini_batches.backward(texts, embedded, gradient, seed=3)
     trained = model.named_parameters()
@@ -233,13 +233,13 @@ def gradients(folder: Path, mini_batch_size: int, small: int | None = None) -> d
 
 def test_a_text_is_embedded_once_and_the_longest_come_first(static):
     model = load_retriever(static, "cpu", EncodingOptions(max_tokens=32))
-    mini_batches = MiniBatchEncoder(model, "float32", 3)
+    mini_batches = GradCache(model, "float32", 3)
     texts = mini_batches.tokenise(TEXTS, 4)
     # three queries; seven passages, one of which is also a query
     assert [(each.kind, each.size) for each in texts.mini_batches] == [
         ("query", 3), ("document", 3), ("document", 3), ("document", 1),
     ]  # fmt: skip
-    assert texts.places.tolist() == [[0, -1, 5, 8], [2, 3, 6, -1], [1, 5, 5, 7], [0, 9, 5, 4]]
+    assert texts.positions.tolist() == [[0, -1, 5, 8], [2, 3, 6, -1], [1, 5, 5, 7], [0, 9, 5, 4]]
 
 
 @pytest.mark.parametrize("save", [save_without_dropout, world.save_bert, world.save_static])
@@ -282,10 +282,10 @@ def test_queries_and_passages_get_the_models_own_prompts_in_training(tmp_path):
     model.prompts = {"query": "lay7 ", "passage": "tech7 tech7 "}
     model.set_pooling_include_prompt(False)  # changes the mask in place
     model.train()
-    mini_batches = MiniBatchEncoder(model, "float32", 1)
+    mini_batches = GradCache(model, "float32", 1)
     texts = mini_batches.tokenise(TEXTS[:1], 4)
-    found = mini_batches.arrange(mini_batches.embed(texts, seed=0), texts.places)[0]
-    again = mini_batches.arrange(mini_batches.embed(texts, seed=0), texts.places)[0]
+    found = mini_batches.arrange(mini_batches.embed(texts, seed=0), texts.positions)[0]
+    again = mini_batches.arrange(mini_batches.embed(texts, seed=0), texts.positions)[0]
     expected = [
         model.encode_query("lay1 lay2 lay3"),
         np.zeros(16, dtype=np.float32),
@@ -299,7 +299,7 @@ def test_bfloat16_is_close_and_gives_vectors_of_float32(tmp_path):
     folder = save_without_dropout(tmp_path / "model")
     model = load_retriever(folder, "cpu", EncodingOptions(max_tokens=32))
     exact, coarse = (
-        MiniBatchEncoder(model, precision, 100).encode(["tech1 tech2", "tech3"], "document")
+        GradCache(model, precision, 100).encode(["tech1 tech2", "tech3"], "document")
         for precision in ("float32", "bfloat16")
     )
     assert coarse.dtype == torch.float32

@@ -1,7 +1,6 @@
 """Training in several processes: the same numbers as in one, and the same bytes after kills."""
 
 import logging
-import signal
 import subprocess
 import sys
 import threading
@@ -10,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
@@ -20,14 +20,14 @@ from flat_options import flat
 from safetensors.torch import load_file
 
 from expandr_core.options.retriever import EncodingOptions
-from expandr_core.runtime.child import run_in_child
 from expandr_core.runtime.job import no_progress
-from expandr_core.runtime.runner import make_spec
+from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages import train_retriever
-from expandr_core.stages.train_retriever import Task
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store, sha256_of
 from expandr_core.training.distributed import launch
+from expandr_core.training.retriever import RetrieverTask, train
+from expandr_core.training.retriever_trainer import History
 
 EXAMPLES = [
     world.example(thing, [other for other in world.THINGS if other != thing][: number % 4])
@@ -72,11 +72,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def task(folder: Path, name: str, **options: Any) -> Task:
+def task(folder: Path, name: str, **options: Any) -> RetrieverTask:
     work = folder / name
     (work / "out").mkdir(parents=True)
     (work / "checkpoints").mkdir()
-    return Task(
+    return RetrieverTask(
         examples=folder / "retriever.parquet",
         mined=None,
         expansions=[folder],
@@ -84,48 +84,38 @@ def task(folder: Path, name: str, **options: Any) -> Task:
         checkpoints=work / "checkpoints",
         checkpoint=None,
         out=work / "out",
-        options=flat(train_retriever.OPTIONS, **(SETTINGS | options)),
+        options=(asked := flat(train_retriever.OPTIONS, **(SETTINGS | options))).training,
+        encoding=asked.encoding,
+        fusion=asked.fusion,
         seed=0,
     )
 
 
 @pytest.fixture(scope="module")
-def outcomes(folder: Path) -> dict[str, tuple[dict, Path]]:
-    """Counts and model of each case, trained in two processes."""
+def outcomes(folder: Path) -> dict[str, tuple[dict, History, Path]]:
+    """Counts, history and model of each case, trained in two processes."""
     tasks = [task(folder, f"two, {name}", **options) for name, options in CASES.items()]
     uninterrupted = task(folder, "two, uninterrupted", **INTERRUPTED)
     tasks.append(replace(uninterrupted, retriever=folder / "model-with-dropout"))
-    before = [signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)]
-    counts = launch(programs.train_all, 2, tasks)
-    for name, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
-        signal.signal(name, handler)
-    found = zip([*CASES, "uninterrupted"], counts, tasks, strict=True)
-    return {name: (count, task.out) for name, count, task in found}
+    results = launch(programs.train_all, 2, "cpu", tasks)
+    trained = zip([*CASES, "uninterrupted"], results, tasks, strict=True)
+    return {name: (*result, task.out) for name, result, task in trained}
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_train_as_one_does(folder, outcomes, name):
     alone = task(folder, f"one, {name}", **(CASES[name] | {"mini_batch_size": 1000}))
-    counts = train_retriever.train(alone, "cpu", no_progress)
-    others, out = outcomes[name]
-    assert others == pytest.approx(counts, abs=1e-4)  # they are rounded to four places
-    logs = [pq.read_table(each / "training_log.parquet") for each in (alone.out, out)]
-    for column in ("loss", "dev_ndcg_at_10"):
-        found, expected = (log[column].to_pandas().to_numpy() for log in logs)
-        assert found == pytest.approx(expected, abs=1e-5, nan_ok=True)
+    counts, expected = train(alone, "cpu", no_progress)
+    others, history, out = outcomes[name]
+    assert others == counts
+    assert history.losses == pytest.approx(expected.losses, abs=1e-5)
+    assert history.dev == pytest.approx(expected.dev, abs=1e-5)
+    assert history.best_step == expected.best_step
     weights = [load_file(each / "model.safetensors") for each in (alone.out, out)]
     torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=1e-5)
     start = load_file(folder / "model" / "model.safetensors")
     moved = max((start[name] - weights[0][name]).abs().max().item() for name in start)
     assert moved > 1e-3  # a hundred times what they may differ by
-
-
-def ranks_of(process: psutil.Process) -> list[psutil.Process]:
-    return [
-        child
-        for child in process.children(recursive=True)
-        if any("spawn_main" in part for part in child.cmdline())
-    ]
 
 
 def test_kills_leave_no_process_and_do_not_change_the_bytes(folder, outcomes, tmp_path, caplog):
@@ -150,7 +140,7 @@ def test_kills_leave_no_process_and_do_not_change_the_bytes(folder, outcomes, tm
     ]
     stage = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(checkpoints, "checkpoint-[2-9].pt")  # old ones go
-    ranks = ranks_of(stage)
+    ranks = programs.ranks_of(stage)
     assert len(ranks) == 2
     stage.kill()
     stage.wait()
@@ -158,24 +148,27 @@ def test_kills_leave_no_process_and_do_not_change_the_bytes(folder, outcomes, tm
 
     def kill_second_rank() -> None:
         wait_for(checkpoints, "checkpoint-1[0-9].pt")
-        ranks_of(psutil.Process())[1].kill()
+        programs.ranks_of(psutil.Process())[1].kill()
 
     killer = threading.Thread(target=kill_second_rank)
     killer.start()
     with pytest.raises(RuntimeError, match=r"process \d failed"):
-        run_in_child(spec, store, no_progress)
+        run_stage(spec, store, no_progress)
     killer.join()
-    assert not ranks_of(psutil.Process())
+    assert not programs.ranks_of(psutil.Process())
 
-    seen: list[tuple[int, int, str]] = []
+    caplog.clear()
     with caplog.at_level(logging.INFO, "expandr_core"):
-        artifact = run_in_child(spec, store, lambda *done: seen.append(done))
+        artifact = run_stage(spec, store, no_progress)
     assert "going on from checkpoint-1" in caplog.text
-    counts, out = outcomes["uninterrupted"]
-    assert seen[-1] == (counts["steps"], counts["steps"], "steps")
-    assert artifact.counts == counts
-    files = {name: sha256 for name, sha256 in artifact.files.items() if name != "expansion.json"}
-    assert files == digests(out)  # that one is the stage's, not the training's
+    counts, history, out = outcomes["uninterrupted"]
+    assert artifact.counts["steps"] == len(history.losses)
+    assert counts.items() <= artifact.counts.items()
+    log = pq.read_table(store.local(artifact) / "training_log.parquet")
+    assert log["loss"].to_numpy().tolist() == np.float32(history.losses).tolist()
+    of_stage = ("expansion.json", "training_log.parquet")
+    files = {name: digest for name, digest in artifact.files.items() if name not in of_stage}
+    assert files == digests(out)
 
 
 def wait_for(folder: Path, pattern: str) -> None:

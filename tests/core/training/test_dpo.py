@@ -32,10 +32,10 @@ from expandr_core.runtime.child import run_in_child
 from expandr_core.runtime.job import Job
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages import dpo, merge
-from expandr_core.store.artifacts import Artifact
+from expandr_core.store.artifacts import Artifact, StageSpec
 from expandr_core.store.store import Store
-from expandr_core.training.checkpoints import last_checkpoint
-from expandr_core.training.dpo import Layout, Task, make_trainer, train
+from expandr_core.training.checkpoints import newest_checkpoint
+from expandr_core.training.dpo import DPOTask, make_trainer, train
 
 LEGAL = ("LICENSE", "NOTICE.txt", "README.md")
 SETTINGS = {
@@ -87,19 +87,21 @@ def no_progress(done: int, total: int, unit: str) -> None:
     """Report to nobody."""
 
 
-ALONE = Layout(processes=1, zero="none", on_gpu=False)
+def task_of(store: Store, inputs: dict[str, Artifact], **options: Any) -> DPOTask:
+    return dpo.prepare(job_of(store, spec_of(inputs, **options), store.scratch / "job"))
 
 
-def task_of(store: Store, inputs: dict[str, Artifact], **options: Any) -> Task:
-    spec = spec_of(inputs, **options)
-    paths = {role: store.local(artifact) for role, artifact in inputs.items()}
-    work = store.scratch / "job"
-    job = Job(spec, dpo.OPTIONS(**spec.runtime["options"]), paths, work, work, store, no_progress)
-    return dpo.prepare(job)
+def job_of(store: Store, spec: StageSpec, folder: Path) -> Job:
+    """Return a job that works in a folder, which is not deleted afterwards."""
+    for name in ("out", "checkpoints"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    options = dpo.OPTIONS(**spec.runtime["options"])
+    paths = {role: store.local(artifact) for role, artifact in spec.inputs.items()}
+    return Job(spec, options, paths, folder / "out", folder / "checkpoints", store, no_progress)
 
 
 def trainer_of(store: Store, inputs: dict[str, Artifact], **options: Any):
-    return make_trainer(task_of(store, inputs, **options), ALONE, no_progress)
+    return make_trainer(task_of(store, inputs, **options), "cpu", no_progress)
 
 
 # What is trained on
@@ -243,7 +245,7 @@ def test_a_training_that_diverges_ends_and_keeps_nothing(store, llm_folder):
 
 def test_a_broken_model_is_told_from_a_training_that_diverges(store, llm_folder):
     task = task_of(store, put_inputs(store, llm_folder))
-    trainer = make_trainer(task, ALONE, no_progress)
+    trainer = make_trainer(task, "cpu", no_progress)
     with torch.no_grad():
         next(p for p in trainer.model.parameters() if not p.requires_grad).fill_(torch.nan)
     with pytest.raises(DataError, match=r"at step 1,.*the model that it starts from is broken"):
@@ -262,12 +264,8 @@ def test_the_adapter_of_the_best_step_is_kept(store, llm_folder):
     swapped = [{**each, "rejected_text": f"text number {n}"} for n, each in enumerate(swapped)]
     inputs = put_inputs(store, llm_folder, ROWS[:10] + swapped)
     task = task_of(store, inputs, epochs=4, evaluation_steps=2)
-    trainer = train(task, ALONE, no_progress)
-    losses = {
-        entry["step"]: entry["eval_loss"]
-        for entry in trainer.state.log_history
-        if "eval_loss" in entry
-    }
+    history = train(task, "cpu", no_progress)
+    losses = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
     best = min(losses, key=losses.__getitem__)
     assert sorted(losses) == [2, 4, 6, 8, 10] and best < 10
     name = "adapter_model.safetensors"
@@ -286,7 +284,7 @@ def test_a_gpu_without_memory_says_what_to_lower(store, llm_folder, monkeypatch)
     monkeypatch.setattr(DPOTrainer, "train", fail)
     task = task_of(store, put_inputs(store, llm_folder))
     with pytest.raises(RuntimeError, match=r"dpo\.device_batch_size \(now 2\)"):
-        train(task, ALONE, no_progress)
+        train(task, "cpu", no_progress)
 
 
 def test_training_prefers_the_chosen_and_its_merge_equals_base_plus_adapter(store, llm_folder):
@@ -323,7 +321,7 @@ def test_training_prefers_the_chosen_and_its_merge_equals_base_plus_adapter(stor
 
 def test_no_pair_for_training_is_the_input_s_fault(store, llm_folder):
     inputs = put_inputs(store, llm_folder, [row(0, "dev")])
-    with pytest.raises(DataError, match=r"dev_share"):
+    with pytest.raises(DataError, match=r"preferences.dev_share"):
         run_stage(spec_of(inputs), store, no_progress)
 
 
@@ -352,7 +350,7 @@ def is_whole(checkpoint: Path, processes: int) -> bool:
     """Tell whether training would go on from a checkpoint, by a copy: a damaged one is deleted."""
     with TemporaryDirectory() as folder, contextlib.suppress(OSError, shutil.Error):
         shutil.copytree(checkpoint, Path(folder, checkpoint.name))
-        return last_checkpoint(Path(folder), processes) is not None
+        return newest_checkpoint(Path(folder), processes) is not None
     return False  # it changed meanwhile
 
 
@@ -368,7 +366,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path, llm_folder, caplo
     killer.join()
     caplog.clear()
     with caplog.at_level(logging.INFO, "expandr_core"):
-        resumed = run_in_child(specs[0], stores[0], no_progress)
+        resumed = run_stage(specs[0], stores[0], no_progress)
     assert "going on from checkpoint-" in caplog.text
     whole = run_stage(specs[1], stores[1], no_progress)
     assert resumed.files == whole.files

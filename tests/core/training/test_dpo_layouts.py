@@ -3,7 +3,9 @@
 import contextlib
 import importlib.util
 import logging
+import os
 import re
+import shutil
 import threading
 from collections.abc import Callable
 from functools import cache
@@ -13,15 +15,17 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from rank_programs import ranks_of
 from safetensors.torch import load_file
-from test_dpo import kill_at_checkpoint, no_progress, put_inputs, row
+from test_dpo import job_of, kill_at_checkpoint, no_progress, put_inputs, row
 
 from expandr_core.errors import DataError
 from expandr_core.runtime.child import run_in_child
-from expandr_core.runtime.runner import make_spec
+from expandr_core.runtime.job import Job
+from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages import dpo
 from expandr_core.store.artifacts import Artifact, StageSpec
-from expandr_core.store.store import Store
+from expandr_core.store.store import Store, sha256_of
 
 PAIRS = [row(number, "dev" if number >= 18 else "train") for number in range(23)]
 SETTINGS: dict[str, Any] = {
@@ -41,7 +45,6 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "ZeRO-2": {"processes": 2, "zero": "2", "device_batch_size": 2},
     "ZeRO-3": {"processes": 2, "zero": "3", "device_batch_size": 2, "gradient_checkpointing": True},
 }
-Trained = tuple[Artifact, dict[str, torch.Tensor]]
 needs_deepspeed = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed"
 )
@@ -51,47 +54,59 @@ def spec_of(inputs: dict[str, Artifact], **options: Any) -> StageSpec:
     return make_spec("dpo", dpo.OPTIONS(**(SETTINGS | options)), inputs, device="cpu")
 
 
+@pytest.fixture(scope="module")
+def shared(llm_folder, tmp_path_factory) -> tuple[Store, dict[str, Artifact]]:
+    """A store with the inputs, from which nothing is made in it."""
+    return store_of(tmp_path_factory.mktemp("shared") / "store", llm_folder)
+
+
 def store_of(folder: Path, llm_folder: Path) -> tuple[Store, dict[str, Artifact]]:
     store = Store(str(folder))
     return store, put_inputs(store, llm_folder, PAIRS)
 
 
 @pytest.fixture(scope="module")
-def whole(llm_folder, tmp_path_factory) -> Callable[[str], Trained]:
-    """Train in one of the layouts, once, without a kill."""
+def whole(shared, tmp_path_factory) -> Callable[[str], Job]:
+    """Train in one of the layouts, once, without a kill; keep the checkpoints."""
+    store, inputs = shared
 
     @cache
-    def train(name: str) -> Trained:
-        store, inputs = store_of(tmp_path_factory.mktemp("whole") / "store", llm_folder)
-        made = run_in_child(spec_of(inputs, **LAYOUTS[name]), store, no_progress)
-        return made, load_file(store.local(made) / "adapter_model.safetensors")
+    def train(name: str) -> Job:
+        job = job_of(store, spec_of(inputs, **LAYOUTS[name]), tmp_path_factory.mktemp("whole"))
+        dpo.run(job)
+        return job
 
     return train
+
+
+def weights_of(job: Job) -> dict[str, torch.Tensor]:
+    return load_file(job.out / "adapter_model.safetensors")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: sha256_of(path) for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "plain"])
 @needs_deepspeed
 def test_every_layout_trains_the_same_adapter(whole, name):
-    expected, weights = whole("plain")
-    made, found = whole(name)
-    assert made.key == expected.key
+    plain, made = whole("plain"), whole(name)
+    assert made.spec.key == plain.spec.key
     assert made.counts["steps"] == made.counts["best_step"] == 20
-    assert made.counts == pytest.approx(expected.counts, abs=1e-3)
-    torch.testing.assert_close(found, weights, rtol=0, atol=1e-4)
-    assert (
-        max(weight.abs().max().item() for name, weight in weights.items() if "lora_B" in name)
-        > 0.01
-    )
+    assert made.counts == pytest.approx(plain.counts, abs=1e-3)
+    weights = weights_of(plain)
+    torch.testing.assert_close(weights_of(made), weights, rtol=0, atol=1e-4)
+    trained = [weight.abs().max().item() for name, weight in weights.items() if "lora_B" in name]
+    assert max(trained) > 0.01
 
 
-@pytest.mark.parametrize("name", ["ZeRO-2", "ZeRO-3"])
 @needs_deepspeed
 def test_a_killed_training_of_several_goes_on_to_the_same_bytes(
-    whole, llm_folder, tmp_path, name, caplog
+    whole, llm_folder, tmp_path, caplog
 ):
-    expected, _ = whole(name)
+    expected = whole("ZeRO-3")
     store, inputs = store_of(tmp_path / "store", llm_folder)
-    spec = spec_of(inputs, **LAYOUTS[name])
+    spec = spec_of(inputs, **LAYOUTS["ZeRO-3"])
     trained = set[psutil.Process]()
     folder = store.scratch / "work" / spec.key / "checkpoints"
     killer = threading.Thread(target=kill_at_checkpoint, args=(folder, 13, 2))
@@ -102,20 +117,38 @@ def test_a_killed_training_of_several_goes_on_to_the_same_bytes(
     caplog.clear()
     assert len(trained) >= 3 and not psutil.wait_procs(trained, timeout=60)[1]
     with caplog.at_level(logging.INFO, "expandr_core"):
-        resumed = run_in_child(spec, store, no_progress)
+        resumed = run_stage(spec, store, no_progress)
     assert re.search("going on from checkpoint-(13|20)", caplog.text)  # as late as the kill came
-    assert resumed.files == expected.files
+    assert resumed.files == digests(expected.out)
+    assert resumed.counts == expected.counts
+
+
+@needs_deepspeed
+def test_a_damaged_checkpoint_of_several_is_skipped_on_the_way_to_the_same_bytes(
+    whole, shared, tmp_path, caplog
+):
+    expected, (store, inputs) = whole("ZeRO-2"), shared
+    shutil.copytree(expected.checkpoints, tmp_path / "checkpoints")
+    [last] = (tmp_path / "checkpoints").glob("*/checkpoint-20")
+    state = next(last.glob("global_step*/*optim_states.pt"))
+    os.truncate(state, state.stat().st_size - 1)
+    resumed = job_of(store, spec_of(inputs, **LAYOUTS["ZeRO-2"]), tmp_path)
+    with caplog.at_level(logging.INFO, "expandr_core"):
+        dpo.run(resumed)
+    assert f"checkpoint-20 is incomplete ({state.name})" in caplog.text
+    assert "going on from checkpoint-13" in caplog.text
+    assert digests(resumed.out) == digests(expected.out)
     assert resumed.counts == expected.counts
 
 
 @pytest.mark.parametrize("name", ["two processes", "ZeRO-3"])
 @needs_deepspeed
-def test_a_training_of_several_that_diverges_ends_and_keeps_nothing(llm_folder, tmp_path, name):
-    store, inputs = store_of(tmp_path / "store", llm_folder)
+def test_a_training_of_several_that_diverges_ends_and_keeps_nothing(shared, name):
+    store, inputs = shared
     wild = {"learning_rate": 1e30, "warmup_steps": 0}
     with pytest.raises(DataError, match=r"diverged: .*lower dpo\.learning_rate"):
-        run_in_child(spec_of(inputs, **LAYOUTS[name], **wild), store, no_progress)
-    assert not processes()
+        run_stage(spec_of(inputs, **LAYOUTS[name], **wild), store, no_progress)
+    assert not ranks_of(psutil.Process())
     assert not store.keys("dpo")
 
 

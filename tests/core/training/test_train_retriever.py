@@ -26,9 +26,9 @@ from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages import train_retriever
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store, sha256_of
+from expandr_core.training.checkpoints import newest_checkpoint
 from expandr_core.training.dev_metric import dev_set, measure
-from expandr_core.training.grad_cache import MiniBatchEncoder
-from expandr_core.training.rank_checkpoints import newest_checkpoint
+from expandr_core.training.grad_cache import GradCache
 from expandr_core.training.rows import TrainingRows
 
 EXAMPLES = [
@@ -139,7 +139,7 @@ def test_fewer_rows_than_a_batch_and_no_hard_negatives_can_be_trained_on(store, 
     with caplog.at_level(logging.WARNING, "expandr_core"):
         artifact = trained(store, inputs, epochs=2, batch_size=64)
     assert "no example has a hard negative" in caplog.text
-    assert artifact.counts["hard negative places left empty"] == 3 * 2 * 2
+    assert artifact.counts["hard negative slots left empty"] == 3 * 2 * 2
     assert artifact.counts["steps"] == 1
 
 
@@ -165,14 +165,11 @@ def test_the_best_step_on_the_dev_part_is_kept(store):
             store.local(inputs["examples"]),
             mined=None,
             expansions=[store.local(part) for part in store.shards(inputs["expansions"])],
-            expansions_per_query=1,
-            epochs=12,
-            hard_negatives=2,
-            dev_share=0.4,
+            options=flat(train_retriever.OPTIONS, **(SETTINGS | options)).training,
             seed=0,
         )
     )
-    found = measure(MiniBatchEncoder(saved, "float32", 256), dev, Fusion(True, 0.5))
+    found = measure(GradCache(saved, "float32", 256), dev, Fusion(True, 0.5))
     assert found == pytest.approx(log["dev_ndcg_at_10"][best], abs=1e-6)
 
 
@@ -284,7 +281,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path, caplog):
         run_in_child(specs[0], stores[0], no_progress)
     killer.join()
     with caplog.at_level(logging.INFO, "expandr_core"):
-        resumed = run_in_child(specs[0], stores[0], no_progress)
+        resumed = run_stage(specs[0], stores[0], no_progress)
     assert "going on from checkpoint-" in caplog.text
     whole = run_stage(specs[1], stores[1], no_progress)
     assert resumed.files == whole.files

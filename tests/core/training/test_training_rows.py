@@ -14,10 +14,11 @@ from expandr_core.encoders.fusion import Fusion
 from expandr_core.encoders.load import load_retriever
 from expandr_core.errors import DataError
 from expandr_core.options.retriever import EncodingOptions
+from expandr_core.options.training import RetrieverTrainingOptions
 from expandr_core.stages import mine
 from expandr_core.store.store import Store
 from expandr_core.training.dev_metric import dev_set, measure
-from expandr_core.training.grad_cache import MiniBatchEncoder
+from expandr_core.training.grad_cache import GradCache
 from expandr_core.training.hard_negatives import draw
 from expandr_core.training.rows import TrainingRows, batches_of
 
@@ -45,9 +46,14 @@ def rows_of(store: Store, **changes: Any) -> TrainingRows:
             world.put_expansions(store, "expand-rows", changes.pop("texts", EXPANSIONS))
         )
     ]
-    arguments: dict[str, Any] = {"mined": None, "expansions": shards, "expansions_per_query": 2}
-    arguments |= {"epochs": 2, "hard_negatives": 2, "dev_share": 0.0, "seed": 0}
-    return TrainingRows(path, **(arguments | changes))
+    inputs = ("mined", "expansions", "seed")
+    arguments = {name: changes.pop(name) for name in inputs if name in changes}
+    options = {"expansions_per_query": 2, "epochs": 2, "hard_negatives": 2} | changes
+    return TrainingRows(
+        path,
+        **({"mined": None, "expansions": shards, "seed": 0} | arguments),
+        options=RetrieverTrainingOptions(**options),
+    )
 
 
 def test_every_pass_shows_every_example_once_in_an_order_of_its_own(store):
@@ -85,14 +91,14 @@ def test_a_draw_has_no_repetition_and_uses_the_whole_pool(size, wanted, turn):
     assert set(drawn) <= set(range(size))
 
 
-def test_a_place_without_a_hard_negative_stays_empty(store):
+def test_a_slot_without_a_hard_negative_stays_empty(store):
     example = world.example((0, 2), [(0, 1), (0, 1), (0, 2)])  # one twice, and the positive
     row = (rows := rows_of(store, examples=[example, EXAMPLES[1]])).row(0)
     assert row.texts[3:] == [world.passage((0, 1)), None]
     assert row.label[-1] == -1
     counts = rows.counts()
     assert counts["dropped/hard negatives that are positives or repeated"] == 2
-    assert counts["hard negative places left empty"] == rows.passes
+    assert counts["hard negative slots left empty"] == rows.passes
 
 
 def test_a_positive_of_the_query_in_another_row_is_not_its_hard_negative(store):
@@ -149,7 +155,7 @@ def test_a_dev_part_has_whole_queries_and_is_not_trained_on(store):
         world.example(thing) | {"positive_id": f"{world.passage_id(thing)}b", "positive": "tech9"}
         for thing in world.TRAINED
     ]
-    rows = rows_of(store, examples=[*EXAMPLES, *second], dev_share=0.4)
+    rows = rows_of(store, examples=[*EXAMPLES, *second], held_out_share=0.4)
     trained = {rows.row(number).texts[0] for number in range(rows.passes * rows.examples)}
     dev = dev_set(rows)
     assert len(trained) + len(dev.queries) == len(EXAMPLES)
@@ -157,21 +163,21 @@ def test_a_dev_part_has_whole_queries_and_is_not_trained_on(store):
     assert len(dev.qrels) == 2 * len(dev.queries)
     assert set(map(str, dev.qrels["passage_id"])) <= set(map(str, dev.passage_ids))
     assert rows.counts()["dev queries"] == len(dev.queries)
-    others = rows_of(store, examples=[*EXAMPLES, *second], dev_share=0.4, seed=1)
+    others = rows_of(store, examples=[*EXAMPLES, *second], held_out_share=0.4, seed=1)
     assert set(dev_set(others).queries) != set(dev.queries)
 
 
 def test_a_dev_part_without_a_query_or_without_a_rest_is_refused(store):
-    with pytest.raises(DataError, match=r"dev_share \(0.001\) holds out none of 21"):
-        rows_of(store, dev_share=0.001)
+    with pytest.raises(DataError, match=r"held_out_share \(0.001\) holds out none of 21"):
+        rows_of(store, held_out_share=0.001)
     with pytest.raises(DataError, match=r"no example to train .* lower training.held_out_share"):
-        rows_of(store, dev_share=0.999)
+        rows_of(store, held_out_share=0.999)
 
 
 def test_the_dev_metric_is_that_of_the_evaluation(store):
     """Of each held-out query and its expansions, one of which is empty; nDCG@10 worked out here."""
     texts = [row if row[:2] != ("q02", 1) else ("q02", 1, "") for row in EXPANSIONS]
-    rows = rows_of(store, examples=EXAMPLES[:8], texts=texts, dev_share=0.5)
+    rows = rows_of(store, examples=EXAMPLES[:8], texts=texts, held_out_share=0.5)
     assert world.query((0, 2)) in dev_set(rows).queries
     dev = dev_set(rows)
     folder = world.save_static(store.scratch / "model")
@@ -191,7 +197,7 @@ def test_the_dev_metric_is_that_of_the_evaluation(store):
         gains.append(1 / np.log2(1 + rank) if rank <= 10 else 0.0)
     assert 0 < np.mean(gains) < 1
     model = load_retriever(folder, "cpu", encoding)
-    found = measure(MiniBatchEncoder(model, "float32", 7), dev, Fusion(True, 0.5))
+    found = measure(GradCache(model, "float32", 7), dev, Fusion(True, 0.5))
     assert found == pytest.approx(np.mean(gains), abs=1e-6)
 
 
@@ -217,5 +223,5 @@ def test_batches_by_source_have_every_row_once_and_mix_only_what_is_left(sources
 
 def test_the_source_of_each_training_example_is_known(store):
     mixed = [row | {"source": "ab"[place % 2]} for place, row in enumerate(EXAMPLES)]
-    rows = rows_of(store, examples=mixed, dev_share=0.4)
+    rows = rows_of(store, examples=mixed, held_out_share=0.4)
     assert rows.sources().tolist() == [int(line) % 2 for line in rows.train]
