@@ -26,7 +26,6 @@ def print_summary(out: Console, store: Store, run: Summary) -> None:
     folder = store.local(run.report)
     comparison = read_comparison(folder)
     print_comparison(out, comparison)
-    option = store_option(store)
     if run.best_round:
         out.print(f"\nThe best models, of round {run.best_round}", style="bold")
         for role, what in {"llm": "language model", "retriever": "retriever"}.items():
@@ -34,20 +33,21 @@ def print_summary(out: Console, store: Store, run: Summary) -> None:
             out.print(f"  {what:<16}{key}", highlight=False, soft_wrap=True)
             out.print(f"  {'':<16}{store.url}/artifacts/{key}", highlight=False, soft_wrap=True)
     alone = "" if comparison["verdict"]["expand"] else " --no-expand"
-    commands = {
-        "try it": f'expandr search "your question"{alone}{option}',
-        "every system and test": f"{folder}/report.md",
-        "how each number came to be": f"expandr show {run.name}{option}",
-        "your data": "expandr run CONFIG --set data.collection=FOLDER",
-        "these models on other data": f"expandr evaluate CONFIG --run {run.name} --datasets FOLDER/",
-        "the run in Prefect's UI": "prefect server start, then http://127.0.0.1:4200",
-    }
+    option = store_option(store)
     out.print("\nWhat to do next", style="bold")
-    for what, command in commands.items():
-        out.print(f"  {what:<28}{command}", highlight=False, soft_wrap=True)
+    for what, command in {
+        "Search with the best models": f'expandr search "your question"{alone}{option}',
+        "Read every system and test": f"{folder}/report.md",
+        "See how each number came to be": f"expandr show {run.name}{option}",
+        "Run the loop on your data": "expandr run CONFIG --set data.collection=FOLDER",
+        "Measure these models on your data": f"expandr evaluate CONFIG --run {run.name} "
+        f"--datasets FOLDER/{option}",
+        "Look at the run in Prefect": "prefect server start, then http://127.0.0.1:4200",
+    }.items():
+        out.print(f"  {what}:\n    {command}", highlight=False, markup=False, soft_wrap=True)
     out.print(
-        "\nCONFIG is a YAML file such as configs/demo.yaml; FOLDER is in BEIR's layout (corpus.jsonl, "
-        "queries.jsonl, qrels/*.tsv).",
+        "CONFIG is a YAML file such as configs/demo.yaml, FOLDER a collection in BEIR layout "
+        "(corpus.jsonl, queries.jsonl, qrels/*.tsv).",
         highlight=False,
         style="dim",
     )

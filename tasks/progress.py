@@ -3,15 +3,21 @@
 import contextlib
 import logging
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import httpx
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from prefect.logging.handlers import PrefectConsoleHandler
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
+from rich.text import Text
+from rich.theme import Theme
 
 from expandr_core.runtime.child_protocol import throttled
 from expandr_core.runtime.job import Progress as Report
@@ -57,12 +63,17 @@ def only_shown(what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress(title: str) -> Iterator[Report]:
-    """Yield a function that shows (done, total, unit) wherever somebody may be looking."""
+def progress(title: str, step: str = "") -> Iterator[Report]:
+    """Yield a function that shows (done, total, unit) wherever somebody may be looking.
+
+    Args:
+        title: of the stage.
+        step: which step of the run it is, such as "step 3 of 40".
+    """
     reports = [throttled(_artifact(title), ARTIFACT_SECONDS)]
     with contextlib.ExitStack() as stack:
         if sys.stderr.isatty():
-            reports.append(stack.enter_context(_bar(title)))
+            reports.append(stack.enter_context(_bar(title, step)))
         else:
             reports.append(throttled(_log_line(title), LOG_SECONDS))
 
@@ -104,17 +115,67 @@ def _log_line(title: str) -> Report:
     return report
 
 
+class _Display(Progress):
+    """One line about the run, and below it one bar for each stage that runs now.
+
+    It writes to the console of Prefect's log lines, which then stand above it and not within it.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.headline, self.since = "", time.monotonic()
+        title = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        super().__init__(
+            TextColumn("{task.description}", table_column=title),
+            BarColumn(bar_width=12),
+            TextColumn("{task.fields[amount]}", table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            expand=True,
+        )
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Draw the line about the run above the bars."""
+        if self.headline:
+            elapsed = timedelta(seconds=int(time.monotonic() - self.since))
+            yield Text(f"{self.headline}, {elapsed} since the start", style="dim", no_wrap=True)
+        yield self.make_tasks_table(self.tasks)
+
+
+_display: _Display | None = None  # a terminal has room for one
+_drawing = threading.Lock()
+
+
 @contextlib.contextmanager
-def _bar(title: str) -> Iterator[Report]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    bar = Progress(
-        *columns, TextColumn("{task.fields[unit]}"), TimeRemainingColumn(),
-        console=Console(stderr=True), transient=True,
-    )  # fmt: skip
-    with bar:
-        task = bar.add_task(title, total=None, unit="")
+def _bar(title: str, step: str) -> Iterator[Report]:
+    """Show a bar as long as the stage runs."""
+    global _display
+    with _drawing:
+        if _display is None:
+            _display = _Display(_console())
+        display = _display
+        display.headline = step
+        if not display.tasks:
+            display.start()
+        task = display.add_task(title, total=None, amount="")
 
-        def report(done: int, total: int, unit: str) -> None:
-            bar.update(task, completed=done, total=total, unit=unit)
+    def report(done: int, total: int, unit: str) -> None:
+        amount = f"{done:,}/{total:,} {unit}"
+        display.update(task, completed=done, total=total, amount=amount)
 
+    try:
         yield report
+    finally:
+        with _drawing:
+            display.remove_task(task)
+            if not display.tasks:
+                display.stop()
+
+
+def _console() -> Console:
+    """Return the console that Prefect writes log lines to; a new one if it writes none."""
+    handlers = logging.getLogger().handlers
+    consoles = [each.console for each in handlers if isinstance(each, PrefectConsoleHandler)]
+    console = consoles[0] if consoles else Console(stderr=True)
+    console.push_theme(Theme())  # Prefect's own has no colours for a bar
+    return console

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from expandr_core.evaluation.comparison import titles_of
 from expandr_core.evaluation.metrics import MEASURES
+from expandr_core.evaluation.render import format_p
 from expandr_core.evaluation.significance import fewest_to_tell
 from expandr_core.options.base import Options
 
@@ -61,7 +62,7 @@ def verdict(comparison: dict[str, Any]) -> Verdict:
     >>> for sentence in verdict(comparison).sentences:
     ...     print(sentence)
     Round 1 is kept.
-    On this data the expansions hurt: query only 0.951, joint round 1 0.926 (-0.025, p = 0.01).
+    On this data the expansions hurt: query only 0.951, joint round 1 0.926 (-0.025, p = 0.010).
     The best system is query only with nDCG@10 0.951.
     Without expansions the kept models reach 0.951, with them 0.926.
     """
@@ -111,11 +112,11 @@ def _effect(
         "better": "On this data the expansions help",
         "worse": "On this data the expansions hurt",
         "unclear": "On this data no difference is shown",
-        "too few": f"{contrast['clusters']} observations are too few to tell, it takes {least} at least",
+        "too few": f"{contrast['clusters']} observations are too few to tell (at least {least})",
     }
     return (
         f"{what[contrast['effect']]}: {titles[before]} {scores[before]:.3f}, {titles[after]} "
-        f"{scores[after]:.3f} ({contrast['difference']:+.3f}, p = {contrast['corrected_p']:.2g})."
+        f"{scores[after]:.3f} ({contrast['difference']:+.3f}, p = {format_p(contrast['corrected_p'])})."
     )
 
 

@@ -74,7 +74,7 @@ def test_expansions_that_hurt_are_said_to_hurt_and_not_to_search_with():
     ("effect", "words"),
     [
         ("unclear", "On this data no difference is shown: query only 0.800"),
-        ("too few", "4 observations are too few to tell, it takes 6 at least: query only 0.800"),
+        ("too few", "4 observations are too few to tell (at least 6): query only 0.800"),
     ],
 )
 def test_what_cannot_be_told_is_not_told(effect, words):
