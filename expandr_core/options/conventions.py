@@ -16,14 +16,14 @@ _WEB_SEARCH = (
 
 @dataclass(frozen=True)
 class Convention:
-    """What sentence-transformers' configuration would say.
+    """What the configuration of a sentence-transformers model would say.
 
     Attributes:
-        models: whose convention it is.
-        pooling: which tokens' vectors are the text's: their mean, the first, or the last, after
-            which an end token is put where the tokenizer does not.
+        models: the models that follow the convention.
+        pooling: the text's vector: the mean of its tokens' vectors, the first, or the last; for the
+            last, an end token is added to texts if the tokenizer adds none.
         similarity: how vectors are compared.
-        max_tokens: longer texts are cut, or at the model's own limit.
+        max_tokens: texts are cut at this length, or at the model's limit if that is smaller.
         query_prompt: put before a query.
         passage_prompt: put before a passage.
     """
@@ -36,19 +36,18 @@ class Convention:
     passage_prompt: str = ""
 
     def __str__(self) -> str:
-        """Say it in words.
+        """Describe the convention in words.
 
         >>> print(CONVENTIONS["e5"])
         intfloat/e5-*: mean of the tokens, cosine, 512 tokens, 'query: ' before a query, \
 'passage: ' before a passage
         """
         names = {"mean": "mean of the tokens", "cls": "first token", "lasttoken": "last token"}
-        said = [f"{self.models}: {names[self.pooling]}", self.similarity]
-        said.append(f"{self.max_tokens} tokens")
-        for prompt, kind in ((self.query_prompt, "query"), (self.passage_prompt, "passage")):
-            if prompt:
-                said.append(f"{prompt!r} before a {kind}")
-        return ", ".join(said)
+        prompts = {"query": self.query_prompt, "passage": self.passage_prompt}
+        parts = [f"{self.models}: {names[self.pooling]}", self.similarity]
+        parts.append(f"{self.max_tokens} tokens")
+        parts += [f"{prompt!r} before a {kind}" for kind, prompt in prompts.items() if prompt]
+        return ", ".join(parts)
 
 
 ConventionName = Literal["model", "contriever", "bge", "e5", "gte", "minilm", "last-token"]
