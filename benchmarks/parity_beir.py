@@ -26,7 +26,7 @@ from expandr_core.evaluation.metrics import MEASURES, METRICS, mean_metrics, sco
 from expandr_core.options.data import DataOptions
 from expandr_core.options.evaluation import RankingOptions
 from expandr_core.options.retriever import EncodingOptions, FusionOptions, IndexOptions
-from expandr_core.retrieval.exact import RUN
+from expandr_core.records import RUN
 from expandr_core.runtime.child_protocol import throttled
 from expandr_core.runtime.model_source import model_source
 from expandr_core.runtime.runner import make_spec, run_stage

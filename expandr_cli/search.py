@@ -3,11 +3,10 @@
 import logging
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from rich.console import Console
 
 from expandr_core.errors import DataError
+from expandr_core.records import passages_in, rows_with_ids
 from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import find, make_spec, run_stage
 from expandr_core.stages import encode as encode_stage
@@ -90,13 +89,13 @@ def _encoded(store: Store, run: Summary) -> Artifact:
 
 def _print(out: Console, store: Store, run: Summary, found: pa.Table) -> None:
     corpus = store.local(run.models["corpus"])
-    texts = pq.read_table(corpus, filters=pc.field("passage_id").isin(found["passage_id"]))
-    by_id = {row["passage_id"]: row for row in texts.to_pylist()}
+    texts = rows_with_ids(corpus, "passage_id", found["passage_id"])
+    by_id = {passage.passage_id: passage for passage in passages_in(texts)}
     for row in found.to_pylist():
         passage = by_id[row["passage_id"]]
-        title = f"{passage['title']}: " if passage["title"] else ""
+        title = f"{passage.title}: " if passage.title else ""
         out.print(
-            f"{row['rank']:>3}. {row['score']:.3f}  {row['passage_id']}  {title}{passage['text']}",
+            f"{row['rank']:>3}. {row['score']:.3f}  {row['passage_id']}  {title}{passage.text}",
             markup=False,
             highlight=False,
         )

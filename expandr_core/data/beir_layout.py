@@ -21,28 +21,12 @@ from expandr_core.data.rows import (
     text_field,
 )
 from expandr_core.errors import DataError
+from expandr_core.records import Passage
 
 CORPUS, QUERIES = "corpus.jsonl", "queries.jsonl"
 SPLITS = ("train", "dev", "test")
 MOST_RELEVANT = 1000  # trec_eval keeps a table of all grades up to the greatest for each query
 _ITERATION = re.compile(r"[qQ]?0|[0-9]+\.[0-9]+")  # TREC's second column
-
-
-class Passage(NamedTuple):
-    """A row of the corpus."""
-
-    passage_id: str
-    title: str
-    text: str
-
-    @property
-    def content(self) -> str:
-        """What is encoded, searched and read: title and text.
-
-        >>> Passage("1", "Wings", "They flap.").content, Passage("2", "", "They flap.").content
-        ('Wings They flap.', 'They flap.')
-        """
-        return f"{self.title} {self.text}".strip()
 
 
 class Query(NamedTuple):

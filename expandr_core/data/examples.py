@@ -6,18 +6,7 @@ from typing import NamedTuple
 from expandr_core.data.beir_layout import Judgement, Query
 from expandr_core.data.rows import Reader
 from expandr_core.data.split import PARTS, Part, Split
-
-
-class Example(NamedTuple):
-    """A training row; of a query with several positives there are several."""
-
-    query_id: str
-    query: str
-    source: str
-    positive_id: str
-    positive: str
-    negative_ids: list[str]
-    negatives: list[str]
+from expandr_core.records import Example
 
 
 class SplitJudgements(NamedTuple):

@@ -12,9 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from expandr_core.data.beir_layout import Judgement, Passage, Query, grade
+from expandr_core.data.beir_layout import Judgement, Query, grade
 from expandr_core.data.rows import BadRow, RawFile
 from expandr_core.errors import DataError
+from expandr_core.records import Passage
 from expandr_core.store.filesystems import kind_of, open_filesystem
 
 PARTS = ("corpus", "queries", "qrels")

@@ -11,11 +11,11 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from expandr_core.data.examples import Example
 from expandr_core.data.rows import GZIP, RawFile, Reader, parse_object
 from expandr_core.data.split import Part, normalise
 from expandr_core.data.triple_rows import Triple, triples_of
 from expandr_core.errors import DataError
+from expandr_core.records import Example
 from expandr_core.store.filesystems import kind_of, open_filesystem
 
 _ENDING = ".jsonl"

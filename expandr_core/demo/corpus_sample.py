@@ -3,7 +3,7 @@
 from pathlib import Path
 from random import Random
 
-from expandr_core.data.beir_layout import Passage
+from expandr_core.records import Passage
 
 
 def sample_passages(corpus: Path, count: int, random: Random) -> list[Passage]:

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from expandr_core.data.beir_layout import Passage
 from expandr_core.data.split import normalise
 from expandr_core.data.terms import terms
+from expandr_core.records import Passage, passages_in, rows_with_ids
 
 RUN_OF_WORDS = 8
 _ROWS_AT_ONCE = 4096
@@ -65,7 +65,7 @@ def _runs(sequence: list[str], length: int) -> Iterator[tuple[str, ...]]:
 
 
 def relevant_passages(qrels: pa.Table, corpus: Path) -> dict[str, list[Passage]]:
-    """Read each query's relevant passages, a few rows of the corpus at a time.
+    """Read each query's relevant passages.
 
     Args:
         qrels: query_id, passage_id, relevance.
@@ -76,12 +76,10 @@ def relevant_passages(qrels: pa.Table, corpus: Path) -> dict[str, list[Passage]]
     pairs = zip(positive["query_id"].to_pylist(), positive["passage_id"].to_pylist(), strict=True)
     for query_id, passage_id in pairs:
         queries_of[passage_id].append(query_id)
-    wanted = pc.field("passage_id").isin(pa.array(queries_of, pa.string()))
     found: defaultdict[str, list[Passage]] = defaultdict(list)
-    for batch in pq.ParquetFile(corpus).iter_batches(_ROWS_AT_ONCE):
-        for row in pa.Table.from_batches([batch]).filter(wanted).to_pylist():
-            for query_id in queries_of[row["passage_id"]]:
-                found[query_id].append(Passage(**row))
+    for passage in passages_in(rows_with_ids(corpus, "passage_id", queries_of)):
+        for query_id in queries_of[passage.passage_id]:
+            found[query_id].append(passage)
     return dict(found)
 
 

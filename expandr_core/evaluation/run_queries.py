@@ -7,7 +7,6 @@ run is written and measured block by block.
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,14 +14,13 @@ import pyarrow.parquet as pq
 
 from expandr_core.errors import DataError
 from expandr_core.evaluation.metrics import mean_metrics, score_queries
-from expandr_core.retrieval.exact import RUN
+from expandr_core.records import RUN, rows_with_ids
 from expandr_core.runtime.job import Job
 
 log = logging.getLogger(__name__)
 QUERIES_AT_ONCE = 1000
 LEFT_OUT = "identical_ids"  # counts
 LEFT_OUT_RELEVANT = "identical_ids/relevant"
-_ROWS_AT_ONCE = 8192
 Search = Callable[[pa.Table, Callable[[int], None]], pa.Table]
 
 
@@ -70,7 +68,7 @@ def count_identical_ids(job: Job, passage_ids: pa.Array | pa.ChunkedArray) -> No
     both = queries.filter(pc.field("query_id").isin(passage_ids))["query_id"]
     if not len(both):
         return
-    qrels = _rows_of(job.inputs["qrels"], both)
+    qrels = rows_with_ids(job.inputs["qrels"], "query_id", both.unique())
     itself = pc.field("query_id") == pc.field("passage_id")
     relevant = qrels.filter(itself & (pc.field("relevance") > 0))
     job.counts |= {LEFT_OUT: len(both), LEFT_OUT_RELEVANT: len(relevant)}
@@ -104,17 +102,8 @@ def _measure_block(
     """Write the run of a block and measure it; here, so that its memory is free for the next."""
     run = search(block, report)
     writer.write_table(run)
-    qrels = _rows_of(job.inputs["qrels"], block["query_id"])
+    qrels = rows_with_ids(job.inputs["qrels"], "query_id", block["query_id"].unique())
     return _with_clusters(score_queries(qrels, run), block)
-
-
-def _rows_of(path: Path, query_ids: pa.ChunkedArray) -> pa.Table:
-    """Read the rows of some queries, a few rows at a time."""
-    file = pq.ParquetFile(path)
-    wanted = pc.field("query_id").isin(query_ids.unique())
-    batches = (pa.Table.from_batches([batch]) for batch in file.iter_batches(_ROWS_AT_ONCE))
-    rows = [batch.filter(wanted) for batch in batches]
-    return pa.concat_tables([file.schema_arrow.empty_table(), *rows])
 
 
 def _with_clusters(scores: pa.Table, block: pa.Table) -> pa.Table:
@@ -144,7 +133,8 @@ def query_blocks(job: Job) -> Iterator[pa.Table]:
     _require_expansions(job)
     job.counts |= {"empty_expansions": 0, "queries_without_expansion": 0}
     for texts in _expansion_blocks(job):
-        queries = _rows_of(job.inputs["queries"], texts["query_id"]).select(columns)
+        ids = texts["query_id"].unique()
+        queries = rows_with_ids(job.inputs["queries"], "query_id", ids).select(columns)
         if len(queries):
             yield _join(job, queries, texts)
 

@@ -21,15 +21,8 @@ from numpy.typing import NDArray
 from expandr_core.encoders.encode import Vectors
 from expandr_core.errors import DataError
 from expandr_core.options.data import IdenticalIds
+from expandr_core.records import RUN
 
-RUN = pa.schema(
-    [
-        ("query_id", pa.string()),
-        ("passage_id", pa.string()),
-        ("score", pa.float32()),
-        ("rank", pa.int32()),
-    ]
-)
 Places = NDArray[np.int64]
 _MARGIN = 32  # passages asked for beyond k, so that rounding rarely leaves open which are the best
 _ON_GPU = 2048  # faiss finds no more per query there

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from expandr_core.records import rows_with_ids
 from expandr_core.seeding import derive_seed
 
 READ_AT_ONCE = 4  # shards per pass over the file, which bounds memory
-ROWS_AT_ONCE = 4096
 
 
 def one_row_a_query(path: Path, query_ids: pa.Array, columns: list[str]) -> pa.Table:
@@ -21,13 +21,8 @@ def one_row_a_query(path: Path, query_ids: pa.Array, columns: list[str]) -> pa.T
     present = pq.read_schema(path).names
     order = [name for name in ("query_id", "positive_id") if name in present]
     wanted = [*dict.fromkeys([*order, *(name for name in columns if name in present)])]
-    batches = [
-        batch.filter(pc.is_in(batch["query_id"], query_ids))  # pyright: ignore[reportAttributeAccessIssue]
-        for batch in pq.ParquetFile(path).iter_batches(
-            ROWS_AT_ONCE, columns=wanted, use_threads=False
-        )
-    ]
-    rows = pa.Table.from_batches(batches).sort_by([(name, "ascending") for name in order])
+    rows = rows_with_ids(path, "query_id", query_ids, wanted)
+    rows = rows.sort_by([(name, "ascending") for name in order])
     ids = rows["query_id"].to_pylist()
     return rows.take([row for row in range(len(ids)) if row == 0 or ids[row - 1] != ids[row]])
 

@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from expandr_core.data.beir_layout import Passage
 from expandr_core.evaluation.leakage import (
     RUN_OF_WORDS,
     relevant_passages,
@@ -28,6 +27,7 @@ from expandr_core.evaluation.leakage import (
 )
 from expandr_core.evaluation.metrics import HEADLINE
 from expandr_core.options.base import Options
+from expandr_core.records import Passage
 from expandr_core.runtime.job import Job
 
 VERSION = 2

@@ -12,12 +12,12 @@ from random import Random
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from expandr_core.data.beir_layout import Passage
 from expandr_core.demo.corpus_sample import sample_passages
 from expandr_core.demo.mixing import BLOCK, BLOCKS, Text, mix, turns
 from expandr_core.errors import DataError
 from expandr_core.generation.prompts import render_prompt
 from expandr_core.options.base import Options
+from expandr_core.records import Passage
 from expandr_core.runtime.job import Job
 from expandr_core.seeding import derive_seed
 

@@ -18,13 +18,13 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
+from expandr_core import records
 from expandr_core.data import nano_beir
 from expandr_core.data.archives import fetch_archive, inside
 from expandr_core.data.beir_layout import (
     CORPUS,
     QUERIES,
     Judgement,
-    Passage,
     Query,
     check_judged,
     known_judgements,
@@ -37,8 +37,8 @@ from expandr_core.data.catalog import Dataset, is_archive
 from expandr_core.data.rows import RawFile, Reader, find_files, write_parquet
 from expandr_core.errors import DataError
 from expandr_core.options.base import Options, runtime
+from expandr_core.records import PASSAGES, QRELS, Passage
 from expandr_core.runtime.job import Job
-from expandr_core.stages.prepare import PASSAGES, QRELS, QUERY_ROWS
 from expandr_core.store.filesystems import kind_of, open_filesystem
 
 log = logging.getLogger(__name__)
@@ -208,7 +208,7 @@ def _write_judged(
     rows = ((query.query_id, query.text, query.cluster) for query in judged)
     qrels = sorted((row.query_id, row.passage_id, row.relevance) for row in judgements)
     folder = job.out / forum
-    _count(job, forum, "queries", write_parquet(folder / "queries.parquet", QUERY_ROWS, rows))
+    _count(job, forum, "queries", write_parquet(folder / "queries.parquet", records.QUERIES, rows))
     _count(job, forum, "judgements", write_parquet(folder / "qrels.parquet", QRELS, qrels))
 
 

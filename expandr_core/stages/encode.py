@@ -27,7 +27,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from expandr_core.data.beir_layout import Passage
 from expandr_core.encoders.encode import Encoder, encoder_of
 from expandr_core.encoders.vector_cache import (
     PASSAGES,
@@ -45,6 +44,7 @@ from expandr_core.options.retriever import (
     RetrieverOptions,
     VectorType,
 )
+from expandr_core.records import Passage, passages_in
 from expandr_core.runtime.job import Job
 from expandr_core.runtime.runner import only_of, run_shard
 
@@ -121,7 +121,7 @@ class _Stretch:
 
     def __init__(self, rows: pa.RecordBatch):
         self.passage_ids = rows["passage_id"]
-        self.contents = [Passage(**row).content for row in rows.to_pylist()]
+        self.contents = [passage.content for passage in passages_in(rows)]
         self.digests = digests_of(self.contents)
 
     @property
@@ -132,7 +132,7 @@ class _Stretch:
 
 
 def _stretches(path: Path) -> Iterator[_Stretch]:
-    columns = ["passage_id", "title", "text"]
+    columns = list(Passage._fields)
     for rows in pq.ParquetFile(path).iter_batches(PASSAGES_PER_SHARD, columns=columns):
         yield _Stretch(rows)
 

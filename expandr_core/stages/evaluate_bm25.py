@@ -10,11 +10,11 @@ from typing import Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from expandr_core.data.beir_layout import Passage
 from expandr_core.evaluation.run_queries import count_identical_ids, measure
 from expandr_core.options.base import Options
 from expandr_core.options.data import IdenticalIds
 from expandr_core.options.evaluation import EvaluationOptions, Language, RankingOptions
+from expandr_core.records import Passage, passages_in
 from expandr_core.retrieval.bm25 import BM25
 from expandr_core.runtime.job import Job
 
@@ -43,10 +43,8 @@ def run(job: Job) -> None:
     """Index the corpus, search for the queries block by block, and measure."""
     options: EvaluateBM25Options = job.options
     ids = pq.read_table(job.inputs["corpus"], columns=["passage_id"])["passage_id"]
-    batches = pq.ParquetFile(job.inputs["corpus"]).iter_batches(
-        columns=["passage_id", "title", "text"]
-    )
-    passages = (Passage(**row).content for batch in batches for row in batch.to_pylist())
+    batches = pq.ParquetFile(job.inputs["corpus"]).iter_batches(columns=list(Passage._fields))
+    passages = (passage.content for batch in batches for passage in passages_in(batch))
     index = BM25(ids.combine_chunks(), passages, language=options.language)
     ranking = options.ranking
 

@@ -27,6 +27,7 @@ from expandr_core.options.generation import (
     SamplingOptions,
     VLLMOptions,
 )
+from expandr_core.records import EXPANSIONS
 from expandr_core.runtime.job import Job
 from expandr_core.runtime.runner import run_shard
 from expandr_core.runtime.shards import query_shards, rows_digest, shard_count, shard_sizes
@@ -38,16 +39,6 @@ ROLE = "generate"
 ISOLATION = "on-gpu"
 ONLY_EMPTY = 64  # texts of a shard that are all empty: then the stage ends at once
 MANY_EMPTY = 0.05  # share of the texts from which on people are warned
-SCHEMA = pa.schema(
-    [
-        ("query_id", pa.string()),
-        ("sample", pa.int32()),
-        ("sampling_temperature", pa.float32()),
-        ("text", pa.string()),
-        ("finish_reason", pa.string()),
-        ("tokens", pa.int32()),
-    ]
-)
 
 
 class ExpandOptions(Options):
@@ -223,7 +214,7 @@ def _write_shard(
             ]
         report(len(written) * sampling.samples)
     table = pa.Table.from_pylist(
-        [row for index in range(len(queries)) for row in written[index]], schema=SCHEMA
+        [row for index in range(len(queries)) for row in written[index]], schema=EXPANSIONS
     )
     pq.write_table(table, out / "expansions.parquet", compression="zstd")
     return dict(counts)

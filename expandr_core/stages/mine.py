@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from expandr_core.data.tables import file_in, join_expansions, places_of, read_columns
@@ -24,6 +23,7 @@ from expandr_core.options.base import Options, Positive
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.options.retriever import EncodingOptions, FusionOptions, IndexOptions
 from expandr_core.options.training import MiningOptions
+from expandr_core.records import NEGATIVES, Passage, passages_in
 from expandr_core.runtime.job import Job
 from expandr_core.training.hard_negatives import PASSAGES, Numbers
 
@@ -35,13 +35,6 @@ VERSION = 3
 ROLE = "embed"
 ISOLATION = "on-gpu"
 QUERIES_AT_ONCE = 1024
-SCHEMA = pa.schema(
-    [
-        ("query_id", pa.string()),
-        ("negative_ids", pa.list_(pa.string())),
-        ("negatives", pa.list_(pa.string())),
-    ]
-)
 
 
 class MineOptions(Options):
@@ -103,7 +96,7 @@ def _mine(job: Job, encoder: "Encoder", index: "Index") -> None:
     counts = {"queries": len(query_ids), "negatives": 0, "queries without a negative": 0}
     if options.mining.margin:
         counts["dropped/negatives as similar as a positive"] = 0
-    with pq.ParquetWriter(job.out / "negatives.parquet", SCHEMA, compression="zstd") as writer:
+    with pq.ParquetWriter(job.out / "negatives.parquet", NEGATIVES, compression="zstd") as writer:
         for start in range(0, len(query_ids), QUERIES_AT_ONCE):
             block = slice(start, start + QUERIES_AT_ONCE)
             texts = [sample[block].to_pylist() for sample in samples]
@@ -174,7 +167,7 @@ def rows(query_ids: Any, sizes: Numbers, columns: list[Any]) -> pa.Table:
     """
     ends = pa.array(np.concatenate([[0], np.cumsum(sizes)]))
     lists = [pa.LargeListArray.from_arrays(ends, column) for column in columns]
-    return pa.table([query_ids, *lists], names=SCHEMA.names).cast(SCHEMA)
+    return pa.table([query_ids, *lists], names=NEGATIVES.names).cast(NEGATIVES)
 
 
 def read_passages(path: Any, passage_ids: Any) -> Any:
@@ -183,17 +176,18 @@ def read_passages(path: Any, passage_ids: Any) -> Any:
     Raises:
         DataError: if the index knows a passage that the corpus lacks.
     """
-    corpus = read_columns(path, ["passage_id", "title", "text"])
-    space = pa.scalar(" ", pa.large_string())
-    joined = pc.call_function("binary_join_element_wise", [corpus["title"], corpus["text"], space])
-    texts = pc.call_function("utf8_trim_whitespace", [joined])
-    places = places_of(passage_ids, corpus["passage_id"])
+    ids, texts = [], []
+    for batch in pq.ParquetFile(path).iter_batches(columns=list(Passage._fields)):
+        passages = passages_in(batch)
+        ids.append(pa.array([each.passage_id for each in passages], pa.large_string()))
+        texts.append(pa.array([each.content for each in passages], pa.large_string()))
+    places = places_of(passage_ids, pa.concat_arrays(ids))
     if (places < 0).any():
         missing = passage_ids[int(np.argmin(places))].as_py()
         raise DataError(
             f"passage {missing!r} of the embeddings is not in the corpus; encode this corpus"
         )
-    return texts.take(pa.array(places))
+    return pa.concat_arrays(texts).take(pa.array(places))
 
 
 def forbidden(

@@ -13,14 +13,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-import pyarrow as pa
-
+from expandr_core import records
 from expandr_core.data.beir_layout import (
     CORPUS,
     QUERIES,
     SPLITS,
     Judgement,
-    Passage,
     Query,
     check_judged,
     collection_files,
@@ -30,12 +28,13 @@ from expandr_core.data.beir_layout import (
     read_qrels,
     read_queries,
 )
-from expandr_core.data.examples import Example, split_judgements
+from expandr_core.data.examples import split_judgements
 from expandr_core.data.rows import RawFile, Reader, write_parquet
 from expandr_core.data.split import PARTS, Part, Split, normalise
 from expandr_core.data.triples import TripleTable, read_triples, triples_files
 from expandr_core.errors import DataError
 from expandr_core.options.data import DataOptions
+from expandr_core.records import EXAMPLES, PASSAGES, QRELS, Example, Passage
 from expandr_core.runtime.job import Job
 
 log = logging.getLogger(__name__)
@@ -43,21 +42,6 @@ VERSION = 1
 ROLE = "data"
 ISOLATION = "never"
 OPTIONS = DataOptions
-
-PASSAGES = pa.schema([("passage_id", "string"), ("title", "string"), ("text", "string")])
-QUERY_ROWS = pa.schema([("query_id", "string"), ("query", "string"), ("cluster", "string")])
-QRELS = pa.schema([("query_id", "string"), ("passage_id", "string"), ("relevance", "int32")])
-EXAMPLES = pa.schema(
-    [
-        ("query_id", "string"),
-        ("query", "string"),
-        ("source", "string"),
-        ("positive_id", "string"),
-        ("positive", "string"),
-        ("negative_ids", pa.list_(pa.string())),
-        ("negatives", pa.list_(pa.string())),
-    ]
-)
 
 
 def source_digests(options: DataOptions) -> dict[str, str]:
@@ -197,7 +181,7 @@ def _write_queries(
     queries_path, qrels_path = (
         job.out / f"{split}_{name}.parquet" for name in ("queries", "qrels")
     )
-    job.counts[f"{split}/queries"] = write_parquet(queries_path, QUERY_ROWS, queries)
+    job.counts[f"{split}/queries"] = write_parquet(queries_path, records.QUERIES, queries)
     job.counts[f"{split}/judgements"] = write_parquet(qrels_path, QRELS, qrels)
 
 

@@ -5,11 +5,10 @@ Input: `table`, a Parquet file. Writes a file of the same name with the same col
 
 import heapq
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from expandr_core.options.base import Options, Positive
+from expandr_core.records import rows_with_ids
 from expandr_core.runtime.job import Job
 from expandr_core.seeding import derive_seed
 
@@ -28,7 +27,7 @@ OPTIONS = SampleOptions
 
 
 def run(job: Job) -> None:
-    """Write the rows, a stretch of the file at a time."""
+    """Write the rows."""
     path = job.inputs["table"]
     names = pq.read_schema(path).names
     column = "query_id" if "query_id" in names else "passage_id"
@@ -36,9 +35,6 @@ def run(job: Job) -> None:
     chosen = heapq.nsmallest(
         job.options.size, ids, lambda id_: derive_seed("sample", job.seed, id_)
     )
-    file, wanted = pq.ParquetFile(path), pa.array(chosen, pa.string())
-    with pq.ParquetWriter(job.out / path.name, file.schema_arrow, compression="zstd") as writer:
-        for batch in file.iter_batches():
-            rows = pa.Table.from_batches([batch])
-            writer.write_table(rows.filter(pc.field(column).isin(wanted)))
+    rows = rows_with_ids(path, column, chosen)
+    pq.write_table(rows, job.out / path.name, compression="zstd")
     job.counts["chosen"] = len(chosen)

@@ -15,9 +15,10 @@ from expandr_core.data.rows import RawFile, Reader, find_files, write_parquet
 from expandr_core.data.triples import read_triples
 from expandr_core.errors import DataError
 from expandr_core.options.data import DataOptions
+from expandr_core.records import PASSAGES
 from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import make_spec, run_stage
-from expandr_core.stages.prepare import PASSAGES, source_digests
+from expandr_core.stages.prepare import source_digests
 from expandr_core.store.store import Store
 
 CORPUS = [

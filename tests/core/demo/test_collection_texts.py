@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 from store_keys import full
 
-from expandr_core.data.beir_layout import Passage
 from expandr_core.demo.corpus_sample import sample_passages
 from expandr_core.demo.mixing import BLOCK, BLOCKS, Text, turns
 from expandr_core.errors import DataError
 from expandr_core.generation.prompts import render_prompt
+from expandr_core.records import Passage
 from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages.collection_texts import LONGEST, OPTIONS, answer_chat, passage_chat

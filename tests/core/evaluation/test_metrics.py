@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from expandr_core.evaluation.metrics import METRICS, mean_metrics, score_queries
-from expandr_core.retrieval.exact import RUN
+from expandr_core.records import RUN
 
 QRELS = ["query_id", "passage_id", "relevance"]
 

@@ -10,7 +10,7 @@ from evaluation_world import table
 from expandr_core.errors import DataError
 from expandr_core.evaluation.metrics import score_queries
 from expandr_core.evaluation.trec import write_trec
-from expandr_core.retrieval.exact import RUN
+from expandr_core.records import RUN
 
 
 def save(path: Path, rows: list[tuple]) -> Path:

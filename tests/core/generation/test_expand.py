@@ -16,6 +16,7 @@ from store_keys import full
 
 from expandr_core.errors import DataError
 from expandr_core.options.generation import SamplingOptions
+from expandr_core.records import EXPANSIONS
 from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import count_shards, make_spec, run_slice, run_stage
 from expandr_core.stages import expand
@@ -97,7 +98,7 @@ def test_every_query_has_its_samples_in_order(store, expanded):
     made, rows = expanded(QUERIES)
     for part in store.shards(made):
         table = pq.read_table(store.local(part) / "expansions.parquet")
-        assert table.schema.equals(expand.SCHEMA)
+        assert table.schema.equals(EXPANSIONS)
         order = [(row["query_id"], row["sample"]) for row in table.to_pylist()]
         assert order == sorted(order)
     assert sorted(by_id(rows)) == [(id_, sample) for id_ in QUERIES for sample in range(4)]

@@ -15,7 +15,8 @@ from expandr_core.errors import DataError
 from expandr_core.options.preferences import PreferenceOptions
 from expandr_core.options.retriever import EncodingOptions
 from expandr_core.preferences.pairs import settled
-from expandr_core.stages import expand, reward
+from expandr_core.records import EXPANSIONS
+from expandr_core.stages import reward
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
 
@@ -75,7 +76,7 @@ def expansions(store: Store, key: str, shards: list[list[tuple[str, int, str]]])
                 }
                 for query_id, sample, text in rows
             ],
-            expand.SCHEMA,
+            EXPANSIONS,
         )
         parts.append(put(store, f"{key}_shard-{place}", {"expansions.parquet": table}))
     return put(store, key, {}, parts)

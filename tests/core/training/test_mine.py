@@ -13,6 +13,7 @@ from flat_options import flat
 from expandr_core.encoders.encode import Encoder
 from expandr_core.errors import DataError
 from expandr_core.options.retriever import EncodingOptions
+from expandr_core.records import NEGATIVES, Passage
 from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages import encode, mine
@@ -56,7 +57,7 @@ def mined(store: Store, inputs: dict[str, Artifact], examples: list[Any], **opti
     spec = make_spec("mine", chosen, inputs, device="cpu")
     artifact = run_stage(spec, store, no_progress)
     table = pq.read_table(store.local(artifact) / "negatives.parquet")
-    assert table.schema == mine.SCHEMA
+    assert table.schema == NEGATIVES
     assert table["query_id"].to_pylist() == sorted(table["query_id"].to_pylist())
     return {row["query_id"]: row for row in table.to_pylist()}
 
@@ -83,6 +84,20 @@ def test_no_positive_no_twin_of_one_and_no_empty_passage_is_mined(store, inputs)
     found = mined(store, inputs, [world.example((0, 1)), second], depth=everything)
     left = {row["passage_id"] for row in PASSAGES} - {"p01", "p02", "twin", "empty"}
     assert set(found["q01"]["negative_ids"]) == left
+
+
+@pytest.mark.parametrize("space", ["\u00a0", "\u3000", "\u2003", "\x1f", "\x85", "\ufeff"])
+@pytest.mark.parametrize("title", ["{}", "{}Title", ""])
+def test_a_passages_text_is_one_whatever_spaces_stand_around_it(title, space, tmp_path):
+    """The passage is the text that the encoder reads and that preparing the data notes as positive."""
+    passage = Passage("p1", title.format(space), f"{space}text{space}")
+    path = world.write_rows(tmp_path / "c.parquet", [passage._asdict()], CORPUS)
+    texts = mine.read_passages(path, pa.array(["p1"]))
+    examples = {name: pa.array([value], pa.large_string()) for name, value in
+                {"query_id": "q", "positive_id": "", "positive": passage.content}.items()}  # fmt: skip
+    contents, wrong = mine.forbidden(examples, pa.array(["q"]), pa.array(["p1"]), texts)
+    assert texts.to_pylist() == [passage.content]
+    assert wrong.tolist() == contents.tolist()
 
 
 def test_the_passage_with_the_querys_id_is_not_mined(store, inputs):

@@ -15,7 +15,7 @@ from expandr_core.encoders.load import load_retriever
 from expandr_core.errors import DataError
 from expandr_core.options.retriever import EncodingOptions
 from expandr_core.options.training import RetrieverTrainingOptions
-from expandr_core.stages import mine
+from expandr_core.records import NEGATIVES
 from expandr_core.store.store import Store
 from expandr_core.training.dev_metric import dev_set, measure
 from expandr_core.training.grad_cache import GradCache
@@ -113,12 +113,12 @@ def test_given_negatives_win_over_mined_ones(store):
         {"query_id": f"q{i}{j}", "negative_ids": ["p67"], "negatives": ["tech6 tech7"]}
         for i, j in reversed(world.TRAINED)
     ]
-    path = world.write_rows(store.scratch / "negatives.parquet", mined, mine.SCHEMA)
+    path = world.write_rows(store.scratch / "negatives.parquet", mined, NEGATIVES)
     first = EXAMPLES[0] | {"negative_ids": [], "negatives": []}
     rows = rows_of(store, examples=[first, *EXAMPLES[1:]], mined=path)
     assert rows.row(0).texts[3] == "tech6 tech7"
     assert rows.row(1).texts[3] in EXAMPLES[1]["negatives"]
-    missing = world.write_rows(path, mined[:-1], mine.SCHEMA)
+    missing = world.write_rows(path, mined[:-1], NEGATIVES)
     with pytest.raises(DataError, match=f"query '{first['query_id']}' has no hard negatives"):
         rows_of(store, examples=[first, *EXAMPLES[1:]], mined=missing)
 
