@@ -46,7 +46,7 @@ from expandr_core.generation.engine import Generator, LLMSpec, Request, open_eng
 from expandr_core.generation.transformers_engine import TransformersGenerator
 from expandr_core.options.generation import SamplingOptions, VLLMOptions
 from expandr_core.options.retriever import EncodingOptions
-from expandr_core.stages import dpo
+from expandr_core.options.training import DPOTrainingOptions
 from expandr_core.training import dpo as training
 
 PEAKS = {  # FLOP/s in bfloat16, dense; bytes/s
@@ -151,7 +151,7 @@ def measure_generation(
     name: str, engine: Generator, config: Any, shape: Shape, chip: Chip, texts: int
 ) -> None:
     """Write texts, 32 for each query, all at once."""
-    sampling = SamplingOptions(samples=SAMPLES, max_new_tokens=shape.new_tokens, batch_size=texts)
+    sampling = SamplingOptions(samples=SAMPLES, max_new_tokens=shape.new_tokens)
     temperatures = (0.8, 0.9, 1.0, 1.1) * (SAMPLES // 4)
     requests = [
         Request(
@@ -189,6 +189,7 @@ def measure_transformers(shape: Shape, chip: Chip, llm: Path) -> None:
     """Write texts with the engine transformers."""
     engine = TransformersGenerator(llm, chip.device)
     for texts in shape.generated_at_once:
+        engine.batch_size = texts
         measure_generation("transformers", engine, engine.model.config, shape, chip, texts)
 
 
@@ -225,7 +226,7 @@ def measure_dpo(shape: Shape, chip: Chip, llm: Path, folder: Path) -> None:
     kernels = "Liger's kernels" if training.is_liger_kernel_available() else "no Liger kernels"
     print(f"DPO: {len(rows)} pairs of {length} tokens, {shape.pairs} a step; {kernels}")
     for number, (at_once, checkpointing) in enumerate(shape.layouts):
-        options = dpo.OPTIONS(
+        options = DPOTrainingOptions(
             batch_size=shape.pairs,
             device_batch_size=at_once,
             gradient_checkpointing=checkpointing,

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from expandr_core.generation.engine import Completion, Request
 from expandr_core.options.evaluation import RankingOptions
-from expandr_core.options.generation import Prompt, SamplingOptions
+from expandr_core.options.generation import Prompt, PromptOptions, SamplingOptions
 from expandr_core.options.retriever import EncodingOptions, FusionOptions
 from expandr_core.runtime.job import Job, no_progress
 from expandr_core.runtime.runner import make_spec
@@ -166,7 +166,9 @@ def run_expand(store: Store) -> None:
     asked: list[tuple[Prompt, SamplingOptions]] = [("q2d", SAMPLING), ("q2a", ONE)]
     for prompt, sampling in asked:
         options = expand.OPTIONS(
-            prompt=prompt, sampling=sampling, max_prompt_tokens=64, queries_per_shard=256
+            prompt=PromptOptions(name=prompt, max_tokens=64),
+            sampling=sampling,
+            queries_per_shard=256,
         )
         spec = make_spec("expand", options, {"queries": data.at("queries.parquet"), "llm": data})
         job = job_for(store, spec, options)

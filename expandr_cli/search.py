@@ -69,8 +69,8 @@ def _expand(store: Store, run: Summary, question: str) -> str:
     chat = chat_options(template_of(paths["llm"]), llm.template, llm.date)
     adapter = paths.get("adapter")
     generator = TransformersGenerator(paths["llm"], run.options.device, adapter, chat)
-    request = Request(options.prompt, question, "", (0,), (0.0,))
-    batches = generator.generate([request], options.expansion, options.max_prompt_tokens)
+    request = Request(options.prompt.name, question, "", (0,), (0.0,))
+    batches = generator.generate([request], options.expansion, options.prompt.max_tokens)
     [[(_, [completion])]] = list(batches)
     return remove_preamble(completion.text)
 

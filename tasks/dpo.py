@@ -19,12 +19,7 @@ def align(
     The prompt is the one that the texts were written for.
     """
     chat = work.chat(llm, options.llm)
-    resolved = stage.OPTIONS(
-        **options.dpo.model_dump(),
-        prompt=options.expand.prompt,
-        max_prompt_tokens=options.expand.max_prompt_tokens,
-        chat=chat,
-    )
+    resolved = stage.OPTIONS.of(options, chat)
     start = work.language_model(llm)
     adapter = work.make(f"align by DPO{when}", "dpo", resolved, start | {"pairs": pairs})
     if not options.dpo.merge:

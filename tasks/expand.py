@@ -18,17 +18,8 @@ def _write(
     prompt: Prompt,
     max_shards: int = 0,
 ) -> Artifact:
-    (queries, llm), llm_options = inputs, options.llm
-    resolved = stage.OPTIONS(
-        prompt=prompt,
-        sampling=sampling,
-        max_prompt_tokens=options.expand.max_prompt_tokens,
-        queries_per_shard=options.expand.queries_per_shard,
-        engine=llm_options.engine,
-        vllm=llm_options.vllm if llm_options.engine == "vllm" else None,
-        endpoint=llm_options.endpoint if llm_options.engine == "endpoint" else None,
-        chat=work.chat(llm, llm_options),
-    )
+    queries, llm = inputs
+    resolved = stage.OPTIONS.of(options, sampling, prompt, work.chat(llm, options.llm))
     inputs_by_role = {"queries": queries, **work.language_model(llm)}
     return work.make(title, "expand", resolved, inputs_by_role, max_shards=max_shards)
 
@@ -43,7 +34,7 @@ def write_candidates(
 ) -> Artifact:
     """Write the candidates that the reward ranks: many for each query, at several temperatures."""
     title, inputs = f"write candidates{when}", (queries, llm)
-    sampling, prompt = options.expand.candidates, options.expand.prompt
+    sampling, prompt = options.expand.candidates, options.expand.prompt.name
     return _write(work, title, inputs, options, sampling, prompt, max_shards)
 
 
@@ -73,7 +64,7 @@ def write_expansions(
     if each:
         samples = each * len(sampling.sampling_temperatures)
         sampling = sampling.model_copy(update={"samples": samples})
-    return _write(work, title, (queries, llm), options, sampling, options.expand.prompt)
+    return _write(work, title, (queries, llm), options, sampling, options.expand.prompt.name)
 
 
 def write_greedy(
@@ -83,7 +74,7 @@ def write_greedy(
     sampling = options.expand.expansion.model_copy(
         update={"samples": 1, "sampling_temperatures": (0.0,), "top_p": 1.0}
     )
-    return _write(work, title, (queries, llm), options, sampling, options.expand.prompt)
+    return _write(work, title, (queries, llm), options, sampling, options.expand.prompt.name)
 
 
 def empty_warnings(written: Iterable[tuple[str, Artifact]]) -> tuple[str, ...]:

@@ -170,11 +170,10 @@ def option_classes() -> list[type[Options]]:
 def names_read() -> set[str]:
     """Collect the names of attributes that are read anywhere but among the options."""
     names = set()
-    for path, tree in SOURCES.items():
-        if path.parent.name != "options":
-            for node in ast.walk(tree):
-                if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-                    names.add(node.attr)
+    for tree in SOURCES.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                names.add(node.attr)
     return names
 
 

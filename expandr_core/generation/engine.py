@@ -26,8 +26,10 @@ from expandr_core.options.base import Device
 from expandr_core.options.generation import (
     ChatOptions,
     EndpointOptions,
+    EngineOptions,
     Prompt,
     SamplingOptions,
+    TransformersOptions,
     VLLMOptions,
 )
 
@@ -108,14 +110,12 @@ class LLMSpec:
     vllm_python: str = ""
 
 
-def open_engine(
-    llm: LLMSpec, options: VLLMOptions | EndpointOptions | None
-) -> AbstractContextManager[Generator]:
+def open_engine(llm: LLMSpec, options: EngineOptions) -> AbstractContextManager[Generator]:
     """Load a model into an engine, for as long as the context lasts.
 
     Args:
         llm: the model.
-        options: those of the engine; None is transformers, which has none.
+        options: those of the engine.
 
     Raises:
         DataError: if the engine or the model cannot be used.
@@ -129,10 +129,14 @@ def open_engine(
             from expandr_core.generation.endpoint_engine import EndpointGenerator
 
             return nullcontext(EndpointGenerator(llm.folder, options, llm.chat))
-        case None:
+        case TransformersOptions():
             from expandr_core.generation.transformers_engine import TransformersGenerator
 
-            return nullcontext(TransformersGenerator(llm.folder, llm.device, llm.adapter, llm.chat))
+            return nullcontext(
+                TransformersGenerator(
+                    llm.folder, llm.device, llm.adapter, llm.chat, options.batch_size
+                )
+            )
 
 
 class Codec:

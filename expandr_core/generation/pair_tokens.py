@@ -33,7 +33,7 @@ def preference_ids(
     if room < 1:
         raise DataError(
             f"query {row['query_id']!r}: its prompt has {len(prompt)} tokens and dpo.max_tokens is "
-            f"{max_tokens}; raise it, or lower expand.max_prompt_tokens"
+            f"{max_tokens}; raise it, or lower expand.prompt.max_tokens"
         )
     ids = {"prompt_ids": prompt}
     end = MARKERS.get(marker_at_end(tokenizer, prompt), "")  # a text comes after the thoughts

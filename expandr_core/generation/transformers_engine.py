@@ -71,9 +71,10 @@ class TransformersGenerator:
         device: str,
         adapter: Path | None = None,
         chat: ChatOptions | None = None,
+        batch_size: int = 64,
     ):
         """Load a model and its adapter from local folders: bfloat16 on a GPU, float32 on a CPU."""
-        self.device = run_device(device)
+        self.device, self.batch_size = run_device(device), batch_size
         self.codec = Codec(folder, chat)
         dtype = torch.float32 if self.device == "cpu" else torch.bfloat16
         self.model = load_adapted(folder, adapter, dtype).to(self.device).eval()
@@ -90,7 +91,7 @@ class TransformersGenerator:
         batch: list[int] = []
         for index in order:
             texts = sum(len(requests[i].seeds) for i in [*batch, index])
-            if batch and texts > sampling.batch_size:
+            if batch and texts > self.batch_size:
                 yield self._batch(batch, requests, prompts, sampling)
                 batch = []
             batch.append(index)

@@ -44,7 +44,7 @@ ENVIRONMENT = {
 }
 REMEDIES = {  # part of vLLM's last words: what to do
     "Free memory on device": "lower llm.vllm.gpu_memory_share, or stop other programs on the GPU",
-    "KV cache is needed": "raise llm.vllm.gpu_memory_share, or lower expand.max_prompt_tokens or "
+    "KV cache is needed": "raise llm.vllm.gpu_memory_share, or lower expand.prompt.max_tokens or "
     "max_new_tokens",
     "for the cache blocks": "raise llm.vllm.gpu_memory_share, or llm.vllm.tensor_parallel",
     "out of memory": "lower llm.vllm.gpu_memory_share, or raise llm.vllm.tensor_parallel",

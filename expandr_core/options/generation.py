@@ -1,13 +1,17 @@
 """The language model: what it is, what runs it, and what it is asked to write."""
 
 from datetime import date
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
-from expandr_core.options.base import Options, Positive, added, runtime
+from expandr_core.options.base import Options, Positive, runtime
 
 Engine = Literal["transformers", "vllm", "endpoint"]
+QueriesPerShard = Annotated[
+    int,
+    Field(ge=1, description="Queries per shard, an artifact; a kill loses one shard at most."),
+]
 Prompt = Literal["q2d", "q2a", "q2q", "q2e", "q2c"]
 DEFAULT_DATE = "2024-07-26"  # what Llama's templates write where nobody tells them the date
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
@@ -26,8 +30,10 @@ Day = Annotated[str, BeforeValidator(_day)]
 class ChatOptions(Options):
     """How a model's chat template is rendered, as the stages that write or train prompts need it."""
 
-    template: Variables = added({}, description="Variables of the chat template.")
-    date: Day = added("", description="The date that it writes; empty where it writes none.")
+    template: Variables = Field(default={}, description="Variables of the chat template.")
+    date: Day = Field(
+        default="", description="Date in the prompt; empty if the template writes none."
+    )
 
 
 class TinyLLMOptions(Options):
@@ -51,8 +57,14 @@ class TinyLLMOptions(Options):
     checkpoint_steps: Positive = runtime(200, description="Steps between checkpoints.")
 
 
+class TransformersOptions(Options):
+    """The engine transformers, in the stage's process."""
+
+    batch_size: Positive = runtime(64, description="Texts generated at once.")
+
+
 class VLLMOptions(Options):
-    """The engine vLLM, in an interpreter of its own, which `make vllm-env` makes."""
+    """The engine vLLM, in its own interpreter, which `make vllm-env` sets up."""
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Of the weights. auto: bfloat16 on a GPU, float32 on a CPU."
@@ -90,6 +102,9 @@ class EndpointOptions(Options):
     timeout_seconds: float = runtime(600, gt=0, description="Longest wait for one text.")
 
 
+EngineOptions = TransformersOptions | VLLMOptions | EndpointOptions
+
+
 class LLMOptions(Options):
     """The language model that writes the expansions, and the engine that runs it."""
 
@@ -99,8 +114,8 @@ class LLMOptions(Options):
         "from the collection's text (paper: meta-llama/Meta-Llama-3-8B-Instruct).",
     )
     tiny: TinyLLMOptions = Field(default=TinyLLMOptions(), title="The tiny LLM, if 'tiny'")
-    template: Variables = added(
-        {},
+    template: Variables = Field(
+        default={},
         description="Variables of the model's chat template, such as `enable_thinking: false`; those "
         "that it does not read are refused.",
     )
@@ -115,10 +130,23 @@ class LLMOptions(Options):
         "elsewhere, which only the flow `expand` can use, as the loop's model changes. Their "
         "sampled texts differ.",
     )
-    vllm: VLLMOptions = Field(default=VLLMOptions(), title="vLLM, if the engine is 'vllm'")
+    transformers: TransformersOptions = Field(
+        default=TransformersOptions(), title="transformers, if it is the engine"
+    )
+    vllm: VLLMOptions = Field(default=VLLMOptions(), title="vLLM, if it is the engine")
     endpoint: EndpointOptions = Field(
         default=EndpointOptions(), title="The server, if the engine is 'endpoint'"
     )
+
+    @property
+    def settings(self) -> EngineOptions:
+        """The options of the engine."""
+        settings: dict[Engine, EngineOptions] = {
+            "transformers": self.transformers,
+            "vllm": self.vllm,
+            "endpoint": self.endpoint,
+        }
+        return settings[self.engine]
 
 
 class SamplingOptions(Options):
@@ -137,10 +165,6 @@ class SamplingOptions(Options):
     max_new_tokens: Positive = Field(
         default=512, description="A longer text is cut and marked 'length'."
     )
-    batch_size: Positive = runtime(
-        64,
-        description="Texts generated at once, by transformers; vLLM takes what its memory holds.",
-    )
 
     @model_validator(mode="after")
     def _evenly_spread(self) -> "SamplingOptions":
@@ -152,12 +176,29 @@ class SamplingOptions(Options):
         return self
 
 
-class GenerationOptions(Options):
-    """How the language model writes: candidates to rank, answers to compare with, expansions."""
+class PromptOptions(Options):
+    """What the language model is asked for."""
 
-    prompt: Prompt = Field(
-        default="q2d", description="What is asked for: a passage (the paper), or another."
+    name: Prompt = Field(
+        default="q2d",
+        description="Kind of text to ask for, as expandr_core/generation/prompts.py words it: a "
+        "passage (q2d, the paper's), an answer (q2a), or another.",
     )
+    max_tokens: Positive = Field(
+        default=1024,
+        description="Longest prompt in tokens; a longer one is shortened within its query or passage.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, given: Any) -> Any:
+        return {"name": given} if isinstance(given, str) else given
+
+
+class GenerationOptions(Options):
+    """What the language model writes: candidates to rank, answers to compare with, expansions."""
+
+    prompt: PromptOptions = Field(default=PromptOptions(), title="The prompt")
     candidates: SamplingOptions = Field(
         default=SamplingOptions(samples=32, sampling_temperatures=(0.8, 0.9, 1.0, 1.1)),
         title="Candidates for the preference pairs",
@@ -169,10 +210,4 @@ class GenerationOptions(Options):
         default=SamplingOptions(),
         title="Expansions for retriever training and for evaluation (which averages their vectors)",
     )
-    max_prompt_tokens: Positive = Field(
-        default=1024,
-        description="A longer prompt is shortened within its passage or query, never around it.",
-    )
-    queries_per_shard: Positive = Field(
-        default=256, description="A shard is an artifact of its own; a kill loses one at most."
-    )
+    queries_per_shard: QueriesPerShard = 256

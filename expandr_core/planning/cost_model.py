@@ -147,10 +147,10 @@ def predicted(title: str, spec: StageSpec, rates: Rates, store: Store, first: bo
     Raises:
         DataError: if the rates say nothing about it.
     """
-    if spec.stage == "expand" and spec.options["prompt"] not in rates.tokens_per_text:
+    if spec.stage == "expand" and spec.options["prompt"]["name"] not in rates.tokens_per_text:
         raise DataError(
             f"{rates.source} does not say how many tokens a text of the prompt "
-            f"{spec.options['prompt']!r} has; calibrate again, or add it"
+            f"{spec.options['prompt']['name']!r} has; calibrate again, or add it"
         )
     counts = predicted_counts(spec, rates.tokens_per_text, rates.accepted_share, store)
     options = spec.runtime["options"]
@@ -180,7 +180,7 @@ def rates_of(steps: list[Step], source: str, loading: Sequence[Step] = ()) -> Ra
         by_stage.setdefault(step.stage, []).append(step)
     texts: dict[str, list[Step]] = {}
     for step in by_stage.get("expand", []):
-        texts.setdefault(step.options["prompt"], []).append(step)
+        texts.setdefault(step.options["prompt"]["name"], []).append(step)
     pairs = [step for step in by_stage.get("pairs", []) if "accepted" in step.counts]
     rewarded = sum(step.counts["queries"] for step in pairs)
     return Rates(

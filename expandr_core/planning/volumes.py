@@ -42,8 +42,9 @@ def volume(
         case "pairs":
             return {"candidates": inputs["rewards"].counts["candidates"]}
         case "dpo":
-            pairs = counts["train_pairs"] * options["epochs"]
-            times = math.ceil(pairs / options["batch_size"] / options["evaluation_steps"])
+            training = options["training"]
+            pairs = counts["train_pairs"] * training["epochs"]
+            times = math.ceil(pairs / training["batch_size"] / training["evaluation_steps"])
             return {"pairs": pairs, "dev pairs": counts["dev_pairs"] * times}
         case "mine":
             passages = inputs["embeddings"].counts["passages"]
@@ -93,7 +94,7 @@ def predicted_counts(
             sizes = shard_sizes(store.local(inputs["queries"]), options["queries_per_shard"])
             queries = sum(sizes[: spec.max_shards or len(sizes)])
             texts = queries * options["sampling"]["samples"]
-            tokens = texts * tokens_per_text[options["prompt"]]
+            tokens = texts * tokens_per_text[options["prompt"]["name"]]
             return {"queries": queries, "texts": texts, "tokens": tokens}
         case "reward":
             written = inputs["candidates"].counts

@@ -14,15 +14,16 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow.parquet as pq
 
 from expandr_core.errors import DataError
 from expandr_core.generation.chat_templates import load_tokenizer
 from expandr_core.generation.pair_tokens import preference_ids
-from expandr_core.options.base import added
-from expandr_core.options.generation import ChatOptions, Prompt
+from expandr_core.options.base import Options
+from expandr_core.options.generation import ChatOptions, PromptOptions
+from expandr_core.options.loop import JointLoopOptions
 from expandr_core.options.training import DPOTrainingOptions
 from expandr_core.runtime.device import run_device
 from expandr_core.runtime.job import Job
@@ -38,12 +39,17 @@ AVERAGED = 5  # steps, for the measures at the beginning and at the end
 MEASURES = ("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected")
 
 
-class DPOOptions(DPOTrainingOptions):
-    """The options of DPO, and the prompt that the expansions were written for."""
+class DPOOptions(Options):
+    """How to train, and the prompt that the texts were written for."""
 
-    prompt: Prompt = "q2d"
-    max_prompt_tokens: int = 1024
-    chat: ChatOptions = added(ChatOptions())
+    training: DPOTrainingOptions = DPOTrainingOptions()
+    prompt: PromptOptions = PromptOptions()
+    chat: ChatOptions = ChatOptions()
+
+    @classmethod
+    def of(cls, options: JointLoopOptions, chat: ChatOptions) -> Self:
+        """Align the language model of the loop."""
+        return cls(training=options.dpo, prompt=options.expand.prompt, chat=chat)
 
 
 OPTIONS = DPOOptions
@@ -59,13 +65,13 @@ def run(job: Job) -> None:
 
     options: DPOOptions = job.options
     device = run_device(job.spec.runtime.get("device", "auto"))
-    task = prepare(job)
+    task, training = prepare(job), options.training
     # in this process the Trainer would use all GPUs
     several_gpus = device != "cpu" and torch.cuda.device_count() > 1
-    if options.processes == 1 and options.zero == "none" and not several_gpus:
+    if training.processes == 1 and training.zero == "none" and not several_gpus:
         history = train(task, device, job.progress)
     else:
-        history = launch(train, options.processes, device, task)
+        history = launch(train, training.processes, device, task)
     if task.adapter is not None:
         add(task.adapter, job.out)
     write_config(job.out, base_model_name_or_path=job.spec.inputs["llm"].key)
@@ -83,12 +89,13 @@ def prepare(job: Job) -> "DPOTask":
     from expandr_core.training.dpo import DPOTask, save_pairs, shares_of_batch
 
     options: DPOOptions = job.options
-    shares_of_batch(options)  # fail before any process is started
+    training = options.training
+    shares_of_batch(training)  # fail before any process is started
     tokenizer = load_tokenizer(job.inputs["llm"], options.chat)
-    limits = {name: getattr(options, name) for name in ("max_prompt_tokens", "max_tokens")}
+    limits = {"max_prompt_tokens": options.prompt.max_tokens, "max_tokens": training.max_tokens}
     pairs: dict[str, list[dict[str, list[int]]]] = {"train": [], "dev": []}
     for row in pq.read_table(job.inputs["pairs"] / "pairs.parquet").to_pylist():
-        pairs[row["split"]].append(preference_ids(tokenizer, row, options.prompt, **limits))
+        pairs[row["split"]].append(preference_ids(tokenizer, row, options.prompt.name, **limits))
     if not pairs["train"]:
         raise DataError("no preference pair is left for training; lower preferences.dev_share")
     for split, rows in pairs.items():
@@ -99,22 +106,23 @@ def prepare(job: Job) -> "DPOTask":
     folder = job.checkpoints / "pairs"
     save_pairs(pairs, folder)
     # a checkpoint fits only the layout that wrote it
-    checkpoints = job.checkpoints / f"{options.processes}-zero-{options.zero}"
+    checkpoints = job.checkpoints / f"{training.processes}-zero-{training.zero}"
     return DPOTask(
         llm=job.inputs["llm"],
         adapter=job.inputs.get("adapter"),
         pairs=folder,
         checkpoints=checkpoints,
-        checkpoint=newest_checkpoint(checkpoints, options.processes),
+        checkpoint=newest_checkpoint(checkpoints, training.processes),
         events=job.store.scratch / "tensorboard" / job.spec.key,
         out=job.out,
-        options=options,
+        options=training,
         seed=job.seed,
     )
 
 
 def _write_log(job: Job, history: Iterable[dict[str, Any]]) -> None:
     """Write loss, accuracies and margins by step; no times, so that equal runs give equal bytes."""
+    options: DPOOptions = job.options
     steps = []
     for entry in history:
         kept = {
@@ -123,7 +131,7 @@ def _write_log(job: Job, history: Iterable[dict[str, Any]]) -> None:
             if name == "step" or name.removeprefix("eval_") in MEASURES
         }
         if len(kept) > 1:
-            steps.append(kept | _divergence(kept, job.options.beta))
+            steps.append(kept | _divergence(kept, options.training.beta))
     # sorted, since a checkpoint returns its entries with sorted names
     Path(job.out, "training_log.json").write_text(
         json.dumps(steps, indent=1, sort_keys=True, allow_nan=False)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from functools import cache
 from pathlib import Path
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,15 +19,18 @@ import pyarrow.parquet as pq
 from expandr_core.errors import DataError
 from expandr_core.generation.engine import Generator, LLMSpec, Request, open_engine
 from expandr_core.generation.prompts import remove_preamble
-from expandr_core.options.base import Options, added
+from expandr_core.options.base import Options
 from expandr_core.options.generation import (
     ChatOptions,
-    EndpointOptions,
     Engine,
+    EngineOptions,
     Prompt,
+    PromptOptions,
+    QueriesPerShard,
     SamplingOptions,
-    VLLMOptions,
+    TransformersOptions,
 )
+from expandr_core.options.loop import JointLoopOptions
 from expandr_core.records import EXPANSIONS
 from expandr_core.runtime.job import Job
 from expandr_core.runtime.runner import run_shard
@@ -42,16 +46,28 @@ MANY_EMPTY = 0.05  # share of the texts from which on people are warned
 
 
 class ExpandOptions(Options):
-    """What to write for each query, how many, and by which engine; of that one the options are there."""
+    """What to write for each query, how many texts, and by which engine."""
 
-    prompt: Prompt
+    prompt: PromptOptions
     sampling: SamplingOptions
-    max_prompt_tokens: int
-    queries_per_shard: int
+    queries_per_shard: QueriesPerShard
     engine: Engine = "transformers"
-    vllm: VLLMOptions | None = None
-    endpoint: EndpointOptions | None = None
-    chat: ChatOptions = added(ChatOptions())
+    settings: EngineOptions = TransformersOptions()
+    chat: ChatOptions = ChatOptions()
+
+    @classmethod
+    def of(
+        cls, options: JointLoopOptions, sampling: SamplingOptions, prompt: Prompt, chat: ChatOptions
+    ) -> Self:
+        """Write with the language model of the loop."""
+        return cls(
+            prompt=options.expand.prompt.model_copy(update={"name": prompt}),
+            sampling=sampling,
+            queries_per_shard=options.expand.queries_per_shard,
+            engine=options.llm.engine,
+            settings=options.llm.settings,
+            chat=chat,
+        )
 
 
 OPTIONS = ExpandOptions
@@ -59,7 +75,8 @@ OPTIONS = ExpandOptions
 
 def shards(job: Job) -> int:
     """Count the shards of `queries`."""
-    return shard_count(job.inputs["queries"], job.options.queries_per_shard)
+    options: ExpandOptions = job.options
+    return shard_count(job.inputs["queries"], options.queries_per_shard)
 
 
 def run(job: Job) -> None:
@@ -75,23 +92,20 @@ def _open_engine(job: Job) -> AbstractContextManager[Generator]:
         job.spec.runtime.get("device", "auto"),
         job.inputs.get("adapter"),
         options.chat,
-        max_tokens=options.max_prompt_tokens + options.sampling.max_new_tokens,
+        max_tokens=options.prompt.max_tokens + options.sampling.max_new_tokens,
         vllm_python=job.spec.runtime.get("vllm_python", ""),
     )
-    settings = {
-        "vllm": options.vllm or VLLMOptions(),
-        "endpoint": options.endpoint or EndpointOptions(),
-    }
-    return open_engine(llm, settings.get(options.engine))
+    return open_engine(llm, options.settings)
 
 
 def expand(job: Job, load: Callable[[], Generator]) -> None:
     """Write all missing shards with the engine that `load` returns."""
+    options: ExpandOptions = job.options
     counts: Counter[str] = Counter()
-    per_shard, columns = job.options.queries_per_shard, ["query", "positive"]
+    per_shard, columns = options.queries_per_shard, ["query", "positive"]
     sizes = shard_sizes(job.inputs["queries"], per_shard)
     own = sum(size for number, size in enumerate(sizes) if job.takes(number))
-    total = own * job.options.sampling.samples
+    total = own * options.sampling.samples
     for rows in query_shards(job.inputs["queries"], per_shard, columns, job.takes):
         done = int(counts["texts"])
 
@@ -101,7 +115,7 @@ def expand(job: Job, load: Callable[[], Generator]) -> None:
         def write(out: Path, rows: pa.Table = rows) -> dict[str, float]:
             found = _write_shard(job, rows, load(), out, report)
             if found["empty"] == found["texts"] >= ONLY_EMPTY:
-                raise _only_empty(job.options, found)
+                raise _only_empty(options, found)
             return found
 
         shard = run_shard(job, {"queries": rows_digest(rows)}, write)
@@ -109,7 +123,7 @@ def expand(job: Job, load: Callable[[], Generator]) -> None:
     if not job.slice and 0 < counts["texts"] == counts["empty"]:
         for shard in job.made_shards:  # else they are found for ever, though the server was mended
             job.store.remove(shard.key)
-        raise _only_empty(job.options, counts)
+        raise _only_empty(options, counts)
     job.progress(total, total, "texts")
     job.counts.update(counts)
     if job.spec.max_shards and not job.slice:
@@ -139,7 +153,8 @@ def _only_empty(options: ExpandOptions, counts: Mapping[str, float]) -> DataErro
     ]
     return DataError(
         f"all {counts['texts']:.0f} texts that the language model wrote for the prompt "
-        f"{options.prompt!r} are empty, and none is kept; likely causes: " + "; or ".join(causes)
+        f"{options.prompt.name!r} are empty, and none is kept; likely causes: "
+        + "; or ".join(causes)
     )
 
 
@@ -159,9 +174,10 @@ def empty_warning(counts: Mapping[str, float]) -> str:
 
 def _count_left_out(job: Job) -> None:
     """Count the queries of the shards that were not asked for, and the texts that this saves."""
-    sizes = shard_sizes(job.inputs["queries"], job.options.queries_per_shard)
+    options: ExpandOptions = job.options
+    sizes = shard_sizes(job.inputs["queries"], options.queries_per_shard)
     queries = sum(sizes[job.spec.max_shards :])
-    texts = queries * job.options.sampling.samples
+    texts = queries * options.sampling.samples
     job.counts |= {"left_out/queries": queries, "left_out/texts": texts}
     log.info(
         "the first %d of %d shards: %d queries are left out, and %d texts not written",
@@ -173,17 +189,18 @@ def _write_shard(
     job: Job, rows: pa.Table, generator: Generator, out: Path, report: Callable[[int], None]
 ) -> dict[str, float]:
     """Generate the texts of one shard; write them sorted by (query_id, sample); count them."""
-    sampling: SamplingOptions = job.options.sampling
+    options: ExpandOptions = job.options
+    sampling, prompt = options.sampling, options.prompt
     repeats = sampling.samples // len(sampling.sampling_temperatures)
     temperatures = tuple(t for t in sampling.sampling_temperatures for _ in range(repeats))
     queries = rows.to_pylist()
     requests = [
         Request(
-            prompt=job.options.prompt,
+            prompt=prompt.name,
             query=row["query"],
-            passage=row["positive"] if job.options.prompt == "q2a" else "",
+            passage=row["positive"] if prompt.name == "q2a" else "",
             seeds=tuple(
-                derive_seed("expand", job.seed, job.options.prompt, row["query_id"], sample)
+                derive_seed("expand", job.seed, prompt.name, row["query_id"], sample)
                 for sample in range(sampling.samples)
             ),
             sampling_temperatures=temperatures,
@@ -192,7 +209,7 @@ def _write_shard(
     ]
     written: dict[int, list[dict[str, object]]] = {}
     counts: Counter[str] = Counter(queries=len(queries), texts=len(queries) * sampling.samples)
-    for batch in generator.generate(requests, sampling, job.options.max_prompt_tokens):
+    for batch in generator.generate(requests, sampling, prompt.max_tokens):
         for index, completions in batch:
             texts = [remove_preamble(completion.text) for completion in completions]
             counts["empty"] += texts.count("")

@@ -3,7 +3,7 @@
 import logging
 import shutil
 
-from expandr_core.options.base import Options, added
+from expandr_core.options.base import Options
 from expandr_core.options.generation import ChatOptions
 from expandr_core.runtime.job import Job
 from expandr_core.runtime.model_folders import INDEX, model_files
@@ -17,7 +17,7 @@ ISOLATION = "always"
 class MergeOptions(Options):
     """How the prompt of the check is rendered."""
 
-    chat: ChatOptions = added(ChatOptions())
+    chat: ChatOptions = ChatOptions()
 
 
 OPTIONS = MergeOptions
@@ -32,6 +32,7 @@ def run(job: Job) -> None:
     from expandr_core.generation.chat_templates import load_tokenizer
     from expandr_core.generation.prompts import prompt_ids
 
+    options: MergeOptions = job.options
     base = AutoModelForCausalLM.from_pretrained(
         job.inputs["llm"],
         local_files_only=True,
@@ -39,7 +40,7 @@ def run(job: Job) -> None:
         dtype="auto",
         generation_config=GenerationConfig(),  # its own file is copied, whatever it says
     )
-    tokenizer = load_tokenizer(job.inputs["llm"], job.options.chat)
+    tokenizer = load_tokenizer(job.inputs["llm"], options.chat)
     adapted = PeftModel.from_pretrained(base, str(job.inputs["adapter"])).eval()
     ids = torch.tensor([prompt_ids(tokenizer, "Please write a passage about the moon.")])
     with torch.inference_mode():

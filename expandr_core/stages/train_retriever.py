@@ -141,5 +141,11 @@ def _expansion(job: Job) -> dict[str, Any] | None:
         return None
     asked = identity(expand.ExpandOptions(**said))
     sampling = {name: value for name, value in asked["sampling"].items() if name != "samples"}
-    kept = {name: asked[name] for name in ("prompt", "max_prompt_tokens", "engine")}
-    return kept | {"text": PROMPTS[asked["prompt"]], "sampling": sampling}
+    prompt = asked["prompt"]
+    return {
+        "prompt": prompt["name"],
+        "max_prompt_tokens": prompt["max_tokens"],
+        "engine": asked["engine"],
+        "text": PROMPTS[prompt["name"]],
+        "sampling": sampling,
+    }

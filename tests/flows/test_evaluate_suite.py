@@ -16,7 +16,12 @@ from expandr_cli.main import app
 from expandr_core.errors import DataError
 from expandr_core.options.data import DataOptions
 from expandr_core.options.evaluation import EvaluationOptions
-from expandr_core.options.generation import GenerationOptions, LLMOptions, SamplingOptions
+from expandr_core.options.generation import (
+    GenerationOptions,
+    LLMOptions,
+    PromptOptions,
+    SamplingOptions,
+)
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.options.retriever import EncodingOptions, RetrieverOptions
 from expandr_core.store.store import Store
@@ -69,7 +74,7 @@ def world(tmp_path_factory, llm_folder) -> World:
         retriever=RetrieverOptions(
             model=str(retriever), encoding=EncodingOptions(similarity="cosine")
         ),
-        expand=GenerationOptions(expansion=sampling, max_prompt_tokens=100),
+        expand=GenerationOptions(expansion=sampling, prompt=PromptOptions(max_tokens=100)),
         evaluate=EvaluationOptions(depth=100),
         device="cpu",
     )

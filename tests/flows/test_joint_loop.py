@@ -20,7 +20,9 @@ from typer.testing import CliRunner
 from expandr_cli.main import app
 from expandr_core.errors import DataError
 from expandr_core.options.base import Options
+from expandr_core.options.generation import PromptOptions
 from expandr_core.options.preferences import PreferenceOptions
+from expandr_core.options.training import DPOTrainingOptions
 from expandr_core.stages import dpo, merge
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import MANIFEST, Store
@@ -286,7 +288,9 @@ def test_what_the_input_has_wrong_is_not_tried_again(first, store, stage):
     options: Options = PreferenceOptions(acceptance_value=2)
     inputs = {"rewards": first.artifact("reward the candidates, round 1")}
     if stage == "dpo":
-        options = dpo.OPTIONS(max_tokens=16, max_prompt_tokens=400)
+        options = dpo.OPTIONS(
+            training=DPOTrainingOptions(max_tokens=16), prompt=PromptOptions(max_tokens=400)
+        )
         pairs, llm = "choose pairs, round 1", "train the tiny LLM"
         inputs = {"pairs": first.artifact(pairs), "llm": first.artifact(llm)}
     error, tries = in_a_flow(store, "wrong", stage, options, inputs)

@@ -25,6 +25,7 @@ from deployments.apply import apply_deployment
 from deployments.plan import Deployment
 from deployments.pools import apply_pool
 from expandr_core.errors import DataError
+from expandr_core.options.generation import PromptOptions
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import MANIFEST, Store
@@ -184,7 +185,7 @@ def finished_shards(store: Store) -> dict[str, int]:
 
 def test_wrong_input_is_reported_and_not_tried_again(workers, llm_folder, tmp_path):
     store = filled(tmp_path / "store", llm_folder, 4)
-    expanding = options(4).expand.model_copy(update={"max_prompt_tokens": 9_000})
+    expanding = options(4).expand.model_copy(update={"prompt": PromptOptions(max_tokens=9_000)})
     too_long = options(4).model_copy(update={"expand": expanding})
     with pytest.raises(DataError, match="exceeds the model's context of 512 tokens") as error:
         expand(

@@ -18,7 +18,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from expandr_core.encoders.check import check_retriever
 from expandr_core.encoders.encode import Encoder
 from expandr_core.errors import DataError
-from expandr_core.options.generation import SamplingOptions
+from expandr_core.options.generation import PromptOptions, SamplingOptions
 from expandr_core.options.retriever import EncodingOptions
 from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.model_folders import check_folder
@@ -59,9 +59,8 @@ def trained(store: Store, retriever: Artifact, **options: Any) -> Path:
 
 def expansions(store: Store) -> Artifact:
     asked = expand.OPTIONS(
-        prompt="q2d",
+        prompt=PromptOptions(max_tokens=99),
         sampling=SamplingOptions(sampling_temperatures=(0.7,), top_p=0.8, max_new_tokens=9),
-        max_prompt_tokens=99,
         queries_per_shard=5,
     )
     rows = [(f"q{i}{j}", 0, f"tech{i}") for i, j in world.TRAINED]

@@ -332,7 +332,7 @@ def test_the_stage_keeps_rows_in_order_and_no_key(server, llm_folder, tmp_path):
 
     def spec(**changes):
         endpoint = options(server, **changes)
-        return specified(store, llm_folder, queries, engine="endpoint", endpoint=endpoint)
+        return specified(store, llm_folder, queries, engine="endpoint", settings=endpoint)
 
     server.troubles = [(429, {})] * 3
     made = run_stage(spec(), store, no_progress)
@@ -358,7 +358,7 @@ def test_a_server_without_texts_ends_the_stage_and_nothing_is_kept(
         llm_folder,
         queries,
         engine="endpoint",
-        endpoint=endpoint,
+        settings=endpoint,
         queries_per_shard=per_shard,
     )
     server.content = lambda seed: None
@@ -374,7 +374,7 @@ def test_a_server_without_texts_ends_the_stage_and_nothing_is_kept(
 def test_two_runs_of_one_stage_at_once_write_its_texts_once(server, llm_folder, tmp_path):
     store = Store(str(tmp_path / "store"))
     spec = specified(
-        store, llm_folder, put_queries(store, QUERIES), engine="endpoint", endpoint=options(server)
+        store, llm_folder, put_queries(store, QUERIES), engine="endpoint", settings=options(server)
     )
 
     def run(_: int) -> Artifact:
@@ -393,7 +393,7 @@ def test_many_empty_texts_are_a_warning_in_the_reports(server, llm_folder, tmp_p
     queries = put_queries(store, QUERIES)
     server.content = lambda seed: None if seed % 2 else f"text {seed}"
     spec = specified(
-        store, llm_folder, queries, engine="endpoint", endpoint=options(server, api="chat")
+        store, llm_folder, queries, engine="endpoint", settings=options(server, api="chat")
     )
     made = run_stage(spec, store, no_progress)
     empty = made.counts["empty"]

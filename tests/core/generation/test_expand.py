@@ -15,7 +15,12 @@ from evaluation_world import put
 from store_keys import full
 
 from expandr_core.errors import DataError
-from expandr_core.options.generation import SamplingOptions
+from expandr_core.options.generation import (
+    Prompt,
+    PromptOptions,
+    SamplingOptions,
+    TransformersOptions,
+)
 from expandr_core.records import EXPANSIONS
 from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import count_shards, make_spec, run_slice, run_stage
@@ -23,6 +28,7 @@ from expandr_core.stages import expand
 from expandr_core.store.artifacts import Artifact, StageSpec
 from expandr_core.store.store import MANIFEST, Store
 
+PROMPT = PromptOptions(max_tokens=300)
 SAMPLING = SamplingOptions(
     samples=4, sampling_temperatures=(0.8, 1.2), top_p=0.95, max_new_tokens=12
 )
@@ -55,13 +61,16 @@ def put_queries(store: Store, queries: dict[str, str], positives: dict[str, list
     )
 
 
+def prompt(name: Prompt) -> PromptOptions:
+    return PROMPT.model_copy(update={"name": name})
+
+
 def specified(
     store: Store, llm_folder: Path, queries: Artifact, seed: int = 0, **options
 ) -> StageSpec:
     settings = {
-        "prompt": "q2d",
+        "prompt": PROMPT,
         "sampling": SAMPLING,
-        "max_prompt_tokens": 300,
         "queries_per_shard": 4,
     }
     inputs = {"llm": put_llm(store, llm_folder), "queries": queries}
@@ -129,29 +138,29 @@ def test_the_order_of_the_queries_changes_nothing(expanded):
 def test_texts_do_not_depend_on_how_the_queries_are_cut(expanded):
     _, rows = expanded(QUERIES)
     _, cut = expanded(QUERIES, queries_per_shard=16)
-    _, batched = expanded(QUERIES, sampling=SAMPLING.model_copy(update={"batch_size": 8}))
+    _, batched = expanded(QUERIES, settings=TransformersOptions(batch_size=8))
     assert by_id(cut) == by_id(rows) == by_id(batched)
 
 
 def test_another_seed_and_another_prompt_write_other_texts(expanded):
     _, rows = expanded(QUERIES)
-    for other in (expanded(QUERIES, seed=1), expanded(QUERIES, prompt="q2e")):
+    for other in (expanded(QUERIES, seed=1), expanded(QUERIES, prompt=prompt("q2e"))):
         same = [text == by_id(rows)[id_] for id_, text in by_id(other[1]).items()]
         assert sum(same) < 4
 
 
 def test_only_the_answer_reads_the_passage(expanded):
     passages = {id_: ["another passage altogether"] for id_ in QUERIES}
-    for prompt in ("q2d", "q2a"):
+    for name in ("q2d", "q2a"):
         plain, other = (
-            by_id(expanded(QUERIES, given, prompt=prompt)[1]) for given in ({}, passages)
+            by_id(expanded(QUERIES, given, prompt=prompt(name))[1]) for given in ({}, passages)
         )
-        assert (plain == other) == (prompt == "q2d")
+        assert (plain == other) == (name == "q2d")
 
 
 def test_a_prompt_without_room_is_the_input_s_fault(expanded):
     with pytest.raises(DataError, match="max_prompt_tokens"):
-        expanded(QUERIES, max_prompt_tokens=10)
+        expanded(QUERIES, prompt=PROMPT.model_copy(update={"max_tokens": 10}))
 
 
 # Shards

@@ -11,7 +11,7 @@ from expandr_core.errors import DataError
 from expandr_core.generation.engine import Codec
 from expandr_core.generation.pair_tokens import preference_ids
 from expandr_core.generation.thoughts import MARKERS, remove_thoughts
-from expandr_core.options.generation import ChatOptions, SamplingOptions
+from expandr_core.options.generation import ChatOptions, PromptOptions, SamplingOptions
 from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages import expand
@@ -91,9 +91,8 @@ def expanded(folder, written: str):
         ),
     }
     options = expand.OPTIONS(
-        prompt="q2d",
+        prompt=PromptOptions(max_tokens=300),
         sampling=SamplingOptions(sampling_temperatures=(0.0,), max_new_tokens=12),
-        max_prompt_tokens=300,
         queries_per_shard=4,
     )
     made = run_stage(make_spec("expand", options, inputs, device="cpu"), store, no_progress)

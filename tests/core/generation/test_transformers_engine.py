@@ -46,11 +46,12 @@ def generated(generator, requests: list[Request], **options) -> dict[int, list[C
 # Texts and batches
 
 
-def test_texts_do_not_depend_on_the_batch_size(generator):
-    expected = generated(generator, REQUESTS, batch_size=1000)
+def test_texts_do_not_depend_on_the_batch_size(generator, monkeypatch):
+    expected = generated(generator, REQUESTS)
     assert len({text.text for texts in expected.values() for text in texts}) > 30
-    for batch_size in (1, 7, 16):
-        assert generated(generator, REQUESTS, batch_size=batch_size) == expected
+    for batch_size in (1, 7, 16, 1000):
+        monkeypatch.setattr(generator, "batch_size", batch_size)
+        assert generated(generator, REQUESTS) == expected
 
 
 def test_texts_do_not_depend_on_the_order_or_the_company(generator):

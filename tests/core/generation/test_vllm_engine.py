@@ -259,7 +259,8 @@ def test_too_little_memory_is_an_error_that_names_the_option(folder, monkeypatch
 
 
 def stage_spec(store: Store, folder: Path, **options) -> StageSpec:
-    spec = specified(store, folder, put_queries(store, QUERIES), engine="vllm", **options)
+    queries = put_queries(store, QUERIES)
+    spec = specified(store, folder, queries, engine="vllm", settings=VLLMOptions(), **options)
     return spec.model_copy(update={"runtime": {**spec.runtime, "vllm_python": str(PYTHON)}})
 
 

@@ -24,7 +24,7 @@ from expandr_core.store.store import Store
 def step(
     stage: str, volume: dict[str, float], seconds: float, start: float | None = None, **counts
 ):
-    options = {"prompt": "q2d"}
+    options = {"prompt": {"name": "q2d"}}
     return Step(stage, stage, counts, volume, seconds, 10.0, options, start)
 
 
@@ -148,7 +148,7 @@ def artifact(**counts: float) -> Artifact:
 
 
 def test_texts_are_those_of_distinct_queries_in_the_shards_asked_for(store, queries):
-    options = {"queries_per_shard": 4, "sampling": {"samples": 8}, "prompt": "q2d"}
+    options = {"queries_per_shard": 4, "sampling": {"samples": 8}, "prompt": {"name": "q2d"}}
     found = predicted_counts(spec_of("expand", options, queries=queries), {"q2d": 20}, 1, store)
     assert found == {"queries": 10, "texts": 80, "tokens": 1600}
     parts = [
@@ -171,7 +171,7 @@ def test_pairs_are_the_accepted_queries_up_to_the_most(store):
 @pytest.mark.parametrize(
     ("stage", "options", "inputs", "counts", "expected"),
     [
-        ("dpo", {"epochs": 2, "batch_size": 16, "evaluation_steps": 5}, {},
+        ("dpo", {"training": {"epochs": 2, "batch_size": 16, "evaluation_steps": 5}}, {},
          {"train_pairs": 90, "dev_pairs": 10}, {"pairs": 180, "dev pairs": 30}),
         ("mine", {}, {"embeddings": {"passages": 50}}, {"queries": 4},
          {"queries": 4, "similarities": 200}),
@@ -191,7 +191,7 @@ def test_what_the_time_of_a_stage_depends_on(store, stage, options, inputs, coun
 
 
 def test_a_step_costs_its_start_and_its_volumes(store, queries):
-    options = {"queries_per_shard": 4, "sampling": {"samples": 8}, "prompt": "q2d"}
+    options = {"queries_per_shard": 4, "sampling": {"samples": 8}, "prompt": {"name": "q2d"}}
     rates = Rates(
         source="a file",
         stages={
@@ -205,6 +205,6 @@ def test_a_step_costs_its_start_and_its_volumes(store, queries):
     found = predicted("write", spec, rates, store)
     assert (found.seconds, found.bytes) == (5 + 1600 / 400, 3200)
     assert predicted("write", spec, rates, store, first=True).seconds == 3 + found.seconds
-    answers = spec_of("expand", options | {"prompt": "q2a"}, queries=queries)
+    answers = spec_of("expand", options | {"prompt": {"name": "q2a"}}, queries=queries)
     with pytest.raises(DataError, match=r"a file does not say how many tokens.*'q2a'"):
         predicted("write", answers, rates, store)

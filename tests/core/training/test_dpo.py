@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 import torch
 from evaluation_world import put
+from flat_options import flat
 from safetensors.torch import load_file
 from store_keys import full
 from tiny_models import EOS
@@ -26,7 +27,7 @@ from expandr_core.errors import DataError
 from expandr_core.generation.engine import Request
 from expandr_core.generation.pair_tokens import preference_ids
 from expandr_core.generation.transformers_engine import TransformersGenerator
-from expandr_core.options.generation import SamplingOptions
+from expandr_core.options.generation import PromptOptions, SamplingOptions
 from expandr_core.records import PAIRS
 from expandr_core.runtime.child import run_in_child
 from expandr_core.runtime.job import Job
@@ -44,7 +45,7 @@ SETTINGS = {
     "batch_size": 4,
     "device_batch_size": 2,
     "max_tokens": 120,
-    "max_prompt_tokens": 90,
+    "prompt": PromptOptions(max_tokens=90),
     "checkpoint_steps": 2,
 }
 
@@ -80,7 +81,7 @@ def put_inputs(store: Store, llm_folder: Path, rows: list[dict] = ROWS) -> dict[
 
 
 def spec_of(inputs: dict[str, Artifact], **options: Any):
-    return make_spec("dpo", dpo.OPTIONS(**(SETTINGS | options)), inputs, device="cpu")
+    return make_spec("dpo", flat(dpo.OPTIONS, **(SETTINGS | options)), inputs, device="cpu")
 
 
 def no_progress(done: int, total: int, unit: str) -> None:
@@ -108,12 +109,12 @@ def trainer_of(store: Store, inputs: dict[str, Artifact], **options: Any):
 
 
 def tokens_of(tokenizer, row, max_tokens=SETTINGS["max_tokens"]):
-    limit = SETTINGS["max_prompt_tokens"]
+    limit = SETTINGS["prompt"].max_tokens
     return preference_ids(tokenizer, row, "q2d", max_prompt_tokens=limit, max_tokens=max_tokens)
 
 
 def test_the_prompt_is_the_one_that_generation_continues(store, llm_folder, monkeypatch):
-    generator = TransformersGenerator(llm_folder, "cpu")
+    generator = TransformersGenerator(llm_folder, "cpu", batch_size=1)
     seen = []
     generate = generator.model.generate
     monkeypatch.setattr(
@@ -123,14 +124,14 @@ def test_the_prompt_is_the_one_that_generation_continues(store, llm_folder, monk
     )
     queries = [ROWS[0]["query"], "why? " * 200]  # the second is shortened
     requests = [Request("q2d", query, "", (0,), (1.0,)) for query in queries]
-    options = SamplingOptions(max_new_tokens=2, batch_size=1)
-    list(generator.generate(requests, options, SETTINGS["max_prompt_tokens"]))
+    options = SamplingOptions(max_new_tokens=2)
+    list(generator.generate(requests, options, SETTINGS["prompt"].max_tokens))
 
     rows = [{**ROWS[0], "query": query} for query in queries]
     trainer = trainer_of(store, put_inputs(store, llm_folder, rows))
     trained = {tuple(example["prompt_ids"]) for example in trainer.train_dataset}
     assert sorted(map(list, trained), key=len) == [ids[0] for ids in seen]
-    assert max(map(len, trained)) == SETTINGS["max_prompt_tokens"]
+    assert max(map(len, trained)) == SETTINGS["prompt"].max_tokens
 
 
 def test_a_batch_scores_the_texts_and_not_the_prompt(store, llm_folder):

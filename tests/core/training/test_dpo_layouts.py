@@ -15,11 +15,13 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from flat_options import flat
 from rank_programs import ranks_of
 from safetensors.torch import load_file
 from test_dpo import job_of, kill_at_checkpoint, no_progress, put_inputs, row
 
 from expandr_core.errors import DataError
+from expandr_core.options.generation import PromptOptions
 from expandr_core.runtime.child import run_in_child
 from expandr_core.runtime.job import Job
 from expandr_core.runtime.runner import make_spec, run_stage
@@ -34,7 +36,7 @@ SETTINGS: dict[str, Any] = {
     "batch_size": 4,
     "device_batch_size": 4,
     "max_tokens": 120,
-    "max_prompt_tokens": 90,
+    "prompt": PromptOptions(max_tokens=90),
     "evaluation_steps": 13,  # and checkpoints
 }
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -51,7 +53,7 @@ needs_deepspeed = pytest.mark.skipif(
 
 
 def spec_of(inputs: dict[str, Artifact], **options: Any) -> StageSpec:
-    return make_spec("dpo", dpo.OPTIONS(**(SETTINGS | options)), inputs, device="cpu")
+    return make_spec("dpo", flat(dpo.OPTIONS, **(SETTINGS | options)), inputs, device="cpu")
 
 
 @pytest.fixture(scope="module")
