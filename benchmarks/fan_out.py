@@ -40,16 +40,18 @@ def parent(store: str, shards: int, seconds: float, seed: int) -> None:
     """Run the stage from a flow, placed on the pool."""
     from prefect import flow
 
+    from expandr_core.options.loop import JointLoopOptions
     from expandr_core.runtime.runner import module_of
+    from tasks.pipeline import Pipeline
     from tasks.placement import Placement
-    from tasks.stage import Workspace
 
     @flow(name="fan-out")
     def fan_out() -> None:
-        work = Workspace(store=store, seed=seed, placement=Placement(generate="gpu-infer"))
+        run_options = JointLoopOptions(seed=seed)
+        pipeline = Pipeline(store, run_options, Placement(generate="gpu-infer"))
         options = module_of("sleep").OPTIONS(shards=shards, seconds=seconds)
         started = time.monotonic()
-        work.make("sleep", "sleep", options)
+        pipeline.step("sleep", {}, "sleep", options=options)
         print(f"SECONDS {time.monotonic() - started}")
 
     fan_out()

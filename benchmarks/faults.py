@@ -74,14 +74,14 @@ def half_done(whole: str, store: str) -> str:
     opened = open_store(whole)
     steps = opened.records()[-1]["steps"]
     number = random.randrange(len(steps))
-    keys = {artifact["key"] for _, artifact in steps[:number]}
+    keys = {step["artifact"]["key"] for step in steps[:number]}
     keys |= {part["key"] for key in set(keys) for part in opened.manifest(key)["parts"]}
     files, _ = open_filesystem(whole)
     for key in sorted(keys):
         source, target = f"{whole}/artifacts/{key}", f"{store}/artifacts/{key}"
         for path in files.find(source):
             files.copy(path, f"{target}/{path.partition(key)[2].lstrip('/')}")
-    return steps[number][0]
+    return steps[number]["title"]
 
 
 def start(cluster: Cluster, preset: str, store: str) -> str:

@@ -54,7 +54,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.replay:
         loop, plain = map(Store, arguments.replay)
-        steps = [Artifact(**artifact) for _, artifact in loop.records()[-1]["steps"]]
+        steps = [Artifact(**step["artifact"]) for step in loop.records()[-1]["steps"]]
         made = replay([spec_of(loop.manifest(step.key)) for step in steps], plain)
         return 0 if [artifact.digest for artifact in made] == [step.digest for step in steps] else 1
 

@@ -181,7 +181,7 @@ def evaluate(
         from expandr_cli.temporary_server import begun, prefect_server
         from flows.evaluate_suite import evaluate_suite
         from flows.model_pairs import MeasuredModels
-        from flows.run import said_of_it
+        from flows.run_record import said_of_it
 
         models = MeasuredModels(
             runs=tuple(runs or ()),
@@ -282,7 +282,7 @@ def _run_loop(options: JointLoopOptions, store: str, said: list[str]) -> None:
         from expandr_cli.results import print_summary
         from expandr_cli.temporary_server import begun, prefect_server
         from flows.joint_loop import joint_loop
-        from flows.run import said_of_it
+        from flows.run_record import said_of_it
         from tasks.stage import open_store
 
         check_run(options, absolute(store))

@@ -14,7 +14,7 @@ from expandr_cli.config_files import SeedOption, SetOption, load_options
 from expandr_cli.terminal import StoreOption, absolute, complaints, fail, out, say
 
 if TYPE_CHECKING:
-    from expandr_core.planning.cost_model import Rates, Step
+    from expandr_core.planning.cost_model import Rates, StepCost
 
 app = typer.Typer()
 
@@ -49,7 +49,7 @@ def plan(
         from expandr_cli.temporary_server import begun, prefect_server
         from expandr_core.planning.cost_model import measured
         from flows.plan import plan as plan_flow
-        from flows.run import find_run
+        from flows.run_record import find_run
         from tasks.stage import open_store
 
         run = find_run(open_store(absolute(store)), run_name) if run_name else None
@@ -99,9 +99,9 @@ class Sum(NamedTuple):
     bytes: float
 
 
-def by_stage(steps: Iterable["Step"]) -> dict[str, Sum]:
+def by_stage(steps: Iterable["StepCost"]) -> dict[str, Sum]:
     """Sum up the steps of each stage, in the order of their first."""
-    grouped: dict[str, list[Step]] = {}
+    grouped: dict[str, list[StepCost]] = {}
     for step in steps:
         grouped.setdefault(step.stage, []).append(step)
     return {
@@ -115,14 +115,14 @@ def by_stage(steps: Iterable["Step"]) -> dict[str, Sum]:
     }
 
 
-def _volume(steps: list["Step"]) -> str:
+def _volume(steps: list["StepCost"]) -> str:
     """Say what a stage works on: its texts and tokens, or its first volume."""
     counted = [step.counts if step.stage == "expand" else step.volume for step in steps]
     names = ("texts", "tokens") if steps[0].stage == "expand" else list(counted[0])[:1]
     return ", ".join(f"{sum(each[name] for each in counted):,.0f} {name}" for name in names)
 
 
-def _table(planned: list["Step"], measured: list["Step"]) -> Table:
+def _table(planned: list["StepCost"], measured: list["StepCost"]) -> Table:
     """Lay out the stages; with what was measured beside it, if something was."""
     sums, real = by_stage(planned), by_stage(measured)
     table = Table("stage", "steps", "works on")

@@ -5,11 +5,26 @@ import uuid
 from expandr_core.data.catalog import find_datasets
 from expandr_core.errors import DataError, first_line, naming
 from expandr_core.options.loop import JointLoopOptions
+from expandr_core.runtime.child import needs_child, run_in_child
+from expandr_core.runtime.job import no_progress
+from expandr_core.runtime.runner import find, run_stage
 from expandr_core.stages import prepare
+from expandr_core.store.artifacts import Artifact, StageSpec
+from expandr_core.store.run_records import StepId
 from flows.model_pairs import MeasuredModels, find_pairs
 from tasks.models import import_models
-from tasks.stage import Workspace, open_store
-from tasks.unobserved import UnobservedWorkspace
+from tasks.pipeline import Pipeline
+from tasks.stage import on_this_machine, open_store
+
+
+class Unobserved(Pipeline):
+    """A pipeline without Prefect; what it makes before a server is there, the flow then finds."""
+
+    def make(self, step_id: StepId, title: str, spec: StageSpec) -> Artifact:
+        """Find the artifact of a stage, or make it in this process or a child of it."""
+        spec, store = on_this_machine(spec), self.open()
+        run = run_in_child if needs_child(spec) else run_stage
+        return find(spec, store) or run(spec, store, no_progress)
 
 
 def check_run(options: JointLoopOptions, store: str) -> None:
@@ -49,7 +64,7 @@ def check_data(options: JointLoopOptions) -> None:
 
 def check_models(options: JointLoopOptions, store: str) -> None:
     """Import the models that are named; what is in the store is found there."""
-    import_models(_workspace(options, store), options)
+    import_models(Unobserved(store, options))
 
 
 def check_suite(
@@ -62,8 +77,4 @@ def check_suite(
     """
     check_store(store)
     find_datasets(datasets)
-    find_pairs(_workspace(options, store), options, models)
-
-
-def _workspace(options: JointLoopOptions, store: str) -> Workspace:
-    return UnobservedWorkspace(store=store, seed=options.seed, device=options.device)
+    find_pairs(Unobserved(store, options), models)

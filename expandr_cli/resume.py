@@ -20,10 +20,10 @@ from rich.console import Console
 from expandr_cli.temporary_server import begun
 from expandr_core.errors import DataError
 from flows.joint_loop import joint_loop
-from flows.run import Summary, said_of_it
+from flows.run_record import RunRecord, said_of_it
 
 
-def resume(out: Console, reference: str) -> Summary | None:
+def resume(out: Console, reference: str) -> RunRecord | None:
     """Let a run's workers go on with it; one that was started in a terminal goes on here.
 
     Args:
@@ -52,7 +52,7 @@ def resume(out: Console, reference: str) -> Summary | None:
     out.print(f"{run.name} ({run.id}) is {state}; it goes on here")
     with said_of_it(run.tags):
         parameters = joint_loop.validate_parameters(run.parameters)
-        return Summary.model_validate(begun(joint_loop, **parameters))
+        return RunRecord.model_validate(begun(joint_loop, **parameters))
 
 
 def _find(client: SyncPrefectClient, reference: str) -> FlowRun:

@@ -12,7 +12,7 @@ from expandr_core.runtime.runner import find, make_spec, run_stage
 from expandr_core.stages import encode as encode_stage
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
-from flows.run import Summary, find_run
+from flows.run_record import RunRecord, find_run
 from tasks.stage import open_store
 
 
@@ -54,7 +54,7 @@ def search_corpus(
     _print(out, store, run, found)
 
 
-def _expand(store: Store, run: Summary, question: str) -> str:
+def _expand(store: Store, run: RunRecord, question: str) -> str:
     """Write the likeliest expansion of the question."""
     from expandr_core.generation.adapters import language_model
     from expandr_core.generation.chat_templates import chat_options, template_of
@@ -75,7 +75,7 @@ def _expand(store: Store, run: Summary, question: str) -> str:
     return remove_preamble(completion.text)
 
 
-def _encoded(store: Store, run: Summary) -> Artifact:
+def _encoded(store: Store, run: RunRecord) -> Artifact:
     """Find the encoded corpus of the run's retriever, in a store that may be read-only, or encode it."""
     spec = make_spec(
         "encode",
@@ -87,7 +87,7 @@ def _encoded(store: Store, run: Summary) -> Artifact:
     return find(spec, store) or run_stage(spec, store, no_progress)
 
 
-def _print(out: Console, store: Store, run: Summary, found: pa.Table) -> None:
+def _print(out: Console, store: Store, run: RunRecord, found: pa.Table) -> None:
     corpus = store.local(run.models["corpus"])
     texts = rows_with_ids(corpus, "passage_id", found["passage_id"])
     by_id = {passage.passage_id: passage for passage in passages_in(texts)}

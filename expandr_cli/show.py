@@ -11,7 +11,7 @@ from expandr_cli.results import print_summary
 from expandr_core.errors import DataError
 from expandr_core.store.manifests import DamagedArtifact, fact
 from expandr_core.store.store import Store
-from flows.run import Summary, find_run
+from flows.run_record import RunRecord, find_run
 from tasks.stage import open_store
 
 
@@ -35,16 +35,17 @@ def show_any(out: Console, url: str, what: str) -> None:
     _show_artifact(out, store, keys[0])
 
 
-def _show_run(out: Console, store: Store, run: Summary) -> None:
+def _show_run(out: Console, store: Store, run: RunRecord) -> None:
     seconds = (run.finished - run.started).total_seconds()
     out.print(f"run {run.name}, {seconds:.0f} s, Prefect flow run {run.flow_run_id}", style="bold")
     out.print("options that differ from the defaults:", highlight=False)
     out.print_json(json.dumps(run.options.model_dump(mode="json", exclude_defaults=True)))
     table = Table("step", "artifact", "seconds when made", "counts")
-    for title, artifact in run.steps:
+    for step in run.steps:
+        artifact = step.artifact
         counts = ", ".join(f"{k} {v:g}" for k, v in list(artifact.counts.items())[:3])
         table.add_row(
-            escape(title),
+            escape(step.title),
             artifact.key,
             f"{fact(store.manifest(artifact.key), 'seconds'):.1f}",
             counts,

@@ -3,10 +3,10 @@
 from prefect import flow
 
 from expandr_core.options.loop import JointLoopOptions
-from expandr_core.store.artifacts import Artifact
+from expandr_core.store.run_records import Step
 from tasks.dpo import align
+from tasks.pipeline import Pipeline
 from tasks.placement import Placement
-from tasks.stage import Workspace
 
 HERE = Placement()
 
@@ -18,7 +18,7 @@ def dpo(
     pairs: str,
     placement: Placement = HERE,
     store: str = "store",
-) -> list[tuple[str, Artifact]]:
+) -> list[Step]:
     """Train an adapter by DPO and merge it.
 
     Args:
@@ -28,6 +28,6 @@ def dpo(
         placement: Where each kind of stage runs.
         store: Folder or s3:// URL that keeps every artifact.
     """
-    work = Workspace(store=store, seed=options.seed, device=options.device, placement=placement)
-    align(work, work.find(llm), work.find(pairs), options)
-    return work.made
+    pipeline = Pipeline(store, options, placement)
+    align(pipeline, pipeline.find(llm), pipeline.find(pairs))
+    return list(pipeline.steps)

@@ -4,11 +4,11 @@ from prefect import flow
 
 from expandr_core.evaluation.comparison import MeasuredDataset
 from expandr_core.options.loop import JointLoopOptions
-from expandr_core.store.artifacts import Artifact
+from expandr_core.store.run_records import Step
 from tasks.comparison import Comparison, Measured, Mode
 from tasks.data import Evaluation
+from tasks.pipeline import Pipeline
 from tasks.placement import Placement
-from tasks.stage import Workspace
 
 HERE = Placement()
 
@@ -24,7 +24,7 @@ def evaluate(
     mode: Mode = "fused",
     placement: Placement = HERE,
     store: str = "store",
-) -> list[tuple[str, Artifact]]:
+) -> list[Step]:
     """Measure a retriever on queries and judgements, beside BM25 and the bare query.
 
     Args:
@@ -38,16 +38,16 @@ def evaluate(
         placement: Where each kind of stage runs.
         store: Folder or s3:// URL that keeps every artifact.
     """
-    work = Workspace(store=store, seed=options.seed, device=options.device, placement=placement)
-    evaluation = Evaluation(work.find(queries), work.find(qrels), work.find(corpus))
+    pipeline = Pipeline(store, options, placement)
+    evaluation = Evaluation(pipeline.find(queries), pipeline.find(qrels), pipeline.find(corpus))
     measured = Measured(MeasuredDataset(name="alone"), {"": evaluation})
-    systems, model = Comparison(work, options.evaluate, [measured]), work.find(retriever)
-    systems.bm25("bm25", "BM25")
-    systems.dense("query", "query only", model, options.retriever)
+    systems, model = Comparison([measured]), pipeline.find(retriever)
+    systems.bm25(pipeline, "bm25", "BM25")
+    systems.dense(pipeline, "query", "query only", model)
     if expansions:
-        written = {"alone": [work.find(expansions)]}
+        written = {"alone": [pipeline.find(expansions)]}
         title = f"with expansion, {mode}"
-        systems.dense("expanded", title, model, options.retriever, written, mode)
+        systems.dense(pipeline, "expanded", title, model, written, mode)
         systems.ask("query", "expanded", "Does the expansion help?", baseline=True)
-    work.publish(systems.report(), "report.md", "evaluation-report")
-    return work.made
+    pipeline.publish(systems.report(pipeline), "report.md", "evaluation-report")
+    return list(pipeline.steps)

@@ -17,13 +17,14 @@ from pydantic import BaseModel, Field
 from expandr_core.data.catalog import find_datasets
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
+from expandr_core.store.run_records import Step
 from flows.model_pairs import MeasuredModels, ModelPair, find_pairs
 from flows.presets import Preset, place, resolve
-from flows.run import noted, run_name
+from flows.run_record import Started, noted
 from tasks.comparison import Comparison
 from tasks.datasets import get_dataset
+from tasks.pipeline import Pipeline
 from tasks.placement import Placement
-from tasks.stage import Workspace
 
 DEFAULTS, MODELS, HERE = JointLoopOptions(), MeasuredModels(), Placement()
 Seeds = Annotated[int, Field(ge=0)]
@@ -35,7 +36,7 @@ class SuiteSummary(BaseModel):
     Attributes:
         name: of the run in the store.
         report: the comparison of all systems.
-        steps: title and artifact of each step, in order.
+        steps: every step, in order.
         datasets: what was measured on, as it was asked for.
         preset: that it started from.
         tags: of the run in Prefect.
@@ -47,7 +48,7 @@ class SuiteSummary(BaseModel):
     started: datetime
     finished: datetime
     report: Artifact
-    steps: list[tuple[str, Artifact]]
+    steps: list[Step]
     datasets: list[str] = []
     preset: str = "none"
     tags: list[str] = []
@@ -81,75 +82,68 @@ def evaluate_suite(
         fresh: Make every artifact again, even if the store has it.
         store: Folder or s3:// URL that keeps every artifact.
     """
-    started = datetime.now(UTC)
     options = resolve(preset, options, back_to_default)
     wanted = find_datasets(datasets)
-    work = Workspace(
-        store=store,
-        seed=options.seed,
-        device=options.device,
-        placement=place(preset, placement),
-        fresh=fresh,
-    )
-    with noted(work, started, "evaluate-suite", ", ".join(datasets), preset) as tags:
-        pairs = find_pairs(work, options, models)
-        found = [get_dataset(work, dataset, options.data) for dataset in wanted]
-
-        systems = Comparison(work, options.evaluate, found)
-        systems.bm25("bm25", "BM25")
+    pipeline = Pipeline(store, options, place(preset, placement), fresh)
+    with noted(pipeline, "evaluate-suite", ", ".join(datasets), preset) as started:
+        pairs = find_pairs(pipeline, models)
+        systems = Comparison([get_dataset(pipeline, dataset) for dataset in wanted])
+        systems.bm25(pipeline, "bm25", "BM25")
         for number, pair in enumerate(pairs):
             prefix = f"{pair.title}: " if len(pairs) > 1 else ""
-            measure_pair(systems, pair, number, prefix, seeds)
-        report = systems.report()
-        summary = record_suite(work, report, started, (datasets, preset, tags))
-    work.publish(report, "report.md", "suite-report")
+            measure_pair(pipeline, systems, pair, number, prefix, seeds)
+        report = systems.report(pipeline)
+        summary = record_suite(pipeline, started, report, list(datasets))
+    pipeline.publish(report, "report.md", "suite-report")
     return summary
 
 
 def measure_pair(
-    systems: Comparison, pair: ModelPair, number: int, prefix: str, seeds: int
+    pipeline: Pipeline,
+    systems: Comparison,
+    pair: ModelPair,
+    number: int,
+    prefix: str,
+    seeds: int,
 ) -> None:
     """Measure a pair of models: the query alone, with greedy expansions, and with sampled ones."""
 
     def name(kind: str, number: int = number) -> str:
         return f"{kind}-{number + 1}" if number else kind
 
-    usage, title = pair.options.retriever, f"{prefix}query only"
-    systems.dense(name("query"), title, pair.retriever, usage)
+    options = pair.options
+    pipeline = pipeline.changed(llm=options.llm, retriever=options.retriever, expand=options.expand)
+    systems.dense(pipeline, name("query"), f"{prefix}query only", pair.retriever)
     written = {}
-    if systems.options.greedy:
-        written["greedy"] = systems.expand_greedily(pair.llm, pair.options, pair.title)
+    if pipeline.options.evaluate.greedy:
+        written["greedy"] = systems.expand_greedily(pipeline, pair.llm, name("greedy"), pair.title)
     if seeds:
-        written["sampled"] = systems.expand(pair.llm, pair.options, pair.title, seeds)
+        written["sampled"] = systems.expand(pipeline, pair.llm, name("sampled"), pair.title, seeds)
     for kind, expansions in written.items():
         title = f"{prefix}+ expansion, {kind}"
-        systems.dense(name(kind), title, pair.retriever, usage, expansions)
-        systems.audit(name("query"), name(kind), expansions, pair.training)
+        systems.dense(pipeline, name(kind), title, pair.retriever, expansions)
+        systems.audit(pipeline, name("query"), name(kind), expansions, pair.training)
         systems.ask(name("query"), name(kind), "Does the expansion help?", baseline=True)
     for kind in ("query", *written) if number else ():
         systems.ask(name(kind, 0), name(kind), "Are these models better than the first?")
 
 
 def record_suite(
-    work: Workspace,
-    report: Artifact,
-    started: datetime,
-    asked: tuple[tuple[str, ...], str, list[str]],
+    pipeline: Pipeline, started: Started, report: Artifact, datasets: list[str]
 ) -> SuiteSummary:
     """Write the record of this run into the store, which keeps what it made from `expandr gc`."""
-    datasets, preset, tags = asked
     summary = SuiteSummary(
-        name=run_name(started),
+        name=started.name,
         flow_run_id=str(flow_run.id),
-        store=work.store,
-        started=started,
+        store=pipeline.store,
+        started=started.at,
         finished=datetime.now(UTC),
         report=report,
-        steps=work.made,
-        datasets=list(datasets),
-        preset=preset,
-        tags=tags,
+        steps=list(pipeline.steps),
+        datasets=datasets,
+        preset=started.preset,
+        tags=started.tags,
     )
     record = {"kind": "evaluate-suite", **summary.model_dump(mode="json")}
-    work.open().write_record(summary.name, record)
+    pipeline.open().write_record(summary.name, record)
     return summary

@@ -5,10 +5,10 @@ from typing import Literal
 from prefect import flow
 
 from expandr_core.options.loop import JointLoopOptions
-from expandr_core.store.artifacts import Artifact
+from expandr_core.store.run_records import Step
 from tasks.expand import write_answers, write_candidates, write_expansions, write_greedy
+from tasks.pipeline import Pipeline
 from tasks.placement import Placement
-from tasks.stage import Workspace
 
 Kind = Literal["expansions", "greedy", "candidates", "answers"]
 
@@ -23,7 +23,7 @@ def expand(
     kind: Kind = "expansions",
     placement: Placement = HERE,
     store: str = "store",
-) -> list[tuple[str, Artifact]]:
+) -> list[Step]:
     """Write expansions, candidates or answers.
 
     Args:
@@ -34,15 +34,15 @@ def expand(
         placement: Where each kind of stage runs.
         store: Folder or s3:// URL that keeps every artifact.
     """
-    work = Workspace(store=store, seed=options.seed, device=options.device, placement=placement)
-    found = (work.find(queries), work.find(llm))
+    pipeline = Pipeline(store, options, placement)
+    found = (pipeline.find(queries), pipeline.find(llm))
     if kind == "candidates":
-        write_candidates(work, *found, options)
+        write_candidates(pipeline, *found)
     elif kind == "answers":
-        write_answers(work, *found, options)
+        write_answers(pipeline, *found)
     elif kind == "greedy":
-        write_greedy(work, *found, options, "expand greedily")
+        write_greedy(pipeline, *found, "expand greedily", kind)
     else:
         samples = options.training.expansions_per_query
-        write_expansions(work, *found, options, "expand", samples)
-    return work.made
+        write_expansions(pipeline, *found, "expand", kind, samples)
+    return list(pipeline.steps)

@@ -7,23 +7,21 @@ profit from the expansions; round after round, always rewarded by the current re
     dev, test          --expand by LLM'--> evaluate(LLM', retriever') --> keep best | stop | next
 """
 
-from datetime import UTC, datetime
-
 from prefect import flow, get_run_logger
 
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
 from flows.measurements import kept, measure_on_dev, measure_round, measure_start, open_comparison
 from flows.presets import Preset, place, resolve
-from flows.run import Models, Run, Summary, noted, record_run
-from tasks.data import prepare_data
+from flows.run_record import RunRecord, noted, record_run
+from tasks.data import Data, prepare_data
 from tasks.dpo import align
 from tasks.expand import write_expansions
-from tasks.models import build_llm, build_retriever, check_adapter, import_models
+from tasks.models import Models, build_llm, build_retriever, check_adapter, import_models
+from tasks.pipeline import Pipeline
 from tasks.placement import Placement
 from tasks.preferences import make_pairs
 from tasks.retriever import train_retriever
-from tasks.stage import Workspace
 
 DEFAULTS, HERE = JointLoopOptions(), Placement()
 
@@ -36,7 +34,7 @@ def joint_loop(
     placement: Placement = HERE,
     fresh: bool = False,
     store: str = "store",
-) -> Summary:
+) -> RunRecord:
     """Align an LLM with a dense retriever and the retriever with the LLM, and prove the gain.
 
     Args:
@@ -48,80 +46,62 @@ def joint_loop(
         fresh: Make every artifact again, even if the store has it.
         store: Folder or s3:// URL that keeps every artifact.
     """
-    started = datetime.now(UTC)
     options = resolve(preset, options, back_to_default)
-    work = Workspace(
-        store=store,
-        seed=options.seed,
-        device=options.device,
-        placement=place(preset, placement),
-        fresh=fresh,
-    )
+    pipeline = Pipeline(store, options, place(preset, placement), fresh)
     named = options.data.collection or options.data.triples
-    with noted(work, started, "joint-loop", named, preset) as tags:
-        imported = import_models(work, options)
+    with noted(pipeline, "joint-loop", named, preset) as started:
+        imported = import_models(pipeline)
         check_adapter(imported, options)
-        data = prepare_data(work, options.data, options.world)
-        llm = imported.get("llm") or build_llm(work, data, options)
-        retriever = imported.get("retriever") or build_retriever(work, data, options)
-        run = Run(work, data, options)
-        best, report = run_rounds(run, Models(0, llm, retriever))
-        summary = record_run(run, report, best, started, preset, tags)
-    work.publish(report, "report.md", "joint-loop-report")
-    return summary
+        data = prepare_data(pipeline)
+        base = Models(
+            0,
+            imported.get("llm") or build_llm(pipeline, data),
+            imported.get("retriever") or build_retriever(pipeline, data),
+        )
+        best, report = run_rounds(pipeline, data, base)
+        record = record_run(pipeline, started, report, best, data.corpus)
+    pipeline.publish(report, "report.md", "joint-loop-report")
+    return record
 
 
-def run_rounds(run: Run, base: Models) -> tuple[Models, Artifact]:
+def run_rounds(pipeline: Pipeline, data: Data, base: Models) -> tuple[Models, Artifact]:
     """Run round after round from the models of the start; return the best models and the report."""
-    options, data = run.options, run.data
+    options = pipeline.options.loop
     best = current = base
-    pairs = choose_pairs(run, current, ", round 1")  # if they are too few, before all else
-    systems, dev = open_comparison(run, data.reported), open_comparison(run, "dev")
-    control = measure_start(run, systems, base)
-    measure_on_dev(run, dev, base)
+    this = pipeline.round(1)
+    pairs = make_pairs(this, data.preference, base.llm, base.retriever)  # before all else: too few?
+    systems, dev = open_comparison(data, data.reported), open_comparison(data, "dev")
+    control = measure_start(pipeline, data, systems, base)
+    measure_on_dev(pipeline, dev, base)
 
-    for number in range(1, options.loop.rounds + 1):
-        when = f", round {number}"
+    for number in range(1, options.rounds + 1):
+        this = pipeline.round(number)
         if number > 1:
-            pairs = choose_pairs(run, current, when)
-        llm = align(run.work, current.llm, pairs, options, when)
-        start = base if options.loop.retriever_start == "base" else current
-        retriever = retrain_retriever(run, llm, start, current, when)
+            pairs = make_pairs(this, data.preference, current.llm, current.retriever)
+        llm = align(this, current.llm, pairs)
+        start = base if options.retriever_start == "base" else current
+        retriever = retrain_retriever(this, data, llm, start.retriever, current.retriever)
         previous, current = current, Models(number, llm, retriever)
-        measure_round(run, systems, control, base, previous, current)
-        measure_on_dev(run, dev, current)
+        measure_round(this, systems, control, base, previous, current)
+        measure_on_dev(this, dev, current)
 
-        difference, significant = dev.difference(f"round-{best.round}", f"round-{number}")
+        difference, significant = dev.difference(this, f"round-{best.round}", f"round-{number}")
         gained = significant and difference > 0
         get_run_logger().info("round %d changes nDCG@10 on dev by %+.3f", number, difference)
         best = current if difference > 0 else best
-        if options.loop.stop_without_gain and not gained:
+        if options.stop_without_gain and not gained:
             get_run_logger().info("that is no significant gain: the loop stops")
             break
-    return best, systems.report(kept=kept(best, current.round))
-
-
-def choose_pairs(run: Run, current: Models, when: str) -> Artifact:
-    """Let the LLM write candidates and answers, reward them, and choose the pairs to align it with."""
-    models = (current.llm, current.retriever)
-    return make_pairs(run.work, run.data.preference, *models, run.options, when)
+    return best, systems.report(pipeline, kept=kept(best, current.round))
 
 
 def retrain_retriever(
-    run: Run, llm: Artifact, start: Models, current: Models, when: str
+    pipeline: Pipeline, data: Data, llm: Artifact, start: Artifact, miner: Artifact
 ) -> Artifact:
     """Train the retriever on what the aligned LLM writes; the current retriever mines."""
-    work, data, options = run.work, run.data, run.options
-    title = f"expand the retriever's queries{when}"
-    samples = options.training.expansions_per_query
-    expansions = write_expansions(work, data.retriever, llm, options, title, samples)
-    return train_retriever(
-        work,
-        data.retriever,
-        data.collection,
-        start.retriever,
-        current.retriever,
-        expansions,
-        options,
-        f"train the retriever{when}",
+    title, samples = (
+        "expand the retriever's queries",
+        pipeline.options.training.expansions_per_query,
     )
+    expansions = write_expansions(pipeline, data.retriever, llm, title, "training", samples)
+    return train_retriever(pipeline, data.retriever, data.collection, expansions, start, miner)

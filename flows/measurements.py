@@ -3,60 +3,51 @@
 from expandr_core.evaluation.comparison import MeasuredDataset
 from expandr_core.evaluation.verdict import Kept
 from expandr_core.store.artifacts import Artifact
-from flows.run import Models, Run
 from tasks.comparison import Comparison, Measured
+from tasks.data import Data
+from tasks.models import Models
+from tasks.pipeline import Pipeline
 from tasks.retriever import train_retriever
 
 
-def open_comparison(run: Run, split: str) -> Comparison:
+def open_comparison(data: Data, split: str) -> Comparison:
     """Open the comparison of the systems on one split."""
-    measured = Measured(MeasuredDataset(name=split), {"": run.data.evaluations[split]})
-    return Comparison(run.work, run.options.evaluate, [measured])
+    return Comparison([Measured(MeasuredDataset(name=split), {"": data.evaluations[split]})])
 
 
-def measure_start(run: Run, systems: Comparison, base: Models) -> Artifact:
+def measure_start(pipeline: Pipeline, data: Data, systems: Comparison, base: Models) -> Artifact:
     """Measure what there is before the first round; return the control trained without expansions."""
-    usage = run.options.retriever
-    untrained = systems.expand(base.llm, run.options, "untrained LLM")
-    systems.bm25("bm25", "BM25")
-    systems.bm25("bm25-untrained", "BM25, + untrained expansion", untrained)
-    systems.dense("query", "query only", base.retriever, usage)
-    systems.dense("untrained", "+ untrained expansion", base.retriever, usage, untrained)
+    untrained = systems.expand(pipeline, base.llm, "sampled", "untrained LLM")
+    systems.bm25(pipeline, "bm25", "BM25")
+    systems.bm25(pipeline, "bm25-untrained", "BM25, + untrained expansion", untrained)
+    systems.dense(pipeline, "query", "query only", base.retriever)
+    systems.dense(pipeline, "untrained", "+ untrained expansion", base.retriever, untrained)
     systems.dense(
+        pipeline,
         "untrained-alone",
         "untrained expansion alone",
         base.retriever,
-        usage,
         untrained,
         "expansion",
     )
     systems.ask("query", "untrained", "Does an untrained expansion help?", baseline=True)
-    if run.options.evaluate.greedy:
-        greedy = systems.expand_greedily(base.llm, run.options, "untrained LLM")
+    if pipeline.options.evaluate.greedy:
+        greedy = systems.expand_greedily(pipeline, base.llm, "greedy", "untrained LLM")
         systems.dense(
-            "untrained-greedy", "+ untrained expansion, greedy", base.retriever, usage, greedy
+            pipeline, "untrained-greedy", "+ untrained expansion, greedy", base.retriever, greedy
         )
-    options = run.options
-    control = train_retriever(
-        run.work,
-        run.data.retriever,
-        run.data.collection,
-        base.retriever,
-        base.retriever,
-        None,
-        options,
-        "train the SFT control",
-    )
-    systems.dense("control", "SFT control", control, usage)
+    start = base.retriever
+    control = train_retriever(pipeline, data.retriever, data.collection, None, start, start)
+    systems.dense(pipeline, "control", "SFT control", control)
     systems.dense(
-        "control-untrained", "SFT control, + untrained expansion", control, usage, untrained
+        pipeline, "control-untrained", "SFT control, + untrained expansion", control, untrained
     )
     systems.ask("query", "control", "Does training without expansions help?", baseline=True)
     return control
 
 
 def measure_round(
-    run: Run,
+    pipeline: Pipeline,
     systems: Comparison,
     control: Artifact,
     base: Models,
@@ -66,26 +57,25 @@ def measure_round(
     """Measure the models of a round together, and each beside what it replaces."""
     n = current.round
     aligned, joint, before = f"aligned-{n}", f"round-{n}", f"round-{n - 1}"
-    usage = run.options.retriever
-    expansions = systems.expand(current.llm, run.options, f"round {n}")
+    expansions = systems.expand(pipeline, current.llm, "sampled", f"round {n}")
     retriever = current.retriever
-    systems.dense(aligned, f"+ DPO'd expansion, round {n}", base.retriever, usage, expansions)
+    systems.dense(pipeline, aligned, f"+ DPO'd expansion, round {n}", base.retriever, expansions)
     systems.dense(
-        f"control-{aligned}", f"SFT control, + DPO'd, round {n}", control, usage, expansions
+        pipeline, f"control-{aligned}", f"SFT control, + DPO'd, round {n}", control, expansions
     )
     if n > 1:
         title = f"retriever of round {n - 1}, + DPO'd, round {n}"
-        systems.dense(f"{before}-{aligned}", title, previous.retriever, usage, expansions)
-    systems.dense(joint, f"joint round {n}", retriever, usage, expansions)
-    systems.dense(f"{joint}-query", f"joint round {n}, query only", retriever, usage)
+        systems.dense(pipeline, f"{before}-{aligned}", title, previous.retriever, expansions)
+    systems.dense(pipeline, joint, f"joint round {n}", retriever, expansions)
+    systems.dense(pipeline, f"{joint}-query", f"joint round {n}, query only", retriever)
     alone = f"joint round {n}, expansion alone"
-    systems.dense(f"{joint}-alone", alone, retriever, usage, expansions, "expansion")
-    if run.options.evaluate.greedy:
-        greedy = systems.expand_greedily(current.llm, run.options, f"round {n}")
+    systems.dense(pipeline, f"{joint}-alone", alone, retriever, expansions, "expansion")
+    if pipeline.options.evaluate.greedy:
+        greedy = systems.expand_greedily(pipeline, current.llm, "greedy", f"round {n}")
         systems.dense(
-            f"{aligned}-greedy", f"+ DPO'd, round {n}, greedy", base.retriever, usage, greedy
+            pipeline, f"{aligned}-greedy", f"+ DPO'd, round {n}, greedy", base.retriever, greedy
         )
-        systems.dense(f"{joint}-greedy", f"joint round {n}, greedy", retriever, usage, greedy)
+        systems.dense(pipeline, f"{joint}-greedy", f"joint round {n}, greedy", retriever, greedy)
         systems.ask(f"{aligned}-greedy", f"{joint}-greedy", "Does retraining help, greedily?")
 
     before_dpo = "untrained" if n == 1 else f"aligned-{n - 1}"
@@ -100,11 +90,12 @@ def measure_round(
         systems.ask(before, joint, "Is this round better than the last?")
 
 
-def measure_on_dev(run: Run, dev: Comparison, models: Models) -> None:
+def measure_on_dev(pipeline: Pipeline, dev: Comparison, models: Models) -> None:
     """Measure the models of a round on the part that chooses the best round."""
     n = models.round
-    expansions = dev.expand(models.llm, run.options, f"round {n}" if n else "untrained LLM")
-    dev.dense(f"round-{n}", f"round {n}", models.retriever, run.options.retriever, expansions)
+    which = f"round {n}" if n else "untrained LLM"
+    expansions = dev.expand(pipeline, models.llm, "sampled", which)
+    dev.dense(pipeline, f"round-{n}", f"round {n}", models.retriever, expansions)
 
 
 def kept(best: Models, rounds: int) -> Kept:

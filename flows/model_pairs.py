@@ -9,9 +9,9 @@ from expandr_core.errors import DataError
 from expandr_core.options.base import Options
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
-from flows.run import Summary, find_run
+from flows.run_record import RunRecord, find_run
 from tasks.models import import_models
-from tasks.stage import Workspace
+from tasks.pipeline import Pipeline
 
 EXAMPLES = ("preference.parquet", "retriever.parquet")
 
@@ -54,31 +54,29 @@ class MeasuredModels(Options):
     )
 
 
-def find_pairs(
-    work: Workspace, options: JointLoopOptions, wanted: MeasuredModels
-) -> list[ModelPair]:
+def find_pairs(pipeline: Pipeline, wanted: MeasuredModels) -> list[ModelPair]:
     """Find or import the models: those that are named, then the best of each run.
 
     Raises:
         DataError: if there is no such run, or nothing to measure.
     """
-    training = tuple(file for key in wanted.training for file in _examples(work.find(key)))
-    pairs = _named_models(work, options, wanted, training)
+    training = tuple(file for key in wanted.training for file in _examples(pipeline.find(key)))
+    pairs = _named_models(pipeline, wanted, training)
     for name in wanted.runs:
-        run = find_run(work.open(), name)
+        run = find_run(pipeline.open(), name)
         if run is None:
-            raise DataError(f"no run {name!r} in {work.store}; `expandr show` prints the latest")
+            raise DataError(
+                f"no run {name!r} in {pipeline.store}; `expandr show` prints the latest"
+            )
         pairs.append(_best_models(run, training))
     return pairs
 
 
 def _named_models(
-    work: Workspace,
-    options: JointLoopOptions,
-    wanted: MeasuredModels,
-    training: tuple[Artifact, ...],
+    pipeline: Pipeline, wanted: MeasuredModels, training: tuple[Artifact, ...]
 ) -> list[ModelPair]:
     """Return the pair that options or keys name; none if runs are measured and one is missing."""
+    options = pipeline.options
     names = {
         "llm": wanted.llm or options.llm.model,
         "retriever": wanted.retriever or options.retriever.model,
@@ -91,14 +89,14 @@ def _named_models(
             f"{unnamed[0]}.model is 'tiny', which is built from a collection's text; name a model, give "
             "the key of one, or name a run whose models are measured"
         )
-    found = {role: work.find(key) for role in names if (key := getattr(wanted, role))}
-    found |= import_models(work, options, set(names) - set(found))
+    found = {role: pipeline.find(key) for role in names if (key := getattr(wanted, role))}
+    found |= import_models(pipeline, set(names) - set(found))
     title = " and ".join(Path(name).name for name in names.values())
     return [ModelPair(title, found["llm"], found["retriever"], options, training)]
 
 
-def _best_models(run: Summary, training: tuple[Artifact, ...]) -> ModelPair:
-    prepared = [artifact for _, artifact in run.steps if artifact.stage == "prepare"]
+def _best_models(run: RunRecord, training: tuple[Artifact, ...]) -> ModelPair:
+    prepared = [step.artifact for step in run.steps if step.id.stage == "prepare"]
     known = [file for artifact in prepared for file in _examples(artifact)]
     files = {file.digest: file for file in [*known, *training]}
     return ModelPair(

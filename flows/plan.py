@@ -1,6 +1,6 @@
 """Plan: what a run will cost, before it is started; and beside it what one has cost.
 
-The steps are those of the joint loop itself, in a workspace that makes nothing. What a stage costs is
+The steps are those of the joint loop itself, in a pipeline that makes nothing. What a stage costs is
 known from earlier runs in the store with the same models, or from a calibration: the loop in small,
 on samples of the data.
 """
@@ -14,17 +14,17 @@ from pydantic import BaseModel
 
 from expandr_core.errors import DataError
 from expandr_core.options.loop import JointLoopOptions
-from expandr_core.planning.cost_model import Rates, Step, measured, rates_of
+from expandr_core.planning.cost_model import Rates, StepCost, measured, rates_of
 from expandr_core.runtime.runner import module_of
 from expandr_core.stages.sample import OPTIONS as SampleOptions
 from expandr_core.store.artifacts import Artifact
+from expandr_core.store.run_records import Step, StepId
 from flows.joint_loop import run_rounds
-from flows.run import Models, Run
 from tasks.data import Data, Evaluation, prepare_data
-from tasks.models import build_llm, build_retriever, check_adapter, import_models
-from tasks.planned import PlannedWorkspace
+from tasks.dry_run import DryRun
+from tasks.models import Models, build_llm, build_retriever, check_adapter, import_models
+from tasks.pipeline import Pipeline
 from tasks.preferences import choose_pairs
-from tasks.stage import Workspace
 
 PASSAGES_PER_QUERY = 16  # in a sample
 LATEST = 3  # runs that are learned from
@@ -34,7 +34,7 @@ class Plan(BaseModel):
     """What a run will cost, and by which rates."""
 
     rates: Rates
-    steps: list[Step]
+    steps: list[StepCost]
 
 
 @flow(name="plan")
@@ -61,78 +61,79 @@ def plan(
     Raises:
         DataError: if there is nothing to predict by, or too few pairs are predicted.
     """
-    work = Workspace(store=store, seed=options.seed, device=options.device)
-    imported = import_models(work, options)
+    pipeline = Pipeline(store, options)
+    imported = import_models(pipeline)
     check_adapter(imported, options)
-    data = prepare_data(work, options.data, options.world)
+    data = prepare_data(pipeline)
     if not rates and not calibrate:
-        rates = learned(work, options, before)
+        rates = learned(pipeline, before)
         if before and not rates:
             raise DataError(
                 "no run with these models ended before that one, to predict it by; give "
                 "--throughputs FILE, as the plan's --save wrote it, or --calibrate"
             )
     if not rates:
-        llm = imported.get("llm") or build_llm(work, data, options)
-        retriever = imported.get("retriever") or build_retriever(work, data, options)
-        rates = calibrated(Run(work, data, options), Models(0, llm, retriever), sample)
+        rates = calibrated(pipeline, data, start_models(pipeline, data, imported), sample)
     get_run_logger().info("planned by %s", rates.source)
-    planned = PlannedWorkspace(store=store, seed=options.seed, rates=rates)
+    planned = DryRun(store, options, rates=rates)
     with disable_run_logger():  # of rounds that do not take place
-        llm = imported.get("llm") or build_llm(planned, data, options)
-        retriever = imported.get("retriever") or build_retriever(planned, data, options)
-        run_rounds(Run(planned, data, options), Models(0, llm, retriever))
-    return Plan(rates=rates, steps=planned.steps)
+        run_rounds(planned, data, start_models(planned, data, imported))
+    return Plan(rates=rates, steps=planned.costs)
 
 
-def learned(work: Workspace, options: JointLoopOptions, before: datetime | None) -> Rates | None:
+def start_models(pipeline: Pipeline, data: Data, imported: dict[str, Artifact]) -> Models:
+    """Return the models of round 0: imported, or built."""
+    llm = imported.get("llm") or build_llm(pipeline, data)
+    return Models(0, llm, imported.get("retriever") or build_retriever(pipeline, data))
+
+
+def learned(pipeline: Pipeline, before: datetime | None) -> Rates | None:
     """Learn from the latest runs with the same models; None if there are none."""
-    store, names, steps = work.open(), list[str](), list[Step]()
-    models = options.model_dump(mode="json", include={"llm", "retriever", "device"})
+    store, names, steps = pipeline.open(), list[str](), list[StepCost]()
+    models = pipeline.options.model_dump(mode="json", include={"llm", "retriever", "device"})
     for record in reversed(store.records()):
         if "kind" in record:  # of a suite
             continue
         ended = datetime.fromisoformat(record["finished"])
         if models.items() <= record["options"].items() and (before is None or ended < before):
             names.append(record["name"])
-            own = [(title, Artifact(**artifact)) for title, artifact in record["steps"]]
-            steps += measured(store, own)
+            steps += measured(store, [Step(**step) for step in record["steps"]])
         if len(names) == LATEST:
             break
     return rates_of(steps, f"as in {' and '.join(names)}") if names else None
 
 
-def calibrated(run: Run, models: Models, sample: int) -> Rates:
+def calibrated(pipeline: Pipeline, data: Data, models: Models, sample: int) -> Rates:
     """Run one round on samples of the data: of a quarter, and of all of the queries asked for.
 
     One on an eighth comes first: it only tells how much longer takes what is done first in a process.
     """
-    store = run.work.open()
-    steps = measured(store, run.work.made)  # of the models that were built
-    loading: list[Step] = []
+    store = pipeline.open()
+    steps = measured(store, pipeline.steps)  # of the models that were built
+    loading: list[StepCost] = []
     for part in (8, 4, 1):
         queries = max(2, sample // part)
         get_run_logger().info("calibration with %d queries", queries)
-        work = Workspace(store=run.work.store, seed=run.work.seed, device=run.work.device)
-        small = Run(work, sampled(work, run.data, queries), undemanding(run.options))
-        run_rounds(small, models)
+        small = Pipeline(pipeline.store, relaxed(pipeline.options))
+        run_rounds(small, subset_of(small, data, queries), models)
         if part == 8:  # a process of its own loads anew each time
-            made = measured(store, work.made)
+            made = measured(store, small.steps)
             loading = [step for step in made if module_of(step.stage).ISOLATION != "always"]
         else:
-            steps += measured(store, as_asked(work, run.options).items())
+            steps += measured(store, with_run_options(small, pipeline.options))
     return rates_of(steps, f"a calibration with {sample} queries", loading)
 
 
-def as_asked(work: Workspace, options: JointLoopOptions) -> dict[str, Artifact]:
-    """Return what a sample's round has made, but with pairs as the run accepts them."""
-    made = {title: artifact for title, artifact in work.made if artifact.stage != "sample"}
-    rewards = made["reward the candidates, round 1"]
-    pairs = choose_pairs(work, rewards, options.preferences, ", as asked", more_to_come=True)
-    return made | {"choose pairs, round 1": pairs}
+def with_run_options(small: Pipeline, options: JointLoopOptions) -> list[Step]:
+    """Return the steps of a round on a sample, but with pairs as the run accepts them."""
+    relaxed_pairs = StepId("pairs", 1)
+    rewards = small.steps.artifact("reward", 1)
+    view = replace(small, options=options).round(1)
+    choose_pairs(view, rewards, "run options", partial=True)
+    return [step for step in small.steps if step.id != relaxed_pairs and step.id.stage != "sample"]
 
 
-def undemanding(options: JointLoopOptions) -> JointLoopOptions:
+def relaxed(options: JointLoopOptions) -> JointLoopOptions:
     """Change options so that one round on a few queries runs to its end."""
     accept_all = {
         "acceptance": "threshold",
@@ -151,13 +152,18 @@ def undemanding(options: JointLoopOptions) -> JointLoopOptions:
     )
 
 
-def sampled(work: Workspace, data: Data, queries: int) -> Data:
+def subset_of(pipeline: Pipeline, data: Data, queries: int) -> Data:
     """Cut the data down to some queries, and some passages for each of them."""
 
+    samples: dict[str, Artifact] = {}
+
     def some(table: Artifact, size: int) -> Artifact:
-        title = f"sample {size} of {table.path}"
-        made = work.make(title, "sample", SampleOptions(size=size), {"table": table})
-        return made.at(table.path)
+        name = f"{table.key}/{table.path}"
+        if name not in samples:
+            title, options = f"sample {size} of {table.path}", SampleOptions(size=size)
+            inputs = {"table": table}
+            samples[name] = pipeline.step("sample", inputs, title, options=options, name=name)
+        return samples[name].at(table.path)
 
     def passages(corpus: Artifact) -> Artifact:
         return some(corpus, queries * PASSAGES_PER_QUERY)

@@ -3,10 +3,10 @@
 from prefect import flow
 
 from expandr_core.options.loop import JointLoopOptions
-from expandr_core.store.artifacts import Artifact
+from expandr_core.store.run_records import Step
+from tasks.pipeline import Pipeline
 from tasks.placement import Placement
 from tasks.preferences import audit_pairs, choose_pairs, reward
-from tasks.stage import Workspace
 
 HERE = Placement()
 
@@ -20,7 +20,7 @@ def preferences(
     retriever: str,
     placement: Placement = HERE,
     store: str = "store",
-) -> list[tuple[str, Artifact]]:
+) -> list[Step]:
     """Reward candidates by a retriever, choose preference pairs, and audit them.
 
     Args:
@@ -32,9 +32,8 @@ def preferences(
         placement: Where each kind of stage runs.
         store: Folder or s3:// URL that keeps every artifact.
     """
-    work = Workspace(store=store, seed=options.seed, device=options.device, placement=placement)
-    found = [work.find(key) for key in (candidates, answers, examples, retriever)]
-    rewards = reward(work, *found, options=options.retriever)
-    pairs = choose_pairs(work, rewards, options.preferences)
-    audit_pairs(work, rewards, pairs, options.preferences)
-    return work.made
+    pipeline = Pipeline(store, options, placement)
+    found = [pipeline.find(key) for key in (candidates, answers, examples, retriever)]
+    rewards = reward(pipeline, *found)
+    audit_pairs(pipeline, rewards, choose_pairs(pipeline, rewards))
+    return list(pipeline.steps)

@@ -3,10 +3,10 @@
 from prefect import flow
 
 from expandr_core.options.loop import JointLoopOptions
-from expandr_core.store.artifacts import Artifact
+from expandr_core.store.run_records import Step
 from tasks.data import prepare_data
+from tasks.pipeline import Pipeline
 from tasks.placement import Placement
-from tasks.stage import Workspace
 
 HERE = Placement()
 
@@ -14,7 +14,7 @@ HERE = Placement()
 @flow(name="prepare")
 def prepare(
     options: JointLoopOptions, placement: Placement = HERE, store: str = "store"
-) -> list[tuple[str, Artifact]]:
+) -> list[Step]:
     """Make or read the data and split the training queries.
 
     Args:
@@ -22,6 +22,6 @@ def prepare(
         placement: Where each kind of stage runs.
         store: Folder or s3:// URL that keeps every artifact.
     """
-    work = Workspace(store=store, seed=options.seed, device=options.device, placement=placement)
-    prepare_data(work, options.data, options.world)
-    return work.made
+    pipeline = Pipeline(store, options, placement)
+    prepare_data(pipeline)
+    return list(pipeline.steps)

@@ -3,10 +3,10 @@
 from prefect import flow
 
 from expandr_core.options.loop import JointLoopOptions
-from expandr_core.store.artifacts import Artifact
+from expandr_core.store.run_records import Step
+from tasks.pipeline import Pipeline
 from tasks.placement import Placement
 from tasks.retriever import train_retriever
-from tasks.stage import Workspace
 
 HERE = Placement()
 
@@ -20,7 +20,7 @@ def retriever(
     expansions: str = "",
     placement: Placement = HERE,
     store: str = "store",
-) -> list[tuple[str, Artifact]]:
+) -> list[Step]:
     """Train a retriever, with expansions or, as a control, without.
 
     Args:
@@ -32,16 +32,14 @@ def retriever(
         placement: Where each kind of stage runs.
         store: Folder or s3:// URL that keeps every artifact.
     """
-    work = Workspace(store=store, seed=options.seed, device=options.device, placement=placement)
-    model = work.find(start)
+    pipeline = Pipeline(store, options, placement)
+    model = pipeline.find(start)
     train_retriever(
-        work,
-        work.find(examples),
-        work.find(corpus) if corpus else None,
+        pipeline,
+        pipeline.find(examples),
+        pipeline.find(corpus) if corpus else None,
+        pipeline.find(expansions) if expansions else None,
         model,
         model,
-        work.find(expansions) if expansions else None,
-        options,
-        "train the retriever",
     )
-    return work.made
+    return list(pipeline.steps)

@@ -1,5 +1,6 @@
 """Measure systems on datasets, ask what differs, and compare them in one report."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -7,19 +8,17 @@ from typing import Literal
 from expandr_core.evaluation.comparison import Contrast, MeasuredDataset, System
 from expandr_core.evaluation.run_queries import identical_ids_warning
 from expandr_core.evaluation.verdict import Kept
-from expandr_core.options.base import Options
-from expandr_core.options.evaluation import EvaluationOptions, RankingOptions
-from expandr_core.options.loop import JointLoopOptions
-from expandr_core.options.retriever import RetrieverOptions
+from expandr_core.options.evaluation import RankingOptions
 from expandr_core.stages.audit import AuditOptions
 from expandr_core.stages.compare import CompareOptions
 from expandr_core.stages.evaluate import EvaluateOptions
 from expandr_core.stages.evaluate_bm25 import EvaluateBM25Options
 from expandr_core.store.artifacts import Artifact
+from expandr_core.store.store import Store
 from tasks.data import Evaluation
 from tasks.expand import empty_warnings, write_expansions, write_greedy
+from tasks.pipeline import Pipeline
 from tasks.retriever import encode_corpus
-from tasks.stage import Workspace
 
 Mode = Literal["query", "expansion", "fused"]
 Expansions = dict[str, list[Artifact]]  # of the queries of each dataset, one artifact per seed
@@ -38,8 +37,6 @@ class Comparison:
     """Systems measured on the same datasets, in the order of the report, and questions about them.
 
     Attributes:
-        work: where artifacts are kept; its seed is the first of several.
-        options: how systems are measured and tested.
         datasets: what they are measured on.
         systems: those that are measured, by name.
         contrasts: the family of tests.
@@ -48,8 +45,6 @@ class Comparison:
         vectors: of each dataset, by each retriever.
     """
 
-    work: Workspace
-    options: EvaluationOptions
     datasets: list[Measured]
     systems: dict[str, System] = field(default_factory=dict)
     contrasts: list[Contrast] = field(default_factory=list)
@@ -67,36 +62,44 @@ class Comparison:
         }
 
     def expand(
-        self, llm: Artifact, options: JointLoopOptions, which: str, seeds: int = 1
+        self, pipeline: Pipeline, llm: Artifact, name: str, which: str, seeds: int = 1
     ) -> Expansions:
-        """Expand all queries as the options say, mostly sampled: once per seed."""
-        works = [
-            self.work.model_copy(update={"seed": self.work.seed + seed}) for seed in range(seeds)
-        ]
+        """Expand all queries as the options say, mostly sampled: once per seed.
+
+        Args:
+            pipeline: of the run; its seed is the first.
+            llm: writes.
+            name: of the expansions.
+            which: the model's title.
+            seeds: how many.
+        """
+        first = pipeline.options.seed
         return {
             key: [
                 write_expansions(
-                    work,
+                    pipeline.changed(seed=seed),
                     evaluation.queries,
                     llm,
-                    options,
-                    f"expand the {key} queries, {which}" + _seed(work.seed, seeds),
+                    f"expand the {key} queries, {which}" + _seed(seed, seeds),
+                    f"{key}/{name}/{seed - first}",
                 )
-                for work in works
+                for seed in range(first, first + seeds)
             ]
             for key, evaluation in self.evaluations.items()
         }
 
-    def expand_greedily(self, llm: Artifact, options: JointLoopOptions, which: str) -> Expansions:
+    def expand_greedily(
+        self, pipeline: Pipeline, llm: Artifact, name: str, which: str
+    ) -> Expansions:
         """Expand all queries with the likeliest tokens."""
         return {
             key: [
                 write_greedy(
-                    self.work,
+                    pipeline,
                     evaluation.queries,
                     llm,
-                    options,
                     f"expand the {key} queries greedily, {which}",
+                    f"{key}/{name}",
                 )
             ]
             for key, evaluation in self.evaluations.items()
@@ -104,64 +107,72 @@ class Comparison:
 
     def dense(
         self,
+        pipeline: Pipeline,
         name: str,
         title: str,
         retriever: Artifact,
-        options: RetrieverOptions,
         expansions: Expansions | None = None,
         mode: Mode = "fused",
     ) -> None:
         """Measure a retriever with the mean of query and expansion, or with one of them alone."""
+        options, measure = pipeline.options.retriever, pipeline.options.evaluate
         weights = {"fused": options.fusion.expansion_weight, "expansion": 1.0, "query": 0.0}
-        for step, role, key, written in self._cells(name, title, expansions):
+        for step, role, key, written in self._cells(pipeline, name, title, expansions):
+            evaluation = self.evaluations[key]
             if (key, retriever.key) not in self.vectors:
-                corpus, which = self.evaluations[key].corpus, f"{key}: {title}"
-                made = encode_corpus(self.work, corpus, retriever, options, which)
-                self.vectors[key, retriever.key] = made
+                self.vectors[key, retriever.key] = encode_corpus(
+                    pipeline, evaluation.corpus, retriever, f"{key}: {title}", f"{key}/{name}"
+                )
             chosen = EvaluateOptions.of(
                 options,
-                RankingOptions.of(self.options, self.evaluations[key].identical_ids),
+                RankingOptions.of(measure, evaluation.identical_ids),
                 weights[mode if written else "query"],
             )
             vectors = self.vectors[key, retriever.key]
             inputs = {"retriever": retriever, "embeddings": vectors, "expansions": written}
-            self._evaluate(step, role, key, chosen, inputs)
+            inputs |= {"queries": evaluation.queries, "qrels": evaluation.qrels}
+            cell = role.removeprefix("measured/")
+            self.inputs[role] = pipeline.step("evaluate", inputs, step, options=chosen, name=cell)
 
-    def bm25(self, name: str, title: str, expansions: Expansions | None = None) -> None:
-        """Measure BM25, the reference from outside."""
-        for step, role, key, written in self._cells(name, title, expansions):
-            evaluation = self.evaluations[key]
-            chosen = EvaluateBM25Options.of(self.options, evaluation.identical_ids)
-            inputs = {"corpus": evaluation.corpus, "expansions": written}
-            self._evaluate(step, role, key, chosen, inputs)
-
-    def _evaluate(
-        self, title: str, role: str, key: str, options: Options, inputs: dict[str, Artifact | None]
+    def bm25(
+        self, pipeline: Pipeline, name: str, title: str, expansions: Expansions | None = None
     ) -> None:
-        """Run the stage that measures with such options, on the queries and qrels of a dataset."""
-        stage = "evaluate_bm25" if isinstance(options, EvaluateBM25Options) else "evaluate"
-        judged = {"queries": self.evaluations[key].queries, "qrels": self.evaluations[key].qrels}
-        self.inputs[role] = self.work.make(title, stage, options, inputs | judged)
+        """Measure BM25, the reference from outside."""
+        for step, role, key, written in self._cells(pipeline, name, title, expansions):
+            evaluation = self.evaluations[key]
+            chosen = EvaluateBM25Options.of(pipeline.options.evaluate, evaluation.identical_ids)
+            inputs = {"corpus": evaluation.corpus, "expansions": written}
+            inputs |= {"queries": evaluation.queries, "qrels": evaluation.qrels}
+            cell = role.removeprefix("measured/")
+            self.inputs[role] = pipeline.step(
+                "evaluate_bm25", inputs, step, options=chosen, name=cell
+            )
 
     def _cells(
-        self, name: str, title: str, expansions: Expansions | None
+        self, pipeline: Pipeline, name: str, title: str, expansions: Expansions | None
     ) -> Iterator[tuple[str, str, str, Artifact | None]]:
-        """Yield for each dataset and seed: step, input of the comparison, dataset, expansions."""
+        """Yield for each dataset and seed: title, input of the comparison, dataset, expansions."""
         seeds = max(map(len, expansions.values())) if expansions else 1
         self.systems[name] = System(name=name, title=title, seeds=seeds)
         for key in self.evaluations:
             for seed, written in enumerate(expansions[key] if expansions else [None]):
-                step = f"evaluate on {key}: {title}" + _seed(self.work.seed + seed, seeds)
+                step = f"evaluate on {key}: {title}" + _seed(pipeline.options.seed + seed, seeds)
                 if written:
                     self.written.append((f"{title} on {key}", written))
                 yield step, f"measured/{key}/{name}/{seed}", key, written
 
     def audit(
-        self, before: str, after: str, expansions: Expansions, training: tuple[Artifact, ...]
+        self,
+        pipeline: Pipeline,
+        before: str,
+        after: str,
+        expansions: Expansions,
+        training: tuple[Artifact, ...],
     ) -> None:
         """Audit what expansions gain for leakage.
 
         Args:
+            pipeline: of the run.
             before: name of the system without them.
             after: name of the system with them.
             expansions: what it was measured with.
@@ -178,8 +189,9 @@ class Comparison:
                 inputs[f"expansions-{seed}"] = written
                 inputs[f"after-{seed}"] = self.inputs[f"measured/{key}/{after}/{seed}"]
             inputs |= {f"training-{number}": file for number, file in enumerate(training)}
-            self.inputs[f"audit/{key}/{after}"] = self.work.make(
-                f"audit on {key}: {self.systems[after].title}", "audit", AuditOptions(), inputs
+            title, name = f"audit on {key}: {self.systems[after].title}", f"{key}/{after}"
+            self.inputs[f"audit/{name}"] = pipeline.step(
+                "audit", inputs, title, options=AuditOptions(), name=name
             )
 
     def ask(self, before: str, after: str, question: str, baseline: bool = False) -> None:
@@ -195,31 +207,41 @@ class Comparison:
         if baseline:
             self.systems[after] = self.systems[after].model_copy(update={"baseline": before})
 
-    def report(self, title: str = "compare the systems", kept: Kept | None = None) -> Artifact:
+    def report(
+        self,
+        pipeline: Pipeline,
+        title: str = "compare the systems",
+        name: str = "",
+        kept: Kept | None = None,
+    ) -> Artifact:
         """Compare all systems measured so far; `kept` tells which of them were chosen elsewhere."""
         queries = {f"queries/{key}": each.queries for key, each in self.evaluations.items()}
         options = CompareOptions(
             systems=tuple(self.systems.values()),
             datasets=tuple(each.dataset for each in self.datasets),
             contrasts=tuple(self.contrasts),
-            significance=self.options.significance,
+            significance=pipeline.options.evaluate.significance,
             kept=kept,
-            warnings=self._warnings(),
+            warnings=self._warnings(pipeline),
         )
-        return self.work.make(title, "compare", options, queries | self.inputs)
+        inputs = queries | self.inputs
+        return pipeline.step("compare", inputs, title, options=options, name=name)
 
-    def _warnings(self) -> tuple[str, ...]:
+    def _warnings(self, pipeline: Pipeline) -> tuple[str, ...]:
         """Warn of empty texts, and of passages that were left out for their ids."""
         first = next(iter(self.systems))
         counts = {k: self.inputs[f"measured/{k}/{first}/0"].counts for k in self.evaluations}
         said = {key: identical_ids_warning(each) for key, each in counts.items()}
         return (
-            *empty_warnings([*self.written, *self.work.made]),
+            *empty_warnings(self.written, pipeline.steps),
             *(f"{key}: {warning}" for key, warning in said.items() if warning),
         )
 
-    def difference(self, before: str, after: str) -> tuple[float, bool]:
-        """Compare two systems: the difference in nDCG@10, and whether it is significant."""
+    def difference(self, pipeline: Pipeline, before: str, after: str) -> tuple[float, bool]:
+        """Compare two systems: the difference in nDCG@10, and whether it is significant.
+
+        A dry run predicts that every round brings a gain.
+        """
         pair = {name: self.systems[name] for name in (before, after)}
         question = " -> ".join(system.title for system in pair.values())
         alone = replace(
@@ -229,9 +251,14 @@ class Comparison:
             inputs={r: made for r, made in self.inputs.items() if r.split("/")[-2] in pair},
         )
         where = ", ".join(each.dataset.name for each in self.datasets)
-        report = alone.report(f"compare on {where}: {self.systems[after].title}")
-        contrast = self.work.read_json(report, "comparison.json")["contrasts"][0]
-        return contrast["difference"], contrast["significant"]
+        title = f"compare on {where}: {self.systems[after].title}"
+        report = alone.report(pipeline, title, f"{where}/{after}")
+
+        def read(store: Store) -> tuple[float, bool]:
+            [found] = json.loads((store.local(report) / "comparison.json").read_text())["contrasts"]
+            return found["difference"], found["significant"]
+
+        return pipeline.ask(read, predicted=(1.0, True))
 
 
 def _seed(seed: int, of: int) -> str:

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from expandr_core.errors import DataError
-from expandr_core.options.data import DataOptions, DemoWorldOptions, IdenticalIds
+from expandr_core.options.data import IdenticalIds
 from expandr_core.stages import collection_texts, prepare
 from expandr_core.store.artifacts import Artifact
-from tasks.stage import Workspace
+from tasks.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,18 @@ class Evaluation:
     identical_ids: IdenticalIds = "ignore"
 
 
-def prepare_data(work: Workspace, options: DataOptions, world: DemoWorldOptions) -> Data:
+def prepare_data(pipeline: Pipeline) -> Data:
     """Read the collection and the triples; split the training queries."""
-    made = None
+    options, made = pipeline.options.data, None
     if options.collection == "demo":
-        made = work.make("make the demo world", "demo_world", world)
-    prepared = work.make(
-        "prepare the data", "prepare", options, {"world": made}, prepare.source_digests(options)
+        world = pipeline.options.world
+        made = pipeline.step("demo_world", {}, "make the demo world", options=world)
+    prepared = pipeline.step(
+        "prepare",
+        {"world": made},
+        "prepare the data",
+        options=options,
+        sources=prepare.source_digests(options),
     )
 
     if "dev_queries.parquet" not in prepared.files:
@@ -85,12 +90,21 @@ def prepare_data(work: Workspace, options: DataOptions, world: DemoWorldOptions)
     )
 
 
-def training_texts(work: Workspace, data: Data) -> Artifact:
-    """Collect the texts that tiny models are trained on: the world's own, or the corpus."""
+def training_texts(pipeline: Pipeline, data: Data, role: str) -> Artifact:
+    """Collect the texts that a tiny model is trained on: the world's own, or the corpus.
+
+    Args:
+        pipeline: of the run.
+        data: of the run.
+        role: "llm" or "retriever".
+    """
     if data.world:
         return data.world.at("texts.parquet")
-    options = collection_texts.OPTIONS()
-    made = work.make(
-        "collect the corpus's texts", "collection_texts", options, {"corpus": data.corpus}
+    made = pipeline.step(
+        "collection_texts",
+        {"corpus": data.corpus},
+        f"collect the corpus's texts for the tiny {role}",
+        options=collection_texts.OPTIONS(),
+        name=role,
     )
-    return made.at("texts.parquet")
+    return made.at(collection_texts.TEXTS)

@@ -2,18 +2,23 @@
 
 from expandr_core.data.catalog import Dataset
 from expandr_core.evaluation.comparison import MeasuredDataset
-from expandr_core.options.data import DataOptions
 from expandr_core.stages import dataset as stage
 from tasks.comparison import Measured
 from tasks.data import Evaluation
-from tasks.stage import Workspace
+from tasks.pipeline import Pipeline
 
 
-def get_dataset(work: Workspace, dataset: Dataset, options: DataOptions) -> Measured:
+def get_dataset(pipeline: Pipeline, dataset: Dataset) -> Measured:
     """Download or read a dataset; only its judged queries are kept."""
-    resolved = stage.options_of(dataset, options.bad_rows)
-    title = f"get the dataset {dataset.name}"
-    made = work.make(title, "dataset", resolved, sources=stage.source_digests(resolved))
+    options = stage.options_of(dataset, pipeline.options.data.bad_rows)
+    made = pipeline.step(
+        "dataset",
+        {},
+        f"get the dataset {dataset.name}",
+        options=options,
+        name=dataset.name,
+        sources=stage.source_digests(options),
+    )
     subsets = {}
     for subset in dataset.forums or ("",):
         files = [f"{subset}/{name}.parquet".lstrip("/") for name in ("queries", "qrels", "corpus")]

@@ -1,26 +1,33 @@
 """Get the models that the loop starts from: imported, or built from the collection's text."""
 
 from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass
 
 from expandr_core.errors import DataError, naming
 from expandr_core.generation.adapters import check_targets
 from expandr_core.generation.chat_templates import chat_options, template_of
 from expandr_core.options.loop import JointLoopOptions
-from expandr_core.options.retriever import RetrieverOptions
 from expandr_core.runtime.model_source import model_source
 from expandr_core.stages.import_model import LAYERS, ImportOptions
 from expandr_core.stages.tiny_llm import CHAT_TEMPLATE
 from expandr_core.stages.tiny_llm import LAYERS as TINY_LAYERS
 from expandr_core.store.artifacts import Artifact
 from tasks.data import Data, training_texts
-from tasks.stage import Workspace
+from tasks.pipeline import Pipeline
 
 ROLES = frozenset({"llm", "retriever"})
 
 
-def import_models(
-    work: Workspace, options: JointLoopOptions, roles: Set[str] = ROLES
-) -> dict[str, Artifact]:
+@dataclass(frozen=True)
+class Models:
+    """The language model and the retriever after a round; round 0 is before the first."""
+
+    round: int
+    llm: Artifact
+    retriever: Artifact
+
+
+def import_models(pipeline: Pipeline, roles: Set[str] = ROLES) -> dict[str, Artifact]:
     """Check and import the models that are named; the first step, so that it costs nothing to fail.
 
     Returns:
@@ -29,6 +36,7 @@ def import_models(
     Raises:
         DataError: if a model cannot be used, or the LLM is to be run where it cannot be changed.
     """
+    options = pipeline.options
     if options.llm.engine == "endpoint":
         raise DataError(
             "llm.engine is 'endpoint', but a server keeps its model and the loop trains it; use "
@@ -37,7 +45,7 @@ def import_models(
     imported, llm = {}, options.llm
     if "retriever" in roles and options.retriever.model != "tiny":
         with naming("retriever.model"):
-            imported["retriever"] = _import_retriever(work, options.retriever)
+            imported["retriever"] = _import_retriever(pipeline)
     if "llm" in roles and llm.model == "tiny":
         chat_options(CHAT_TEMPLATE, llm.template, llm.date)  # so that it says what is wrong
     elif "llm" in roles:
@@ -46,14 +54,24 @@ def import_models(
         chat_options(template_of(folder), llm.template, llm.date)
         with naming("llm.model"):
             resolved = ImportOptions(kind="llm", folder=str(folder))
-            imported["llm"] = work.make("import the LLM", "import_model", resolved, sources=sources)
+            imported["llm"] = pipeline.step(
+                "import_model", {}, "import the LLM", options=resolved, name="llm", sources=sources
+            )
     return imported
 
 
-def _import_retriever(work: Workspace, retriever: RetrieverOptions) -> Artifact:
+def _import_retriever(pipeline: Pipeline) -> Artifact:
+    retriever = pipeline.options.retriever
     folder, sources = model_source(retriever.model)
     resolved = ImportOptions.of(retriever, folder)
-    return work.make("import the retriever", "import_model", resolved, sources=sources)
+    return pipeline.step(
+        "import_model",
+        {},
+        "import the retriever",
+        options=resolved,
+        name="retriever",
+        sources=sources,
+    )
 
 
 def check_adapter(imported: Mapping[str, Artifact], options: JointLoopOptions) -> None:
@@ -70,13 +88,14 @@ def check_adapter(imported: Mapping[str, Artifact], options: JointLoopOptions) -
         check_targets(layers, options.dpo.lora.targets)
 
 
-def build_llm(work: Workspace, data: Data, options: JointLoopOptions) -> Artifact:
+def build_llm(pipeline: Pipeline, data: Data) -> Artifact:
     """Train a tiny LLM on the collection's text."""
-    inputs = {"texts": training_texts(work, data)}
-    return work.make("train the tiny LLM", "tiny_llm", options.llm.tiny, inputs)
+    inputs, options = {"texts": training_texts(pipeline, data, "llm")}, pipeline.options.llm.tiny
+    return pipeline.step("tiny_llm", inputs, "train the tiny LLM", options=options)
 
 
-def build_retriever(work: Workspace, data: Data, options: JointLoopOptions) -> Artifact:
+def build_retriever(pipeline: Pipeline, data: Data) -> Artifact:
     """Train a tiny retriever on crops of the corpus."""
-    inputs = {"corpus": data.corpus, "texts": training_texts(work, data)}
-    return work.make("train the tiny retriever", "tiny_retriever", options.retriever.tiny, inputs)
+    inputs = {"corpus": data.corpus, "texts": training_texts(pipeline, data, "retriever")}
+    options = pipeline.options.retriever.tiny
+    return pipeline.step("tiny_retriever", inputs, "train the tiny retriever", options=options)

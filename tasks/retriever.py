@@ -1,55 +1,59 @@
 """Encode the corpus, mine hard negatives, and train the retriever."""
 
-from expandr_core.options.loop import JointLoopOptions
-from expandr_core.options.retriever import RetrieverOptions
-from expandr_core.stages import encode as encode_stage
-from expandr_core.stages import mine as mine_stage
-from expandr_core.stages import train_retriever as train_stage
+from expandr_core.stages import encode, mine
+from expandr_core.stages import train_retriever as train
 from expandr_core.store.artifacts import Artifact
-from tasks.stage import Workspace
+from tasks.pipeline import Pipeline
 
 
 def encode_corpus(
-    work: Workspace, corpus: Artifact, retriever: Artifact, options: RetrieverOptions, which: str
+    pipeline: Pipeline, corpus: Artifact, retriever: Artifact, title: str, name: str
 ) -> Artifact:
-    """Encode every passage."""
-    return work.make(
-        f"encode the corpus, {which}",
+    """Encode every passage.
+
+    Args:
+        pipeline: of the run.
+        corpus: the passages.
+        retriever: encodes them.
+        title: what for.
+        name: of the step.
+    """
+    return pipeline.step(
         "encode",
-        encode_stage.OPTIONS.of(options),
         {"corpus": corpus, "retriever": retriever},
+        f"encode the corpus, {title}",
+        options=encode.OPTIONS.of(pipeline.options.retriever),
+        name=name,
     )
 
 
 def train_retriever(
-    work: Workspace,
+    pipeline: Pipeline,
     examples: Artifact,
     corpus: Artifact | None,
+    expansions: Artifact | None,
     start: Artifact,
     miner: Artifact,
-    expansions: Artifact | None,
-    options: JointLoopOptions,
-    title: str,
 ) -> Artifact:
     """Train on expanded queries, or, without expansions, the control that the paper calls SFT.
 
     Args:
-        work: where artifacts are kept.
+        pipeline: of the run.
         examples: training queries with positives, and perhaps given hard negatives.
         corpus: the collection that hard negatives are mined in; None if there is none.
+        expansions: of the training queries, or None.
         start: the retriever whose weights training starts from.
         miner: the current retriever, which mines.
-        expansions: of the training queries, or None.
-        options: of the loop.
-        title: names the step.
     """
+    options = pipeline.options
+    name, trained = ("", "retriever") if expansions else ("control", "SFT control")
     negatives = None
     if corpus and options.training.hard_negatives:
-        vectors = encode_corpus(work, corpus, miner, options.retriever, f"to mine ({title})")
-        negatives = work.make(
-            f"mine hard negatives ({title})",
+        vectors = encode_corpus(
+            pipeline, corpus, miner, f"to mine for the {trained}", f"mine/{name}"
+        )
+        negatives = pipeline.step(
             "mine",
-            mine_stage.OPTIONS.of(options),
             {
                 "examples": examples,
                 "expansions": expansions,
@@ -57,15 +61,15 @@ def train_retriever(
                 "embeddings": vectors,
                 "corpus": corpus,
             },
+            f"mine hard negatives for the {trained}",
+            options=mine.OPTIONS.of(options),
+            name=name,
         )
-    return work.make(
-        title,
-        "train_retriever",
-        train_stage.OPTIONS.of(options),
-        {
-            "retriever": start,
-            "examples": examples,
-            "expansions": expansions,
-            "negatives": negatives,
-        },
-    )
+    inputs = {
+        "retriever": start,
+        "examples": examples,
+        "expansions": expansions,
+        "negatives": negatives,
+    }
+    title, training = f"train the {trained}", train.OPTIONS.of(options)
+    return pipeline.step("train_retriever", inputs, title, options=training, name=name)

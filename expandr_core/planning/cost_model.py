@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from expandr_core.errors import DataError
 from expandr_core.planning.volumes import BYTES_GROW_WITH, predicted_counts, volume
 from expandr_core.store.artifacts import Artifact, StageSpec
+from expandr_core.store.run_records import Step, StepId
 from expandr_core.store.store import Store
 
 Floats = NDArray[np.floating]
@@ -80,12 +81,11 @@ class Rates(BaseModel):
 
 
 @dataclass(frozen=True)
-class Step:
-    """A step of a run, measured or predicted.
+class StepCost:
+    """What a step of a run costs, measured or predicted.
 
     Attributes:
-        title: its name in the run.
-        stage: what was run.
+        id: of the step in its run.
         counts: what its artifact counts.
         volume: what its time depends on.
         seconds: it took, or takes.
@@ -94,8 +94,7 @@ class Step:
         start: seconds before the work began, if the stage told.
     """
 
-    title: str
-    stage: str
+    id: StepId
     counts: dict[str, float]
     volume: dict[str, float]
     seconds: float
@@ -103,30 +102,34 @@ class Step:
     options: dict[str, Any] = field(repr=False)
     start: float | None = None
 
+    @property
+    def stage(self) -> str:
+        """The stage that ran."""
+        return self.id.stage
 
-def measured(store: Store, steps: Iterable[tuple[str, Artifact]]) -> list[Step]:
+
+def measured(store: Store, steps: Iterable[Step]) -> list[StepCost]:
     """Read what the steps of a run have cost; each artifact counts once.
 
     A stage that is cut into shards cost what they did: they may have been made at other times.
     """
-    found: dict[str, Step] = {}
-    for title, artifact in steps:
-        if (
-            artifact.key not in found
-        ):  # what an older version did not count, or is gone, tells nothing
+    found: dict[str, StepCost] = {}
+    for step in steps:
+        key = step.artifact.key
+        if key not in found:  # what an older version did not count, or is gone, tells nothing
             with contextlib.suppress(KeyError, FileNotFoundError):
-                found[artifact.key] = _measured(store, title, artifact)
+                found[key] = _measured(store, step)
     return last_of_each(list(found.values()))
 
 
-def _measured(store: Store, title: str, artifact: Artifact) -> Step:
+def _measured(store: Store, step: Step) -> StepCost:
+    artifact = step.artifact
     manifest = store.manifest(artifact.key)
     inputs = {role: Artifact(**each) for role, each in manifest["inputs"].items()}
     parts = [store.manifest(part["key"]) for part in manifest["parts"]]
     options, counts = manifest["options"], manifest["counts"]
-    return Step(
-        title=title,
-        stage=artifact.stage,
+    return StepCost(
+        id=step.id,
         counts=counts,
         volume=volume(artifact.stage, options, inputs, counts, store),
         seconds=sum(part["seconds"] for part in parts) or manifest["seconds"],
@@ -136,12 +139,14 @@ def _measured(store: Store, title: str, artifact: Artifact) -> Step:
     )
 
 
-def last_of_each(steps: list[Step]) -> list[Step]:
-    """Leave out a lazy step that a later one goes on from: that one's shards are all there are."""
-    return list({step.title.partition(", first ")[0]: step for step in steps}.values())
+def last_of_each(steps: list[StepCost]) -> list[StepCost]:
+    """Leave out a limited step that a later one goes on from: that one has all of its shards."""
+    return list({step.id._replace(max_shards=0): step for step in steps}.values())
 
 
-def predicted(title: str, spec: StageSpec, rates: Rates, store: Store, first: bool = False) -> Step:
+def predicted(
+    step_id: StepId, spec: StageSpec, rates: Rates, store: Store, first: bool = False
+) -> StepCost:
     """Predict a step, `first` of its stage in a process or not; its inputs may be predictions too.
 
     Raises:
@@ -156,9 +161,8 @@ def predicted(title: str, spec: StageSpec, rates: Rates, store: Store, first: bo
     options = spec.runtime["options"]
     work = volume(spec.stage, options, spec.inputs, counts, store)
     costs = rates.of(spec.stage)
-    return Step(
-        title=title,
-        stage=spec.stage,
+    return StepCost(
+        id=step_id,
         counts=counts,
         volume=work,
         seconds=costs.seconds(work) + first * costs.load_seconds,
@@ -167,7 +171,7 @@ def predicted(title: str, spec: StageSpec, rates: Rates, store: Store, first: bo
     )
 
 
-def rates_of(steps: list[Step], source: str, loading: Sequence[Step] = ()) -> Rates:
+def rates_of(steps: list[StepCost], source: str, loading: Sequence[StepCost] = ()) -> Rates:
     """Fit what stages cost to measured steps.
 
     Args:
@@ -175,10 +179,10 @@ def rates_of(steps: list[Step], source: str, loading: Sequence[Step] = ()) -> Ra
         source: where they are from.
         loading: the same process's steps before, which loaded the libraries.
     """
-    by_stage: dict[str, list[Step]] = {}
+    by_stage: dict[str, list[StepCost]] = {}
     for step in steps:
         by_stage.setdefault(step.stage, []).append(step)
-    texts: dict[str, list[Step]] = {}
+    texts: dict[str, list[StepCost]] = {}
     for step in by_stage.get("expand", []):
         texts.setdefault(step.options["prompt"]["name"], []).append(step)
     pairs = [step for step in by_stage.get("pairs", []) if "accepted" in step.counts]
@@ -198,12 +202,12 @@ def rates_of(steps: list[Step], source: str, loading: Sequence[Step] = ()) -> Ra
     )
 
 
-def fit(stage: str, steps: list[Step]) -> StageRates:
+def fit(stage: str, steps: list[StepCost]) -> StageRates:
     """Fit start and throughputs to the measured steps of a stage, none of them negative.
 
     >>> def step(tokens, seconds, start=None):
     ...     counts = {"tokens": tokens}
-    ...     return Step("", "expand", counts, counts, seconds, 4 * tokens, {}, start)
+    ...     return StepCost(StepId("expand"), counts, counts, seconds, 4 * tokens, {}, start)
     >>> fit("expand", [step(1000, 7, start=5)])  # 1000 tokens in 2 seconds
     StageRates(start_seconds=5.0, load_seconds=0, per_second={'tokens': 500.0}, bytes=4.0)
     >>> found = fit("expand", [step(1000, 7), step(3000, 11)])
@@ -232,10 +236,10 @@ def fit(stage: str, steps: list[Step]) -> StageRates:
     return StageRates(start_seconds=start, per_second=per_second, bytes=size)
 
 
-def with_load(rates: StageRates, loading: list[Step]) -> StageRates:
+def with_load(rates: StageRates, loading: list[StepCost]) -> StageRates:
     """Put down to loading what the first of the steps took longer than by the rates.
 
-    >>> first = Step("", "mine", {}, {"queries": 30.0}, 5.5, 0, {})
+    >>> first = StepCost(StepId("mine"), {}, {"queries": 30.0}, 5.5, 0, {})
     >>> with_load(StageRates(start_seconds=1, per_second={"queries": 10}), [first]).load_seconds
     1.5
     """

@@ -25,6 +25,8 @@ VERSION = 1
 ROLE = "data"
 ISOLATION = "never"
 OPTIONS = Options
+TEXTS = "texts.parquet"
+FILES = (TEXTS,)  # that other steps refer to by name
 LONGEST = 120  # words of a passage in a chat
 LONGEST_QUESTION = 30
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
@@ -46,7 +48,7 @@ def run(job: Job) -> None:
         )
     )
     columns = dict(zip(Text._fields, map(list, zip(*texts, strict=True)), strict=True))
-    pq.write_table(pa.table(columns), job.out / "texts.parquet", compression="zstd")
+    pq.write_table(pa.table(columns), job.out / TEXTS, compression="zstd")
     chats = columns["kind"].count("chat")
     job.counts |= {"passages": len(passages), "texts": len(texts), "chats": chats}
 

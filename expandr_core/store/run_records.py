@@ -7,17 +7,45 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from pydantic import BaseModel, ConfigDict
 
 from expandr_core.errors import DataError
+from expandr_core.store.artifacts import Artifact
 from expandr_core.store.filesystems import STORE_REMEDY, explain_full_disk, partial_file
 from expandr_core.store.manifests import is_key
 
 log = logging.getLogger(__name__)
 NOTES = "begun"
+
+
+class StepId(NamedTuple):
+    """Which step of a run: unique within it.
+
+    Attributes:
+        stage: that ran.
+        round: of the joint loop; 0 outside of the rounds.
+        name: tells steps of one stage and round apart.
+        max_shards: the step was limited to the first shards; 0 for all. A later step of the same
+            stage, round and name goes on from it.
+    """
+
+    stage: str
+    round: int = 0
+    name: str = ""
+    max_shards: int = 0
+
+
+class Step(BaseModel):
+    """A step of a run: what it made or found, and its title, which is only for people."""
+
+    model_config = ConfigDict(frozen=True)
+    id: StepId
+    title: str
+    artifact: Artifact
 
 
 def write_record(
@@ -73,7 +101,7 @@ def needs_of(record: dict[str, Any], path: str) -> list[dict[str, Any]]:
         steps = record["steps"]
         if not isinstance(steps, list):
             raise TypeError("its steps are no list")
-        found = [artifact for _, artifact in steps]
+        found = [step["artifact"] for step in steps]
         if not all(is_key(each["key"]) and isinstance(each["digest"], str) for each in found):
             raise ValueError("a step names no artifact")
     except (KeyError, TypeError, ValueError) as error:

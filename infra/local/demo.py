@@ -156,7 +156,7 @@ def _local_record(store: str, preset: str, options: dict[str, Any]) -> dict[str,
 
 
 def _steps(record: dict[str, Any]) -> list[Step]:
-    return [(title, artifact["digest"]) for title, artifact in record["steps"]]
+    return [(step["title"], step["artifact"]["digest"]) for step in record["steps"]]
 
 
 def _compare(ours: list[Step], local: list[Step]) -> bool:

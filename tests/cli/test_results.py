@@ -6,6 +6,7 @@ from io import StringIO
 from typing import Any
 
 import pytest
+from flows.run import Summary
 from rich.console import Console
 from store_keys import full
 
@@ -14,7 +15,6 @@ from expandr_core.evaluation.verdict import verdict
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
-from flows.run import Summary
 
 TITLES = {
     "bm25": "BM25",

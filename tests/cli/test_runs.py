@@ -78,7 +78,7 @@ def test_a_record_whose_report_is_gone_is_listed(tmp_path):
 )
 def test_a_run_that_ends_too_early_leaves_a_note(tmp_path, monkeypatch, error, state, message):
     from flows.joint_loop import joint_loop
-    from flows.run import said_of_it
+    from flows.run_record import said_of_it
 
     def fail(*_: object) -> None:
         raise error
@@ -104,7 +104,7 @@ def test_a_fresh_run_takes_what_it_made_itself_and_nothing_of_another_run(tmp_pa
     from prefect import flow
     from prefect.runtime import flow_run
 
-    from tasks.stage import Workspace
+    from tasks.pipeline import Pipeline
 
     store = Store(str(tmp_path))
     world = DemoWorldOptions(
@@ -117,10 +117,10 @@ def test_a_fresh_run_takes_what_it_made_itself_and_nothing_of_another_run(tmp_pa
 
     @flow(name="fresh")
     def fresh() -> tuple[str, list[str]]:
-        work = Workspace(store=store.url, fresh=True)
+        pipeline = Pipeline(store.url, fresh=True)
         makers = []
-        for title in ("make", "find"):
-            made = work.make(title, "demo_world", world)
+        for name in ("make", "find"):
+            made = pipeline.step("demo_world", {}, name, options=world, name=name)
             makers.append(flow_run_of(store.manifest(made.key)))
         return str(flow_run.id), makers
 

@@ -21,4 +21,4 @@ def first(prefect_server, tmp_path_factory) -> "Finished":
 @pytest.fixture
 def store(first, tmp_path) -> Path:
     """A copy of the first run's store."""
-    return shutil.copytree(first.summary.store, tmp_path / "store")
+    return shutil.copytree(first.record.store, tmp_path / "store")

@@ -8,26 +8,28 @@ import tiny_loop
 
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
-from flows.run import Summary
+from expandr_core.store.run_records import StepId
+from flows.run_record import RunRecord
 
 
 class Finished(NamedTuple):
-    """A run of the loop: its summary, and the final state's name of each task run by title."""
+    """A run of the loop: its record, and the final state's name of each task run by its title."""
 
-    summary: Summary
+    record: RunRecord
     states: dict[str, str]
 
     @property
-    def made(self) -> set[str]:
-        """Titles of the steps that were not found in the store."""
-        return {title for title, state in self.states.items() if state != "Cached"}
+    def made(self) -> set[StepId]:
+        """The steps that were not found in the store."""
+        return {step.id for step in self.record.steps if self.states[step.title] != "Cached"}
 
     @property
-    def digests(self) -> dict[str, str]:
-        return {title: artifact.digest for title, artifact in self.summary.steps}
+    def digests(self) -> dict[StepId, str]:
+        return {step.id: step.artifact.digest for step in self.record.steps}
 
-    def artifact(self, title: str) -> Artifact:
-        return dict(self.summary.steps)[title]
+    def artifact(self, stage: str, round: int = 0, name: str = "") -> Artifact:
+        [found] = [step for step in self.record.steps if step.id[:3] == (stage, round, name)]
+        return found.artifact
 
 
 def task_runs(flow_run_id: str, number: int) -> list[Any]:
@@ -52,8 +54,8 @@ def task_runs(flow_run_id: str, number: int) -> list[Any]:
 def finished(store: Path, options: JointLoopOptions = tiny_loop.OPTIONS) -> Finished:
     from flows.joint_loop import joint_loop
 
-    summary = joint_loop(options=options, store=str(store))
-    runs = task_runs(summary.flow_run_id, len(summary.steps))
+    record = joint_loop(options=options, store=str(store))
+    runs = task_runs(record.flow_run_id, len(record.steps))
     states = {run.name: run.state_name for run in runs}
-    assert states.keys() == {title for title, _ in summary.steps}
-    return Finished(summary, states)
+    assert states.keys() == {step.title for step in record.steps}
+    return Finished(record, states)

@@ -10,11 +10,11 @@ from prefect import flow
 from store_keys import full
 
 from expandr_core.options.loop import JointLoopOptions
-from expandr_core.store.artifacts import Artifact
+from expandr_core.store.run_records import Step
 from expandr_core.store.store import Store
+from tasks.pipeline import Pipeline
 from tasks.placement import Placement
 from tasks.preferences import make_pairs
-from tasks.stage import Workspace
 
 QUERIES, PER_SHARD = 64, 8
 
@@ -53,6 +53,7 @@ def options(**preferences) -> JointLoopOptions:
     changes = {"acceptance_value": 1.05, "max_pairs": 12, "dev_share": 0} | preferences
     return tiny_loop.OPTIONS.model_copy(
         update={
+            "seed": 0,
             "preferences": tiny_loop.OPTIONS.preferences.model_copy(update=changes),
             "expand": tiny_loop.OPTIONS.expand.model_copy(update={"queries_per_shard": PER_SHARD}),
         }
@@ -60,13 +61,10 @@ def options(**preferences) -> JointLoopOptions:
 
 
 @flow(name="pairs-of-the-world")
-def pairs_of(
-    store: str, options: JointLoopOptions, placement: Placement
-) -> list[tuple[str, Artifact]]:
-    """Make the pairs; return the titles and artifacts of all steps."""
-    work = Workspace(store=store, device="cpu", placement=placement)
-    queries = work.find(f"{full('prepare-1')}/preference.parquet")
-    make_pairs(
-        work, queries, work.find(full("tiny_llm-1")), work.find(full("tiny_retriever-1")), options
-    )
-    return work.made
+def pairs_of(store: str, options: JointLoopOptions, placement: Placement) -> list[Step]:
+    """Make the pairs; return all steps."""
+    pipeline = Pipeline(store, options, placement)
+    keys = (f"{full('prepare-1')}/preference.parquet", full("tiny_llm-1"), full("tiny_retriever-1"))
+    queries, llm, retriever = map(pipeline.find, keys)
+    make_pairs(pipeline, queries, llm, retriever)
+    return list(pipeline.steps)

@@ -24,11 +24,12 @@ from expandr_core.options.generation import (
 )
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.options.retriever import EncodingOptions, RetrieverOptions
+from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
 from flows.evaluate_suite import SuiteSummary, evaluate_suite
 from flows.model_pairs import MeasuredModels
 from flows.prepare import prepare
-from flows.run import find_run
+from flows.run_record import find_run
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 WORDS = [
@@ -81,6 +82,10 @@ def world(tmp_path_factory, llm_folder) -> World:
     return World(folder, options, str(folder / "store"))
 
 
+def titled(summary: SuiteSummary) -> dict[str, Artifact]:
+    return {step.title: step.artifact for step in summary.steps}
+
+
 def made_by(summary: SuiteSummary) -> set[str]:
     """Return the titles of the steps that were not found in the store."""
     runs = task_runs(summary.flow_run_id, len(summary.steps))
@@ -127,7 +132,7 @@ def test_every_system_is_measured_on_the_judged_queries(first):
     assert made_by(first) == {
         *expected, "import the LLM", "import the retriever", "compare the systems"
     }  # fmt: skip
-    expanded = dict(first.steps)["expand the scifact queries, model and static, seed 1"]
+    expanded = titled(first)["expand the scifact queries, model and static, seed 1"]
     assert expanded.counts["texts"] == 6  # of nine queries, the judged ones
     rows = pd.read_csv(board(first) / "comparison.csv")
     assert list(rows["system"]) == [
@@ -141,7 +146,7 @@ def test_every_system_is_measured_on_the_judged_queries(first):
 
 
 def test_the_seeds_write_different_texts(first):
-    steps = dict(first.steps)
+    steps = titled(first)
     digests = {
         steps[f"expand the scifact queries, model and static, seed {seed}"].digest
         for seed in (0, 1)
@@ -193,11 +198,12 @@ def test_the_record_keeps_the_artifacts_and_is_no_run_of_the_loop(both):
 
 
 def test_models_can_be_keys_and_training_data_is_audited(both, world, tmp_path):
-    steps = dict(both.steps)
+    steps = titled(both)
     folder = write_dataset(tmp_path / "law", 0, queries=8)
     (folder / "qrels" / "test.tsv").rename(folder / "qrels" / "train.tsv")
     data = DataOptions(collection=str(folder), dev_share=0.3, preference_share=0.3)
-    [(_, prepared)] = prepare(JointLoopOptions(data=data), store=world.store)
+    [step] = prepare(JointLoopOptions(data=data), store=world.store)
+    prepared = step.artifact
     models = MeasuredModels(
         llm=steps["import the LLM"].key,
         retriever=steps["import the retriever"].key,
@@ -216,7 +222,7 @@ def test_models_can_be_keys_and_training_data_is_audited(both, world, tmp_path):
 
 
 def test_the_best_models_of_a_run_are_measured_with_its_options(both, world):
-    steps = dict(both.steps)
+    steps = titled(both)
     store = Store(world.store)
     record = {
         "name": "20260101T000000-old-run",
@@ -263,7 +269,7 @@ def test_a_wrong_name_costs_nothing(world):
 def test_a_run_is_exported_for_trec_eval(both, tmp_path):
     import pytrec_eval
 
-    evaluated = dict(both.steps)["evaluate on letters: query only"]
+    evaluated = titled(both)["evaluate on letters: query only"]
     target = tmp_path / "letters.trec"
     command = ["export-run", evaluated.key, str(target), "--tag", "static", "--store", both.store]
     result = CliRunner().invoke(app, command)

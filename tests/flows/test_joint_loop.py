@@ -25,9 +25,10 @@ from expandr_core.options.preferences import PreferenceOptions
 from expandr_core.options.training import DPOTrainingOptions
 from expandr_core.stages import dpo, merge
 from expandr_core.store.artifacts import Artifact
+from expandr_core.store.run_records import StepId
 from expandr_core.store.store import MANIFEST, Store
-from flows.run import Summary, find_run
-from tasks.stage import Workspace
+from flows.run_record import RunRecord, find_run
+from tasks.pipeline import Pipeline
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 ROOT = Path(__file__).parents[2]
@@ -37,37 +38,38 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_loop_ends_with_a_summary_and_a_report(first):
-    summary, store = first.summary, Store(first.summary.store)
+    summary, store = first.record, Store(first.record.store)
     assert summary.options == tiny_loop.OPTIONS
     assert summary.best_round in (0, 1)
     assert set(summary.models) == {"llm", "retriever", "corpus"}
-    assert summary.steps[-1] == ("compare the systems", summary.report)
+    assert summary.steps[-1].id == StepId("compare")
+    assert summary.steps[-1].artifact == summary.report
     report = (store.local(summary.report) / "report.md").read_text()
     for title in ("BM25", "query only", "SFT control", "joint round 1"):
         assert title in report
     [record] = store.records()
-    assert Summary(**record) == summary
+    assert RunRecord(**record) == summary
     assert store.notes() == []
     shown = CliRunner().invoke(app, ["runs", "--store", store.url], env={"COLUMNS": "200"})
     assert summary.name in shown.output and "nDCG@10 on test 0." in shown.output
 
 
 def test_pairs_that_could_be_too_few_are_audited_before_anything_is_measured(first):
-    stages = [artifact.stage for _, artifact in first.summary.steps]
+    stages = [step.id.stage for step in first.record.steps]
     audited = stages.index("audit_pairs")
     assert not {"encode", "evaluate", "evaluate_bm25", "dpo"} & set(stages[:audited])
 
 
 def test_every_step_is_an_artifact_that_is_whole(first):
-    store = Store(first.summary.store)
-    for title, artifact in first.summary.steps:
-        assert store.verify(artifact.key) == artifact, title
-        assert store.manifest(artifact.key)["seed"] == first.summary.options.seed == 1
+    store = Store(first.record.store)
+    for step in first.record.steps:
+        assert store.verify(step.artifact.key) == step.artifact, step.id
+        assert store.manifest(step.artifact.key)["seed"] == first.record.options.seed == 1
     assert not list((store.scratch / "work").iterdir())
 
 
 def test_nothing_is_made_twice_within_a_run(first):
-    keys = [artifact.key for title, artifact in first.summary.steps if title in first.made]
+    keys = [step.artifact.key for step in first.record.steps if step.id in first.made]
     assert len(set(keys)) == len(keys)
 
 
@@ -75,41 +77,42 @@ def test_a_second_run_finds_everything(first, store):
     again = finished(store)
     assert again.made == set()
     assert again.digests == first.digests
-    assert again.summary.flow_run_id != first.summary.flow_run_id
+    assert again.record.flow_run_id != first.record.flow_run_id
 
 
 def test_a_run_is_recorded_before_prefect_is_asked_to_show_it(first, store, monkeypatch):
-    def away(*_: object) -> None:
-        raise ConnectionError("Prefect's server is away")
+    def away(markdown: str, key: str, description: str) -> None:
+        if key == "joint-loop-report":
+            raise ConnectionError("Prefect's server is away")
 
-    monkeypatch.setattr("flows.joint_loop.publish", away)
+    monkeypatch.setattr("tasks.pipeline.create_markdown_artifact", away)
     with pytest.raises(ConnectionError):
         finished(store)
     record = Store(str(store)).records()[-1]
-    assert record["report"] == first.summary.report.model_dump()
-    assert record["name"] != first.summary.name
+    assert record["report"] == first.record.report.model_dump()
+    assert record["name"] != first.record.name
 
 
 def test_a_changed_option_of_dpo_runs_what_follows_from_dpo_again(first, store):
     options = tiny_loop.OPTIONS.dpo.model_copy(update={"learning_rate": 0.1})
     changed = finished(store, tiny_loop.OPTIONS.model_copy(update={"dpo": options}))
     assert changed.made == {
-        "align by DPO, round 1",
-        "merge the adapter, round 1",
-        "expand the retriever's queries, round 1",
-        "mine hard negatives (train the retriever, round 1)",
-        "train the retriever, round 1",
-        "expand the test queries, round 1",
-        "evaluate on test: + DPO'd expansion, round 1",
-        "evaluate on test: SFT control, + DPO'd, round 1",
-        "encode the corpus, test: joint round 1",
-        "evaluate on test: joint round 1",
-        "evaluate on test: joint round 1, query only",
-        "evaluate on test: joint round 1, expansion alone",
-        "expand the dev queries, round 1",
-        "evaluate on dev: round 1",
-        "compare on dev: round 1",
-        "compare the systems",
+        StepId("dpo", 1),
+        StepId("merge", 1),
+        StepId("expand", 1, "training"),
+        StepId("mine", 1),
+        StepId("train_retriever", 1),
+        StepId("expand", 1, "test/sampled/0"),
+        StepId("evaluate", 1, "test/aligned-1/0"),
+        StepId("evaluate", 1, "test/control-aligned-1/0"),
+        StepId("encode", 1, "test/round-1"),
+        StepId("evaluate", 1, "test/round-1/0"),
+        StepId("evaluate", 1, "test/round-1-query/0"),
+        StepId("evaluate", 1, "test/round-1-alone/0"),
+        StepId("expand", 1, "dev/sampled/0"),
+        StepId("evaluate", 1, "dev/round-1/0"),
+        StepId("compare", 1, "dev/round-1"),
+        StepId("compare"),
     }
 
 
@@ -132,10 +135,10 @@ def test_anchordr_goes_through_the_loop(first, store, tmp_path):
     )
     update = {"retriever": retriever, "training": training}
     run = finished(store, tiny_loop.OPTIONS.model_copy(update=update))
-    assert "import the retriever" in run.made
-    assert not {"train the tiny LLM", "write candidates, round 1"} & run.made
-    titles = ("import the retriever", "train the retriever, round 1")
-    folders = [Store(str(store)).local(run.artifact(title)) for title in titles]
+    assert StepId("import_model", 0, "retriever") in run.made
+    assert not {StepId("tiny_llm"), StepId("expand", 1, "candidates")} & run.made
+    made = run.artifact("import_model", 0, "retriever"), run.artifact("train_retriever", 1)
+    folders = [Store(str(store)).local(artifact) for artifact in made]
     start, trained = (load_file(folder / "model.safetensors") for folder in folders)
     assert start.keys() == trained.keys() == model.state_dict().keys()
     last = "decoder.block.1.layer.2.DenseReluDense.wo.weight"
@@ -162,19 +165,22 @@ def flip_in_a_part(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("title", "damage"),
+    ("step", "damage"),
     [
-        ("choose pairs, round 1", flip_in_pairs),
-        ("write candidates, round 1", flip_in_a_part),
-        ("choose pairs, round 1", lambda folder: flip_a_byte(folder / MANIFEST)),
-        ("mine hard negatives (train the retriever, round 1)", shutil.rmtree),
-        ("evaluate on test: joint round 1", lambda folder: (folder / "metrics.json").unlink()),
+        (StepId("pairs", 1), flip_in_pairs),
+        (StepId("expand", 1, "candidates"), flip_in_a_part),
+        (StepId("pairs", 1), lambda folder: flip_a_byte(folder / MANIFEST)),
+        (StepId("mine", 1), shutil.rmtree),
+        (
+            StepId("evaluate", 1, "test/round-1/0"),
+            lambda folder: (folder / "metrics.json").unlink(),
+        ),
     ],
 )
-def test_a_damaged_artifact_alone_is_made_again_to_the_same_bytes(first, store, title, damage):
-    damage(store / "artifacts" / first.artifact(title).key)
+def test_a_damaged_artifact_alone_is_made_again_to_the_same_bytes(first, store, step, damage):
+    damage(store / "artifacts" / first.artifact(*step[:3]).key)
     repaired = finished(store)
-    assert repaired.made == {title}
+    assert repaired.made == {step}
     assert repaired.digests == first.digests
 
 
@@ -228,8 +234,7 @@ def manifests(store: Path) -> dict[str, int]:
 
 
 def test_a_killed_loop_goes_on_where_it_was_and_ends_in_the_same_bytes(first, store, home):
-    title = "train the retriever, round 1"
-    key = first.artifact(title).key
+    key = first.artifact("train_retriever", 1).key
     shutil.rmtree(store / "artifacts" / key)
     before = manifests(store)
     program = run_as_a_program(home, tiny_loop.__file__, str(store))
@@ -245,8 +250,8 @@ def test_a_killed_loop_goes_on_where_it_was_and_ends_in_the_same_bytes(first, st
     assert list(checkpoints.iterdir())
 
     assert run_as_a_program(home, "-m", "expandr_cli.main", "resume").wait(400) == 0
-    summary = Summary(**Store(str(store)).records()[-1])
-    assert {title: artifact.digest for title, artifact in summary.steps} == first.digests
+    summary = RunRecord(**Store(str(store)).records()[-1])
+    assert {step.id: step.artifact.digest for step in summary.steps} == first.digests
     after = manifests(store)
     assert after.pop(key)
     assert after == before  # nothing that was finished has been written again
@@ -261,7 +266,7 @@ def stage_ends_with_its_flow(home: Path) -> None:
 
 
 def in_a_flow(
-    store: Path, title: str, stage: str, options: Options, inputs: dict[str, Artifact]
+    store: Path, stage: str, options: Options, inputs: dict[str, Artifact]
 ) -> tuple[Artifact | Exception, int]:
     """Run one stage in a flow; return the artifact or the error, and how often it was tried."""
     from prefect.runtime import flow_run
@@ -272,8 +277,8 @@ def in_a_flow(
     def one_stage() -> Artifact | Exception:
         ids.append(flow_run.id)
         try:
-            work = Workspace(store=str(store), seed=tiny_loop.OPTIONS.seed, device="cpu")
-            return work.make(title, stage, options, dict(inputs))
+            pipeline = Pipeline(str(store), tiny_loop.OPTIONS)
+            return pipeline.step(stage, inputs, stage, options=options)
         except Exception as error:
             return error
 
@@ -286,14 +291,13 @@ def in_a_flow(
 def test_what_the_input_has_wrong_is_not_tried_again(first, store, stage):
     """`pairs` runs in this process and `dpo` in one of its own."""
     options: Options = PreferenceOptions(acceptance_value=2)
-    inputs = {"rewards": first.artifact("reward the candidates, round 1")}
+    inputs = {"rewards": first.artifact("reward", 1)}
     if stage == "dpo":
         options = dpo.OPTIONS(
             training=DPOTrainingOptions(max_tokens=16), prompt=PromptOptions(max_tokens=400)
         )
-        pairs, llm = "choose pairs, round 1", "train the tiny LLM"
-        inputs = {"pairs": first.artifact(pairs), "llm": first.artifact(llm)}
-    error, tries = in_a_flow(store, "wrong", stage, options, inputs)
+        inputs = {"pairs": first.artifact("pairs", 1), "llm": first.artifact("tiny_llm")}
+    error, tries = in_a_flow(store, stage, options, inputs)
     assert isinstance(error, DataError)
     assert tries == 1
 
@@ -311,15 +315,15 @@ def kill_the_first_stage() -> None:
 
 
 def test_a_stage_that_was_killed_is_tried_again(first, store):
-    expected = first.artifact("merge the adapter, round 1")
+    expected = first.artifact("merge", 1)
     shutil.rmtree(store / "artifacts" / expected.key)
     inputs = {
-        "llm": first.artifact("train the tiny LLM"),
-        "adapter": first.artifact("align by DPO, round 1"),
+        "llm": first.artifact("tiny_llm"),
+        "adapter": first.artifact("dpo", 1),
     }
     killer = threading.Thread(target=kill_the_first_stage)
     killer.start()
-    made, tries = in_a_flow(store, "merge", "merge", merge.OPTIONS(), inputs)
+    made, tries = in_a_flow(store, "merge", merge.OPTIONS(), inputs)
     killer.join()
     assert made == expected
     assert tries == 2

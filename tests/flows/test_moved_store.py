@@ -12,8 +12,9 @@ from expandr_cli import search
 from expandr_cli.main import app
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
+from expandr_core.store.run_records import Step, StepId
 from expandr_core.store.store import Store
-from flows.run import Summary
+from flows.run_record import RunRecord
 
 STORY = {
     "counts": {}, "inputs": {}, "sources": {}, "options": {}, "libraries": {}, "seed": 0,
@@ -47,10 +48,10 @@ def finished_run(folder: Path) -> None:
     report = put(store, "compare-1", json.dumps(REPORT))
     models = {role: put(store, f"{role}-1", role) for role in ("llm", "retriever", "corpus")}
     now = datetime.now(UTC)
-    run = Summary(
+    run = RunRecord(
         name="20260101T000000-a-run", flow_run_id="1", store=str(folder), started=now, finished=now,
         options=JointLoopOptions(), report=report, best_round=0, models=models,
-        steps=[(role, model) for role, model in models.items()],
+        steps=[Step(id=StepId(role), title=role, artifact=made) for role, made in models.items()],
     )  # fmt: skip
     store.write_record(run.name, run.model_dump(mode="json"))
 
@@ -104,7 +105,7 @@ def test_searching_a_read_only_store_writes_nothing(tmp_path, monkeypatch):
     kept = Artifact(**record["models"]["corpus"])
     monkeypatch.setattr(Store, "lookup", lambda *_, **__: kept)
     before = everything_in(tmp_path)
-    assert search._encoded(store, Summary(**record)) == kept
+    assert search._encoded(store, RunRecord(**record)) == kept
     assert everything_in(tmp_path) == before
 
 

@@ -102,11 +102,11 @@ def options(samples: int) -> JointLoopOptions:
 
 
 def expanded(store: Store, placement: Placement, samples: int = 4) -> Artifact:
-    [(_, made)] = expand(
+    [step] = expand(
         options(samples), full("tiny_llm-1"), f"{full('prepare-1')}/queries.parquet", "candidates",
         placement, store.url,
     )  # fmt: skip
-    return made
+    return step.artifact
 
 
 def stage_runs(key: str) -> list[FlowRun]:
@@ -144,11 +144,9 @@ def test_lazy_pairs_made_on_two_workers_are_those_made_here(workers, llm_folder,
         store = pairs_world.filled(tmp_path / name, llm_folder)
         made.append(pairs_world.pairs_of(store.url, lazy, placement))
     here, placed = made
-    assert [(title, artifact.digest) for title, artifact in placed] == [
-        (title, artifact.digest) for title, artifact in here
-    ]
-    assert placed[0][0] == "write candidates, first 2 of 8 shards"
-    assert all(len(stage_runs(artifact.key)) == 2 for title, artifact in placed[:2])
+    assert placed == here
+    assert placed[0].title == "write candidates, first 2 shards"
+    assert all(len(stage_runs(step.artifact.key)) == 2 for step in placed[:2])
 
 
 def test_two_parents_share_a_run_and_a_killed_process_costs_its_unfinished_shards(

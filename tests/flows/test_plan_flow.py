@@ -12,12 +12,13 @@ from typer.testing import CliRunner
 
 from expandr_cli.plan import by_stage
 from expandr_core.options.loop import JointLoopOptions
-from expandr_core.planning.cost_model import Step, measured, rates_of
+from expandr_core.planning.cost_model import StepCost, measured, rates_of
 from expandr_core.store.artifacts import Artifact
+from expandr_core.store.run_records import StepId
 from expandr_core.store.store import Store
-from flows.plan import Plan, learned, plan, sampled
+from flows.plan import Plan, learned, plan, subset_of
 from tasks.data import prepare_data
-from tasks.stage import Workspace
+from tasks.pipeline import Pipeline
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -29,42 +30,42 @@ def planned(store: str, options: JointLoopOptions = tiny_loop.OPTIONS, **how: An
     return found
 
 
-def titles_of(ran: list[Step]) -> list[str]:
+def ids_of(ran: list[StepCost]) -> list[StepId]:
     """Leave out what is made for the plan itself."""
-    return [each.title for each in ran if each.stage not in ("demo_world", "prepare")]
+    return [each.id for each in ran if each.stage not in ("demo_world", "prepare")]
 
 
 def test_a_plan_has_the_steps_of_the_run_and_learns_what_they_cost(first):
-    store = Store(first.summary.store)
-    ran = measured(store, first.summary.steps)
+    store = Store(first.record.store)
+    ran = measured(store, first.record.steps)
     found = planned(store.url)
-    assert [each.title for each in found.steps] == titles_of(ran)
+    assert [each.id for each in found.steps] == ids_of(ran)
     costs, real = by_stage(found.steps), by_stage(ran)
     for stage, own in costs.items():
         if own.steps == real[stage].steps == 1:  # its own rate, times a volume predicted to 10 %
             assert own.seconds == pytest.approx(real[stage].seconds, rel=0.1, abs=0.1), stage
         assert own.bytes == pytest.approx(real[stage].bytes, rel=0.2), stage
-    volumes = {each.title: each.volume for each in ran}
+    volumes = {each.id: each.volume for each in ran}
     for each in found.steps:
-        assert each.volume == pytest.approx(volumes[each.title], rel=0.1, abs=1), each.title
+        assert each.volume == pytest.approx(volumes[each.id], rel=0.1, abs=1), each.id
 
 
 def test_a_calibration_tells_what_every_stage_costs(first, store):
     found: Any = plan(options=tiny_loop.OPTIONS, store=str(store), calibrate=True, sample=8)
     assert found.rates.source == "a calibration with 8 queries"
-    ran = measured(Store(first.summary.store), first.summary.steps)
-    assert [each.title for each in found.steps] == titles_of(ran)
+    ran = measured(Store(first.record.store), first.record.steps)
+    assert [each.id for each in found.steps] == ids_of(ran)
     assert all(each.seconds > 0 and each.bytes > 0 for each in found.steps)
 
 
 def test_each_stage_loads_its_libraries_once(first):
-    before = planned(first.summary.store)
+    before = planned(first.record.store)
     loading = {
         stage: costs.model_copy(update={"load_seconds": 100})
         for stage, costs in before.rates.stages.items()
     }
     rates = before.rates.model_copy(update={"stages": loading})
-    after = by_stage(planned(first.summary.store, rates=rates).steps)
+    after = by_stage(planned(first.record.store, rates=rates).steps)
     for stage, own in by_stage(before.steps).items():
         assert after[stage].seconds == pytest.approx(own.seconds + 100), stage
 
@@ -75,8 +76,8 @@ def test_a_plan_of_lazy_pairs_leaves_out_what_will_not_be_written(first):
     [whole], [limited] = (
         [
             each
-            for each in planned(first.summary.store, run).steps
-            if "candidates, round" in each.title and each.stage == "expand"
+            for each in planned(first.record.store, run).steps
+            if each.id[:3] == ("expand", 1, "candidates")
         ]
         for run in (tiny_loop.OPTIONS, options)
     )
@@ -88,14 +89,14 @@ def test_a_run_that_is_over_is_compared_with_a_plan_by_saved_throughputs(first, 
     from expandr_cli.main import app
 
     file = tmp_path / "throughputs.yaml"
-    rates = rates_of(measured(Store(first.summary.store), first.summary.steps), "the first run")
+    rates = rates_of(measured(Store(first.record.store), first.record.steps), "the first run")
     file.write_text(yaml.safe_dump(rates.model_dump()))
     command = [
         "plan",
         "--run",
         "latest",
         "--store",
-        first.summary.store,
+        first.record.store,
         "--throughputs",
         str(file),
     ]
@@ -110,7 +111,7 @@ def test_a_run_that_is_over_is_compared_with_a_plan_by_saved_throughputs(first, 
 def test_a_run_that_nothing_came_before_is_not_compared_with_itself(first):
     from expandr_cli.main import app
 
-    result = CliRunner().invoke(app, ["plan", "--run", "latest", "--store", first.summary.store])
+    result = CliRunner().invoke(app, ["plan", "--run", "latest", "--store", first.record.store])
     assert result.exit_code == 2
     assert "no run with these models ended before that one" in result.output
 
@@ -120,9 +121,9 @@ def test_a_sample_of_the_data_keeps_whole_queries(first, store):
 
     @flow(name="sample")
     def sample() -> None:
-        work = Workspace(store=str(store))
-        data = prepare_data(work, tiny_loop.OPTIONS.data, tiny_loop.OPTIONS.world)
-        found["whole"], found["small"] = data, sampled(work, data, 5)
+        pipeline = Pipeline(str(store), tiny_loop.OPTIONS)
+        data = prepare_data(pipeline)
+        found["whole"], found["small"] = data, subset_of(pipeline, data, 5)
 
     sample()
     opened = Store(str(store))
@@ -143,4 +144,4 @@ def test_what_an_evaluation_recorded_is_no_run_to_learn_from(tmp_path):
     store = Store(str(tmp_path))
     record = {"kind": "evaluate-suite", "name": "1", "finished": "2026-01-01T00:00:00+00:00"}
     store.write_record("1", {**record, "steps": []})
-    assert learned(Workspace(store=store.url), tiny_loop.OPTIONS, None) is None
+    assert learned(Pipeline(store.url, tiny_loop.OPTIONS), None) is None

@@ -34,14 +34,14 @@ def with_vllm(preset: Preset, given: JointLoopOptions) -> JointLoopOptions:
 
 def engines(run: Finished) -> set[str]:
     """Return what wrote, as the manifests say."""
-    store = Store(run.summary.store)
-    manifests = [store.manifest(artifact.key) for _, artifact in run.summary.steps]
+    store = Store(run.record.store)
+    manifests = [store.manifest(step.artifact.key) for step in run.record.steps]
     return {each["options"]["engine"] for each in manifests if each["stage"] == "expand"}
 
 
 def ndcg_at_10(run: Finished) -> dict[str, float]:
     """Return it for each system, by what the system is in the loop."""
-    report = Store(run.summary.store).local(run.summary.report)
+    report = Store(run.record.store).local(run.record.report)
     rows = read_comparison(report)["results"]
     return {row["system"]: row["ndcg_at_10"] for row in rows}
 
@@ -63,7 +63,7 @@ def test_a_round_of_the_demo_runs_with_vllm_and_an_adapter_apart_and_is_found_ag
     )
     assert expansions["inputs"]["adapter"]["key"] == adapter
     assert expansions["inputs"]["llm"]["key"] == base
-    assert run.summary.models["llm"].key in (adapter, base)
+    assert run.record.models["llm"].key in (adapter, base)
 
     assert finished(tmp_path, options).made == set()
 

@@ -240,7 +240,7 @@ def test_a_later_encoding_keeps_no_earlier_one_alive_and_does_not_need_it(store,
     before = encoded(store, retriever, rows)
     after = encoded(store, retriever, rows[::-1])
     assert work_of(after) == (0, 12)
-    store.write_record("1", {"name": "1", "steps": [["encode", after.model_dump()]]})
+    store.write_record("1", {"name": "1", "steps": [{"artifact": after.model_dump()}]})
     remove_garbage(find_garbage(store, None, datetime.now(UTC) + timedelta(days=1)))
     assert store.lookup(before.key) is None
     assert store.keys("encode_shard") == sorted(part.key for part in store.shards(after))

@@ -405,8 +405,8 @@ def test_many_empty_texts_are_a_warning_in_the_reports(server, llm_folder, tmp_p
 
 def test_the_loop_refuses_an_endpoint_before_any_work(tmp_path):
     from tasks.models import import_models
-    from tasks.stage import Workspace
+    from tasks.pipeline import Pipeline
 
     loop = JointLoopOptions(llm=LLMOptions(engine="endpoint"))
     with pytest.raises(DataError, match="a server keeps its model and the loop trains it"):
-        import_models(Workspace(store=str(tmp_path)), loop)
+        import_models(Pipeline(str(tmp_path), loop))

@@ -10,7 +10,7 @@ from expandr_core.errors import DataError
 from expandr_core.planning.cost_model import (
     Rates,
     StageRates,
-    Step,
+    StepCost,
     fit,
     last_of_each,
     predicted,
@@ -18,6 +18,7 @@ from expandr_core.planning.cost_model import (
 )
 from expandr_core.planning.volumes import predicted_counts, volume
 from expandr_core.store.artifacts import Artifact, StageSpec
+from expandr_core.store.run_records import StepId
 from expandr_core.store.store import Store
 
 
@@ -25,7 +26,7 @@ def step(
     stage: str, volume: dict[str, float], seconds: float, start: float | None = None, **counts
 ):
     options = {"prompt": {"name": "q2d"}}
-    return Step(stage, stage, counts, volume, seconds, 10.0, options, start)
+    return StepCost(StepId(stage), counts, volume, seconds, 10.0, options, start)
 
 
 def cost(rates: StageRates, volume: dict[str, float]) -> float:
@@ -101,7 +102,7 @@ def test_texts_and_acceptance_are_averaged_over_the_steps():
 
 
 def test_what_the_first_step_took_longer_is_put_down_to_loading():
-    def mine(queries: int, seconds: float) -> Step:
+    def mine(queries: int, seconds: float) -> StepCost:
         return step("mine", {"queries": queries}, seconds)
 
     loading = [mine(10, 4.5), mine(10, 1.1), step("sample", {}, 3)]
@@ -113,10 +114,10 @@ def test_what_the_first_step_took_longer_is_put_down_to_loading():
 
 
 def test_a_lazy_step_that_another_goes_on_from_does_not_count():
-    titles = ["write candidates, round 1, first 2 of 8 shards", "choose pairs, round 1, first 2 of 8",
-              "write candidates, round 1, first 5 of 8 shards", "write candidates, round 2"]  # fmt: skip
-    steps = [Step(title, "", {}, {}, 0, 0, {}) for title in titles]
-    assert {each.title for each in last_of_each(steps)} == set(titles[1:])
+    ids = [StepId("expand", 1, "candidates", 2), StepId("pairs", 1, "", 2),
+           StepId("expand", 1, "candidates", 5), StepId("expand", 2, "candidates")]  # fmt: skip
+    steps = [StepCost(each, {}, {}, 0, 0, {}) for each in ids]
+    assert {each.id for each in last_of_each(steps)} == set(ids[1:])
 
 
 # What a stage will count
@@ -202,9 +203,9 @@ def test_a_step_costs_its_start_and_its_volumes(store, queries):
         tokens_per_text={"q2d": 20},
     )
     spec = spec_of("expand", options, queries=queries)
-    found = predicted("write", spec, rates, store)
+    found = predicted(StepId("expand"), spec, rates, store)
     assert (found.seconds, found.bytes) == (5 + 1600 / 400, 3200)
-    assert predicted("write", spec, rates, store, first=True).seconds == 3 + found.seconds
+    assert predicted(StepId("expand"), spec, rates, store, first=True).seconds == 3 + found.seconds
     answers = spec_of("expand", options | {"prompt": {"name": "q2a"}}, queries=queries)
     with pytest.raises(DataError, match=r"a file does not say how many tokens.*'q2a'"):
-        predicted("write", answers, rates, store)
+        predicted(StepId("expand"), answers, rates, store)

@@ -32,7 +32,7 @@ def make(store: Store, key: str, inputs: list[Artifact] | None = None, parts=Non
 
 
 def record(store: Store, name: str, *steps: Artifact) -> None:
-    listed = [["a title", step.model_dump()] for step in steps]
+    listed = [{"artifact": step.model_dump()} for step in steps]
     store.write_record(name, {"name": name, "steps": listed})
 
 
@@ -99,7 +99,7 @@ def test_what_a_run_that_goes_on_has_found_stays_however_old_it_is(store):
     age(Path(store.root, "artifacts"), 10)
     age(Path(store.root, "runs"), 10)
     whole = store.verify(full("expand-2"))
-    store.write_note("4", {"name": "4", "steps": [["a title", whole.model_dump()]]})
+    store.write_note("4", {"name": "4", "steps": [{"artifact": whole.model_dump()}]})
     yesterday = datetime.now(UTC) - DAY
     gone = {full("dpo-2"), full("dpo-unrecorded")} | OF_RUN["1"]
     assert collect(store, 1, yesterday) == {"1.json", "2.json"} | gone
@@ -109,7 +109,7 @@ def test_what_a_run_that_goes_on_has_found_stays_however_old_it_is(store):
 
 def test_what_a_running_run_names_stays_whatever_the_age_that_is_asked_for(store):
     three_runs(store)
-    step = ["a title", store.verify(full("expand-2")).model_dump()]
+    step = {"artifact": store.verify(full("expand-2")).model_dump()}
     store.write_note("4", {"name": "4", "state": "running", "steps": [step]})
     store.write_note("5", {"name": "5", "state": "failed", "steps": []})
     gone = {full("dpo-2"), full("dpo-unrecorded")} | OF_RUN["1"]
@@ -119,7 +119,7 @@ def test_what_a_running_run_names_stays_whatever_the_age_that_is_asked_for(store
 def test_what_a_run_finds_while_garbage_is_collected_stays(store):
     three_runs(store)
     found = find_garbage(store, 1, in_a_month())
-    step = ["a title", store.verify(full("expand-2")).model_dump()]
+    step = {"artifact": store.verify(full("expand-2")).model_dump()}
     store.write_note("4", {"name": "4", "state": "running", "steps": [step]})
     left = {each.name for each, why in zip(found, remove_garbage(found), strict=True) if why}
     assert left == OF_RUN["2"] - {full("dpo-2")}
@@ -170,9 +170,9 @@ RECORDS = {
     "nothing": "",
     "no steps": '{"name": "2"}',
     "steps of another type": '{"name": "2", "steps": {"a": 1}}',
-    "a step without an artifact": '{"name": "2", "steps": [["title"]]}',
-    "an artifact without a key": '{"name": "2", "steps": [["title", {"digest": "0"}]]}',
-    "a key that is none": '{"name": "2", "steps": [["title", {"key": "x", "digest": "0"}]]}',
+    "a step without an artifact": '{"name": "2", "steps": [{"title": "a title"}]}',
+    "an artifact without a key": '{"name": "2", "steps": [{"artifact": {"digest": "0"}}]}',
+    "a key that is none": '{"name": "2", "steps": [{"artifact": {"key": "x", "digest": "0"}}]}',
     "deep": "[" * 100_000,
     "another encoding": '{"name": "\xe9", "steps": []}',
 }
@@ -265,7 +265,7 @@ def test_every_step_of_a_kept_run_is_whole_afterwards(tmp_path_factory, data, ke
     runs = store.records()
     collect(store, keep)
     assert store.records() == runs[len(runs) - min(keep, len(runs)) :]
-    needed = [Artifact(**step) for run in store.records() for _, step in run["steps"]]
+    needed = [Artifact(**step["artifact"]) for run in store.records() for step in run["steps"]]
     while needed:
         each = needed.pop()
         manifest = store.manifest(each.key)

@@ -1,4 +1,4 @@
-"""A run: what every step of the loop needs, and the record that it leaves behind."""
+"""What a run leaves in the store: a note while it goes on, and a record at its end."""
 
 import contextlib
 import os
@@ -16,32 +16,32 @@ from pydantic import BaseModel, ValidationError
 from expandr_core.errors import DataError, first_line
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
+from expandr_core.store.run_records import Step
 from expandr_core.store.store import Store
-from tasks.data import Data
-from tasks.stage import Workspace
+from tasks.models import Models
+from tasks.pipeline import Pipeline
 
 _SAID: ContextVar[list[str] | None] = ContextVar("said", default=None)
 
 
 @dataclass(frozen=True)
-class Models:
-    """The language model and the retriever after a round; round 0 is before the first."""
+class Started:
+    """A run that goes on.
 
-    round: int
-    llm: Artifact
-    retriever: Artifact
+    Attributes:
+        name: in the store, and for `expandr show`.
+        at: when it started.
+        preset: that it started from.
+        tags: of the run in Prefect; `expandr run` notes there which config was changed, and how.
+    """
+
+    name: str
+    at: datetime
+    preset: str
+    tags: list[str]
 
 
-@dataclass(frozen=True)
-class Run:
-    """Where artifacts are kept, what the loop works on, and every option."""
-
-    work: Workspace
-    data: Data
-    options: JointLoopOptions
-
-
-class Summary(BaseModel):
+class RunRecord(BaseModel):
     """What a run of the joint loop leaves behind.
 
     Attributes:
@@ -49,9 +49,9 @@ class Summary(BaseModel):
         report: the comparison of all systems.
         best_round: the round that was best on dev; 0 if none beat the start.
         models: the best LLM and retriever, and the corpus.
-        steps: title and artifact of each step, in order.
+        steps: every step, in order.
         preset: that it started from.
-        tags: of the run in Prefect; `expandr run` notes there which config was changed, and how.
+        tags: of the run in Prefect.
     """
 
     name: str
@@ -63,12 +63,12 @@ class Summary(BaseModel):
     report: Artifact
     best_round: int
     models: dict[str, Artifact]
-    steps: list[tuple[str, Artifact]]
+    steps: list[Step]
     preset: str = "none"
     tags: list[str] = []
 
 
-def find_run(store: Store, name: str) -> Summary | None:
+def find_run(store: Store, name: str) -> RunRecord | None:
     """Find a run by the beginning of its name, or the latest; None if there is none.
 
     Raises:
@@ -78,7 +78,7 @@ def find_run(store: Store, name: str) -> Summary | None:
     latest = name in ("latest", "")
     records = [record for record in loops if latest or record["name"].startswith(name)]
     try:
-        return Summary(**records[-1]) if records else None
+        return RunRecord(**records[-1]) if records else None
     except ValidationError as error:
         field = ".".join(map(str, error.errors()[0]["loc"]))
         raise DataError(
@@ -113,27 +113,22 @@ def run_name(started: datetime) -> str:
 
 
 @contextlib.contextmanager
-def noted(
-    work: Workspace, started: datetime, flow: str, data: str, preset: str
-) -> Iterator[list[str]]:
+def noted(pipeline: Pipeline, flow: str, data: str, preset: str) -> Iterator[Started]:
     """Keep a note of this run in the store until it has a record; if it fails, for good.
 
     Args:
-        work: where the run keeps its artifacts; the note names those that it has so far.
-        started: when.
+        pipeline: the run; the note names the artifacts that it has so far.
         flow: which flow runs.
         data: what it works on, for people.
         preset: that it started from.
-
-    Yields:
-        The tags of the run.
     """
-    name, store, tags = run_name(started), work.open(), tag_run()
+    now, store, tags = datetime.now(UTC), pipeline.open(), tag_run()
+    started = Started(run_name(now), now, preset, tags)
     note = {
-        "name": name,
+        "name": started.name,
         "flow": flow,
         "flow_run_id": str(flow_run.id),
-        "started": started.isoformat(),
+        "started": now.isoformat(),
         "state": "running",
         "message": "",
         "host": platform.node(),
@@ -144,13 +139,13 @@ def noted(
     }
 
     def write() -> None:
-        steps = [(title, artifact.model_dump(mode="json")) for title, artifact in work.made]
-        store.write_note(name, note | {"steps": steps})
+        steps = [step.model_dump(mode="json") for step in pipeline.steps]
+        store.write_note(started.name, note | {"steps": steps})
 
     write()
-    work.after_each_step(write)
+    pipeline.steps.after_each(write)
     try:
-        yield tags
+        yield started
     except BaseException as error:
         failed = isinstance(error, Exception)
         note["state"] = "failed" if failed else "interrupted"
@@ -158,26 +153,26 @@ def noted(
         with contextlib.suppress(Exception):  # the store may be what failed
             write()
         raise
-    store.drop_note(name)
+    store.drop_note(started.name)
 
 
 def record_run(
-    run: Run, report: Artifact, best: Models, started: datetime, preset: str, tags: list[str]
-) -> Summary:
+    pipeline: Pipeline, started: Started, report: Artifact, best: Models, corpus: Artifact
+) -> RunRecord:
     """Write the record of this run into the store."""
-    summary = Summary(
-        name=run_name(started),
+    record = RunRecord(
+        name=started.name,
         flow_run_id=str(flow_run.id),
-        store=run.work.store,
-        started=started,
+        store=pipeline.store,
+        started=started.at,
         finished=datetime.now(UTC),
-        options=run.options,
+        options=pipeline.options,
         report=report,
         best_round=best.round,
-        models={"llm": best.llm, "retriever": best.retriever, "corpus": run.data.corpus},
-        steps=run.work.made,
-        preset=preset,
-        tags=tags,
+        models={"llm": best.llm, "retriever": best.retriever, "corpus": corpus},
+        steps=list(pipeline.steps),
+        preset=started.preset,
+        tags=started.tags,
     )
-    run.work.open().write_record(summary.name, summary.model_dump(mode="json"))
-    return summary
+    pipeline.open().write_record(record.name, record.model_dump(mode="json"))
+    return record
