@@ -56,15 +56,15 @@ def asked_for(folder: Path, source: str, **llm: Any) -> list[Any]:
 @pytest.mark.parametrize(
     ("template", "llm", "chat"),
     [
-        (PLAIN, {}, None),
-        (PLAIN, {"date": "2026-03-09"}, None),
+        (PLAIN, {}, {}),
+        (PLAIN, {"date": "2026-03-09"}, {}),
         (DATED, {}, {"date": "2024-07-26"}),
         (DATED, {"date": "2026-03-09"}, {"date": "2026-03-09"}),
         (PLAIN, {"template": {"enable_thinking": False}}, {"template": {"enable_thinking": False}}),
     ],
 )
 def test_expansions_answers_dpo_and_merge_have_it_in_their_keys(tmp_path, template, llm, chat):
-    assert asked_for(tmp_path, template, **llm) == [chat] * 6
+    assert asked_for(tmp_path, template, **llm) == [{"template": {}, "date": ""} | chat] * 6
 
 
 def test_of_an_adapter_it_is_the_template_of_its_model(tmp_path):
