@@ -1,15 +1,15 @@
-"""Encode many texts with a sentence-transformers model: what its own `encode` does, in less time.
+"""Encode many texts with a sentence-transformers model, faster than its `encode` but with equal results.
 
-Modules, prompts and results are the library's; what differs is the order of the work.
+Modules and prompts are the library's; only the order of the work differs:
 
-- Texts are tokenised many at once and batched by their number of tokens (the library: of characters).
-- Each GPU that the process sees encodes with a copy of the model.
-- On a CPU each thread works on batches of its own, small enough for its cache. Threads that share a
-  batch wait for each other after every layer, and for long where other programs want the cores too.
-- Products of float32 go to oneDNN there: the MKL that torch would ask runs at half its speed on
-  processors that are not Intel's.
-- With bfloat16 a transformer's own weights are of that type; pooling and what follows it stay in
-  float32. torch's autocast would convert weights and activations to and fro, and is for other models.
+- Many texts are tokenised at once, and batched by their number of tokens (the library: characters).
+- Each visible GPU encodes with its copy of the model.
+- On a CPU, each thread has its own batches, small enough for its cache. Threads that share a batch wait
+  for each other after every layer, and longer if other programs use the cores too.
+- There, float32 products go to oneDNN: MKL, torch's choice, reaches half its speed on processors that
+  are not Intel's.
+- With bfloat16, the weights of transformers have that type; pooling and later modules stay in float32.
+  Other models use torch's autocast, which converts weights and activations back and forth.
 """
 
 import copy
@@ -35,16 +35,16 @@ from expandr_core.encoders.sentence_transformer import PROMPT_NAMES
 Kind = Literal["query", "document"]  # as in encode_query and encode_document
 Precision = Literal["float32", "bfloat16"]
 Features = dict[str, Any]
-CPU_TEXTS = 128  # tokenised at once, and the share of a thread
-_CPU_TOKENS = 2048  # in a batch: what MiniLM makes of them stays in a cache
-_CPU_WORKERS = 8  # Python's lock would let no more of them work
+CPU_TEXTS = 128  # texts that a thread takes and tokenises at once
+_CPU_TOKENS = 2048  # per batch, so that MiniLM's activations fit into a cache
+_CPU_WORKERS = 8  # more would wait for Python's lock
 
 
 class BulkEncoder:
     """A model that encodes many texts.
 
     Attributes:
-        model: in float32, on its device.
+        model: the model, in float32.
     """
 
     def __init__(self, model: SentenceTransformer, batch_size: int, precision: Precision):
@@ -56,39 +56,41 @@ class BulkEncoder:
             precision: of the arithmetic.
         """
         self.model = model
-        self._worker, self._arithmetic = _prepared(model, precision)
+        self._worker, self._arithmetic = _prepare(model, precision)
         self._batch_size = batch_size
         self._copies: list[SentenceTransformer] = []
 
     def encode(self, texts: Sequence[str], kind: Kind) -> NDArray[np.float32]:
-        """Encode texts, with the model's own prompt for their kind.
+        """Encode texts with the model's prompt for their kind.
 
         Returns:
             (texts, dimensions), in the order of the texts.
         """
+        # Cut the texts into blocks, the longest first, which all workers take from one iterator.
         dimensions = int(self.model.get_embedding_dimension() or 0)
         vectors = np.empty((len(texts), dimensions), dtype=np.float32)
         on_cpu = self.model.device.type == "cpu"
         at_once = CPU_TEXTS if on_cpu else 8 * self._batch_size
         longest_first = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
         starts = range(0, len(texts), at_once)
-        waiting = iter([longest_first[start : start + at_once] for start in starts])
+        blocks = iter([longest_first[start : start + at_once] for start in starts])
 
         def work(model: SentenceTransformer) -> None:
-            for rows in waiting:  # of all workers together
+            for rows in blocks:
                 block = [texts[row] for row in rows]
                 vectors[rows] = self._forward(model, block, kind).numpy()
 
+        # Run one worker per GPU, or per core with a share of the threads.
         threads = torch.get_num_threads()
         workers = min(_CPU_WORKERS, threads) if on_cpu else torch.cuda.device_count()
         models = [self._worker, *self._copies_for(min(workers, len(starts)) - 1)]
         if len(models) == 1:
             work(self._worker)
             return vectors
-        each = max(1, threads // len(models)) if on_cpu else threads
+        share = max(1, threads // len(models)) if on_cpu else threads
         try:
             with ThreadPoolExecutor(
-                len(models), initializer=torch.set_num_threads, initargs=(each,)
+                len(models), initializer=torch.set_num_threads, initargs=(share,)
             ) as pool:
                 list(pool.map(work, models))
         finally:
@@ -96,35 +98,35 @@ class BulkEncoder:
         return vectors
 
     def _copies_for(self, workers: int) -> list[SentenceTransformer]:
-        """Return a copy of the model for each further worker; on a CPU they share its weights."""
+        """Return a copy of the model for each additional worker; on a CPU, copies share its weights."""
         for number in range(len(self._copies), workers):
             if self.model.device.type == "cuda":
                 twin = copy.deepcopy(self._worker).to(f"cuda:{number + 1}")
             else:
                 weights = [*self._worker.parameters(), *self._worker.buffers()]
-                twin = copy.deepcopy(self._worker, {id(each): each for each in weights})
+                twin = copy.deepcopy(self._worker, {id(weight): weight for weight in weights})
             self._copies.append(twin)
         return self._copies[: max(0, workers)]
 
     @torch.inference_mode()
     def _forward(self, model: SentenceTransformer, texts: list[str], kind: Kind) -> Tensor:
-        """Encode texts that are tokenised together; (texts, dimensions), float32, on the CPU."""
+        """Tokenise and encode a block of texts; return (texts, dimensions) as float32 on the CPU."""
         features = model.preprocess(texts, prompt=prompt_of(model, kind), task=kind)
         device = model.device
         tokens = _CPU_TOKENS if device.type == "cpu" else None
-        found = torch.empty(len(texts), int(model.get_embedding_dimension() or 0))
+        encoded = torch.empty(len(texts), int(model.get_embedding_dimension() or 0))
         with self._arithmetic():
             for rows, batch in _batches(features, len(texts), self._batch_size, tokens):
                 vectors = vectors_of(model, batch_to_device(batch, device), kind)
-                found[rows] = vectors.float().cpu()
-        return found
+                encoded[rows] = vectors.float().cpu()
+        return encoded
 
 
 def prompt_of(model: SentenceTransformer, kind: Kind) -> str | None:
-    """Return the model's own prompt for a kind of text.
+    """Return the model's prompt for a kind of text.
 
-    sentence-transformers gives every model the empty prompts "query" and "document", and its
-    `encode_document` takes the latter for an answer; here an empty prompt hides no other one.
+    sentence-transformers gives every model empty prompts "query" and "document", and its
+    `encode_document` uses the latter even if "passage" is set; here an empty prompt never hides another.
     """
     return next((text for name in PROMPT_NAMES[kind] if (text := model.prompts.get(name))), None)
 
@@ -136,10 +138,10 @@ def vectors_of(model: SentenceTransformer, features: Features, kind: Kind) -> Te
 
 
 class OneDNNLinear(TorchFunctionMode):
-    """Let oneDNN do the linear layers, by the operator that torch.compile uses as well."""
+    """Compute linear layers with oneDNN, by the operator that torch.compile uses too."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Replace the function that `nn.Linear` calls, and no other."""
+        """Replace the function that `nn.Linear` calls, and nothing else."""
         replaced = _linear if func is F.linear else func
         return replaced(*args, **(kwargs or {}))
 
@@ -150,10 +152,10 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
 
 
-def _prepared(
+def _prepare(
     model: SentenceTransformer, precision: Precision
 ) -> tuple[SentenceTransformer, Callable[[], AbstractContextManager]]:
-    """Return what computes with a precision: a model, and the context for it."""
+    """Return a model that computes with the precision, and the context to run it in."""
     device = model.device.type
     if precision == "bfloat16":
         if isinstance(model[0], Transformer):
@@ -166,7 +168,7 @@ def _prepared(
 
 
 def _with_bfloat16_weights(model: SentenceTransformer) -> SentenceTransformer:
-    """Copy a model, of which the transformer computes in bfloat16, and hands over float32."""
+    """Copy a model, with a transformer that computes in bfloat16 and outputs float32."""
 
     def to_float32(module: object, inputs: object, features: Features) -> Features:
         vectors = features["token_embeddings"]
@@ -180,9 +182,9 @@ def _with_bfloat16_weights(model: SentenceTransformer) -> SentenceTransformer:
 def _batches(
     features: Features, texts: int, batch_size: int, most_tokens: int | None
 ) -> Iterator[tuple[Tensor, Features]]:
-    """Cut padded features into batches of texts of about one length, the longest first.
+    """Cut padded features into batches of texts of similar length, the longest first.
 
-    Features without a mask, such as a static embedding's, are one batch: they are not padded.
+    Features without a mask, such as those of a static embedding, have no padding and stay one batch.
     """
     mask = features.get("attention_mask")
     if mask is None:
@@ -198,13 +200,13 @@ def _batches(
             size = max(1, min(batch_size, most_tokens // longest))
         rows = order[start : start + size]
         used = mask[rows].any(dim=0)
-        used |= ~used.any()  # of texts without a token, something has to be left
+        used |= ~used.any()  # keep a column even if no text has a token
         yield rows, {name: _cut(value, mask.shape, rows, used) for name, value in features.items()}
         start += size
 
 
 def _cut(value: Any, padded: torch.Size, rows: Tensor, used: Tensor) -> Any:
-    """Take a batch's rows of a feature, and of a padded one the columns that a row uses."""
+    """Take a batch's rows of a feature, and of a padded one the columns in use."""
     if not isinstance(value, Tensor):
         return value
     return value[rows][:, used] if value.shape[:2] == padded else value[rows]

@@ -1,7 +1,7 @@
 """The vector of an expanded query: one rule for training, mining, evaluation and search.
 
-The paper's code trains on raw inner products and evaluates normalised vectors, and does not scale the
-mean of two unit vectors back to length 1. Here `normalize` holds for both, and for the mean as well.
+The paper's code trains on raw inner products but evaluates normalised vectors, and does not scale the
+mean of two unit vectors back to length 1. Here `normalize` applies to both, and to the mean.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Fusion:
 
     Attributes:
         normalize: scale vectors, and their means, to length 1, so that inner products are cosines.
-        expansion_weight: share of the expansions, from 0 (the query alone) to 1 (the paper: 0.5).
+        expansion_weight: weight of the expansions, from 0 (the query alone) to 1 (paper: 0.5).
     """
 
     normalize: bool
@@ -28,12 +28,12 @@ class Fusion:
         return F.normalize(vectors, dim=1) if self.normalize else vectors
 
     def fuse(self, queries: Tensor, expansions: Tensor, counts: Tensor) -> Tensor:
-        """Average each query's expansions, and weigh them against the query.
+        """Average each query's expansions, and average the result with the query by weight.
 
         Args:
             queries: (queries, dimensions), of any length.
-            expansions: (texts, dimensions), of any length; the first query's come first.
-            counts: (queries,) how many of the texts are each query's; where 0, it stands alone.
+            expansions: (texts, dimensions), of any length, in the order of the queries.
+            counts: (queries,) number of expansions of each query; with 0, the query stays as it is.
 
         Returns:
             (queries, dimensions)

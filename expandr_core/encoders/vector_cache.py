@@ -1,8 +1,8 @@
-"""Find the vectors that the store has already, by the content of their passages.
+"""Reuse the vectors that the store already has, by the content of their passages.
 
-A passage's vector depends on its content and on what encodes it, not on the corpus around it. So the
-shards of an encoding name the content of each passage by a digest, and a later encoding by the same
-retriever looks its own contents up there: added and changed passages are encoded, moved ones copied.
+A passage's vector depends on its content and its encoder, not on the corpus around it. So the shards of
+an encoding keep a digest of each passage's content, and later encodings by the same retriever look their
+contents up there. They encode only new and changed passages, and copy the vectors of moved ones.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 VECTORS, PASSAGES = "vectors.npy", "passages.parquet"
 DIGEST = pa.binary(16)
 Digests = NDArray[np.uint64]
-_ENCODINGS = 8  # looked through, at most
-_AT_ONCE = 16
+_MAX_ENCODINGS = 8  # searched
+_AT_ONCE = 16  # reads
 
 
 def digests_of(contents: Sequence[str]) -> Digests:
@@ -42,7 +42,7 @@ def digests_of(contents: Sequence[str]) -> Digests:
 
 
 def write_passages(path: Path, passage_ids: pa.Array, digests: Digests) -> None:
-    """Write the rows of a shard: passage_id, and in `content` the digest of what was encoded."""
+    """Write the rows of a shard: `passage_id`, and in `content` the digest of the encoded text."""
     content = pa.Array.from_buffers(DIGEST, len(digests), [None, pa.py_buffer(digests.tobytes())])
     table = pa.table({"passage_id": passage_ids, "content": content})
     pq.write_table(table, path, compression="zstd")
@@ -51,67 +51,71 @@ def write_passages(path: Path, passage_ids: pa.Array, digests: Digests) -> None:
 def read_digests(path: Path) -> Digests:
     """Read the digests that `write_passages` wrote."""
     column = pq.read_table(path, columns=["content"])["content"].combine_chunks()
-    found = np.frombuffer(column.buffers()[1], np.uint64).reshape(-1, 2)
-    return found[column.offset : column.offset + len(column)]
+    digests = np.frombuffer(column.buffers()[1], np.uint64).reshape(-1, 2)
+    return digests[column.offset : column.offset + len(column)]
 
 
-class KnownVectors:
-    """Where the vectors of some contents are; 32 bytes of memory for each content.
+class VectorCache:
+    """Stored vectors of a set of contents; takes 32 bytes of memory per content.
 
-    What has gone or is damaged when it is asked for counts as not known.
+    Vectors that are missing or damaged when requested are treated as unknown.
     """
 
-    def __init__(self, store: Store, wanted: Digests):
-        """Begin with nothing known.
+    def __init__(self, store: Store, contents: Digests):
+        """Start without any vector.
 
         Args:
             store: where shards are.
-            wanted: (passages, 2) the contents that will be asked for; others are not noted.
+            contents: (passages, 2) digests of the contents that may be requested.
         """
         self._store = store
-        first = np.unique(wanted[:, 0], return_index=True)[1]  # two that share it: one is not noted
-        self._wanted = wanted[first]
-        self._sorted = self._wanted[:, 0].copy()
-        self._shard_of = np.full(len(first), -1, np.int32)
-        self._row_of = np.zeros(len(first), np.int32)
+        # Keep the contents sorted by the first half of their digest, to look them up by it. If two
+        # contents share that half, one is never cached.
+        first = np.unique(contents[:, 0], return_index=True)[1]
+        self._contents = contents[first]
+        self._sorted = self._contents[:, 0].copy()
+        self._shard_of = np.full(len(first), -1, np.int32)  # index in _shards; -1: no vector
+        self._row_of = np.zeros(len(first), np.int32)  # row in that shard
         self._shards: list[Artifact] = []
         self._folders: dict[int, Path | None] = {}
         self._held = contextlib.ExitStack()
 
     def close(self) -> None:
-        """Let go of what was downloaded."""
+        """Release downloaded shards."""
         self._held.close()
 
-    def _places(self, digests: Digests) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Return where contents are among the wanted ones, and whether a shard is noted for them."""
-        places = np.searchsorted(self._sorted, digests[:, 0])
-        places = np.minimum(places, len(self._sorted) - 1)
-        known = (self._wanted[places] == digests).all(axis=1) & (self._shard_of[places] >= 0)
-        return places, known
+    def _look_up(
+        self, digests: Digests
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return positions in `_contents`, whether they are right, and whether they have a vector."""
+        positions = np.searchsorted(self._sorted, digests[:, 0])
+        positions = np.minimum(positions, len(self._sorted) - 1)
+        listed = (self._contents[positions] == digests).all(axis=1)
+        return positions, listed, listed & (self._shard_of[positions] >= 0)
 
     def covers(self, digests: Digests) -> bool:
-        """Tell whether all of these contents are known."""
-        return bool(self._places(digests)[1].all())
+        """Tell whether all of these contents have a vector."""
+        return bool(self._look_up(digests)[2].all())
 
     def add(self, shard: Artifact, digests: Digests) -> None:
-        """Note the rows of a shard; what is known already stays where it is."""
-        places, known = self._places(digests)
-        rows = np.flatnonzero((self._wanted[places] == digests).all(axis=1) & ~known)
-        self._shard_of[places[rows]] = len(self._shards)
-        self._row_of[places[rows]] = rows
+        """Note where the vectors of a shard are, for contents that have none yet."""
+        positions, listed, cached = self._look_up(digests)
+        rows = np.flatnonzero(listed & ~cached)
+        self._shard_of[positions[rows]] = len(self._shards)
+        self._row_of[positions[rows]] = rows
         self._shards.append(shard)
 
     def add_encodings(self, manifests: Sequence[dict[str, Any]]) -> None:
-        """Note the shards of encodings, one after the other, as long as a content is missing."""
+        """Add the shards of encodings, one encoding after the other, until all contents are covered."""
         for manifest in manifests:
             if (self._shard_of >= 0).all():
                 return
-            parts = [Artifact(**part) for part in manifest["parts"]]
+            shards = [Artifact(**shard) for shard in manifest["parts"]]
             with ThreadPoolExecutor(_AT_ONCE) as pool:
-                for part, digests in zip(parts, pool.map(self._digests_in, parts), strict=True):
-                    self.add(part, digests)
+                for shard, digests in zip(shards, pool.map(self._read_shard, shards), strict=True):
+                    self.add(shard, digests)
 
-    def _digests_in(self, shard: Artifact) -> Digests:
+    def _read_shard(self, shard: Artifact) -> Digests:
         try:
             path = self._store.local(shard.at(PASSAGES))
             try:
@@ -124,26 +128,26 @@ class KnownVectors:
         return np.empty((0, 2), np.uint64)
 
     def take(self, digests: Digests) -> tuple[NDArray[Any] | None, NDArray[np.bool_]]:
-        """Read the known vectors of some contents.
+        """Read the cached vectors of some contents.
 
         Returns:
-            Vectors (contents, dimensions), or None if none is known; and which rows are filled.
+            Vectors (contents, dimensions), or None if none is cached; and which rows are filled.
         """
-        places, known = self._places(digests)
+        positions, _, cached = self._look_up(digests)
         vectors = None
-        for number in np.unique(self._shard_of[places[known]]).tolist():
-            rows = np.flatnonzero(known & (self._shard_of[places] == number))
-            found = self._read(number, self._row_of[places[rows]])
-            if found is None:
-                known[rows] = False
+        for number in np.unique(self._shard_of[positions[cached]]).tolist():
+            rows = np.flatnonzero(cached & (self._shard_of[positions] == number))
+            read = self._read_rows(number, self._row_of[positions[rows]])
+            if read is None:
+                cached[rows] = False
                 continue
             if vectors is None:
-                vectors = np.zeros((len(digests), found.shape[1]), found.dtype)
-            vectors[rows] = found
-        return vectors, known
+                vectors = np.zeros((len(digests), read.shape[1]), read.dtype)
+            vectors[rows] = read
+        return vectors, cached
 
-    def _read(self, number: int, rows: NDArray[np.int32]) -> NDArray[Any] | None:
-        """Read rows of a shard, which is checked when it is first read."""
+    def _read_rows(self, number: int, rows: NDArray[np.int32]) -> NDArray[Any] | None:
+        """Read rows of a shard, which is verified before the first read."""
         try:
             if number not in self._folders:
                 self._folders[number] = self._open(self._shards[number])
@@ -166,16 +170,16 @@ class KnownVectors:
 def encodings_with(
     store: Store, stage: str, name: str, sha256: str, passages: int, made_by: str
 ) -> list[dict[str, Any]]:
-    """Return the manifests of finished encodings that have a certain file.
+    """Return the manifests of finished encodings that contain a given file.
 
     Args:
         store: where to look.
         stage: the stage that made them.
-        name: of the file, which says what a vector depends on besides the content.
-        sha256: of the file.
-        passages: encodings of about so many come first, since they may be of the same corpus; then
+        name: name of the file, which states what a vector depends on apart from the content.
+        sha256: its digest.
+        passages: encodings of about this many come first, since they may be of the same corpus; then
             the latest.
-        made_by: those of other Prefect flow runs are left out, if it is not empty.
+        made_by: id of the only Prefect flow run to consider, or "" for all.
     """
 
     def read(key: str) -> dict[str, Any] | None:
@@ -188,7 +192,7 @@ def encodings_with(
         return None
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        found = [manifest for manifest in pool.map(read, store.keys(f"{stage}-")) if manifest]
-    found.sort(key=lambda manifest: manifest["created"], reverse=True)
-    found.sort(key=lambda manifest: abs(manifest["counts"]["passages"] - passages))
-    return found[:_ENCODINGS]
+        manifests = [manifest for manifest in pool.map(read, store.keys(f"{stage}-")) if manifest]
+    manifests.sort(key=lambda manifest: manifest["created"], reverse=True)
+    manifests.sort(key=lambda manifest: abs(manifest["counts"]["passages"] - passages))
+    return manifests[:_MAX_ENCODINGS]

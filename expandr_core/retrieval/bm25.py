@@ -1,12 +1,11 @@
-"""BM25 with bm25s: the reference from outside, which no training touches.
+"""BM25 with bm25s: an external baseline that no training affects.
 
 Scores are Lucene's (BM25 without the factor k1 + 1), on title and text as one field. Tokens are runs
-of two or more letters or digits, in lower case, without Lucene's English stop words, as stems of the
-English Snowball stemmer. All of these, and k1 = 1.5 and b = 0.75, are what bm25s does by default; with
-them the independently measured baselines of six real collections are met within 0.3 points
-(tests/core/data/test_real_collections.py). Anserini's k1 = 0.9 and b = 0.4 lose up to 3 points there.
-Scripts without spaces have pairs of characters instead of such runs (`expandr_core.data.terms`), and
-other languages have stemmers and stop words of their own.
+of two or more letters or digits, lowercased, without Lucene's English stop words, stemmed by the English
+Snowball stemmer. All this, k1 = 1.5 and b = 0.75 are defaults of bm25s; they reproduce the published
+baselines of six real collections within 0.3 points (tests/core/data/test_real_collections.py), while
+Anserini's k1 = 0.9 and b = 0.4 lose up to 3 points. Scripts without spaces are cut into pairs of
+characters instead (`expandr_core.data.terms`); other languages have their stemmers and stop words.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +24,7 @@ from expandr_core.records import RUN
 from expandr_core.retrieval.exact import tie_order
 
 _SHORTEST = 2  # characters of a word
-_STOP_WORDS = (  # that bm25s has
+_STOP_WORDS = (  # the languages for which bm25s has some
     *("danish", "dutch", "english", "french", "german", "italian", "norwegian", "portuguese"),
     *("russian", "spanish", "swedish", "turkish"),
 )
@@ -52,8 +51,8 @@ class BM25:
             passage_ids: (passages,)
             passages: their texts, in the same order.
             k1: how slowly repetitions of a term saturate.
-            b: how much long passages are held back, from 0 to 1.
-            language: whose stemmer is used, and whose stop words if bm25s has them.
+            b: how much long passages are penalised, from 0 to 1.
+            language: of the stemmer, and of the stop words if bm25s has some.
 
         Raises:
             DataError: if no passage has a term.
@@ -76,8 +75,8 @@ class BM25:
         self._index.index((tokens, vocabulary), create_empty_token=False, show_progress=False)
 
     def _tokens(self, texts: Iterable[str], update_vocabulary: bool) -> Iterator[list[int]]:
-        """Yield the term ids of each text; unknown terms are left out unless they are added."""
-        stream: Any = texts  # annotated as a list there, but only iterated over
+        """Yield the term ids of each text, without unknown terms unless they update the vocabulary."""
+        stream: Any = texts  # bm25s annotates a list, but only iterates
         return self._tokenizer.streaming_tokenize(stream, update_vocabulary, allow_empty=False)
 
     def search(
@@ -89,10 +88,10 @@ class BM25:
     ) -> pa.Table:
         """Rank the k best passages of each query that share a term with it.
 
-        Equal scores and a passage with the query's id are treated as in `search.search`.
+        Ties and passages with the query's id are treated as in `exact.search`.
 
         Returns:
-            A run: the queries in their order, ranks from 1. Queries without a hit have no rows.
+            A run: the queries in their order, ranks from 1. A query without hits has no rows.
         """
         runs = [RUN.empty_table()]
         tokens = self._tokens(queries, update_vocabulary=False)
@@ -117,7 +116,7 @@ class BM25:
 
 
 def best(scores: NDArray[np.float32], order: NDArray[np.int64], k: int) -> NDArray[np.int64]:
-    """Return the places of the k largest scores, best first, equal ones by `order`.
+    """Return the positions of the k largest scores, best first, ties by `order`.
 
     >>> scores = np.array([0.5, 0.9, 0.5, 0.5], dtype=np.float32)
     >>> best(scores, np.array([3, 2, 1, 0]), 2).tolist()
@@ -129,5 +128,5 @@ def best(scores: NDArray[np.float32], order: NDArray[np.int64], k: int) -> NDArr
     last = np.partition(scores, len(scores) - k)[len(scores) - k]
     above, equal = np.flatnonzero(scores > last), np.flatnonzero(scores == last)
     equal = equal[np.argsort(order[equal])][: k - len(above)]
-    places = np.concatenate([above, equal])
-    return places[np.lexsort((order[places], -scores[places]))]
+    positions = np.concatenate([above, equal])
+    return positions[np.lexsort((order[positions], -scores[positions]))]

@@ -1,11 +1,11 @@
 """Exact search: the k passages of largest inner product, block by block, with faiss.
 
-Vectors stay on disk; a block of them is read, scored, and merged into the best so far. faiss proposes
-(on all GPUs, if it is built for them and they are there), and what it proposes is scored once more in
-double precision. So a score depends on two vectors and nothing else: not on the block, the machine's
-arithmetic, or what else is searched for. Equal vectors have equal scores; these are ordered as
-trec_eval does, by descending passage id, so that a metric computed from scores agrees with our ranks.
-The paper's code leaves ties, and the padding of faiss for short blocks, to chance.
+Vectors stay on disk; each block of them is read, scored, and merged into the best so far. faiss proposes
+passages (on all GPUs, if it was built for them), and the proposals are scored again in double precision.
+So a score depends on its two vectors only, not on the block, the machine's arithmetic, or the other
+queries. Equal vectors have equal scores. Ties are ordered as trec_eval does, by descending passage id,
+so that metrics computed from scores agree with our ranks. The paper's code leaves ties, and faiss's
+padding of short blocks, to chance.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,10 +23,10 @@ from expandr_core.errors import DataError
 from expandr_core.options.data import IdenticalIds
 from expandr_core.records import RUN
 
-Places = NDArray[np.int64]
-_MARGIN = 32  # passages asked for beyond k, so that rounding rarely leaves open which are the best
-_ON_GPU = 2048  # faiss finds no more per query there
-_BYTES_A_HIT = 128  # what merging holds of each query and passage found, all arrays together
+Positions = NDArray[np.int64]
+_MARGIN = 32  # extra proposals, so that rounding errors rarely leave the best unsettled
+_ON_GPU = 2048  # the most passages per query that faiss can return from a GPU
+_BYTES_PER_HIT = 128  # memory for merging, per query and proposal
 
 
 class Index(NamedTuple):
@@ -34,26 +34,26 @@ class Index(NamedTuple):
 
     Attributes:
         passage_ids: (passages,)
-        shards: its vectors in order, or files that `numpy.save` wrote of them; each (passages of the
+        shards: the vectors in order, as arrays or as files of `numpy.save`; each (passages of the
             shard, dimensions)
-        dimensions: the size of a vector.
+        dimensions: size of the vectors.
         tie_order: (passages,), see `tie_order`.
     """
 
     passage_ids: pa.Array
     shards: Sequence[Path | Vectors]
     dimensions: int
-    tie_order: Places
+    tie_order: Positions
 
     def blocks(self, size: int) -> Iterator[Vectors]:
         """Read the vectors in order, at most `size` at once, as float32.
 
         Yields:
-            (passages of the block, dimensions); the next block takes the place of this one.
+            (passages of the block, dimensions); the next block overwrites this one.
         """
         block = np.empty((min(size, len(self.passage_ids)), self.dimensions), np.float32)
         filled = 0
-        for each in self.shards:  # files one at a time: their pages count as memory
+        for each in self.shards:  # map one file at a time, as its pages count as memory
             shard = np.load(each, mmap_mode="r") if isinstance(each, Path) else each
             start = 0
             while start < len(shard):
@@ -68,7 +68,7 @@ class Index(NamedTuple):
 
 
 def open_index(folders: Iterable[Path]) -> Index:
-    """Open the shards that the stage `encode` wrote; the folders are read as long as it is used."""
+    """Open the shards of an encoded corpus; their folders must exist as long as the index is used."""
     ids, files, shape = [], [], (0, 0)
     for folder in folders:
         ids.append(pq.read_table(folder / "passages.parquet", columns=["passage_id"])["passage_id"])
@@ -81,65 +81,80 @@ def open_index(folders: Iterable[Path]) -> Index:
 
 
 def index_in_memory(passage_ids: pa.Array, vectors: Vectors) -> Index:
-    """Make an index of vectors, (passages, dimensions)."""
+    """Make an index of vectors (passages, dimensions) in memory."""
     return Index(passage_ids, [vectors], vectors.shape[1], tie_order(passage_ids))
 
 
-def tie_order(passage_ids: pa.Array) -> Places:
-    """Return each passage's place among equal scores: the greatest id (by bytes) comes first.
+def tie_order(passage_ids: pa.Array) -> Positions:
+    """Return each passage's position in the order of ties: the greatest id (by bytes) is first.
 
     >>> tie_order(pa.array(["a", "c", "b"])).tolist()
     [2, 0, 1]
     """
-    places = np.arange(len(passage_ids))
-    table = pa.table({"passage_id": passage_ids, "place": places})
-    order = np.empty_like(places)
-    order[table.sort_by([("passage_id", "descending")])["place"].to_numpy()] = places
+    positions = np.arange(len(passage_ids))
+    table = pa.table({"passage_id": passage_ids, "position": positions})
+    order = np.empty_like(positions)
+    order[table.sort_by([("passage_id", "descending")])["position"].to_numpy()] = positions
     return order
 
 
-def nearest(queries: Vectors, index: Index, k: int, memory_gb: float) -> tuple[Vectors, Places]:
+def nearest(queries: Vectors, index: Index, k: int, memory_gb: float) -> tuple[Vectors, Positions]:
     """Find the k passages of largest inner product with each query.
 
     Args:
         queries: (queries, dimensions)
         index: the encoded corpus.
         k: passages per query; all of them if there are fewer.
-        memory_gb: what vectors and scores may take at once, half and half. With fewer queries at once
-            the corpus is read more often.
+        memory_gb: limit for vectors and scores, half each. The less it is, the fewer queries are
+            searched at once, and the more often the corpus is read.
 
     Returns:
-        Scores, falling, and places in the index; both (queries, min(k, passages)).
+        Scores in descending order, and positions in the index; both (queries, min(k, passages)).
 
     Raises:
-        DataError: if a vector is not finite, as a diverged retriever makes them.
+        DataError: if a vector is not finite, as those of a diverged retriever.
     """
     k = min(k, len(index.passage_ids))
     scores = np.empty((len(queries), k), dtype=np.float32)
-    places = np.empty((len(queries), k), dtype=np.int64)
+    positions = np.empty((len(queries), k), dtype=np.int64)
     half = memory_gb * 1e9 / 2
-    queries_at_once = max(1, int(half / (_BYTES_A_HIT * (k + _MARGIN))))
+    queries_at_once = max(1, int(half / (_BYTES_PER_HIT * (k + _MARGIN))))
     passages_at_once = max(1, int(half / (4 * index.dimensions)))
     for first in range(0, len(queries), queries_at_once):
         group = slice(first, first + queries_at_once)
         start = 0
         for block in index.blocks(passages_at_once):
-            _merge_block(queries[group], block, start, index, scores[group], places[group])
+            _merge_block(queries[group], block, start, index, scores[group], positions[group])
             start += len(block)
-    return scores, places
+    return scores, positions
 
 
 def _merge_block(
-    queries: Vectors, block: Vectors, start: int, index: Index, scores: Vectors, places: Places
+    queries: Vectors,
+    block: Vectors,
+    start: int,
+    index: Index,
+    scores: Vectors,
+    positions: Positions,
 ) -> None:
-    """Merge what a block has into the best so far: `scores` and `places`, (queries, k).
+    """Merge a block's passages into the best so far: `scores` and `positions`, (queries, k).
 
-    faiss keeps any of the passages that tie at its last place, and its scores err by their rounding.
-    So a query is settled only if no passage that was not proposed can be among its best; else it is
-    asked about again, with more room.
+    faiss's scores have rounding errors, and of passages that tie for its last proposal it keeps any.
+    So a query is settled only if no passage beyond the proposals can be among its best; otherwise it
+    is searched again with more proposals.
+
+    Args:
+        queries: (queries, dimensions)
+        block: (passages of the block, dimensions)
+        start: position of the block's first passage in the index.
+        index: the encoded corpus.
+        scores: (queries, k), descending; the first min(k, start) are set. Changed in place.
+        positions: (queries, k), those of the scores. Changed in place.
     """
     k = scores.shape[1]
     seen, filled = min(k, start), min(k, start + len(block))
+
+    # Bound the error of a score of faiss: by Cauchy-Schwarz from the lengths of its two vectors.
     longest = np.sqrt(np.einsum("pd,pd->p", block, block).max())
     lengths = np.linalg.norm(queries, axis=1)
     if not np.isfinite(longest) or not np.isfinite(lengths).all():
@@ -148,33 +163,39 @@ def _merge_block(
             "lower its learning rate"
         )
     errors = lengths * longest * index.dimensions * 2.0**-23  # twice the bound for any summation
-    rows = np.arange(len(queries))
+
+    rows = np.arange(len(queries))  # queries still unsettled
     width = min(k + _MARGIN, len(block))
     while len(rows):
         unsettled = []
-        for row, close, nearby in zip(rows, *_propose(queries[rows], block, width), strict=True):
-            possible = nearby
+        for row, approximate, proposed in zip(
+            rows, *_propose(queries[rows], block, width), strict=True
+        ):
+            # Drop proposals that cannot beat the k-th best so far, however faiss erred.
+            possible = proposed
             if seen == k:
-                possible = nearby[close >= scores[row, -1] - errors[row]]
-            found = np.append(places[row, :seen], start + possible)
+                possible = proposed[approximate >= scores[row, -1] - errors[row]]
+            # Order the best so far and the proposals together, by exact score, then by id.
+            candidates = np.append(positions[row, :seen], start + possible)
             exact = np.append(scores[row, :seen], inner_products(block[possible], queries[row]))
-            order = np.lexsort((index.tie_order[found], -exact))[:k]
-            if width == len(block) or exact[order[-1]] > close[-1] + errors[row]:
-                scores[row, :filled], places[row, :filled] = exact[order], found[order]
+            order = np.lexsort((index.tie_order[candidates], -exact))[:k]
+            # Passages beyond the proposals score at most the last proposal's score plus its error.
+            if width == len(block) or exact[order[-1]] > approximate[-1] + errors[row]:
+                scores[row, :filled], positions[row, :filled] = exact[order], candidates[order]
             else:
                 unsettled.append(row)
         rows = np.array(unsettled, dtype=np.int64)
         width = min(4 * width, len(block))
 
 
-def _propose(queries: Vectors, block: Vectors, width: int) -> tuple[Vectors, Places]:
-    """Let faiss find the best of a block; scores, falling, and places, both (queries, width)."""
+def _propose(queries: Vectors, block: Vectors, width: int) -> tuple[Vectors, Positions]:
+    """Let faiss find the best of a block: descending scores and positions, both (queries, width)."""
     import faiss
 
     gpu: Any = faiss
     if gpu.get_num_gpus() and width <= _ON_GPU:
         spread = gpu.GpuMultipleClonerOptions()
-        spread.shard = True  # every GPU has a share of the block
+        spread.shard = True  # give each GPU a share of the block
         flat = gpu.index_cpu_to_all_gpus(faiss.IndexFlatIP(block.shape[1]), spread)
         flat.add(block)
         return flat.search(queries, width)
@@ -182,9 +203,9 @@ def _propose(queries: Vectors, block: Vectors, width: int) -> tuple[Vectors, Pla
 
 
 def inner_products(vectors: Vectors, query: Vectors) -> Vectors:
-    """Return the inner product of each vector with a query; equal vectors have equal ones.
+    """Return the inner product of each vector with a query; equal vectors have equal products.
 
-    A matrix product does not promise that: how it sums depends on the place of a row.
+    A matrix product does not guarantee that: the order of its sums depends on a row's position.
 
     >>> inner_products(np.array([[1, 2], [3, 0]], np.float32), np.array([1, 1], np.float32)).tolist()
     [3.0, 3.0]
@@ -204,8 +225,8 @@ def search(
     """Rank the k nearest passages of each query.
 
     A passage whose id equals the query's is left out, as BEIR does by default
-    (`ignore_identical_ids`): in ArguAna and Quora queries are themselves passages. Where ids of the
-    two coincide by chance, an unrelated passage is lost, which the stages count; "keep" keeps it.
+    (`ignore_identical_ids`), since in ArguAna and Quora the queries are passages themselves. Where ids
+    coincide by chance, this loses an unrelated passage; the stages count these, and "keep" keeps them.
 
     Args:
         query_ids: (queries,)
@@ -213,21 +234,22 @@ def search(
         index: the encoded corpus.
         k: passages per query; fewer only if the corpus is smaller.
         memory_gb: see `nearest`.
-        identical_ids: what becomes of a passage whose id is the query's.
+        identical_ids: whether to ignore or keep a passage whose id equals the query's.
 
     Returns:
         A run (see RUN): the queries in their order, ranks from 1.
     """
-    scores, places = nearest(queries, index, k + 1, memory_gb)
+    # Search one more, drop passages with the query's id, and keep the first k of the others.
+    scores, positions = nearest(queries, index, k + 1, memory_gb)
     lookup = pc.SetLookupOptions(value_set=index.passage_ids)
-    itself = pc.call_function("index_in", [query_ids], lookup)
-    kept = places != itself.fill_null(-1).to_numpy()[:, None]
+    identical = pc.call_function("index_in", [query_ids], lookup)
+    kept = positions != identical.fill_null(-1).to_numpy()[:, None]
     kept |= identical_ids == "keep"
     ranks = kept.cumsum(axis=1, dtype=np.int32)
     kept &= ranks <= k
     columns = [
         query_ids.take(pa.array(np.nonzero(kept)[0])),
-        index.passage_ids.take(pa.array(places[kept])),
+        index.passage_ids.take(pa.array(positions[kept])),
         scores[kept],
         ranks[kept],
     ]

@@ -1,18 +1,18 @@
-"""Encode a corpus with the retriever; only what it has not encoded before.
+"""Encode a corpus with the retriever; passages that it has encoded before are not encoded again.
 
-Inputs: `retriever` (a model folder), `corpus` (a corpus.parquet). Its shards are stretches of the
-corpus, in its order; each holds vectors.npy, (passages, dimensions), and passages.parquet with the
-passage_id of each row and a digest of its content. `search.open_index` reads them together. The
-artifact itself holds encoder.json: what a vector depends on, besides the content of its passage.
+Inputs: `retriever` (a model folder), `corpus` (a corpus.parquet). The shards are chunks of the corpus,
+in its order. Each holds vectors.npy, (passages, dimensions), and passages.parquet with the passage_id of
+each row and a digest of its content; `retrieval.exact.open_index` reads them together. The artifact
+itself holds encoder.json, which states what a vector depends on apart from the content of its passage.
 
-The vectors of contents that another encoding with the same encoder.json has are copied, in whatever
-corpus and order they were; a content that is there twice is encoded once. The manifest counts passages
-as `encoded` and `reused`. Kept in memory are less than 200 bytes for each passage, not its text.
+If another encoding has the same encoder.json, its vectors are copied, whatever its corpus and order were.
+A content that occurs twice is encoded once. The manifest counts passages as `encoded` and `reused`.
+Memory holds less than 200 bytes per passage, not its text.
 
-The artifact's key does not name the encodings that were copied from: they may differ between stores, and
-between the workers that share the shards. What can differ with them is how texts were batched when a
-vector was made, hence its last bits, as it does with the batch size or another machine; ids, order and
-content never do. Copied vectors are the shard's own: it keeps no other artifact alive.
+The artifact's key does not name the encodings that vectors were copied from: these may differ between
+stores, and between workers that share the shards. With them differs only how texts were batched, hence
+the last bits of vectors, as with another batch size or machine; ids, order and content never differ. A
+shard owns its copies, so it keeps no other artifact alive.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from expandr_core.encoders.encode import Encoder, encoder_of
 from expandr_core.encoders.vector_cache import (
     PASSAGES,
     VECTORS,
-    KnownVectors,
+    VectorCache,
     digests_of,
     encodings_with,
     write_passages,
@@ -71,7 +71,7 @@ OPTIONS = EncodeOptions
 
 
 def shards(job: Job) -> int:
-    """Count the stretches of the corpus."""
+    """Count the chunks of the corpus."""
     passages = pq.read_metadata(job.inputs["corpus"]).num_rows
     if not passages:
         raise DataError("the corpus has no passages; there is nothing to search")
@@ -79,44 +79,43 @@ def shards(job: Job) -> int:
 
 
 def run(job: Job) -> None:
-    """Make each stretch of the corpus that is not there yet."""
+    """Encode each chunk of the corpus whose shard is missing."""
     count = shards(job)
-    encoder = cache(lambda: encoder_of(job))  # loaded if a vector is missing
+    encoder = cache(lambda: encoder_of(job))  # load it if a vector is missing
     job.counts |= {"passages": 0, "encoded": 0, "reused": 0}
-    with closing(_known_vectors(job)) as known:
-        for number, stretch in enumerate(_stretches(job.inputs["corpus"])):
+    with closing(_cached_vectors(job)) as cached:
+        for number, chunk in enumerate(_chunks(job.inputs["corpus"])):
             if job.takes(number):
-                _make_shard(job, stretch, known, encoder)
+                _make_shard(job, chunk, cached, encoder)
             job.progress(number + 1, count, "shards")
-    (job.out / ENCODER).write_text(_what_encodes(job))
+    (job.out / ENCODER).write_text(_describe_encoder(job))
 
 
-def _what_encodes(job: Job) -> str:
-    """Write down what a vector depends on, besides the content of its passage."""
+def _describe_encoder(job: Job) -> str:
+    """State what a vector depends on apart from the content of its passage."""
     spec = job.spec
     retriever = spec.inputs["retriever"].digest
-    story = {"version": spec.version, "retriever": retriever, "options": spec.options}
-    return json.dumps(story, indent=1, sort_keys=True, allow_nan=False)
+    encoder = {"version": spec.version, "retriever": retriever, "options": spec.options}
+    return json.dumps(encoder, indent=1, sort_keys=True, allow_nan=False)
 
 
-def _known_vectors(job: Job) -> KnownVectors:
-    """Look the contents of the corpus up in earlier encodings."""
-    stretches = _stretches(job.inputs["corpus"])
-    wanted = np.concatenate([stretch.digests for stretch in stretches])
-    known = KnownVectors(job.store, wanted)
+def _cached_vectors(job: Job) -> VectorCache:
+    """Look up the contents of the corpus in earlier encodings."""
+    contents = np.concatenate([chunk.digests for chunk in _chunks(job.inputs["corpus"])])
+    cached = VectorCache(job.store, contents)
     earlier = encodings_with(
         job.store,
         job.spec.stage,
         ENCODER,
-        hashlib.sha256(_what_encodes(job).encode()).hexdigest(),
-        len(wanted),
+        hashlib.sha256(_describe_encoder(job).encode()).hexdigest(),
+        len(contents),
         only_of(job.spec),
     )
-    known.add_encodings(earlier)
-    return known
+    cached.add_encodings(earlier)
+    return cached
 
 
-class _Stretch:
+class Chunk:
     """Some passages of the corpus."""
 
     def __init__(self, rows: pa.RecordBatch):
@@ -131,47 +130,48 @@ class _Stretch:
         return hashlib.sha256(ids + self.digests.tobytes()).hexdigest()
 
 
-def _stretches(path: Path) -> Iterator[_Stretch]:
+def _chunks(path: Path) -> Iterator[Chunk]:
     columns = list(Passage._fields)
     for rows in pq.ParquetFile(path).iter_batches(PASSAGES_PER_SHARD, columns=columns):
-        yield _Stretch(rows)
+        yield Chunk(rows)
 
 
 def _make_shard(
-    job: Job, stretch: _Stretch, known: KnownVectors, encoder: Callable[[], Encoder]
+    job: Job, chunk: Chunk, cached: VectorCache, encoder: Callable[[], Encoder]
 ) -> None:
-    """Make the shard of a stretch, unless it is there, and count what was encoded for it."""
-    covered = known.covers(stretch.digests)
+    """Make the shard of a chunk if it is missing, and count what was encoded for it."""
+    covered = cached.covers(chunk.digests)
     made = False
 
     def write(out: Path) -> dict[str, float]:
         nonlocal made
         made = True
-        return _write_shard(job, stretch, out, known, encoder)
+        return _write_shard(job, chunk, out, cached, encoder)
 
-    shard = run_shard(job, {"corpus": stretch.digest}, write)
-    known.add(shard, stretch.digests)
-    # one that was there is of this encoding, before a kill or by another worker, or of an earlier one
+    shard = run_shard(job, {"corpus": chunk.digest}, write)
+    cached.add(shard, chunk.digests)
+    # An existing shard was made by this encoding before a kill, by another worker, or earlier; only
+    # in the last case was it covered before.
     encoded = 0 if covered and not made else shard.counts["encoded"]
-    job.counts["passages"] += len(stretch.contents)
+    job.counts["passages"] += len(chunk.contents)
     job.counts["encoded"] += encoded
-    job.counts["reused"] += len(stretch.contents) - encoded
+    job.counts["reused"] += len(chunk.contents) - encoded
     job.counts["dimensions"] = shard.counts["dimensions"]
 
 
 def _write_shard(
-    job: Job, stretch: _Stretch, out: Path, known: KnownVectors, encoder: Callable[[], Encoder]
+    job: Job, chunk: Chunk, out: Path, cached: VectorCache, encoder: Callable[[], Encoder]
 ) -> dict[str, float]:
-    """Copy the vectors that are known, encode each other content once, and write them in order."""
-    vectors, there = known.take(stretch.digests)
+    """Copy cached vectors, encode each remaining content once, and write all in order."""
+    vectors, there = cached.take(chunk.digests)
     missing = np.flatnonzero(~there)
     encoded = 0
     if len(missing):
         _, first, which = np.unique(
-            stretch.digests[missing], axis=0, return_index=True, return_inverse=True
+            chunk.digests[missing], axis=0, return_index=True, return_inverse=True
         )
         encoded = len(first)
-        texts = [stretch.contents[row] for row in missing[first]]
+        texts = [chunk.contents[row] for row in missing[first]]
         options: EncodeOptions = job.options
         new = _stored(encoder().encode_passages(texts), options.index.vector_type)
         if vectors is None:
@@ -179,7 +179,7 @@ def _write_shard(
         vectors[missing] = new[which]
     assert vectors is not None
     np.save(out / VECTORS, vectors)
-    write_passages(out / PASSAGES, stretch.passage_ids, stretch.digests)
+    write_passages(out / PASSAGES, chunk.passage_ids, chunk.digests)
     return {
         "passages": len(there),
         "encoded": encoded,
@@ -189,7 +189,7 @@ def _write_shard(
 
 
 def _stored(vectors: np.ndarray, vector_type: VectorType) -> np.ndarray:
-    """Return vectors as they are kept.
+    """Convert vectors to the type in which they are stored.
 
     Raises:
         DataError: if they are not finite, or too large for the type.
@@ -203,7 +203,7 @@ def _stored(vectors: np.ndarray, vector_type: VectorType) -> np.ndarray:
         stored = vectors.astype(vector_type)
     if not np.isfinite(stored).all():
         raise DataError(
-            f"a vector has the component {np.abs(vectors).max():g}, and float16 ends at 65504; set "
+            f"a vector has a component of {np.abs(vectors).max():g}, but float16 ends at 65504; set "
             "retriever.index.vector_type to float32"
         )
     return stored

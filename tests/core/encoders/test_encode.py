@@ -14,7 +14,7 @@ from flat_options import flat
 from store_keys import full
 
 from expandr_core.encoders.encode import Encoder
-from expandr_core.encoders.vector_cache import KnownVectors, digests_of
+from expandr_core.encoders.vector_cache import VectorCache, digests_of
 from expandr_core.errors import DataError
 from expandr_core.options.retriever import EncodingOptions
 from expandr_core.runtime.job import no_progress
@@ -222,7 +222,7 @@ def test_vectors_that_go_while_they_are_wanted_count_as_unknown(store, retriever
     before = encoded(store, retriever, rows)
     first, second = store.shards(before)
     digests = digests_of([text for _, _, text in rows])
-    with closing(KnownVectors(store, digests)) as known:
+    with closing(VectorCache(store, digests)) as known:
         known.add_encodings([store.manifest(before.key)])
         assert known.covers(digests)
         store.remove(first.key)

@@ -12,7 +12,6 @@ import Stemmer
 from expandr_core.errors import DataError
 from expandr_core.options.evaluation import Language
 from expandr_core.retrieval.bm25 import BM25
-from expandr_core.stages import evaluate_bm25
 
 
 def index_of(
@@ -67,10 +66,10 @@ def test_runs_of_several_queries_follow_their_order():
     assert (run["query_id"], run["passage_id"], run["rank"]) == (["x", "z"], ["b", "a"], [1, 1])
 
 
-def test_the_stage_weighs_terms_as_bm25s_does_by_default():
-    usual = inspect.signature(bm25s.BM25).parameters
-    options = evaluate_bm25.OPTIONS()
-    assert (options.k1, options.b) == (usual["k1"].default, usual["b"].default)
+@pytest.mark.parametrize("name", ["k1", "b"])
+def test_terms_are_weighted_as_bm25s_does_by_default(name):
+    ours, theirs = (inspect.signature(each).parameters[name] for each in (BM25, bm25s.BM25))
+    assert ours.default == theirs.default
 
 
 def test_a_corpus_without_words_is_refused():
