@@ -5,7 +5,7 @@ in its order. Each holds vectors.npy, (passages, dimensions), and passages.parqu
 each row and a digest of its content; `retrieval.exact.open_index` reads them together. The artifact
 itself holds encoder.json, which states what a vector depends on apart from the content of its passage.
 
-If another encoding has the same encoder.json, its vectors are copied, whatever its corpus and order were.
+If another encoding has the same encoder.json, its vectors are copied, whatever its corpus and order.
 A content that occurs twice is encoded once. The manifest counts passages as `encoded` and `reused`.
 Memory holds less than 200 bytes per passage, not its text.
 

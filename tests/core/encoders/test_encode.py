@@ -217,21 +217,21 @@ def test_earlier_vectors_that_are_gone_or_damaged_are_made_again(
     assert artifact.digest == encoded_from_nothing(tmp_path, rows[::-1]).digest
 
 
-def test_vectors_that_go_while_they_are_wanted_count_as_unknown(store, retriever):
+def test_vectors_that_vanish_before_they_are_read_count_as_unknown(store, retriever):
     rows = passages(8)
     before = encoded(store, retriever, rows)
     first, second = store.shards(before)
     digests = digests_of([text for _, _, text in rows])
-    with closing(VectorCache(store, digests)) as known:
-        known.add_encodings([store.manifest(before.key)])
-        assert known.covers(digests)
+    with closing(VectorCache(store, digests)) as cache:
+        cache.add_encodings([store.manifest(before.key)])
+        assert cache.covers(digests)
         store.remove(first.key)
-        vectors, there = known.take(digests)
+        vectors, there = cache.take(digests)
         assert there.tolist() == [False] * 4 + [True] * 4
         assert vectors is not None
         assert np.array_equal(vectors[4:], np.load(store.local(second) / "vectors.npy"))
         store.remove(second.key)
-        vectors, there = known.take(digests)
+        vectors, there = cache.take(digests)
         assert vectors is None and not there.any()
 
 
