@@ -3,7 +3,7 @@
 from collections import defaultdict
 from typing import NamedTuple
 
-from expandr_core.data.beir_layout import Judgement, Query
+from expandr_core.data.collection import Qrel, Query
 from expandr_core.data.rows import Reader
 from expandr_core.data.split import PARTS, Part, Split
 from expandr_core.records import Example
@@ -13,14 +13,14 @@ class SplitJudgements(NamedTuple):
     """The examples by part, sorted by query and positive, and all judgements of the dev part."""
 
     examples: dict[Part, list[Example]]
-    dev: list[Judgement]
+    dev: list[Qrel]
 
 
 def split_judgements(
     reader: Reader,
     split: Split,
     queries: dict[str, Query],
-    judgements: list[Judgement],
+    judgements: list[Qrel],
     positives: dict[str, str],
 ) -> SplitJudgements:
     """Make examples of training judgements and split them; count what is dropped.
@@ -32,7 +32,7 @@ def split_judgements(
         judgements: of the training queries.
         positives: the relevant passages' content, by id.
     """
-    judged: defaultdict[str, list[Judgement]] = defaultdict(list)
+    judged: defaultdict[str, list[Qrel]] = defaultdict(list)
     for row in sorted(judgements):
         judged[row.query_id].append(row)
     result = SplitJudgements({part: [] for part in PARTS}, [])

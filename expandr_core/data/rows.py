@@ -19,6 +19,7 @@ from expandr_core.errors import DataError
 from expandr_core.store.filesystems import kind_of, open_filesystem
 
 Row = TypeVar("Row")
+Content = TypeVar("Content")
 GZIP = ".gz"
 _GZIP_MAGIC = b"\x1f\x8b"
 _OTHER_NAMES = {  # of other layouts, for remedies
@@ -155,8 +156,11 @@ class Reader:
         Raises:
             DataError: for a bad row (if refused), or if no row remains.
         """
+        yield from self.each(file, self._lines(file), lambda line, raw: parse(line, _decode(raw)))
+
+    def _lines(self, file: RawFile) -> Iterator[tuple[int, bytes]]:
+        """Yield number and content of each line that is not blank."""
         digest = hashlib.sha256()
-        kept = 0
         with file.open() as lines:
             for number, raw in enumerate(lines, 1):
                 digest.update(raw)
@@ -165,20 +169,38 @@ class Reader:
                     self.progress(self._done)
                 if number == 1:
                     raw = raw.removeprefix(codecs.BOM_UTF8)
-                if not raw.strip():
-                    continue
-                try:
-                    row = parse(number, _decode(raw))
-                except BadRow as bad:
-                    self.bad(file, number, bad)
-                    continue
-                if row is not None:
-                    kept += 1
-                    yield row
+                if raw.strip():
+                    yield number, raw
         self.progress(self._done)
-        if self.digests.get(file.name, digest.hexdigest()) != digest.hexdigest():
-            raise DataError(f"{file} was changed during the run; start the run again")
+        self._compare(file, digest.hexdigest())
+
+    def each(
+        self,
+        file: RawFile,
+        numbered: Iterable[tuple[int, Content]],
+        parse: Callable[[int, Content], Row | None],
+    ) -> Iterator[Row]:
+        """Yield what `parse(number, content)` makes of each row of a file; see `rows`."""
+        kept = 0
+        for number, content in numbered:
+            try:
+                row = parse(number, content)
+            except BadRow as bad:
+                self.bad(file, number, bad)
+                continue
+            if row is not None:
+                kept += 1
+                yield row
         self.require(file, kept)
+
+    def verify(self, file: RawFile) -> None:
+        """Refuse a file that has changed since its digest was taken."""
+        if file.name in self.digests:
+            self._compare(file, file.sha256())
+
+    def _compare(self, file: RawFile, digest: str) -> None:
+        if self.digests.get(file.name, digest) != digest:
+            raise DataError(f"{file} was changed during the run; start the run again")
 
     def require(self, file: RawFile, kept: int) -> None:
         """Refuse a file of which nothing remains."""

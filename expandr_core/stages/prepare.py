@@ -13,28 +13,32 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from expandr_core import records
-from expandr_core.data.beir_layout import (
+from expandr_core.data.collection import (
+    Qrel,
+    Query,
+    check_judged,
+    judged,
+    known_qrels,
+    write_corpus,
+    write_evaluation,
+)
+from expandr_core.data.examples import split_judgements
+from expandr_core.data.formats.beir import (
     CORPUS,
     QUERIES,
     SPLITS,
-    Judgement,
-    Query,
-    check_judged,
     collection_files,
-    known_judgements,
     qrels_name,
     read_corpus,
     read_qrels,
     read_queries,
 )
-from expandr_core.data.examples import split_judgements
+from expandr_core.data.formats.triples import TripleTable, read_triples, triples_files
 from expandr_core.data.rows import RawFile, Reader, write_parquet
 from expandr_core.data.split import PARTS, Part, Split, normalise
-from expandr_core.data.triples import TripleTable, read_triples, triples_files
 from expandr_core.errors import DataError
 from expandr_core.options.data import DataOptions
-from expandr_core.records import EXAMPLES, PASSAGES, QRELS, Example, Passage
+from expandr_core.records import EXAMPLES, PASSAGES, Example, Passage
 from expandr_core.runtime.job import Job
 
 log = logging.getLogger(__name__)
@@ -75,7 +79,7 @@ class _Collection(NamedTuple):
     """What is kept of a collection: its queries, its judgements by split, its training passages."""
 
     queries: dict[str, Query]
-    judgements: dict[str, list[Judgement]]
+    judgements: dict[str, list[Qrel]]
     positives: dict[str, str]
 
 
@@ -96,7 +100,7 @@ def run(job: Job) -> None:
     held_out = _hold_out(reader, collection)
     for name, rows in collection.judgements.items():
         if name != "train":
-            _write_evaluation(job, name, collection.queries, rows)
+            _write_evaluation(job, name, *judged(collection.queries, rows))
     dev_share = 0 if "dev" in collection.judgements else options.dev_share
     split = Split(job.seed, options.preference_share, dev_share, held_out)
     if triples:
@@ -132,10 +136,10 @@ def _read_collection(job: Job, reader: Reader, files: dict[str, RawFile]) -> _Co
                 reader.count("corpus/empty passages")
             yield passage
 
-    job.counts["corpus/passages"] = write_parquet(job.out / "corpus.parquet", PASSAGES, passages())
+    job.counts["corpus/passages"] = write_corpus(job.out, passages())
     for split, rows in judgements.items():
         file = files[qrels_name(split)]
-        judgements[split] = known_judgements(reader, file, rows, lines)
+        judgements[split] = known_qrels(reader, file, rows, lines)
         check_judged(file, judgements[split], files[QUERIES], queries, job.options.cluster_by)
     return _Collection(queries, judgements, positives)
 
@@ -162,27 +166,10 @@ def _hold_out(reader: Reader, collection: _Collection) -> set[str]:
     return test.union(*(texts.values() for texts in normalised.values()))
 
 
-def _write_evaluation(
-    job: Job, split: str, queries: dict[str, Query], judgements: list[Judgement]
-) -> None:
-    """Write a split's judged queries and their judgements."""
-    judged = [queries[query_id] for query_id in sorted({row.query_id for row in judgements})]
-    query_rows = ((query.query_id, query.text, query.cluster) for query in judged)
-    qrels = sorted((row.query_id, row.passage_id, row.relevance) for row in judgements)
-    _write_queries(job, split, query_rows, qrels)
-
-
-def _write_queries(
-    job: Job,
-    split: str,
-    queries: Iterable[tuple[str, str, str | None]],
-    qrels: Iterable[tuple[str, str, int]],
-) -> None:
-    queries_path, qrels_path = (
-        job.out / f"{split}_{name}.parquet" for name in ("queries", "qrels")
-    )
-    job.counts[f"{split}/queries"] = write_parquet(queries_path, records.QUERIES, queries)
-    job.counts[f"{split}/judgements"] = write_parquet(qrels_path, QRELS, qrels)
+def _write_evaluation(job: Job, split: str, queries: Iterable, qrels: Iterable) -> None:
+    """Write the queries and qrels of a split."""
+    counts = write_evaluation(job.out, queries, qrels, f"{split}_")
+    job.counts |= {f"{split}/{name}": number for name, number in counts.items()}
 
 
 def _split_judgements(job: Job, reader: Reader, collection: _Collection, split: Split) -> None:
@@ -192,7 +179,7 @@ def _split_judgements(job: Job, reader: Reader, collection: _Collection, split: 
     for part in PARTS:
         _write_examples(job, part, parts.examples[part])
     if parts.dev:
-        _write_evaluation(job, "dev", queries, parts.dev)
+        _write_evaluation(job, "dev", *judged(queries, parts.dev))
 
 
 def _split_triples(job: Job, reader: Reader, files: list[RawFile], split: Split) -> None:
@@ -212,7 +199,7 @@ def _split_triples(job: Job, reader: Reader, files: list[RawFile], split: Split)
         by_query = groupby(table.examples("dev"), key=lambda row: (row.query_id, row.query))
         queries = ((query_id, query, query_id) for (query_id, query), _ in by_query)
         qrels = ((row.query_id, row.positive_id, 1) for row in table.examples("dev"))
-        _write_queries(job, "dev", queries, qrels)
+        _write_evaluation(job, "dev", queries, qrels)
         passages = ((passage_id, "", text) for passage_id, text in table.passages("dev"))
         write_parquet(job.out / "dev_corpus.parquet", PASSAGES, passages)
     table.close()

@@ -104,7 +104,7 @@ def serve(server: Server, files: dict[str, str], name: str = "wings", **options)
     content = zipped(files)
     server.files[f"/{name}.zip"] = content
     values = {"split": "test", "md5": hashlib.md5(content).hexdigest(), **options}
-    return OPTIONS(location=f"{server.url}/{name}.zip", layout="archive", name=name, **values)
+    return OPTIONS(location=f"{server.url}/{name}.zip", name=name, **values)
 
 
 def test_an_archive_is_downloaded_checked_and_read(server, store):
@@ -273,7 +273,7 @@ def test_a_folder_needs_no_training_judgements_and_gives_the_archive_s_bytes(
     server, store, tmp_path
 ):
     folder = write(tmp_path, beir_files("wings")) / "wings"
-    options = OPTIONS(location=str(folder), layout="folder", split="test")
+    options = OPTIONS(location=str(folder), split="test")
     read, _ = make(store, options)
     downloaded, _ = make(store, serve(server, beir_files("wings")))
     assert read.digest == downloaded.digest
@@ -284,7 +284,7 @@ def test_a_folder_needs_no_training_judgements_and_gives_the_archive_s_bytes(
 
 def test_what_is_wrong_in_a_folder_is_said_with_its_line(store, tmp_path):
     folder = write(tmp_path, beir_files("wings", qrels=[*QRELS, ("q1", "nowhere", 1)])) / "wings"
-    options = OPTIONS(location=str(folder), layout="folder", split="test")
+    options = OPTIONS(location=str(folder), split="test")
     with pytest.raises(DataError, match=r"qrels/test.tsv:5: unknown passage"):
         make(store, options)
     (folder / "queries.jsonl").unlink()
@@ -298,7 +298,7 @@ def test_what_is_wrong_in_a_folder_is_said_with_its_line(store, tmp_path):
 def test_a_dataset_on_s3_is_read(s3, store):
     for name, text in beir_files("sets/wings").items():
         s3.client.put_object(Bucket="bucket", Key=name, Body=text.encode())
-    options = OPTIONS(location="s3://bucket/sets/wings", layout="folder", split="test")
+    options = OPTIONS(location="s3://bucket/sets/wings", split="test")
     assert make(store, options)[0].counts["queries"] == 2
 
 
@@ -320,7 +320,7 @@ def nano(folder: Path, split: str = "NanoWings", many: bool = False) -> Path:
 
 def test_nano_beir_s_files_are_read_and_judged_passages_are_relevant(store, tmp_path):
     location = str(nano(tmp_path / "nano"))
-    _, folder = make(store, OPTIONS(location=location, layout="nano", split="NanoWings"))
+    _, folder = make(store, OPTIONS(location=location, name="nano-wings", split="NanoWings"))
     assert rows(folder / "corpus.parquet")[0] == dict(passage_id="d1", title="", text="They lift.")
     assert [row["query_id"] for row in rows(folder / "queries.parquet")] == ["q1", "q2"]
     qrels = [tuple(row.values()) for row in rows(folder / "qrels.parquet")]
@@ -329,14 +329,14 @@ def test_nano_beir_s_files_are_read_and_judged_passages_are_relevant(store, tmp_
 
 def test_nano_beir_s_judgements_may_be_lists(store, tmp_path):
     location = str(nano(tmp_path / "nano", many=True))
-    _, folder = make(store, OPTIONS(location=location, layout="nano", split="NanoWings"))
+    _, folder = make(store, OPTIONS(location=location, name="nano-wings", split="NanoWings"))
     qrels = [tuple(row.values()) for row in rows(folder / "qrels.parquet")]
     assert qrels == [("q1", "d1", 1), ("q1", "d2", 1)]
 
 
 def test_nano_beir_s_files_are_found_in_a_folder_with_brackets(store, tmp_path):
     location = str(nano(tmp_path / "nano[1]*"))
-    options = OPTIONS(location=location, layout="nano", split="NanoWings")
+    options = OPTIONS(location=location, name="nano-wings", split="NanoWings")
     assert make(store, options)[0].counts["queries"] == 2
 
 
@@ -346,11 +346,30 @@ def test_grades_of_nano_beir_s_files_are_checked(store, tmp_path, score, complai
     path = location / "qrels" / "NanoWings-00000-of-00001.parquet"
     pq.write_table(pq.read_table(path).append_column("score", pa.array([1, score])), path)
     with pytest.raises(DataError, match=rf"qrels/NanoWings.*: the score is {complaint}"):
-        make(store, OPTIONS(location=str(location), layout="nano", split="NanoWings"))
+        make(store, OPTIONS(location=str(location), name="nano-wings", split="NanoWings"))
+
+
+def test_a_folder_of_one_s_own_may_have_nano_beir_s_layout_and_is_read_strictly(store, tmp_path):
+    options = OPTIONS(location=str(nano(tmp_path / "mine", "test")), split="test")
+    assert make(store, options)[0].counts["queries"] == 2
+    path = tmp_path / "mine" / "qrels" / "test-00000-of-00001.parquet"
+    pq.write_table(pa.table({"query-id": ["q1", "q2"], "corpus-id": ["d1", "d9"]}), path)
+    with pytest.raises(DataError, match=r"qrels/test.*:2: unknown passage \('d9'\)"):
+        make(store, options)
+    skipping = options.model_copy(update={"bad_rows": "skip"})
+    assert make(store, skipping)[0].counts["judgements"] == 1
+
+
+def test_a_nano_beir_file_that_changed_since_its_digest_is_refused(store, tmp_path):
+    options = OPTIONS(location=str(nano(tmp_path)), name="nano-wings", split="NanoWings")
+    spec = make_spec("dataset", options, sources=source_digests(options))
+    nano(tmp_path, many=True)
+    with pytest.raises(DataError, match="changed during the run"):
+        run_stage(spec, store, no_progress)
 
 
 def test_a_split_that_nano_beir_lacks_is_refused(tmp_path):
-    options = OPTIONS(location=str(nano(tmp_path)), layout="nano", split="NanoStones")
+    options = OPTIONS(location=str(nano(tmp_path)), name="nano-wings", split="NanoStones")
     with pytest.raises(DataError, match=r"corpus/NanoStones-\*.parquet: no such file"):
         source_digests(options)
 

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from store_keys import full
 
+from expandr_core.data.formats.triples import text_id
 from expandr_core.data.split import PARTS, normalise
-from expandr_core.data.triples import text_id
 from expandr_core.errors import DataError
 from expandr_core.options.data import DataOptions
 from expandr_core.runtime.job import no_progress

@@ -51,7 +51,7 @@ def collection(request, store) -> tuple[str, Artifact]:
     folder = DATA / request.param
     if not folder.is_dir():
         pytest.skip(f"EXPANDR_TEST_DATA has no {request.param}")
-    options = dataset.OPTIONS(location=str(folder), layout="folder", split="test")
+    options = dataset.OPTIONS(location=str(folder), split="test")
     spec = make_spec("dataset", options, sources=dataset.source_digests(options))
     return request.param, store.lookup(spec.key) or run_stage(spec, store, no_progress)
 

@@ -10,9 +10,10 @@ import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
 
-from expandr_core.data.beir_layout import Query, read_corpus, read_qrels
+from expandr_core.data.collection import Query
+from expandr_core.data.formats.beir import read_corpus, read_qrels
+from expandr_core.data.formats.triples import read_triples
 from expandr_core.data.rows import RawFile, Reader, find_files, write_parquet
-from expandr_core.data.triples import read_triples
 from expandr_core.errors import DataError
 from expandr_core.options.data import DataOptions
 from expandr_core.records import PASSAGES
@@ -135,10 +136,10 @@ BAD_ROWS = {
     "no number": bad_judgement(b"q30\td1\thigh", "the score is not an integer", "('high')", "0, 1"),
     "a fraction": bad_judgement(b"q30\td1\t0.5", "the score is not an integer", "('0.5')"),
     "unknown query": bad_judgement(
-        b"q99\td1\t1", "unknown query", "('q99')", "add it to queries.jsonl"
+        b"q99\td1\t1", "unknown query", "('q99')", "add it to the queries"
     ),
     "unknown passage": bad_judgement(
-        b"q30\td99\t1", "unknown passage", "('d99')", "add it to corpus.jsonl"
+        b"q30\td99\t1", "unknown passage", "('d99')", "add it to the corpus"
     ),
     "two scores": bad_judgement(
         b"q30\td4\t2", "two scores for one query and passage", "0 on line 2, 2 on line 3"
@@ -305,7 +306,7 @@ def test_of_two_judgements_of_one_pair_the_last_counts_where_they_are_not_refuse
     path.write_text("q1\td1\t0\nq1\td2\t1\nq1\td1\t2\n")
     queries = {"q1": Query("q1", "what?", "q1", 1)}
     kept = [("q1", "d1", 2, 3), ("q1", "d2", 1, 2)]
-    assert read_qrels(Reader(), local_file(path), queries, beir_rules=True) == kept
+    assert read_qrels(Reader(), local_file(path), queries, strict=False) == kept
     assert read_qrels(Reader("skip"), local_file(path), queries) == kept
     with pytest.raises(DataError, match="the last one counts"):
         read_qrels(Reader(), local_file(path), queries)

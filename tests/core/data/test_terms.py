@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from expandr_core.data.terms import count_words, terms
 from expandr_core.evaluation.leakage import verbatim_share
-from expandr_core.preferences.audit import copied_share as asked_share
+from expandr_core.preferences.audit import query_overlap
 
 LATIN = st.text(st.characters(max_codepoint=0x2FF), max_size=30)
 
@@ -54,5 +54,5 @@ def test_a_verbatim_copy_is_found_in_every_script():
 
 
 def test_the_share_of_the_query_is_told_in_every_script():
-    assert asked_share("血糖値", "血糖値を管理する") == 1.0
-    assert asked_share("血糖値", "血糖") == 0.5
+    assert query_overlap("血糖値", "血糖値を管理する") == 1.0
+    assert query_overlap("血糖値", "血糖") == 0.5
