@@ -140,7 +140,7 @@ def relaxed(options: JointLoopOptions) -> JointLoopOptions:
         "acceptance_value": -2,
         "minimum_margin": 0,
         "lazy": False,
-        "dev_share": 0,
+        "dpo_dev_share": 0,
         "minimum_pairs": 1,
         "length_share": 1,
     }

@@ -80,7 +80,7 @@ def choose_pairs(
         partial: the rewards are those of some queries only, so that no pair at all is no error.
     """
     options = _accepting(pipeline, rewards)
-    resolved = pairs_stage.OPTIONS(**options.model_dump(), more_to_come=partial)
+    resolved = pairs_stage.OPTIONS(preferences=options, partial=partial)
     return pipeline.step("pairs", {"rewards": rewards}, "choose pairs", options=resolved, name=name)
 
 

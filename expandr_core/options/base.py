@@ -27,30 +27,18 @@ def runtime(default: Any, **field: Any) -> Any:
     return Field(default=default, json_schema_extra={"in_key": False}, **field)
 
 
-def added(default: Any, **field: Any) -> Any:
-    """Declare an option younger than the artifacts in use: at its default it stays out of the key.
-
-    Its default must therefore mean what was done before the option was there.
-    """
-    return Field(default=default, json_schema_extra={"in_key": "unless default"}, **field)
-
-
 def identity(options: Options) -> dict[str, Any]:
     """Return the options that enter the artifact's key: all but those made with `runtime`.
 
-    Those made with `added` enter it only where they differ from their default.
-
-    >>> from expandr_core.options.generation import SamplingOptions
-    >>> "batch_size" in identity(SamplingOptions()), "top_p" in identity(SamplingOptions())
-    (False, True)
+    >>> from expandr_core.options.retriever import EncodingOptions
+    >>> sorted(identity(EncodingOptions()))  # without batch_size
+    ['max_tokens', 'precision', 'similarity']
     """
-    kept = {}
-    for name, field in type(options).model_fields.items():
-        extra, value = field.json_schema_extra, getattr(options, name)
-        in_key = extra.get("in_key", True) if isinstance(extra, dict) else True
-        if in_key is True or (in_key == "unless default" and value != field.default):
-            kept[name] = _plain(value)
-    return kept
+    return {
+        name: _plain(getattr(options, name))
+        for name, field in type(options).model_fields.items()
+        if not (isinstance(field.json_schema_extra, dict) and "in_key" in field.json_schema_extra)
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -45,8 +45,11 @@ class PreferenceOptions(Options):
         description="If in more than this share of the pairs the chosen text is the longer one (or "
         "the shorter one), and the reward tells nothing else, the run stops before DPO. 1: never.",
     )
-    dev_share: float = Field(
-        default=0.1, ge=0, lt=1, description="Share of the pairs that only measures DPO."
+    dpo_dev_share: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="Share of the pairs held out to choose DPO's best step; 0 trains on all pairs.",
     )
 
     @model_validator(mode="before")

@@ -102,8 +102,9 @@ def predicted_counts(
         case "pairs":
             queries = inputs["rewards"].counts["queries"]
             accepted = round(queries * accepted_share)
-            pairs = min(accepted, options["max_pairs"])
-            train = pairs * (1 - options["dev_share"])
+            preferences = options["preferences"]
+            pairs = min(accepted, preferences["max_pairs"])
+            train = pairs * (1 - preferences["dpo_dev_share"])
             return {"queries": queries, "accepted": accepted, "pairs": pairs, "train": train}
         case "audit_pairs":  # nothing that stops the run
             alike = {"chosen_longer": 0, "rejected_longer": 0, "length_p": 1.0, "agreement": 1.0}

@@ -97,7 +97,7 @@ def prepare(job: Job) -> "DPOTask":
     for row in pq.read_table(job.inputs["pairs"] / "pairs.parquet").to_pylist():
         pairs[row["split"]].append(preference_ids(tokenizer, row, options.prompt.name, **limits))
     if not pairs["train"]:
-        raise DataError("no preference pair is left for training; lower preferences.dev_share")
+        raise DataError("no preference pair is left for training; lower preferences.dpo_dev_share")
     for split, rows in pairs.items():
         job.counts[f"{split}_pairs"] = len(rows)
     for side in ("chosen", "rejected"):

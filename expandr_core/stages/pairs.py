@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expandr_core.data.terms import count_words
+from expandr_core.options.base import Options
 from expandr_core.options.preferences import PreferenceOptions
 from expandr_core.preferences.pairs import (
     accept,
@@ -35,10 +36,11 @@ ROLE = "data"
 ISOLATION = "never"
 
 
-class PairsOptions(PreferenceOptions):
-    """Which candidates become pairs, and whether there can be more of them."""
+class PairsOptions(Options):
+    """Which candidates become pairs, and whether these are all candidates."""
 
-    more_to_come: bool = False  # shards are left to write: having no pair yet is no error
+    preferences: PreferenceOptions = PreferenceOptions()
+    partial: bool = False  # more candidates can follow: having no pair yet is no error
 
 
 OPTIONS = PairsOptions
@@ -46,17 +48,18 @@ OPTIONS = PairsOptions
 
 def run(job: Job) -> None:
     """Write `pairs.parquet`, sorted by query_id, with `split` train or dev."""
-    options: PairsOptions = job.options
+    stage: PairsOptions = job.options
+    options = stage.preferences
     pairs = [choose_pair(rows) for rows in _queries(job)]
     counts = Counter({"queries": len(pairs)})
     threshold = acceptance_threshold(pairs, options)
     accepted = accept(pairs, threshold, options.minimum_margin, counts)
-    if not accepted and not options.more_to_come:
+    if not accepted and not stage.partial:
         raise nothing_left(pairs, threshold, counts)
     kept = limit(accepted, options, job.seed)
     counts["dropped/over_max_pairs"] += len(accepted) - len(kept)
     for pair in kept:
-        pair["split"] = split_of(pair["query_id"], job.seed, options.dev_share)
+        pair["split"] = split_of(pair["query_id"], job.seed, options.dpo_dev_share)
         counts[f"pairs/{pair['split']}"] += 1
     table = pa.Table.from_pylist(kept, schema=PAIRS)
     pq.write_table(table, job.out / "pairs.parquet", compression="zstd")

@@ -50,7 +50,7 @@ def filled(folder: Path, llm: Path) -> Store:
 
 def options(**preferences) -> JointLoopOptions:
     """Return the tiny preset's options; about half of the queries are accepted."""
-    changes = {"acceptance_value": 1.05, "max_pairs": 12, "dev_share": 0} | preferences
+    changes = {"acceptance_value": 1.05, "max_pairs": 12, "dpo_dev_share": 0} | preferences
     return tiny_loop.OPTIONS.model_copy(
         update={
             "seed": 0,

@@ -23,7 +23,7 @@ from expandr_core.options.base import Options
 from expandr_core.options.generation import PromptOptions
 from expandr_core.options.preferences import PreferenceOptions
 from expandr_core.options.training import DPOTrainingOptions
-from expandr_core.stages import dpo, merge
+from expandr_core.stages import dpo, merge, pairs
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.run_records import StepId
 from expandr_core.store.store import MANIFEST, Store
@@ -290,7 +290,7 @@ def in_a_flow(
 @pytest.mark.parametrize("stage", ["pairs", "dpo"])
 def test_what_the_input_has_wrong_is_not_tried_again(first, store, stage):
     """`pairs` runs in this process and `dpo` in one of its own."""
-    options: Options = PreferenceOptions(acceptance_value=2)
+    options: Options = pairs.OPTIONS(preferences=PreferenceOptions(acceptance_value=2))
     inputs = {"rewards": first.artifact("reward", 1)}
     if stage == "dpo":
         options = dpo.OPTIONS(

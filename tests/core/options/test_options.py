@@ -3,20 +3,26 @@
 import pytest
 from pydantic import ValidationError
 
-from expandr_core.options.base import Options, added, identity, runtime
+from expandr_core.options.base import Options, identity, runtime
 from expandr_core.options.loop import JointLoopOptions
 
 
-class Grown(Options):
-    first: int = 1
+class Group(Options):
+    batch: int = runtime(8)
+    depth: int = 5
+
+
+class Stage(Options):
     speed: int = runtime(2)
-    later: str = added("as before", description="Came later.")
+    group: Group = Group()
+    several: tuple[Group, ...] = (Group(),)
 
 
-def test_an_option_added_later_leaves_the_keys_of_before_as_they_are():
-    assert identity(Grown()) == {"first": 1}
-    assert identity(Grown(speed=3, later="as before")) == {"first": 1}
-    assert identity(Grown(later="otherwise")) == {"first": 1, "later": "otherwise"}
+def test_options_of_speed_stay_out_of_the_key_at_every_depth():
+    expected = {"group": {"depth": 5}, "several": [{"depth": 5}]}
+    assert identity(Stage()) == expected
+    fast = Group(batch=1)
+    assert identity(Stage(speed=3, group=fast, several=(fast,))) == expected
 
 
 NUMBERS = [

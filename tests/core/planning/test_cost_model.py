@@ -161,7 +161,7 @@ def test_texts_are_those_of_distinct_queries_in_the_shards_asked_for(store, quer
 
 
 def test_pairs_are_the_accepted_queries_up_to_the_most(store):
-    options = {"max_pairs": 30, "dev_share": 0.1}
+    options = {"preferences": {"max_pairs": 30, "dpo_dev_share": 0.1}}
     spec = spec_of("pairs", options, rewards=artifact(queries=100, candidates=800))
     few = predicted_counts(spec, {}, 0.2, store)
     assert few == {"queries": 100, "accepted": 20, "pairs": 20, "train": 18}

@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 from candidates import judged
 from evaluation_world import make, put
+from flat_options import flat
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,7 +50,7 @@ def rewards(store: Store, shards: list[dict[str, float]]) -> Artifact:
 
 def chosen(store: Store, shards: list[dict[str, float]], **options) -> tuple[Artifact, list[str]]:
     """Run the stage; return its artifact and the queries that became pairs."""
-    resolved = pairs.OPTIONS(dev_share=0, **options)
+    resolved = flat(pairs.OPTIONS, dpo_dev_share=0, **options)
     made, folder = make(store, "pairs", resolved, {"rewards": rewards(store, shards)})
     return made, pq.read_table(folder / "pairs.parquet")["query_id"].to_pylist()
 
@@ -67,13 +68,13 @@ def test_lazy_pairs_are_the_first_accepted_in_the_order_of_the_shards(store, wan
 
 def test_the_first_shards_alone_bring_the_same_pairs_as_all(store):
     whole, _ = chosen(store, SHARDS, lazy=True, max_pairs=3)
-    first, _ = chosen(store, SHARDS[:2], lazy=True, max_pairs=3, more_to_come=True)
+    first, _ = chosen(store, SHARDS[:2], lazy=True, max_pairs=3, partial=True)
     assert first.digest == whole.digest
     assert first.counts["queries"] == 5 < whole.counts["queries"] == 9
 
 
 def test_no_pair_is_an_error_only_if_no_more_shards_come(store):
-    made, queries = chosen(store, [{"q": 0.1}], lazy=True, more_to_come=True)
+    made, queries = chosen(store, [{"q": 0.1}], lazy=True, partial=True)
     assert (queries, made.counts["accepted"]) == ([], 0)
     with pytest.raises(DataError, match="no preference pair is left"):
         chosen(store, [{"q": 0.1}], lazy=True)

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from candidates import judged
 from evaluation_world import make, put
+from flat_options import flat
 
 from expandr_core.preferences.audit import reason_to_stop
 from expandr_core.preferences.rewards import schema
@@ -34,7 +35,9 @@ def audited(tmp_path, candidates=CANDIDATES):
     table = pa.Table.from_pylist(rows, schema())
     shard = put(store, "reward_shard-1", {"rewards.parquet": table})
     rewards = put(store, "reward-1", {}, [shard])
-    chosen, folder = make(store, "pairs", pairs.OPTIONS(dev_share=0), {"rewards": rewards})
+    chosen, folder = make(
+        store, "pairs", flat(pairs.OPTIONS, dpo_dev_share=0), {"rewards": rewards}
+    )
     texts = pq.read_table(folder / "pairs.parquet").select(["chosen_text", "rejected_text"])
     inputs = {"pairs": chosen, "rewards": rewards}
     made, folder = make(store, "audit_pairs", audit_pairs.OPTIONS(), inputs)

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from evaluation_world import make, of_shards, put
+from flat_options import flat
 from store_keys import full
 
 from expandr_core.encoders.encode import Encoder
@@ -16,6 +17,7 @@ from expandr_core.options.preferences import PreferenceOptions
 from expandr_core.options.retriever import EncodingOptions
 from expandr_core.preferences.pairs import settled
 from expandr_core.records import EXPANSIONS
+from expandr_core.stages import pairs as pairs_stage
 from expandr_core.stages import reward
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
@@ -126,7 +128,7 @@ def paired(store, retriever_folder):
     def run(texts: Texts, seed: int = 0, **options):
         rows, answers = candidate_rows(texts), [(id_, 0, "answer") for id_ in texts]
         artifact = rewarded(store, retriever_folder, [rows], [answers], list(texts))
-        chosen = PreferenceOptions(**{"dev_share": 0} | options)
+        chosen = flat(pairs_stage.OPTIONS, **({"dpo_dev_share": 0} | options))
         made, folder = make(store, "pairs", chosen, {"rewards": artifact}, seed)
         return made.counts, pq.read_table(folder / "pairs.parquet").to_pylist()
 
@@ -306,7 +308,7 @@ def test_by_default_only_contriever_has_the_papers_threshold(tmp_path, retriever
     """Of ten queries, the cosines of one are far lower than those of the others; 0.6 is below all."""
     texts = {f"q{number}": FOUR for number in range(9)} | {"r": ["far", "c"]}
     rows, answers = candidate_rows(texts), [(id_, 0, "answer") for id_ in texts]
-    chosen, usual = {}, PreferenceOptions(dev_share=0)
+    chosen, usual = {}, PreferenceOptions(dpo_dev_share=0)
     for convention in ("contriever", "gte"):
         store = Store(str(tmp_path / convention))
         options = {"stage": "import_model", "inputs": {}, "options": {"convention": convention}}
@@ -314,11 +316,13 @@ def test_by_default_only_contriever_has_the_papers_threshold(tmp_path, retriever
         chosen[convention] = settled(usual, made, store)
     assert chosen["contriever"].acceptance == "threshold"
     assert chosen["contriever"].acceptance_value == 0.6
-    pairs, _ = make(store, "pairs", chosen["gte"], {"rewards": made})
+    pairs, _ = make(
+        store, "pairs", pairs_stage.OPTIONS(preferences=chosen["gte"]), {"rewards": made}
+    )
     assert pairs.counts["accepted"] == 9 and 0.6 < pairs.counts["acceptance_threshold"] < 1.3
     open_rule = usual.model_copy(update={"acceptance": "quantile"})
     assert settled(open_rule, made, store) is open_rule
-    value = PreferenceOptions(acceptance_value=0.9, dev_share=0)
+    value = PreferenceOptions(acceptance_value=0.9, dpo_dev_share=0)
     assert value.acceptance == "threshold"
     with pytest.raises(ValueError, match=r"'auto' takes no acceptance_value"):
         PreferenceOptions(acceptance="auto", acceptance_value=0.9)
@@ -354,8 +358,9 @@ def test_what_rounding_alone_tells_apart_makes_no_pair(
     made = rewarded(store, folder, [rows], [answers], list(texts), encoding)
     rewards = of_shards(store, made, "rewards.parquet")["retriever_reward"]
     assert rewards == [1] * 4 + [1] * 4 + [1 / 5]
-    chosen = PreferenceOptions(acceptance="threshold", acceptance_value=-2, dev_share=0)
-    pairs, folder = make(store, "pairs", chosen, {"rewards": made})
+    chosen = PreferenceOptions(acceptance="threshold", acceptance_value=-2, dpo_dev_share=0)
+    options = pairs_stage.OPTIONS(preferences=chosen)
+    pairs, folder = make(store, "pairs", options, {"rewards": made})
     assert pairs.counts["dropped/no_preference"] == 1
     [pair] = pq.read_table(folder / "pairs.parquet").to_pylist()
     assert (pair["query_id"], pair["rejected_text"]) == ("r", "far")
@@ -385,11 +390,11 @@ def test_a_seeded_sample_of_the_pairs_is_kept(paired):
 
 def test_the_dev_split_of_the_pairs_is_a_seeded_share(paired):
     texts = {f"q{number:02}": FOUR for number in range(40)}
-    counts, rows = paired(texts, dev_share=0.5)
+    counts, rows = paired(texts, dpo_dev_share=0.5)
     dev = {row["query_id"] for row in rows if row["split"] == "dev"}
     assert 8 < len(dev) < 32
     assert counts["pairs/dev"] == len(dev) and counts["pairs/train"] == 40 - len(dev)
-    _, rows = paired({id_: texts[id_] for id_ in list(texts)[::2]}, dev_share=0.5)
+    _, rows = paired({id_: texts[id_] for id_ in list(texts)[::2]}, dpo_dev_share=0.5)
     assert {row["query_id"] for row in rows if row["split"] == "dev"} == dev & set(list(texts)[::2])
 
 

@@ -322,7 +322,7 @@ def test_training_prefers_the_chosen_and_its_merge_equals_base_plus_adapter(stor
 
 def test_no_pair_for_training_is_the_input_s_fault(store, llm_folder):
     inputs = put_inputs(store, llm_folder, [row(0, "dev")])
-    with pytest.raises(DataError, match=r"preferences.dev_share"):
+    with pytest.raises(DataError, match=r"preferences.dpo_dev_share"):
         run_stage(spec_of(inputs), store, no_progress)
 
 
