@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from expandr_cli.terminal import StoreOption, complaints, fail, out, say
+from expandr_cli.terminal import StoreOption, fail, notify, out, user_errors
 
 app = typer.Typer()
 
@@ -46,7 +46,7 @@ def deploy(
     from deployments.deploy import deploy as deploy_all
     from deployments.deploy import next_steps, store_note
 
-    with complaints():
+    with user_errors():
         note = store_note(store)
         changes = deploy_all(
             store,
@@ -78,7 +78,7 @@ def drain(
     from deployments.pools import drain as drain_pool
     from deployments.pools import set_paused
 
-    with complaints(), connected() as client:
+    with user_errors(), connected() as client:
         if resume:
             for pool in pools:
                 set_paused(client, pool, False)
@@ -107,13 +107,13 @@ def resume(
 
     A run of a deployment continues on its workers; one started in a terminal continues here.
     """
-    with complaints("`expandr resume` continues it; finished stages are reused from the store"):
+    with user_errors("`expandr resume` continues it; finished stages are reused from the store"):
         from expandr_cli.resume import resume as resume_run
         from expandr_cli.show import print_summary
         from expandr_cli.temporary_server import prefect_server
         from tasks.stage import open_store
 
-        with prefect_server(say):
+        with prefect_server(notify):
             summary = resume_run(out, run_name)
         if summary:
             print_summary(out, open_store(summary.store), summary)
@@ -142,5 +142,5 @@ def gc(
     from expandr_cli.gc import collect_garbage, parse_age
     from tasks.stage import open_store
 
-    with complaints():
+    with user_errors():
         collect_garbage(out, open_store(store), keep_runs, parse_age(older_than), delete)

@@ -1,4 +1,4 @@
-"""Show what garbage collection would remove from a store, and remove it."""
+"""List the garbage in a store, and remove it."""
 
 import re
 from collections import Counter
@@ -15,24 +15,24 @@ _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 
 
 def parse_age(text: str) -> timedelta:
-    """Read an age.
+    """Parse an age.
 
     >>> parse_age("36h")
     datetime.timedelta(days=1, seconds=43200)
 
     Raises:
-        DataError: if it is none.
+        DataError: if the text is not an age.
     """
     match = re.fullmatch(r"(\d+)([hdw])", text)
     if not match:
-        raise DataError(f"{text!r} is no age; write it as 12h, 30d or 8w")
+        raise DataError(f"{text!r} is not an age; write it as 12h, 30d or 8w")
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
 def collect_garbage(
     out: Console, store: Store, keep_runs: int | None, older_than: timedelta, delete: bool
 ) -> None:
-    """Print what may go, with sizes and ages; remove it only if asked to."""
+    """Print the garbage with sizes and ages; remove it if `delete` is set."""
     now = datetime.now(UTC)
     found = find_garbage(store, keep_runs, now - older_than)
     table = Table("what", "which", "size", "age")
@@ -41,17 +41,17 @@ def collect_garbage(
         table.add_row(each.kind, each.name, f"{each.size / 1e6:,.1f} MB", f"{days:.1f} days")
     if found:
         out.print(table)
-    left = dict(zip(found, remove_garbage(found), strict=True)) if delete else {}
-    for each, why in left.items():
-        if why:
-            out.print(f"left: {each.kind} {each.name}: {why}", markup=False, soft_wrap=True)
-    gone = [each for each in found if not left.get(each)]
-    kinds = Counter(each.kind for each in gone)
-    total = sum(each.size for each in gone)
+    errors = dict(zip(found, remove_garbage(found), strict=True)) if delete else {}
+    for each, error in errors.items():
+        if error:
+            out.print(f"left: {each.kind} {each.name}: {error}", markup=False, soft_wrap=True)
+    removed = [each for each in found if not errors.get(each)]
+    kinds = Counter(each.kind for each in removed)
+    total = sum(each.size for each in removed)
     listed = ", ".join(f"{count} x {kind}" for kind, count in kinds.items()) or "nothing"
-    verb = "removed" if delete else "would go"
+    verb = "removed" if delete else "would be removed"
     out.print(
         f"{verb}: {listed}; {total / 1e6:,.1f} MB in {store.url}", highlight=False, soft_wrap=True
     )
     if found and not delete:
-        out.print("This was a dry run; `--delete` removes it.")
+        out.print("This was a dry run; `--delete` removes the garbage.")

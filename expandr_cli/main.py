@@ -10,7 +10,7 @@ import typer
 from expandr_cli.cluster import app as cluster_commands
 from expandr_cli.config_files import SeedOption, SetOption, load_options
 from expandr_cli.plan import app as plan_command
-from expandr_cli.terminal import StoreOption, absolute, complaints, fail, out, say
+from expandr_cli.terminal import StoreOption, absolute, fail, notify, out, user_errors
 from expandr_core.errors import DataError
 from expandr_core.options.loop import JointLoopOptions
 from flows.presets import CONFIGS
@@ -87,7 +87,7 @@ def runs(
     limit: Annotated[int, typer.Option(min=1, help="How many of the latest runs to list.")] = 30,
 ) -> None:
     """List the runs in the store with their results, active and failed ones included."""
-    with complaints():
+    with user_errors():
         from expandr_cli.runs import print_runs
         from tasks.stage import open_store
 
@@ -105,7 +105,7 @@ def show(
     """Show a run or an artifact, with its lineage back to the data."""
     from expandr_cli.show import show_any
 
-    with complaints():
+    with user_errors():
         show_any(out, store, what)
 
 
@@ -119,7 +119,7 @@ def verify(
     """Compare every file in the store with its manifest; exit with 1 if any is damaged."""
     from expandr_cli.show import verify_all
 
-    with complaints():
+    with user_errors():
         damaged = verify_all(out, store, key)
     raise typer.Exit(1 if damaged else 0)
 
@@ -135,7 +135,7 @@ def search(
     """Search the corpus with the best LLM and retriever of a run."""
     from expandr_cli.search import search_corpus
 
-    with complaints():
+    with user_errors():
         search_corpus(out, store, run_name, question, passages, expand)
 
 
@@ -175,10 +175,10 @@ def evaluate(
         if name not in named:
             fail(f"--input {name}: only {', '.join(named)} can be given")
         named[name].append(value)
-    with complaints(AGAIN):
+    with user_errors(AGAIN):
         from expandr_cli.preflight import check_suite
         from expandr_cli.results import print_suite
-        from expandr_cli.temporary_server import begun, prefect_server
+        from expandr_cli.temporary_server import prefect_server, run_flow
         from flows.evaluate_suite import evaluate_suite
         from flows.model_pairs import MeasuredModels
         from flows.run_record import said_of_it
@@ -192,8 +192,8 @@ def evaluate(
         wanted, store = tuple(datasets.split(",")), absolute(store)
         said = [str(config), *_changes(seed, changes)]
         check_suite(wanted, options, models, store)
-        with prefect_server(say), said_of_it(said):
-            summary = begun(
+        with prefect_server(notify), said_of_it(said):
+            summary = run_flow(
                 evaluate_suite,
                 datasets=wanted,
                 options=options,
@@ -219,7 +219,7 @@ def export_run(
     from expandr_core.evaluation.trec import write_trec
     from tasks.stage import open_store
 
-    with complaints():
+    with user_errors():
         opened = open_store(store)
         found = [each for each in opened.keys(key) if each.startswith("evaluate")]
         artifact = opened.lookup(found[0]) if len(found) == 1 else None
@@ -251,9 +251,9 @@ def stage(
     Example: `expandr stage dpo configs/demo.yaml --input llm=tiny_llm-3fa9 --input pairs=pairs-77c1`
     """
     options = load_options(config, seed, changes or [])
-    with complaints(AGAIN):
+    with user_errors(AGAIN):
         from expandr_cli.preflight import check_data, check_store
-        from expandr_cli.temporary_server import begun, prefect_server
+        from expandr_cli.temporary_server import prefect_server, run_flow
 
         flow = getattr(importlib.import_module(f"flows.{name}"), name)
         pairs = (text.partition("=") for text in inputs or [])
@@ -265,8 +265,8 @@ def stage(
         check_store(absolute(store))
         if name == "prepare":
             check_data(options)
-        with prefect_server(say):
-            for title, artifact in begun(flow, options=options, store=absolute(store), **named):
+        with prefect_server(notify):
+            for title, artifact in run_flow(flow, options=options, store=absolute(store), **named):
                 out.print(f"{title}: {artifact.key}", highlight=False)
 
 
@@ -277,17 +277,17 @@ def _changes(seed: int | None, changes: list[str] | None) -> list[str]:
 
 def _run_loop(options: JointLoopOptions, store: str, said: list[str]) -> None:
     """Run the loop; what was said of it is shown with it, here and in Prefect."""
-    with complaints("`expandr resume` continues it; finished stages are reused from the store"):
+    with user_errors("`expandr resume` continues it; finished stages are reused from the store"):
         from expandr_cli.preflight import check_run
         from expandr_cli.results import print_summary
-        from expandr_cli.temporary_server import begun, prefect_server
+        from expandr_cli.temporary_server import prefect_server, run_flow
         from flows.joint_loop import joint_loop
         from flows.run_record import said_of_it
         from tasks.stage import open_store
 
         check_run(options, absolute(store))
-        with prefect_server(say), said_of_it(said):
-            summary = begun(joint_loop, options=options, store=absolute(store))
+        with prefect_server(notify), said_of_it(said):
+            summary = run_flow(joint_loop, options=options, store=absolute(store))
         print_summary(out, open_store(summary.store), summary)
 
 

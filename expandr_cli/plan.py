@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from expandr_cli.config_files import SeedOption, SetOption, load_options
-from expandr_cli.terminal import StoreOption, absolute, complaints, fail, out, say
+from expandr_cli.terminal import StoreOption, absolute, fail, notify, out, user_errors
 
 if TYPE_CHECKING:
     from expandr_core.planning.cost_model import Rates, StepCost
@@ -44,9 +44,9 @@ def plan(
     Stage costs come from earlier runs with the same models or, if there are none, from one calibration
     round on a sample of the data. Hours are for one worker that makes everything from scratch.
     """
-    with complaints("The same command goes on from what was finished"):
+    with user_errors("The same command goes on from what was finished"):
         from expandr_cli.preflight import check_run
-        from expandr_cli.temporary_server import begun, prefect_server
+        from expandr_cli.temporary_server import prefect_server, run_flow
         from expandr_core.planning.cost_model import measured
         from flows.plan import plan as plan_flow
         from flows.run_record import find_run
@@ -63,8 +63,8 @@ def plan(
             fail("name a CONFIG to plan, or a run to compare with, by --run")
         rates = _read(throughputs) if throughputs else None
         check_run(options, absolute(store))
-        with prefect_server(say):
-            made = begun(
+        with prefect_server(notify):
+            made = run_flow(
                 plan_flow,
                 options=options,
                 rates=rates,

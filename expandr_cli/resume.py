@@ -17,7 +17,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import AwaitingRetry
 from rich.console import Console
 
-from expandr_cli.temporary_server import begun
+from expandr_cli.temporary_server import run_flow
 from expandr_core.errors import DataError
 from flows.joint_loop import joint_loop
 from flows.run_record import RunRecord, said_of_it
@@ -52,7 +52,7 @@ def resume(out: Console, reference: str) -> RunRecord | None:
     out.print(f"{run.name} ({run.id}) is {state}; it goes on here")
     with said_of_it(run.tags):
         parameters = joint_loop.validate_parameters(run.parameters)
-        return RunRecord.model_validate(begun(joint_loop, **parameters))
+        return RunRecord.model_validate(run_flow(joint_loop, **parameters))
 
 
 def _find(client: SyncPrefectClient, reference: str) -> FlowRun:

@@ -1,4 +1,4 @@
-"""Print runs, reports, artifacts and their lineage in the terminal."""
+"""Print runs, artifacts and their lineage in the terminal, and verify them."""
 
 import json
 
@@ -7,8 +7,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
-from expandr_cli.results import print_summary
+from expandr_cli.results import print_comparison, print_suite, print_summary
 from expandr_core.errors import DataError
+from expandr_core.evaluation.comparison import read_comparison
+from expandr_core.store.artifacts import Artifact
 from expandr_core.store.manifests import DamagedArtifact, fact
 from expandr_core.store.store import Store
 from flows.run_record import RunRecord, find_run
@@ -25,6 +27,11 @@ def show_any(out: Console, url: str, what: str) -> None:
     run = find_run(store, what)
     if run:
         _show_run(out, store, run)
+        return
+    suites = [each for each in store.records() if each.get("kind") == "evaluate-suite"]
+    named = [record for record in suites if record["name"].startswith(what)]
+    if named:
+        print_suite(out, url, Artifact(**named[-1]["report"]))
         return
     keys = store.keys(what)
     if not keys:
@@ -73,12 +80,15 @@ def _show_artifact(out: Console, store: Store, key: str) -> None:
     if manifest["parts"]:
         out.print(f"  {len(manifest['parts'])} parts, the first {manifest['parts'][0]['key']}")
     out.print(f"  in {store.url}/artifacts/{key}", highlight=False, soft_wrap=True)
+    artifact = store.lookup(key) if key.startswith("compare-") else None
+    if artifact:
+        print_comparison(out, read_comparison(store.local(artifact)))
     out.print("\nlineage", style="bold")
     out.print(_lineage(store, key, "", set()))
 
 
 def _lineage(store: Store, key: str, role: str, seen: set[str]) -> Tree:
-    """Walk from an artifact to what it was made of, up to the files of the user."""
+    """Walk from an artifact to its inputs, and on to the user's files."""
     label = f"{role}: {key}" if role else key
     if key in seen:
         return Tree(f"{label} (see above)")
@@ -97,10 +107,10 @@ def _lineage(store: Store, key: str, role: str, seen: set[str]) -> Tree:
 
 
 def verify_all(out: Console, url: str, beginning: str) -> int:
-    """Compare every file with its manifest; print what is damaged and return how many are.
+    """Compare every file with its manifest; print the damaged artifacts and return their number.
 
     Raises:
-        DataError: if no key begins so.
+        DataError: if no key begins with it.
     """
     store = open_store(url)
     keys = store.keys(beginning)
@@ -113,5 +123,5 @@ def verify_all(out: Console, url: str, beginning: str) -> int:
         except (DamagedArtifact, FileNotFoundError) as error:
             damaged += 1
             out.print(f"damaged: {error}", markup=False, highlight=False, soft_wrap=True)
-    out.print(f"{len(keys) - damaged} of {len(keys)} artifacts are whole", highlight=False)
+    out.print(f"{len(keys) - damaged} of {len(keys)} artifacts are intact", highlight=False)
     return damaged

@@ -1,9 +1,9 @@
-"""Prefect's server for one command, where PREFECT_API_URL names none.
+"""A Prefect server for the duration of one command, if PREFECT_API_URL is not set.
 
-Prefect would start one itself. That one is in the terminal's process group, so Ctrl-C ends it before
-the run can be marked; it outlives a command that is killed; and once it is dead, every call fails for
-minutes. This one has a session of its own and dies with its command. Its socket belongs to the command:
-if the server dies, another one answers there, and Prefect's client only has to ask again.
+Prefect would start one too, but in the terminal's process group: Ctrl-C kills it before the run can be
+marked, it outlives a killed command, and once it is dead every call fails for minutes. Ours runs in a
+session of its own and dies with its command. The command holds the socket, so if the server dies, a new
+one answers at the same address, and Prefect's client only has to retry.
 
     python -m expandr_cli.temporary_server SOCKET PARENT
 """
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
     from prefect.settings.context import SettingKey
 
 Result = TypeVar("Result")
-STARTS = 4  # what dies so often would die again
-PATIENCE = 300.0  # seconds to begin to answer; databases of before are brought up to date first
+STARTS = 4  # a server that has died so often would die again
+START_SECONDS = 300.0  # until it answers; it may have to migrate an old database first
 
 
 class TemporaryServer:
-    """A server on a free port, which this process keeps alive until it ends."""
+    """A server on a free port that this process keeps alive until it exits."""
 
     def __init__(self, environment: dict[str, str], warn: Callable[[str], None]):
         """Start a server, and wait until it answers.
 
         Args:
             environment: of the server.
-            warn: told of what the user should know.
+            warn: shows the user a message.
 
         Raises:
             DataError: if it does not start.
@@ -55,24 +55,24 @@ class TemporaryServer:
         self.process: subprocess.Popen | None = None
         self._keeper = threading.Thread(target=self._keep, daemon=True)
         self._keeper.start()
-        atexit.register(self.stop)  # after Prefect's threads have sent what they had
+        atexit.register(self.stop)  # after Prefect's threads have sent their events
         self._wait()
 
     def _keep(self) -> None:
-        """Start the server again whenever it dies; the thread that starts it must outlive it."""
+        """Restart the server whenever it dies; it dies with the thread that starts it."""
         for start in range(STARTS):
             self.process = self._start()
             status = self.process.wait()
             if self._over or not self._answers:
                 break
             if start + 1 < STARTS:
-                self._warn(f"Prefect's temporary server died (status {status}); another one starts")
+                self._warn(f"Prefect's temporary server died (status {status}); restarting it")
         if not self._over:
-            self._socket.close()  # whoever asks is refused at once
+            self._socket.close()  # clients are refused at once
             if self._answers:
                 self._warn(
                     f"Prefect's temporary server died {STARTS} times, so Prefect will not show how "
-                    "this run ends; what it makes is in the store all the same"
+                    "this run ends; its results still go to the store"
                 )
 
     def _start(self) -> subprocess.Popen:
@@ -88,7 +88,7 @@ class TemporaryServer:
         )
 
     def _wait(self) -> None:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + START_SECONDS
         while self._keeper.is_alive() and time.monotonic() < deadline:
             with contextlib.suppress(httpx.HTTPError):
                 if httpx.get(f"{self.url}/health", timeout=2).is_success:
@@ -100,12 +100,12 @@ class TemporaryServer:
         named = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
         raise DataError(
             f"Prefect's temporary server does not start ({named[-1] if named else 'no answer'}); its "
-            "database is in PREFECT_HOME, by default ~/.prefect: is that full, damaged or read-only? "
-            "Name another folder there, or a server of yours in PREFECT_API_URL"
+            "database is in PREFECT_HOME (default: ~/.prefect), which may be full, damaged or "
+            "read-only. Set PREFECT_HOME to another folder, or PREFECT_API_URL to a running server"
         )
 
     def stop(self) -> None:
-        """End the server, politely at first."""
+        """Terminate the server; kill it if it does not exit."""
         self._over = True
         if self.process is None or self.process.poll() is not None:
             return
@@ -119,7 +119,7 @@ class TemporaryServer:
 
 @contextlib.contextmanager
 def prefect_server(warn: Callable[[str], None]) -> Iterator[None]:
-    """Let flows run: on the server that PREFECT_API_URL names if it answers, else on one of our own.
+    """Provide flows with a server: the one in PREFECT_API_URL, or a temporary one if that is not set.
 
     Raises:
         DataError: if there is none.
@@ -152,15 +152,15 @@ def prefect_server(warn: Callable[[str], None]) -> Iterator[None]:
         if not asked_of(server.url, error):
             raise
         raise DataError(
-            f"Prefect's temporary server failed meanwhile ({error or type(error).__name__}). What was "
-            "finished is in the store: `expandr runs` lists its runs, `expandr resume` goes on"
+            f"Prefect's temporary server failed during the run ({error or type(error).__name__}). "
+            "Finished stages are in the store: `expandr runs` lists the runs, `expandr resume` continues"
         ) from error
 
 
-def begun(flow: Callable[..., Result], **parameters: Any) -> Result:
-    """Run a flow; ask again if a busy server answers "conflict" to the wish for a run.
+def run_flow(flow: Callable[..., Result], **parameters: Any) -> Result:
+    """Run a flow; retry if a busy server answers 409 when the run is created.
 
-    Nothing of the flow has run then; a server with SQLite has been seen to say so under load.
+    Nothing of the flow has run then. A server with SQLite does so under load.
     """
     for _ in range(STARTS - 1):
         try:
@@ -173,9 +173,9 @@ def begun(flow: Callable[..., Result], **parameters: Any) -> Result:
 
 
 def serve(number: int, parent: int) -> None:
-    """Be the server, on an open socket, as long as the parent lives."""
+    """Serve Prefect's API on an open socket as long as the parent lives."""
     die_with_parent()
-    if os.getppid() != parent:  # it died before that
+    if os.getppid() != parent:  # the parent died before that
         return
     import uvicorn
     from prefect.server.api.server import create_app

@@ -1,4 +1,4 @@
-"""What the commands share: messages in the terminal, and settings that must come before everything."""
+"""Shared by the commands: messages in the terminal, and settings that must come before all imports."""
 
 import contextlib
 import logging
@@ -11,20 +11,20 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from expandr_cli.ending import Ending
+from expandr_cli.interruption import Interruption
 from expandr_core.errors import DataError
 from expandr_core.store.manifests import DamagedArtifact
 
 for _name, _value in {
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin beside another process cost ten times
-    "ARROW_DEFAULT_MEMORY_POOL": "system",  # gives memory back; mimalloc keeps it
+    "ARROW_DEFAULT_MEMORY_POOL": "system",  # returns memory; mimalloc keeps it
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_LOGGING_SERVER_LEVEL": "CRITICAL",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
-}.items():  # before anything imports Prefect or transformers; what the user has set stays
+}.items():  # before anything imports Prefect or transformers; the user's settings win
     os.environ.setdefault(_name, _value)
 
 out = Console(width=None if sys.stdout.isatty() else 250)  # a pipe has no edge to wrap lines at
@@ -40,25 +40,27 @@ def absolute(store: str) -> str:
 
 
 @contextlib.contextmanager
-def complaints(go_on: str = "") -> Iterator[None]:
-    """End with one clear line where the input is at fault, or the command is ended; no traceback.
+def user_errors(go_on: str = "") -> Iterator[None]:
+    """Turn user errors and interruptions into one clear line without a traceback.
 
     Args:
-        go_on: what to say of how to go on after Ctrl-C.
+        go_on: how to continue an interrupted run.
     """
     for name in ("prefect.task_runs", "prefect.flow_runs"):
         logging.getLogger(name).addFilter(_without_traceback)
-    ending = Ending(lambda begun: say(f"interrupted. {go_on if begun else ''}".strip()))
+    interruption = Interruption(
+        lambda started: notify(f"interrupted. {go_on if started else ''}".strip())
+    )
     try:
-        with ending.watched():
+        with interruption.handled():
             yield
     except BaseException as error:
-        if ending.signal:
-            raise SystemExit(ending.status) from None
+        if interruption.signal:
+            raise SystemExit(interruption.status) from None
         if isinstance(error, DataError):
             fail(str(error))
         if isinstance(error, DamagedArtifact):
-            fail(f"damaged: {error}; the run that made it makes it again")
+            fail(f"damaged: {error}; run its flow again to rebuild it")
         if isinstance(error, OSError | RuntimeError) and not isinstance(error, typer.Exit):
             fail(f"{type(error).__name__}: {error}")
         raise
@@ -72,12 +74,12 @@ def _without_traceback(record: logging.LogRecord) -> bool:
 
 
 def fail(message: str) -> NoReturn:
-    """End with one line on standard error, and status 2."""
-    say(f"error: {message}")
+    """Exit with status 2 and one line on standard error."""
+    notify(f"error: {message}")
     raise typer.Exit(2)
 
 
-def say(message: str) -> None:
+def notify(message: str) -> None:
     """Write one line to standard error."""
     sys.stdout.flush()
     Console(stderr=True, soft_wrap=True).print(message, markup=False, highlight=False)

@@ -13,14 +13,14 @@ import pytest
 from prefect.logging import disable_run_logger
 
 from deployments.connection import asked_of
-from expandr_cli.temporary_server import TemporaryServer, begun
+from expandr_cli.temporary_server import TemporaryServer, run_flow
 from expandr_core.errors import DataError
 from tasks.progress import only_shown, progress
 
 ROOT = Path(__file__).parents[2]
 COMMAND = """
 import os, sys
-from expandr_cli.temporary_server import TemporaryServer, begun
+from expandr_cli.temporary_server import TemporaryServer, run_flow
 
 def warn(message):
     print(message, flush=True)
@@ -117,5 +117,5 @@ def test_a_conflict_about_a_run_that_has_not_begun_is_asked_again(path, status, 
         raise httpx.HTTPStatusError("", request=request, response=httpx.Response(status))
 
     with pytest.raises(httpx.HTTPStatusError):
-        begun(flow)
+        run_flow(flow)
     assert len(tries) == asked

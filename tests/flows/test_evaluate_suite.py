@@ -197,6 +197,15 @@ def test_the_record_keeps_the_artifacts_and_is_no_run_of_the_loop(both):
     assert find_run(store, "latest") is None
 
 
+def test_a_suite_and_a_comparison_are_shown_with_their_verdict(both):
+    for what in (both.name, both.report.key):
+        shown = CliRunner().invoke(app, ["show", what, "--store", both.store])
+        assert shown.exit_code == 0, shown.output
+        assert "+ expansion, greedy against query only: " in shown.output
+    listed = CliRunner().invoke(app, ["runs", "--store", both.store], env={"COLUMNS": "200"})
+    assert "best of 4 systems: " in listed.output
+
+
 def test_models_can_be_keys_and_training_data_is_audited(both, world, tmp_path):
     steps = titled(both)
     folder = write_dataset(tmp_path / "law", 0, queries=8)

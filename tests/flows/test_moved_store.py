@@ -73,7 +73,7 @@ def test_a_moved_store_is_shown_and_verified_and_nothing_is_written(moved, tmp_p
     for command, said in (
         (["show", "latest"], "the query"),
         (["show", full("llm-1")], "lineage"),
-        (["verify"], "4 of 4 artifacts are whole"),
+        (["verify"], "4 of 4 artifacts are intact"),
     ):
         shown = CliRunner().invoke(app, [*command, "--store", str(moved)])
         assert shown.exit_code == 0 and said in shown.output, shown.output
@@ -112,6 +112,9 @@ def test_searching_a_read_only_store_writes_nothing(tmp_path, monkeypatch):
 def test_the_machine_s_settings_hold_for_every_command(tmp_path, monkeypatch):
     finished_run(tmp_path / "store")
     monkeypatch.setenv("EXPANDR_CACHE_GB", "many")
-    for command in (["show"], ["verify"], ["export-run", "evaluate"], ["search", "what?"]):
+    for command in (
+        *(["show"], ["verify"], ["runs"], ["gc"], ["export-run", "evaluate"], ["search", "what?"]),
+        *(["plan", "--run", "latest"], ["run", "configs/tiny.yaml"]),
+    ):
         said = CliRunner().invoke(app, [*command, "--store", str(tmp_path / "store")])
         assert said.exit_code == 2 and "EXPANDR_CACHE_GB" in said.output

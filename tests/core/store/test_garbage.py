@@ -278,10 +278,10 @@ def test_the_command_line_lists_and_removes_only_when_told(store):
     command = ["gc", "--keep-runs", "1", "--older-than", "0d", "--store", store.url]
     listed = CliRunner().invoke(app, command)
     assert listed.exit_code == 0 and full("dpo-unrecorded") in listed.output
-    assert "would go: 2 x run, 9 x artifact" in listed.output
+    assert "would be removed: 2 x run, 9 x artifact" in listed.output
     assert len(store.keys()) == 14
     removed = CliRunner().invoke(app, [*command, "--delete"])
     assert "removed: 2 x run, 9 x artifact" in removed.output
     assert len(store.keys()) == 5
     wrong = CliRunner().invoke(app, [*command, "--older-than", "3 days"])
-    assert wrong.exit_code == 2 and "'3 days' is no age" in wrong.output
+    assert wrong.exit_code == 2 and "'3 days' is not an age" in wrong.output

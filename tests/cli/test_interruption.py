@@ -15,15 +15,15 @@ ROOT = Path(__file__).parents[2]
 SLEEPER = "import time; print('ready', flush=True); time.sleep(600)"
 WAITING = """
 import threading
-from expandr_cli.terminal import complaints
-with complaints("Do it again"):
+from expandr_cli.terminal import user_errors
+with user_errors("Do it again"):
     print("ready", flush=True)
     threading.Event().wait()
 """
 DEAF = """
 import threading
-from expandr_cli.terminal import complaints
-with complaints("Do it again"):
+from expandr_cli.terminal import user_errors
+with user_errors("Do it again"):
     for said in ("ready", "deaf"):
         try:
             print(said, flush=True)
@@ -35,7 +35,7 @@ A_RUN = """
 import subprocess, sys, threading
 from prefect import flow, task
 from prefect.runtime import flow_run
-from expandr_cli.terminal import complaints
+from expandr_cli.terminal import user_errors
 
 @task
 def step():
@@ -52,7 +52,7 @@ def interrupted():
             threading.Event().wait()
         raise
 
-with complaints("Do it again"):
+with user_errors("Do it again"):
     interrupted()
 """
 
