@@ -52,7 +52,7 @@ def test_a_server_that_dies_is_replaced_and_a_killed_command_takes_it_along(tmp_
             assert os.getsid(first.pid) == first.pid  # Ctrl-C in the terminal does not reach it
             first.kill()
             warning = command.stdout.readline()
-            assert warning.startswith("Prefect's temporary server died (status -9); another one")
+            assert warning.startswith("Prefect's temporary server died (status -9); restarting")
             assert httpx.get(f"{url}/health", timeout=120).is_success
             [second] = psutil.Process(command.pid).children()
         finally:
