@@ -6,7 +6,6 @@ from io import StringIO
 from typing import Any
 
 import pytest
-from flows.run import Summary
 from rich.console import Console
 from store_keys import full
 
@@ -15,6 +14,7 @@ from expandr_core.evaluation.verdict import verdict
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
+from flows.run_record import RunRecord
 
 TITLES = {
     "bm25": "BM25",
@@ -115,7 +115,7 @@ def store(tmp_path) -> Store:
     return Store(str(tmp_path / "store"))
 
 
-def finished(store: Store, best_round: int, **changes: Any) -> Summary:
+def finished(store: Store, best_round: int, **changes: Any) -> RunRecord:
     def put(name: str, text: str) -> Artifact:
         folder = store.scratch / name
         folder.mkdir(parents=True)
@@ -123,7 +123,7 @@ def finished(store: Store, best_round: int, **changes: Any) -> Summary:
         return store.commit(full(name), folder, [], MANIFEST)
 
     now = datetime.now(UTC)
-    return Summary(
+    return RunRecord(
         name="20260101T000000-a-run", flow_run_id="1", store=store.url, started=now, finished=now,
         options=JointLoopOptions(), best_round=best_round, steps=[],
         report=put("compare-1", json.dumps(comparison(**changes))),
