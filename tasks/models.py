@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
-from expandr_core.errors import DataError, naming
+from expandr_core.errors import naming
 from expandr_core.generation.adapters import check_targets
 from expandr_core.generation.chat_templates import chat_options, template_of
+from expandr_core.generation.engine import check_trainable
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.runtime.model_source import model_source
 from expandr_core.stages.import_model import LAYERS, ImportOptions
@@ -37,11 +38,7 @@ def import_models(pipeline: Pipeline, roles: Set[str] = ROLES) -> dict[str, Arti
         DataError: if a model cannot be used, or the LLM is to be run where it cannot be changed.
     """
     options = pipeline.options
-    if options.llm.engine == "endpoint":
-        raise DataError(
-            "llm.engine is 'endpoint', but a server keeps its model and the loop trains it; use "
-            "'vllm' or 'transformers' here, and an endpoint with the flow expand alone"
-        )
+    check_trainable(options.llm.settings)
     imported, llm = {}, options.llm
     if "retriever" in roles and options.retriever.model != "tiny":
         with naming("retriever.model"):

@@ -1,7 +1,7 @@
 """Convert pickled weights to safetensors: `python -m expandr_core.encoders.convert_weights FOLDER`.
 
-Nothing else here reads a pickle, as it can run any code. This does, at your word, and lets torch build
-nothing but tensors (`weights_only`). The new files stand beside the old ones; nothing is deleted.
+Nothing else here reads pickles, which can run any code. This program reads them at your request, and
+lets torch build only tensors (`weights_only`). New files are written beside the old; none is deleted.
 """
 
 import argparse
@@ -23,10 +23,10 @@ def convert(folder: Path) -> list[Path]:
     """Convert `pytorch_model*.bin` of a model and of its sentence-transformers modules.
 
     Returns:
-        The files that were written.
+        The written files.
 
     Raises:
-        DataError: if there are none, they are there already, or hold more than tensors.
+        DataError: if there are no pickles, their conversions exist, or they hold more than tensors.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
@@ -57,13 +57,13 @@ def _convert_file(path: Path) -> Path:
 
     target = _renamed(path)
     if target.exists():
-        raise DataError(f"{target} is there already; remove it to convert {path.name} again")
+        raise DataError(f"{target} exists already; remove it to convert {path.name} again")
     save_file(_read(path), target, {"format": "pt"})
     return target
 
 
 def _read(path: Path) -> dict[str, "Tensor"]:
-    """Read a pickle of tensors by name; none of them shares memory with another."""
+    """Read a pickle of tensors by name, as tensors that share no memory."""
     import pickle
 
     import torch
@@ -72,7 +72,7 @@ def _read(path: Path) -> dict[str, "Tensor"]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise DataError(
-            f"{path}: not read, as it is damaged or holds more than tensors "
+            f"{path}: cannot be read, as it is damaged or holds more than tensors "
             f"({str(error).splitlines()[0]}); get weights from a source that has safetensors"
         ) from error
     if not isinstance(found, dict) or not all(torch.is_tensor(each) for each in found.values()):

@@ -1,4 +1,4 @@
-"""LoRA adapters as folders: what they say of themselves, and the sum of two.
+"""LoRA adapters as folders: their configuration, their sum, and the layers that they adapt.
 
 An adapter adds `scale * B @ A` to the weight of each adapted layer, with `scale` = alpha / rank. The
 sum of two is an adapter again, whose rank is the sum of theirs:
@@ -22,7 +22,7 @@ _EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 
 
 def language_model(store: Store, llm: Artifact) -> dict[str, Artifact]:
-    """Return what runs a language model, by role: "llm" and, if it is kept apart, its "adapter"."""
+    """Return the artifacts of a language model by role: "llm" and, if it is separate, "adapter"."""
     if llm.key.rpartition("-")[0] != "dpo":
         return {"llm": llm}
     return {"llm": Artifact(**store.manifest(llm.key)["inputs"]["llm"]), "adapter": llm}
@@ -36,7 +36,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def write_config(folder: Path, **changes: Any) -> None:
     """Change the configuration of an adapter.
 
-    PEFT writes the adapted layers as a set, in an order of chance; here they are sorted.
+    PEFT writes the adapted layers as a set, in random order; here they are sorted.
     """
     values = read_config(folder) | changes
     values["target_modules"] = sorted(values["target_modules"])
@@ -44,33 +44,33 @@ def write_config(folder: Path, **changes: Any) -> None:
 
 
 def add(other: Path, folder: Path) -> None:
-    """Add another adapter of the same model, which may adapt other layers, to the one in a folder."""
+    """Add another adapter of the same model, perhaps of other layers, to the adapter in a folder."""
     import torch
     from safetensors.torch import load_file, save_file
 
     paths = (other, folder)
     configs = [read_config(path) for path in paths]
     weights = [load_file(path / WEIGHTS) for path in paths]
-    total = sum(config["r"] for config in configs)
-    together = {}
+    rank = sum(config["r"] for config in configs)
+    stacked = {}
     for name, like in sorted((weights[0] | weights[1]).items()):
-        across = 0 if "lora_A" in name else 1  # A is (rank, in), B is (out, rank)
-        parts = []
-        for own, config in zip(weights, configs, strict=True):
+        axis = 0 if "lora_A" in name else 1  # of the rank: A is (rank, in), B is (out, rank)
+        blocks = []
+        for matrices, config in zip(weights, configs, strict=True):
             shape = list(like.shape)
-            shape[across] = config["r"]
-            part = own.get(name, like.new_zeros(shape))
-            parts.append(part * config["lora_alpha"] / config["r"] if across else part)
-        together[name] = torch.cat(parts, across).to(like.dtype)
-    save_file(together, folder / WEIGHTS, metadata={"format": "pt"})
+            shape[axis] = config["r"]
+            block = matrices.get(name, like.new_zeros(shape))
+            blocks.append(block * config["lora_alpha"] / config["r"] if axis else block)
+        stacked[name] = torch.cat(blocks, axis).to(like.dtype)
+    save_file(stacked, folder / WEIGHTS, metadata={"format": "pt"})
     targets = {target for config in configs for target in config["target_modules"]}
-    write_config(folder, r=total, lora_alpha=total, target_modules=targets)
+    write_config(folder, r=rank, lora_alpha=rank, target_modules=targets)
 
 
 def load_adapted(llm: Path, adapter: Path | None, dtype: Any) -> Any:
-    """Load a causal LM; with an adapter, whose weights are then folded in, in memory.
+    """Load a causal LM, and merge the adapter into it in memory if there is one.
 
-    Its generation_config.json is left alone: how a text is drawn is what the options say.
+    The model's generation_config.json is ignored, as only the options say how to sample.
     """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, GenerationConfig
@@ -89,57 +89,58 @@ def load_adapted(llm: Path, adapter: Path | None, dtype: Any) -> Any:
 
 
 def linear_layers(model: Any) -> dict[str, int]:
-    """Count the layers of a model that can be adapted, by name, with `*` for a layer's number."""
+    """Count the layers that an adapter can adapt, by name, with `*` for a layer's number."""
     return dict(Counter(_without_numbers(name) for name in _adaptable(model)))
 
 
 def _adaptable(model: Any) -> list[str]:
-    """Return the names of linear layers, but for those whose weights something else uses as well.
+    """Return the names of linear layers whose weights nothing else uses.
 
-    These are a head that is the embedding too, and Mamba's last layer, whose kernels read the weight.
-    In a mixture of experts that are no layers, PEFT takes names like theirs for them.
+    Excluded are a head that is tied to the embedding, and Mamba's last layer, whose kernels read the
+    weight. In a mixture whose experts are bare parameters, PEFT takes layers with the names of experts
+    for them; these are excluded too.
     """
     from torch.nn import Linear
     from transformers.pytorch_utils import Conv1D
 
     modules, table = dict(model.named_modules()), model.get_input_embeddings().weight
     mixture = any(name.endswith(".experts") and each._parameters for name, each in modules.items())
-    found = []
+    names = []
     for name, module in modules.items():
         parent, _, last = name.rpartition(".")
         of_mamba = last == "out_proj" and {"A_log", "D"} <= modules[parent]._parameters.keys()
         of_experts = mixture and last in _EXPERTS
         named = type(module).__name__.endswith(("Linear", "Conv1D", "bit"))  # no router
         if isinstance(module, Linear | Conv1D) and named and not of_mamba and not of_experts:
-            found.append(name)
-    return [name for name in found if modules[name].weight is not table]
+            names.append(name)
+    return [name for name in names if modules[name].weight is not table]
 
 
 def layers_to_adapt(model: Any, targets: Sequence[str]) -> list[str]:
-    """Return what to tell PEFT, for names of layers or for all linear layers but the head.
+    """Return PEFT's `target_modules` for the names of layers, or for all linear layers but the head.
 
     Raises:
-        DataError: if a name is not that of a layer.
+        DataError: if a name is not the name of a layer.
     """
     check_targets(linear_layers(model), targets)
     if ALL_LINEAR not in targets:
         return list(targets)
     head, modules = model.get_output_embeddings(), dict(model.named_modules())
-    wanted = [name for name in _adaptable(model) if modules[name] is not head]
-    ends = {name.rpartition(".")[2] for name in wanted}
-    found = [name for name in modules if name.rpartition(".")[2] in ends]
-    return sorted(ends) if found == wanted else wanted
+    names = [name for name in _adaptable(model) if modules[name] is not head]
+    ends = {name.rpartition(".")[2] for name in names}
+    matched = [name for name in modules if name.rpartition(".")[2] in ends]
+    return sorted(ends) if matched == names else names
 
 
 def check_targets(layers: Iterable[str], targets: Iterable[str]) -> None:
-    """Check that each name of layers to adapt is one; PEFT ignores a wrong name beside a right one.
+    """Check the names of layers to adapt, since PEFT ignores a wrong name beside a right one.
 
     Args:
-        layers: names, as `linear_layers` gives them.
-        targets: the option.
+        layers: names as in `linear_layers`.
+        targets: the option `dpo.lora.targets`.
 
     Raises:
-        DataError: if one is not, with the names that there are.
+        DataError: if a name matches no layer, with the names of the layers.
     """
     ends = [f".{name}" for name in layers]
     wrong = [

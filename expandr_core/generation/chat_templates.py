@@ -1,8 +1,8 @@
-"""The chat template of a model: its variables, and its date, are what the options say.
+"""Set the variables and the date of a model's chat template, as the options say.
 
-A template that asks for the time (`strftime_now`) would write other prompts every day; it is given
-the date of the options. Both become statements at the template's beginning, so that whoever renders
-it, here or in a library, writes the same prompt.
+A template that asks for the time (`strftime_now`) would write different prompts every day, so it gets
+the date of the options. Variables and date become statements at the template's beginning, so that every
+renderer, ours or a library's, writes the same prompt.
 """
 
 import contextlib
@@ -17,14 +17,11 @@ from typing import Any
 from expandr_core.errors import DataError
 from expandr_core.options.generation import DEFAULT_DATE, ChatOptions, Variables
 
-FILES = (
-    "chat_template.jinja",
-    "tokenizer_config.json",
-)  # where a template is, the first that has one
+FILES = ("chat_template.jinja", "tokenizer_config.json")  # the first that has a template counts
 GIVEN = {"messages", "add_generation_prompt", "tools", "documents", "loop", "strftime_now"}
 GIVEN |= {"raise_exception", "namespace", "range", "dict"}
 _DATES = {"strftime_now", "date_string"}
-_CLOCK = (  # a format's parts are replaced one by one, as a template has no way to call Python
+_CLOCK = (  # replaces a format's directives one by one, as a template cannot call Python
     "{% macro strftime_now(format) %}{% set text = namespace(of=format) %}"
     "{% for part, value in PARTS.items() %}{% set text.of = text.of|replace(part, value) %}{% endfor %}"
     "{{ text.of }}{% endmacro %}"
@@ -32,7 +29,7 @@ _CLOCK = (  # a format's parts are replaced one by one, as a template has no way
 
 
 def load_tokenizer(folder: Path, chat: ChatOptions | None = None) -> Any:
-    """Load a model's tokenizer, whose chat template has the variables and the date of the options.
+    """Load a model's tokenizer, and set the variables and the date of its chat template.
 
     Raises:
         DataError: if the template does not read one of the variables.
@@ -49,14 +46,14 @@ def load_tokenizer(folder: Path, chat: ChatOptions | None = None) -> Any:
 
 
 def find_template(read: Callable[[str], str | None]) -> str:
-    """Return the chat template that a model folder's files have, or nothing.
+    """Return the chat template in the files of a model folder, or "".
 
     Args:
-        read: returns the content of a file of the folder, or None if there is none of that name.
+        read: returns the content of the folder's file of a name, or None if there is no such file.
     """
     template, config = map(read, FILES)
     if template is None and config is not None:
-        with contextlib.suppress(ValueError):  # loading the tokenizer tells
+        with contextlib.suppress(ValueError):  # loading the tokenizer raises the error
             template = json.loads(config).get("chat_template")
     if isinstance(template, list):  # several, by name
         template = {each["name"]: each["template"] for each in template}.get("default")
@@ -64,7 +61,7 @@ def find_template(read: Callable[[str], str | None]) -> str:
 
 
 def template_of(folder: Path) -> str:
-    """Return the chat template of a model's folder, or nothing."""
+    """Return the chat template of a model folder, or ""."""
     files = {name: folder / name for name in FILES}
     return find_template(
         lambda name: files[name].read_text(encoding="utf-8") if files[name].is_file() else None
@@ -72,7 +69,7 @@ def template_of(folder: Path) -> str:
 
 
 def chat_options(template: str, variables: Variables, day: str) -> ChatOptions:
-    """Return what determines how a chat template is rendered: the date only where it reads one.
+    """Return the options that affect how a chat template is rendered; the date only if it reads one.
 
     Raises:
         DataError: if the template does not read one of the variables.
@@ -88,16 +85,15 @@ def _with_values(template: str, chat: ChatOptions) -> str:
     day = date.fromisoformat(chat.date or DEFAULT_DATE)
     clock = ""
     if "strftime_now" in read:
-        found = set(re.findall(r"%[-_^#0]?[A-Za-z]", template))
-        directives = sorted(found | {f"%{letter}" for letter in "aAbBcdGHIjmMpSuUVwWxXyY"})
+        directives = set(re.findall(r"%[-_^#0]?[A-Za-z]", template))
+        directives = sorted(directives | {f"%{letter}" for letter in "aAbBcdGHIjmMpSuUVwWxXyY"})
         parts = {directive: day.strftime(directive) for directive in directives}
         clock = _CLOCK.replace("PARTS", _literal(parts | {"%%": "%"}))
     elif "date_string" in read and day.isoformat() != DEFAULT_DATE:
-        values.setdefault("date_string", day.strftime("%d %b %Y"))  # as Llama's templates write it
+        values.setdefault("date_string", day.strftime("%d %b %Y"))  # Llama's format
     sets = "".join(f"{{% set {name} = {_literal(value)} %}}" for name, value in values.items())
-    return (
-        f"{clock}{sets}\n{template}" if clock or sets else template
-    )  # it takes the line's end away
+    # Jinja drops the newline after a block
+    return f"{clock}{sets}\n{template}" if clock or sets else template
 
 
 def _literal(value: Any) -> str:
@@ -116,15 +112,17 @@ def _check(template: str, variables: Variables) -> None:
 
 
 def _variables(template: str) -> set[str]:
-    """Return the names that a template looks up and does not define itself."""
+    """Return the names that a template reads but does not define."""
     from jinja2 import Environment, TemplateSyntaxError, meta
 
-    environment = Environment(extensions=["jinja2.ext.loopcontrols"])  # parsed only, never rendered
-    own_tag = r"\{%-?\s*(end)?generation\s*-?%\}"  # of transformers
+    environment = Environment(extensions=["jinja2.ext.loopcontrols"])  # only parsed, never rendered
+    generation_tag = r"\{%-?\s*(end)?generation\s*-?%\}"  # an extension of transformers
     try:
-        return meta.find_undeclared_variables(environment.parse(re.sub(own_tag, "", template)))
+        return meta.find_undeclared_variables(
+            environment.parse(re.sub(generation_tag, "", template))
+        )
     except TemplateSyntaxError as error:
         raise DataError(
-            f"the chat template is wrong in line {error.lineno} ({error.message}); correct "
+            f"the chat template has an error in line {error.lineno} ({error.message}); correct "
             "chat_template.jinja"
         ) from error

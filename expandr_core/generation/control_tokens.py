@@ -1,9 +1,9 @@
-"""Text is text: what spells a control token of the model, in a query or a passage, is plain characters.
+"""Tokenise queries and passages as plain text, even if they spell a control token of the model.
 
 A tokenizer finds its control tokens (`<s>`, the token that ends a turn) wherever a text spells them.
-Where a text does, it is read by a copy of the tokenizer in which every control token has another
-name, which no text has; in a chat, those that the template writes are renamed likewise. Everything
-else, merges across their places too, is as in the tokenizer itself.
+Such texts are encoded by a copy of the tokenizer in which every control token has another name that no
+text contains; in a chat, the tokens that the template writes are renamed too. All else, including merges
+across the spelled tokens, is as in the original tokenizer.
 """
 
 import json
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-_MARK = "\U0010fffd"  # begins the other names: private, and taken out of texts
-_PRIVATE = range(0x100000, 0x10FFFD)  # characters that stand for the tokens a text spells
+_MARK = "\U0010fffd"  # a private character that begins the other names; removed from texts
+_PRIVATE = range(0x100000, 0x10FFFD)  # characters that stand for control tokens spelled by a text
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # how SentencePiece names a byte
 _BRACKETS = set("<[{|")
 
@@ -26,8 +26,8 @@ _BRACKETS = set("<[{|")
 def control_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
     """Return the tokens that mean more than their characters, by id.
 
-    These are the special ones, and of the others that were added those that the chat template writes
-    or that are in brackets (`<think>`, `<|fim_prefix|>`); not words, spaces and the names of bytes.
+    These are special tokens, and other added tokens that the chat template writes or that are in
+    brackets (`<think>`, `<|fim_prefix|>`), but not words, spaces and names of bytes.
     """
     template = str(tokenizer.chat_template or "")
     return {
@@ -52,7 +52,7 @@ def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
 
 
 def encode_chat(tokenizer: "PreTrainedTokenizerBase", content: str) -> list[int]:
-    """Return the token ids of one user turn, ready for the answer; control tokens are the template's."""
+    """Return the token ids of a user turn, ready for the answer; the content is plain text."""
     ids = tokenizer.encode(content, add_special_tokens=False)
     if not _spells_any(tokenizer, content, ids):
         return tokenizer.encode(_render(tokenizer, content), add_special_tokens=False)
@@ -72,13 +72,13 @@ def _render(tokenizer: "PreTrainedTokenizerBase", content: str) -> str:
 
 
 def _spells_any(tokenizer: "PreTrainedTokenizerBase", text: str, ids: list[int]) -> bool:
-    """Tell whether a text has a control token: as it is, or as its normalised form is read."""
+    """Tell whether a text spells a control token, before or after normalisation."""
     return not _control_ids(tokenizer).isdisjoint(ids) or bool(_pattern(tokenizer).search(text))
 
 
 @lru_cache(4)
 def _control_ids(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
-    unknown = cast("int | None", tokenizer.unk_token_id)  # what any text may have
+    unknown = cast("int | None", tokenizer.unk_token_id)  # any text may contain it
     return frozenset(control_tokens(tokenizer)) - {unknown}
 
 
@@ -89,7 +89,7 @@ def _pattern(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
 
 
 def _found(tokenizer: "PreTrainedTokenizerBase", text: str) -> dict[str, str]:
-    """Return a private character, which the text lacks, for each control token that it spells."""
+    """Choose a private character that the text lacks for each control token that it spells."""
     tokens = sorted(set(_pattern(tokenizer).findall(text)), key=len, reverse=True)
     free = (chr(code) for code in _PRIVATE if chr(code) not in text)
     return dict(zip(tokens, islice(free, len(tokens)), strict=True))
@@ -108,7 +108,7 @@ def _show(text: str, found: dict[str, str]) -> str:
 
 
 def _in_pieces(tokenizer: "PreTrainedTokenizerBase", text: str, found: dict[str, str]) -> list[int]:
-    """Encode a text in pieces that end within each hidden token, for tokenizers not of `tokenizers`."""
+    """Encode a text in pieces that cut each hidden token, for lack of a `tokenizers` backend."""
     broken = text
     for token, private in found.items():
         broken = broken.replace(private, f"{token[:1]}{_MARK}{token[1:]}")
@@ -118,7 +118,7 @@ def _in_pieces(tokenizer: "PreTrainedTokenizerBase", text: str, found: dict[str,
 
 @lru_cache(4)
 def _renamed(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer | None":
-    """Return the copy with other names; None where the tokenizer is not one of `tokenizers`."""
+    """Return the copy with other names, or None if the tokenizer has no `tokenizers` backend."""
     from tokenizers import Tokenizer
 
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -138,9 +138,9 @@ def _renamed(tokenizer: "PreTrainedTokenizerBase") -> "Tokenizer | None":
 
 
 def _rename_pieces(model: dict[str, Any], names: dict[str, str]) -> None:
-    """Rename the tokens in the vocabulary as well, so that no plain text is read as one of them."""
+    """Rename the tokens in the vocabulary too, so that plain text never becomes one of them."""
     if isinstance(model["vocab"], dict):
-        model["vocab"] = {names.get(piece, piece): at for piece, at in model["vocab"].items()}
+        model["vocab"] = {names.get(piece, piece): id_ for piece, id_ in model["vocab"].items()}
     else:  # Unigram: with scores
         model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
     if model.get("unk_token") in names:

@@ -139,6 +139,30 @@ def open_engine(llm: LLMSpec, options: EngineOptions) -> AbstractContextManager[
             )
 
 
+def check_trainable(options: EngineOptions) -> None:
+    """Check that an engine runs models of the store, which training can change.
+
+    Raises:
+        DataError: if it does not.
+    """
+    if isinstance(options, EndpointOptions):
+        raise DataError(
+            "llm.engine is 'endpoint', but a server keeps its model and the loop trains it; use "
+            "'vllm' or 'transformers' here, and an endpoint with the flow expand alone"
+        )
+
+
+def causes_of_empty_texts(options: EngineOptions) -> list[str]:
+    """Return likely causes of empty texts that are particular to an engine, with their remedies."""
+    if isinstance(options, EndpointOptions):
+        return [
+            "the server answers with content null, as servers do that separate a model's thoughts "
+            "(switch that, or the server's reasoning parser, off, or set llm.endpoint.api to "
+            "'completions')"
+        ]
+    return []
+
+
 class Codec:
     """A model folder's rules for prompts and texts, the same for every engine.
 

@@ -1,4 +1,4 @@
-"""A preference pair as token ids: the prompt of generation, and both texts as the model wrote them."""
+"""Preference pairs as token ids: the prompt as in generation, and both texts as the model wrote them."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ def preference_ids(
     max_prompt_tokens: int,
     max_tokens: int,
 ) -> dict[str, list[int]]:
-    """Tokenise one pair: the prompt as in generation, the texts cut to fit, the turn's end if real.
+    """Tokenise a pair; texts are cut to fit, and end the turn only if the model did.
 
     Returns:
         `prompt_ids`, `chosen_ids`, `rejected_ids`; the prompt and either text fit `max_tokens`.

@@ -1,8 +1,8 @@
 """Expand: the language model writes texts for each query, shard by shard.
 
-Serves the candidates and the expansions (q2d and its kin) and the answers of the self-reward (q2a).
-Differs from the reference: prompts are token ids, every text has its own seed, the preamble is
-removed once and here, `finish_reason` is kept, and rows carry ids.
+It writes candidates and expansions (q2d and similar prompts) and the self-reward's answers (q2a).
+Unlike in the paper's code, prompts are token ids, every text has its own seed, the preamble is removed
+here and nowhere else, rows keep `finish_reason`, and rows have ids.
 """
 
 import logging
@@ -17,7 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expandr_core.errors import DataError
-from expandr_core.generation.engine import Generator, LLMSpec, Request, open_engine
+from expandr_core.generation.engine import (
+    Generator,
+    LLMSpec,
+    Request,
+    causes_of_empty_texts,
+    open_engine,
+)
 from expandr_core.generation.prompts import remove_preamble
 from expandr_core.options.base import Options
 from expandr_core.options.generation import (
@@ -41,8 +47,8 @@ log = logging.getLogger(__name__)
 VERSION = 3
 ROLE = "generate"
 ISOLATION = "on-gpu"
-ONLY_EMPTY = 64  # texts of a shard that are all empty: then the stage ends at once
-MANY_EMPTY = 0.05  # share of the texts from which on people are warned
+ONLY_EMPTY = 64  # a shard with at least this many texts, all of them empty, ends the stage
+MANY_EMPTY = 0.05  # share of empty texts that is worth a warning
 
 
 class ExpandOptions(Options):
@@ -104,8 +110,8 @@ def expand(job: Job, load: Callable[[], Generator]) -> None:
     counts: Counter[str] = Counter()
     per_shard, columns = options.queries_per_shard, ["query", "positive"]
     sizes = shard_sizes(job.inputs["queries"], per_shard)
-    own = sum(size for number, size in enumerate(sizes) if job.takes(number))
-    total = own * options.sampling.samples
+    queries = sum(size for number, size in enumerate(sizes) if job.takes(number))
+    total = queries * options.sampling.samples
     for rows in query_shards(job.inputs["queries"], per_shard, columns, job.takes):
         done = int(counts["texts"])
 
@@ -113,15 +119,15 @@ def expand(job: Job, load: Callable[[], Generator]) -> None:
             job.progress(done + texts, total, "texts")
 
         def write(out: Path, rows: pa.Table = rows) -> dict[str, float]:
-            found = _write_shard(job, rows, load(), out, report)
-            if found["empty"] == found["texts"] >= ONLY_EMPTY:
-                raise _only_empty(options, found)
-            return found
+            written = _write_shard(job, rows, load(), out, report)
+            if written["empty"] == written["texts"] >= ONLY_EMPTY:
+                raise _only_empty(options, written)
+            return written
 
         shard = run_shard(job, {"queries": rows_digest(rows)}, write)
         counts.update(shard.counts)
     if not job.slice and 0 < counts["texts"] == counts["empty"]:
-        for shard in job.made_shards:  # else they are found for ever, though the server was mended
+        for shard in job.made_shards:  # or they would be reused even after the cause is mended
             job.store.remove(shard.key)
         raise _only_empty(options, counts)
     job.progress(total, total, "texts")
@@ -137,19 +143,14 @@ def expand(job: Job, load: Callable[[], Generator]) -> None:
 
 
 def _only_empty(options: ExpandOptions, counts: Mapping[str, float]) -> DataError:
-    """Say that the model wrote nothing, and the likely causes, by engine."""
-    causes = []
-    if options.engine == "endpoint":
-        causes.append(
-            "the server answers with content null, as servers do that keep a model's thoughts apart "
-            "(switch that off at the server, or its reasoning parser, or take "
-            "llm.endpoint.api 'completions')"
-        )
-    causes += [
-        "the model only thinks, and max_new_tokens "
-        f"({options.sampling.max_new_tokens}) ends before it answers (raise it, or switch thinking "
-        "off where the chat template can, as by llm.template.enable_thinking=false)",
-        "its weights are broken, so that it ends every turn at once (try another model, or get it anew)",
+    """Return the error that the model wrote nothing, with the likely causes."""
+    causes = [
+        *causes_of_empty_texts(options.settings),
+        f"the model only thinks, and max_new_tokens ({options.sampling.max_new_tokens}) ends before "
+        "it answers (raise it, or switch thinking off if the chat template can, for example by "
+        "llm.template.enable_thinking=false)",
+        "its weights are broken, so that it ends every turn at once (try another model, or download "
+        "it again)",
     ]
     return DataError(
         f"all {counts['texts']:.0f} texts that the language model wrote for the prompt "
@@ -159,7 +160,7 @@ def _only_empty(options: ExpandOptions, counts: Mapping[str, float]) -> DataErro
 
 
 def empty_warning(counts: Mapping[str, float]) -> str:
-    """Warn of many empty texts in what an expand stage counted; "" if there are few.
+    """Return a warning about the empty texts that an expand stage counted, or "" if they are few.
 
     >>> empty_warning({"texts": 200, "empty": 50})
     '50 of 200 texts (25 %) are empty'
@@ -173,7 +174,7 @@ def empty_warning(counts: Mapping[str, float]) -> str:
 
 
 def _count_left_out(job: Job) -> None:
-    """Count the queries of the shards that were not asked for, and the texts that this saves."""
+    """Count the queries beyond `max_shards`, and the texts that were not written for them."""
     options: ExpandOptions = job.options
     sizes = shard_sizes(job.inputs["queries"], options.queries_per_shard)
     queries = sum(sizes[job.spec.max_shards :])

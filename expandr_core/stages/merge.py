@@ -1,4 +1,4 @@
-"""Merge: fold the adapter into the language model, and check that both give the same logits."""
+"""Merge the adapter into the language model, and check that the logits stay the same."""
 
 import logging
 import shutil
@@ -24,7 +24,7 @@ OPTIONS = MergeOptions
 
 
 def run(job: Job) -> None:
-    """Write the merged model of `llm` and `adapter`, with all that is beside the weights of `llm`."""
+    """Write the merged model of `llm` and `adapter`, with all other files of `llm`."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, GenerationConfig
@@ -38,7 +38,7 @@ def run(job: Job) -> None:
         local_files_only=True,
         trust_remote_code=False,
         dtype="auto",
-        generation_config=GenerationConfig(),  # its own file is copied, whatever it says
+        generation_config=GenerationConfig(),  # its file is copied below, whatever it says
     )
     tokenizer = load_tokenizer(job.inputs["llm"], options.chat)
     adapted = PeftModel.from_pretrained(base, str(job.inputs["adapter"])).eval()
@@ -48,11 +48,11 @@ def run(job: Job) -> None:
         merged = adapted.merge_and_unload(safe_merge=True)
         after = merged(ids).logits.float()
     difference = float((after - before).norm() / before.norm())
-    tolerance = 1e-4 if base.dtype == torch.float32 else 2e-2  # rounding of the merged weights
+    tolerance = 1e-4 if base.dtype == torch.float32 else 2e-2  # merged weights are rounded
     if not difference < tolerance:
         raise RuntimeError(
-            f"the merged model's logits differ from base + adapter by {difference:.1e} of their "
-            f"length (at most {tolerance:.0e}); the merge is wrong"
+            f"the merged model's logits differ from base + adapter by a relative {difference:.1e} "
+            f"(at most {tolerance:.0e} is allowed); the merge is wrong"
         )
     merged.save_pretrained(job.out)
     for name in model_files(job.inputs["llm"]):  # the tokenizer, licence, notice, model card
@@ -60,4 +60,4 @@ def run(job: Job) -> None:
         if path.suffix != ".safetensors" and name not in (INDEX, "config.json") and "/" not in name:
             shutil.copyfile(path, job.out / name)
     job.counts["relative_logit_difference"] = difference
-    log.info("merged; the logits differ by %.1e of their length", difference)
+    log.info("merged; the relative difference of the logits is %.1e", difference)

@@ -1,8 +1,8 @@
-"""Pre-train static token embeddings on the corpus alone: two crops of a passage belong together.
+"""Pre-train static token embeddings on the corpus alone: two crops of a passage are a positive pair.
 
-As Contriever does (Izacard et al., 2022), with the mean of token embeddings as the encoder. Input
-roles: `corpus` (a corpus.parquet), and `texts` (a texts.parquet) for the tokenizer's vocabulary.
-Writes a folder as `SentenceTransformer.save` does.
+Contriever is trained so (Izacard et al., 2022); here the encoder is the mean of token embeddings.
+Inputs: `corpus` (a corpus.parquet), and `texts` (a texts.parquet) for the tokenizer's vocabulary. Writes
+a folder of sentence-transformers.
 """
 
 import logging
@@ -63,7 +63,7 @@ def run(job: Job) -> None:
 def crop_pairs(
     passages: list[str], steps: int, batch_size: int, random: Random
 ) -> Iterator[tuple[str, str]]:
-    """Yield two crops each of passages; the passages of a batch are different."""
+    """Yield two crops of each sampled passage; no passage occurs twice in a batch."""
     for _ in range(steps):
         for passage in random.sample(passages, min(batch_size, len(passages))):
             words = passage.split()
@@ -71,7 +71,7 @@ def crop_pairs(
 
 
 def crop(words: list[str], random: Random) -> str:
-    """Take 30 to 80 % of the words, at least three, from a random place."""
+    """Take 30 to 80 % of the words in a row, but at least three, from a random position."""
     length = min(len(words), max(3, int(len(words) * random.uniform(0.3, 0.8))))
     start = random.randrange(len(words) - length + 1)
     return " ".join(words[start : start + length])
@@ -80,7 +80,7 @@ def crop(words: list[str], random: Random) -> str:
 def _train(
     job: Job, tokenizer, pairs: list[tuple[str, str]]
 ) -> tuple["SentenceTransformer", float]:
-    """Train new embeddings on the pairs in order, once; return them with their last loss."""
+    """Train new embeddings on the pairs, once and in order; return them with the last loss."""
     import torch
     from datasets import Dataset
     from sentence_transformers import (
@@ -115,10 +115,10 @@ def _train(
         warmup_steps=options.steps // 10,
         weight_decay=0.01,
         save_strategy="no",
-        use_cpu=True,  # quicker than moving the few numbers to a GPU
+        use_cpu=True,  # faster than moving so few numbers to a GPU
         seed=seed,
         report_to=[],
-        logging_nan_inf_filter=False,  # which would hide a loss that is not a number
+        logging_nan_inf_filter=False,  # it would hide a loss that is not a number
         logging_steps=max(1, options.steps // 6),
         disable_tqdm=True,
         dataloader_pin_memory=False,

@@ -108,5 +108,5 @@ def test_what_is_no_weights_is_refused(folder, monkeypatch):
 
 def test_nothing_is_overwritten(folder):
     convert(folder)
-    with pytest.raises(DataError, match="is there already"):
+    with pytest.raises(DataError, match="exists already"):
         convert(folder)
