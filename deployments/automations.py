@@ -18,8 +18,10 @@ from prefect.events.schemas.events import ResourceSpecification
 from prefect.types import SecretDict
 
 from deployments.changes import Change, result_of
-from deployments.plan import STAGES, TAG, PoolType
+from deployments.plan import TAG, PoolType
+from flows.evaluate_suite import evaluate_suite
 from flows.joint_loop import joint_loop
+from flows.single_stage import single_stage
 
 PREFIX = "expandr: "  # how the names of our automations begin; the others belong to people
 NOTIFICATION = PREFIX + "a failure is reported"
@@ -36,9 +38,7 @@ OURS = ResourceSpecification(
 FOR_PEOPLE = ResourceSpecification(  # what fails in a run of `stage` is told by its parent
     {
         "prefect.resource.role": "flow",
-        "prefect.resource.name": [
-            flow.name for flow in (joint_loop, *(flow for flow, _ in STAGES))
-        ],
+        "prefect.resource.name": [flow.name for flow in (joint_loop, evaluate_suite, single_stage)],
     }
 )
 

@@ -7,14 +7,9 @@ from typing import Any, Literal
 from prefect import Flow
 
 from expandr_core.errors import DataError
-from flows.dpo import dpo
-from flows.evaluate import evaluate
 from flows.evaluate_suite import evaluate_suite
-from flows.expand import expand
 from flows.joint_loop import joint_loop
-from flows.preferences import preferences
-from flows.prepare import prepare
-from flows.retriever import retriever
+from flows.single_stage import single_stage
 from flows.stage import stage
 from tasks.placement import SPREAD
 
@@ -102,27 +97,18 @@ def plan(store: str, timezone: str) -> list[Deployment]:
             "Measure models on BEIR, NanoBEIR or other datasets, and compare them.",
             {"placement": SPREAD.model_dump(), "store": store},
         ),
-        *(_alone(flow, pool, store) for flow, pool in STAGES),
+        Deployment(
+            single_stage,
+            "manual",
+            "cpu",
+            "One stage alone, on artifacts of earlier runs.",
+            {"placement": SPREAD.model_dump(), "store": store},
+        ),
         *(
             Deployment(stage, pool, pool, "Started by other flows, not by people.", {})
             for pool in POOLS
         ),
     ]
-
-
-STAGES: list[tuple[Flow[..., Any], str]] = [
-    (prepare, "cpu"),
-    (expand, "gpu-infer"),
-    (preferences, "gpu-infer"),
-    (dpo, "gpu-train"),
-    (retriever, "gpu-train"),
-    (evaluate, "gpu-infer"),
-]
-
-
-def _alone(flow: Flow[..., Any], pool: str, store: str) -> Deployment:
-    about = (flow.description or "").partition("\n\n")[0]
-    return Deployment(flow, "manual", pool, f"One stage alone. {about}", {"store": store})
 
 
 def check_store(store: str) -> str:

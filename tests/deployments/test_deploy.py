@@ -91,12 +91,7 @@ def test_everything_is_there(client):
     assert names == {
         "joint-loop/manual",
         "joint-loop/weekly",
-        "prepare/manual",
-        "expand/manual",
-        "preferences/manual",
-        "dpo/manual",
-        "retriever/manual",
-        "evaluate/manual",
+        "single-stage/manual",
         "evaluate-suite/manual",
         "stage/cpu",
         "stage/gpu-infer",

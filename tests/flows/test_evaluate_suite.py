@@ -28,8 +28,8 @@ from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
 from flows.evaluate_suite import SuiteSummary, evaluate_suite
 from flows.model_pairs import MeasuredModels
-from flows.prepare import prepare
 from flows.run_record import find_run
+from flows.single_stage import single_stage
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 WORDS = [
@@ -211,7 +211,7 @@ def test_models_can_be_keys_and_training_data_is_audited(both, world, tmp_path):
     folder = write_dataset(tmp_path / "law", 0, queries=8)
     (folder / "qrels" / "test.tsv").rename(folder / "qrels" / "train.tsv")
     data = DataOptions(collection=str(folder), dev_share=0.3, preference_share=0.3)
-    [step] = prepare(JointLoopOptions(data=data), store=world.store)
+    [step] = single_stage("prepare", JointLoopOptions(data=data), store=world.store)
     prepared = step.artifact
     models = MeasuredModels(
         llm=steps["import the LLM"].key,

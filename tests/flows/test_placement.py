@@ -29,13 +29,14 @@ from expandr_core.options.generation import PromptOptions
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import MANIFEST, Store
-from flows.expand import expand
+from flows.single_stage import Inputs, single_stage
 from flows.stage import stage
 from tasks.placement import Placement
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 ROOT = Path(__file__).parents[2]
 POOL = "gpu-infer"
+INPUTS = Inputs(llm=full("tiny_llm-1"), queries=f"{full('prepare-1')}/queries.parquet")
 HERE, PLACED = Placement(), Placement(generate=POOL, runs_at_once=2)
 
 
@@ -102,10 +103,7 @@ def options(samples: int) -> JointLoopOptions:
 
 
 def expanded(store: Store, placement: Placement, samples: int = 4) -> Artifact:
-    [step] = expand(
-        options(samples), full("tiny_llm-1"), f"{full('prepare-1')}/queries.parquet", "candidates",
-        placement, store.url,
-    )  # fmt: skip
+    [step] = single_stage("candidates", options(samples), INPUTS, placement, store.url)
     return step.artifact
 
 
@@ -186,13 +184,6 @@ def test_wrong_input_is_reported_and_not_tried_again(workers, llm_folder, tmp_pa
     expanding = options(4).expand.model_copy(update={"prompt": PromptOptions(max_tokens=9_000)})
     too_long = options(4).model_copy(update={"expand": expanding})
     with pytest.raises(DataError, match="exceeds the model's context of 512 tokens") as error:
-        expand(
-            too_long,
-            full("tiny_llm-1"),
-            f"{full('prepare-1')}/queries.parquet",
-            "candidates",
-            PLACED,
-            store.url,
-        )
+        single_stage("candidates", too_long, INPUTS, PLACED, store.url)
     runs = [run for run in stage_runs("expand-") if run.state_name == "BadInput"]
     assert [run.state.message for run in runs if run.state] == [str(error.value)]

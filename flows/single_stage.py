@@ -1,0 +1,151 @@
+"""One stage alone, on artifacts of earlier runs, to repeat it with other options."""
+
+from typing import Literal
+
+from prefect import flow
+from pydantic import Field
+
+from expandr_core.errors import DataError
+from expandr_core.evaluation.comparison import MeasuredDataset
+from expandr_core.options.base import Options
+from expandr_core.options.loop import JointLoopOptions
+from expandr_core.store.artifacts import Artifact
+from expandr_core.store.run_records import Step
+from tasks.comparison import Comparison, Measured
+from tasks.data import Evaluation, prepare_data
+from tasks.dpo import align
+from tasks.expand import write_answers, write_candidates, write_expansions, write_greedy
+from tasks.pipeline import Pipeline
+from tasks.placement import Placement
+from tasks.preferences import audit_pairs, choose_pairs, reward
+from tasks.retriever import train_retriever
+
+Stage = Literal[
+    "prepare", "expansions", "greedy", "candidates", "answers", "preferences", "dpo", "retriever",
+    "evaluate",
+]  # fmt: skip
+NEEDED = {
+    "prepare": (),
+    **dict.fromkeys(("expansions", "greedy", "candidates", "answers"), ("llm", "queries")),
+    "preferences": ("candidates", "answers", "queries", "retriever"),
+    "dpo": ("llm", "pairs"),
+    "retriever": ("retriever", "queries"),
+    "evaluate": ("retriever", "corpus", "queries", "qrels"),
+}
+OPTIONAL = {"retriever": ("corpus", "expansions"), "evaluate": ("expansions",)}
+
+
+class Inputs(Options):
+    """Artifacts by KEY or KEY/FILE, as `expandr show RUN` lists them; each stage needs some of them."""
+
+    llm: str = Field(default="", description="Language model, to expand or for dpo.")
+    retriever: str = Field(
+        default="",
+        description="Retriever, for preferences, evaluate, or retriever (to start from).",
+    )
+    queries: str = Field(
+        default="",
+        description="Queries, such as prepare-1f3a/test_queries.parquet; for preferences and retriever "
+        "those with positives, such as prepare-1f3a/preference.parquet.",
+    )
+    qrels: str = Field(
+        default="", description="For evaluate, such as prepare-1f3a/test_qrels.parquet."
+    )
+    corpus: str = Field(
+        default="",
+        description="Passages, such as prepare-1f3a/corpus.parquet, for evaluate, and for retriever to "
+        "mine in; empty if the queries bring hard negatives.",
+    )
+    expansions: str = Field(
+        default="", description="Of the queries, for retriever (empty: the control) and evaluate."
+    )
+    candidates: str = Field(default="", description="For preferences.")
+    answers: str = Field(default="", description="For preferences, of the same queries.")
+    pairs: str = Field(default="", description="Preference pairs, for dpo.")
+
+
+DEFAULTS, NOTHING, HERE = JointLoopOptions(), Inputs(), Placement()
+
+
+@flow(name="single-stage", flow_run_name="{stage}")
+def single_stage(
+    stage: Stage,
+    options: JointLoopOptions = DEFAULTS,
+    inputs: Inputs = NOTHING,
+    placement: Placement = HERE,
+    store: str = "store",
+) -> list[Step]:
+    """Run one stage on artifacts of earlier runs.
+
+    Args:
+        stage: What to make. The LLM writes expansions, greedy expansions, candidates or answers;
+            "preferences" rewards the candidates, chooses pairs and audits them.
+        options: The options of every stage; those of other stages do not matter.
+        inputs: The artifacts to start from.
+        placement: Where each kind of stage runs.
+        store: Folder or s3:// URL that keeps every artifact.
+    """
+    pipeline = Pipeline(store, options, placement)
+    found = find_inputs(pipeline, stage, inputs)
+    match stage:
+        case "prepare":
+            prepare_data(pipeline)
+        case "expansions":
+            samples = options.training.expansions_per_query
+            write_expansions(pipeline, found["queries"], found["llm"], "expand", "", samples)
+        case "greedy":
+            write_greedy(pipeline, found["queries"], found["llm"], "expand greedily", "")
+        case "candidates":
+            write_candidates(pipeline, found["queries"], found["llm"])
+        case "answers":
+            write_answers(pipeline, found["queries"], found["llm"])
+        case "preferences":
+            rewards = reward(
+                pipeline,
+                found["candidates"],
+                found["answers"],
+                found["queries"],
+                found["retriever"],
+            )
+            audit_pairs(pipeline, rewards, choose_pairs(pipeline, rewards))
+        case "dpo":
+            align(pipeline, found["llm"], found["pairs"])
+        case "retriever":
+            start = found["retriever"]
+            corpus, expansions = found.get("corpus"), found.get("expansions")
+            train_retriever(pipeline, found["queries"], corpus, expansions, start, start)
+        case "evaluate":
+            evaluate(pipeline, found)
+    return list(pipeline.steps)
+
+
+def find_inputs(pipeline: Pipeline, stage: Stage, inputs: Inputs) -> dict[str, Artifact]:
+    """Find the artifacts that a stage starts from, by role.
+
+    Raises:
+        DataError: if one is missing, or given to a stage that does not read it.
+    """
+    given = {role: key for role in Inputs.model_fields if (key := getattr(inputs, role))}
+    missing = [role for role in NEEDED[stage] if role not in given]
+    unread = sorted(set(given) - {*NEEDED[stage], *OPTIONAL.get(stage, ())})
+    if missing:
+        raise DataError(
+            f"{stage} needs {' and '.join(f'inputs.{role}' for role in missing)}: give the key of an "
+            "artifact; `expandr show RUN` lists those of a run"
+        )
+    if unread:
+        raise DataError(f"{stage} does not read inputs.{unread[0]}; leave it empty")
+    return {role: pipeline.find(key) for role, key in given.items()}
+
+
+def evaluate(pipeline: Pipeline, found: dict[str, Artifact]) -> None:
+    """Measure a retriever with and without expansions, beside BM25, and publish the report."""
+    evaluation = Evaluation(found["queries"], found["qrels"], found["corpus"])
+    systems = Comparison([Measured(MeasuredDataset(name="alone"), {"": evaluation})])
+    systems.bm25(pipeline, "bm25", "BM25")
+    systems.dense(pipeline, "query", "query only", found["retriever"])
+    if "expansions" in found:
+        written = {"alone": [found["expansions"]]}
+        systems.dense(pipeline, "expanded", "with expansion", found["retriever"], written)
+        systems.ask("query", "expanded", "Does the expansion help?", baseline=True)
+    pipeline.publish(systems.report(pipeline), "report.md", "evaluation-report")
