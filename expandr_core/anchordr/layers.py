@@ -4,17 +4,18 @@ Names of parameters are those of the published file. Shapes: (texts, tokens, wid
 (texts, heads, tokens, tokens) within attention.
 """
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from expandr_core.anchordr.tokenizer import PAD
 
-MAX_TOKENS = 1024  # there are no more positions
-BUCKETS = 32  # rows of the table of relative positions; the last is never used
-# Distances where the next bucket begins: one each up to 9, then by the logarithm, up to 127.
+MAX_TOKENS = 1024  # number of positions
+BUCKETS = 32  # rows of the table of relative positions; the last one is never used
+# The distances at which a bucket starts: at each one up to 9, then logarithmically up to 127.
 _BUCKET_STARTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 18, 27, 39, 58, 86)
 
 
@@ -34,7 +35,7 @@ class AnchorDRConfig:
 
 
 def relative_bucket(distances: Tensor) -> Tensor:
-    """Return the row of the relative position table for each distance from a token to another.
+    """Return the row in the table of relative positions for each distance between two tokens.
 
     >>> relative_bucket(torch.tensor([-500, -9, -1, 0, 1, 8, 11, 12, 86, 500])).tolist()
     [0, 6, 14, 15, 16, 23, 24, 25, 30, 30]
@@ -44,7 +45,7 @@ def relative_bucket(distances: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Attention of several heads; in the encoder with a bias by relative position."""
+    """Attention with several heads; in the encoder with a bias by relative position."""
 
     def __init__(self, config: AnchorDRConfig, relative: bool):
         """Make the projections of queries, keys, values and output."""
@@ -65,23 +66,24 @@ class Attention(nn.Module):
         Args:
             hidden: (texts, tokens, width)
             attended: (texts, attended tokens, width)
-            mask: added to the scores, so of four dimensions.
-            buckets: of the distances from 1 - tokens to tokens - 1, where positions matter.
+            mask: added to the scores, in four dimensions.
+            buckets: of the distances from 1 - tokens to tokens - 1; None without relative positions.
         """
         q, k, v = self._heads(self.q(hidden)), self._heads(self.k(attended)), self.v(attended)
         if buckets is not None:
             mask = mask + self._relative_bias(buckets)
         dropout = self.dropout if self.training else 0.0
-        found = scaled_dot_product_attention(
+        attention = scaled_dot_product_attention(
             q, k, self._heads(v), mask.to(q.dtype), dropout_p=dropout
         )
-        return self.o(found.transpose(1, 2).flatten(2))
+        return self.o(attention.transpose(1, 2).flatten(2))
 
     def _heads(self, states: Tensor) -> Tensor:
         return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def _relative_bias(self, buckets: Tensor) -> Tensor:
         """Return the bias of each head from the row's token to the column's, (heads, rows, columns)."""
+        # the window that starts at distance 1 - tokens + n is the row of the nth token from the end
         of_distance = self.relative_attention_bias(buckets).t()  # (heads, 2 * tokens - 1)
         return of_distance.unfold(-1, (len(buckets) + 1) // 2, 1).flip(1)
 
@@ -97,9 +99,9 @@ class SelfAttentionLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(self, hidden: Tensor, mask: Tensor, buckets: Tensor | None = None) -> Tensor:
-        """Add what is found, then normalise."""
-        found = self.SelfAttention(hidden, hidden, mask, buckets)
-        return self.layer_norm(hidden + self.dropout(found))
+        """Add the attention's output, then normalise."""
+        attention = self.SelfAttention(hidden, hidden, mask, buckets)
+        return self.layer_norm(hidden + self.dropout(attention))
 
 
 class CrossAttentionLayer(nn.Module):
@@ -113,97 +115,59 @@ class CrossAttentionLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(self, hidden: Tensor, encoded: Tensor, mask: Tensor) -> Tensor:
-        """Add what is found, then normalise."""
+        """Add the attention's output, then normalise."""
         return self.layer_norm(hidden + self.dropout(self.EncDecAttention(hidden, encoded, mask)))
 
 
-class FeedForward(nn.Module):
-    """Two linear maps with a rectifier between."""
-
-    def __init__(self, config: AnchorDRConfig):
-        """Make the maps."""
-        super().__init__()
-        self.wi = nn.Linear(config.d_model, config.d_ff)
-        self.wo = nn.Linear(config.d_ff, config.d_model)
-        self.dropout = nn.Dropout(config.dropout_rate)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Apply them to each token."""
-        return self.wo(self.dropout(relu(self.wi(hidden))))
-
-
 class FeedForwardLayer(nn.Module):
-    """The same map for each token."""
+    """Two linear maps with a rectifier in between, with residual and norm."""
 
     def __init__(self, config: AnchorDRConfig):
-        """Make the layer."""
+        """Create the layer."""
         super().__init__()
-        self.DenseReluDense = FeedForward(config)
+        maps = {
+            "wi": nn.Linear(config.d_model, config.d_ff),
+            "relu": nn.ReLU(),
+            "dropout": nn.Dropout(config.dropout_rate),
+            "wo": nn.Linear(config.d_ff, config.d_model),
+        }
+        self.DenseReluDense = nn.Sequential(OrderedDict(maps))
         self.layer_norm = nn.LayerNorm(config.d_model, config.layer_norm_epsilon)
         self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Add the map's result, then normalise."""
+        """Add the maps' output, then normalise."""
         return self.layer_norm(hidden + self.dropout(self.DenseReluDense(hidden)))
 
 
-class EncoderBlock(nn.Module):
-    """One depth of the encoder."""
-
-    def __init__(self, config: AnchorDRConfig):
-        """Make its layers."""
-        super().__init__()
-        layers = [SelfAttentionLayer(config, relative=True), FeedForwardLayer(config)]
-        self.layer = nn.ModuleList(layers)
-
-    def forward(self, hidden: Tensor, mask: Tensor, buckets: Tensor) -> Tensor:
-        """Attend, then map."""
-        return self.layer[1](self.layer[0](hidden, mask, buckets))
-
-
-class DecoderBlock(nn.Module):
-    """One depth of the decoder."""
-
-    def __init__(self, config: AnchorDRConfig):
-        """Make its layers."""
-        super().__init__()
-        self.layer = nn.ModuleList(
-            [
-                SelfAttentionLayer(config, relative=False),
-                CrossAttentionLayer(config),
-                FeedForwardLayer(config),
-            ]
-        )
-
-    def forward(self, hidden: Tensor, encoded: Tensor, mask: Tensor) -> Tensor:
-        """Attend to itself, which is one token, and to the encoder's output; then map."""
-        alone = hidden.new_zeros(1, 1, 1, 1)
-        return self.layer[2](self.layer[1](self.layer[0](hidden, alone), encoded, mask))
-
-
 class Stack(nn.Module):
-    """What encoder and decoder have in common: positions, the first norm, and blocks."""
+    """The common part of encoder and decoder: positions, the first norm, and blocks of layers."""
 
-    def __init__(self, config: AnchorDRConfig, blocks: list[nn.Module]):
-        """Keep the blocks; make the table of positions."""
+    def __init__(self, config: AnchorDRConfig, blocks: list[list[nn.Module]]):
+        """Store the blocks, and create the table of positions."""
         super().__init__()
         self.pos_embed = nn.Embedding(PAD + 1 + MAX_TOKENS, config.d_model)
         self.first_layer_norm = nn.LayerNorm(config.d_model, config.layer_norm_epsilon)
         self.dropout = nn.Dropout(config.dropout_rate)
-        self.block = nn.ModuleList(blocks)
+        named = [nn.ModuleDict({"layer": nn.ModuleList(layers)}) for layers in blocks]
+        self.block = nn.ModuleList(named)
 
     def at_positions(self, embedded: Tensor, is_token: Tensor) -> Tensor:
-        """Add each token's position, from 2 on (padding has 1), and normalise."""
+        """Add each token's position, counted from 2 (padding has 1), and normalise."""
         positions = is_token.cumsum(1) * is_token + PAD
         return self.dropout(self.first_layer_norm(embedded + self.pos_embed(positions)))
 
 
 class Encoder(Stack):
-    """Reads a text."""
+    """The stack that reads a text."""
 
     def __init__(self, config: AnchorDRConfig):
-        """Make its blocks."""
-        super().__init__(config, [EncoderBlock(config) for _ in range(config.num_layers)])
+        """Create its blocks."""
+        blocks: list[list[nn.Module]] = [
+            [SelfAttentionLayer(config, relative=True), FeedForwardLayer(config)]
+            for _ in range(config.num_layers)
+        ]
+        super().__init__(config, blocks)
 
     def forward(self, embedded: Tensor, is_token: Tensor) -> Tensor:
         """Return (texts, tokens, width), from token embeddings and a mask of ones and zeros."""
@@ -211,27 +175,37 @@ class Encoder(Stack):
         mask, length = _barred(is_token, hidden), embedded.shape[1]
         buckets = relative_bucket(torch.arange(1 - length, length, device=hidden.device))
         for block in self.block:
-            hidden = block(hidden, mask, buckets)
+            attend, transform = block.get_submodule("layer").children()
+            hidden = transform(attend(hidden, mask, buckets))
         return hidden
 
 
 class Decoder(Stack):
-    """Answers with one token."""
+    """The stack that answers with one token."""
 
     def __init__(self, config: AnchorDRConfig):
-        """Make its blocks."""
-        super().__init__(config, [DecoderBlock(config) for _ in range(config.num_decoder_layers)])
+        """Create its blocks."""
+        blocks: list[list[nn.Module]] = [
+            [
+                SelfAttentionLayer(config, relative=False),
+                CrossAttentionLayer(config),
+                FeedForwardLayer(config),
+            ]
+            for _ in range(config.num_decoder_layers)
+        ]
+        super().__init__(config, blocks)
 
     def forward(self, embedded: Tensor, encoded: Tensor, is_token: Tensor) -> Tensor:
         """Return (texts, width), from the start token's embedding and the encoder's output."""
         hidden = self.at_positions(embedded, torch.ones_like(is_token[:, :1]))
-        mask = _barred(is_token, hidden)
+        mask, alone = _barred(is_token, hidden), hidden.new_zeros(1, 1, 1, 1)
         for block in self.block:
-            hidden = block(hidden, encoded, mask)
+            attend_itself, attend, transform = block.get_submodule("layer").children()
+            hidden = transform(attend(attend_itself(hidden, alone), encoded, mask))
         return hidden[:, 0]
 
 
 def _barred(is_token: Tensor, like: Tensor) -> Tensor:
-    """Return what is added to the scores, so that padding is not attended to: (texts, 1, 1, tokens)."""
+    """Return the mask that, added to the scores, hides the padding: (texts, 1, 1, tokens)."""
     nothing = torch.zeros_like(is_token, dtype=like.dtype)
     return nothing.masked_fill(is_token == 0, float("-inf"))[:, None, None]

@@ -1,10 +1,10 @@
 """AnchorDR (Xie et al., SIGIR 2023), the paper's retriever, as a module of sentence-transformers.
 
-Its published config calls it a T5, which it is not (see `anchordr_layers`): a T5 of transformers loads
-its file with no more than a warning, and gives vectors that mean nothing. A text's vector is the
-decoder's only output, at its start token, so an encoder alone is of no use either.
+Its published config calls it a T5, which it is not (see `layers`): transformers' T5 loads its file with
+only a warning, and returns meaningless vectors. A text's vector is the decoder's only output, at its
+start token, so the encoder alone is useless.
 
-Names of parameters are those of the published file, which `anchordr_checkpoint` reads.
+Parameters have the names of the published file, which `encoders.anchordr_checkpoint` reads.
 """
 
 import json
@@ -33,14 +33,15 @@ class AnchorDR(InputModule):
     tokenizer: AnchorDRTokenizer  # pyright: ignore
 
     def __init__(self, config: AnchorDRConfig, tokenizer: AnchorDRTokenizer):
-        """Make a model of random weights.
+        """Create a model with random weights.
 
         Args:
-            config: its sizes.
+            config: sizes of the model.
             tokenizer: its tokenizer.
 
         Raises:
-            DataError: if the sizes do not fit together, or the tokenizer has more pieces than rows.
+            DataError: if the sizes do not fit together, or the tokenizer has more pieces than the
+                embedding has rows.
         """
         super().__init__()
         if config.d_model % config.num_heads or len(tokenizer) > config.vocab_size:
@@ -57,7 +58,7 @@ class AnchorDR(InputModule):
     def preprocess(
         self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: object
     ) -> dict[str, Tensor]:
-        """Tokenise texts, after the prompt if there is one, and pad them on the right."""
+        """Tokenise texts, with the prompt before each if there is one, and pad them on the right."""
         texts = [(prompt or "") + text for text in inputs]
         limit = min(self.max_seq_length, MAX_TOKENS)
         ids = [torch.tensor(each) for each in self.tokenizer(texts, limit)]
@@ -77,7 +78,7 @@ class AnchorDR(InputModule):
         return self.sizes.d_model
 
     def get_config_dict(self) -> dict[str, Any]:
-        """Return what config.json says: another `model_type` than T5, so that none takes it for one."""
+        """Return the content of config.json, with a `model_type` that nobody takes for a T5."""
         limit = {"max_seq_length": self.max_seq_length}
         return {"model_type": MODEL_TYPE} | asdict(self.sizes) | limit
 
@@ -89,7 +90,7 @@ class AnchorDR(InputModule):
 
     @classmethod
     def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: object) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Load what `save` wrote.
+        """Load a model that `save` wrote.
 
         Raises:
             DataError: if the weights are not exactly those of the model.
@@ -112,7 +113,7 @@ class AnchorDR(InputModule):
         weights: dict[str, Tensor],
         folder: Path,
     ) -> Self:
-        """Make the model of exactly these weights, which come from a folder.
+        """Create the model from exactly these weights, which come from a folder.
 
         Raises:
             DataError: if a weight is missing, too many, or of another shape.

@@ -1,8 +1,8 @@
-"""AnchorDR's tokenizer: the words of a text, cut into the pieces of its SentencePiece model.
+"""AnchorDR's tokenizer: it cuts the words of a text into the pieces of its SentencePiece model.
 
-Published as a slow tokenizer with its own copy of fairseq's dictionary. The dictionary's ids are those
-of `sp.model`, so the model alone is enough. Two differences: a blank text is `<s> </s>` (published:
-with an unknown piece between), and the names of special tokens in a text are text (published: they
+It was published as a slow tokenizer with a copy of fairseq's dictionary, whose ids equal those of
+`sp.model`, so that file is enough. Two differences: a blank text is `<s> </s>` (published: with an
+unknown piece in between), and the names of special tokens in a text are plain text (published: they
 become special tokens).
 """
 
@@ -22,9 +22,9 @@ _CAPITAL_ENDINGS = re.compile(r"' (LL|RE|VE)\b")
 
 
 def plain_words(text: str) -> str:
-    """Return a text in lower case, with the punctuation around its words set apart.
+    """Return a text in lower case, with spaces between its words and the punctuation around them.
 
-    Punctuation within a word stays, and so does the apostrophe of an ending on its own ('s, 'll).
+    Punctuation within a word stays, as does the apostrophe of an ending ('s, 'll).
 
     >>> plain_words("“Don't panic” -- it's (only) a test.")
     '" don\\'t panic " -- it\\'s ( only ) a test .'
@@ -59,10 +59,10 @@ class AnchorDRTokenizer:
         """Read a SentencePiece model.
 
         Args:
-            path: the file `sp.model` of AnchorDR, or another whose ids 0 to 2 are no pieces.
+            path: AnchorDR's `sp.model`, or another model whose ids 0 to 2 are control symbols.
 
         Raises:
-            DataError: if it cannot be read, or a text could contain the special ids.
+            DataError: if it cannot be read, or a text could produce the special ids.
         """
         import sentencepiece
 
@@ -85,7 +85,7 @@ class AnchorDRTokenizer:
         return self.pieces.GetPieceSize()
 
     def __call__(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
-        """Return the ids of each text, at most `max_tokens`; the end of a longer one is cut."""
+        """Return the ids of each text, cut at the end to at most `max_tokens`."""
         encoded = self.pieces.EncodeAsIds([plain_words(text) for text in texts])
         return [[BOS, *ids[: max_tokens - 2], EOS] for ids in encoded]
 

@@ -1,13 +1,13 @@
-"""Mine hard negatives: what the current retriever ranks first for an expanded query, but is wrong.
+"""Mine hard negatives: passages that the current retriever ranks first for an expanded query, wrongly.
 
-Input roles: `examples` (a retriever.parquet), `retriever`, `embeddings` (the corpus as `encode`
-wrote it, by the same retriever), `corpus` (a corpus.parquet), and `expansions` (shards; optional).
-Writes negatives.parquet, a row a query, sorted by query_id, the nearest negative first.
+Input roles: `examples` (a retriever.parquet), `retriever`, `embeddings` (the corpus as `encode` wrote it
+with the same retriever), `corpus` (a corpus.parquet), and `expansions` (shards; optional). Writes
+negatives.parquet, one row per query, sorted by query_id, the nearest negative first.
 
-Left out are the query's positives, passages with the very text of a positive, empty passages, and,
-as in search, the passage that has the query's id. With a margin, passages that are about as similar to
-the query as its positive are left out too, since such are often relevant and only not judged
-(NV-Retriever: Moreira et al., 2024, "TopK-PercPos"; `relative_margin` of sentence-transformers).
+Left out are the query's positives, passages with the text of a positive, empty passages, and, as in
+search, the passage that has the query's id. With a margin, passages about as similar to the query as
+its positive are left out too: they are often relevant but unjudged (NV-Retriever: Moreira et al., 2024,
+"TopK-PercPos"; `relative_margin` of sentence-transformers).
 """
 
 from typing import TYPE_CHECKING, Any, Self
@@ -62,7 +62,7 @@ OPTIONS = MineOptions
 
 
 def run(job: Job) -> None:
-    """Write `negatives.parquet`, block of queries by block."""
+    """Write `negatives.parquet`, one block of queries after the other."""
     from expandr_core.encoders.encode import encoder_of
     from expandr_core.retrieval.exact import open_index
 
@@ -72,10 +72,10 @@ def run(job: Job) -> None:
 
 
 def _mine(job: Job, encoder: "Encoder", index: "Index") -> None:
-    from expandr_core.encoders.encode import encode_expanded
     from expandr_core.retrieval.exact import nearest
 
     options: MineOptions = job.options
+    margin = options.mining.margin
     if index.dimensions != encoder.dimensions:
         raise DataError(
             f"the embeddings have {index.dimensions} dimensions, the retriever "
@@ -94,67 +94,69 @@ def _mine(job: Job, encoder: "Encoder", index: "Index") -> None:
     owners = places_of(examples["query_id"], query_ids)
     itself = places_of(query_ids, index.passage_ids)
     counts = {"queries": len(query_ids), "negatives": 0, "queries without a negative": 0}
-    if options.mining.margin:
+    if margin:
         counts["dropped/negatives as similar as a positive"] = 0
     with pq.ParquetWriter(job.out / "negatives.parquet", NEGATIVES, compression="zstd") as writer:
         for start in range(0, len(query_ids), QUERIES_AT_ONCE):
             block = slice(start, start + QUERIES_AT_ONCE)
             texts = [sample[block].to_pylist() for sample in samples]
-            asked = queries[block].to_pylist()
-            written = [[text for text in of_one if text] for of_one in zip(*texts, strict=True)]
-            written = written if samples else [[] for _ in asked]
-            vectors = encode_expanded(encoder, asked, written, options.fusion.expansion_weight)
-            scores, places = nearest(
-                vectors, index, options.mining.depth, options.index.search_memory_gb
-            )
-            numbers = np.arange(start, start + len(places))[:, None]
-            kept = ~np.isin(numbers * PASSAGES + contents[places], wrong)
-            kept &= places != itself[block][:, None]
-            kept &= contents[places] >= 0
-            if options.mining.margin:
-                lines = np.flatnonzero((owners >= start) & (owners < start + len(places)))
-                positives = encoder.encode_passages(
-                    examples["positive"].take(pa.array(lines)).to_pylist()
-                )
-                least = least_similarity(vectors, positives, owners[lines] - start)
-                close = scores > margin_below(least, options.mining.margin)[:, None]
+            weight = options.fusion.expansion_weight
+            vectors = _encode(encoder, queries[block].to_pylist(), texts, weight)
+            memory = options.index.search_memory_gb
+            scores, positions = nearest(vectors, index, options.mining.depth, memory)
+
+            # (queries, depth): neither a positive's text, nor the passage of the query's id, nor empty
+            numbers = np.arange(start, start + len(positions))[:, None]
+            kept = ~np.isin(numbers * PASSAGES + contents[positions], wrong)
+            kept &= positions != itself[block][:, None]
+            kept &= contents[positions] >= 0
+
+            if margin:
+                lines = np.flatnonzero((owners >= start) & (owners < start + len(positions)))
+                texts = examples["positive"].take(pa.array(lines)).to_pylist()
+                positives = encoder.encode_passages(texts)
+                limit = similarity_limit(vectors, positives, owners[lines] - start, margin)
+                close = scores > limit[:, None]
                 counts["dropped/negatives as similar as a positive"] += int((kept & close).sum())
                 kept &= ~close
-            found = [
-                column.take(pa.array(places[kept])) for column in (index.passage_ids, passages)
-            ]
-            writer.write_table(rows(query_ids[block], kept.sum(axis=1), found))
+
+            mined = [each.take(pa.array(positions[kept])) for each in (index.passage_ids, passages)]
+            writer.write_table(rows(query_ids[block], kept.sum(axis=1), mined))
             counts["negatives"] += int(kept.sum())
             counts["queries without a negative"] += int((~kept.any(axis=1)).sum())
-            job.progress(start + len(places), len(query_ids), "queries")
+            job.progress(start + len(positions), len(query_ids), "queries")
     job.counts |= counts
 
 
-def least_similarity(queries: Vectors, positives: Vectors, owners: Numbers) -> Vectors:
-    """Return how similar each query is to the least similar of its positives.
+def _encode(
+    encoder: "Encoder", queries: list[str], samples: list[list[str]], weight: float
+) -> Vectors:
+    """Encode queries, each fused with its non-empty expansions, one from each sample."""
+    from expandr_core.encoders.encode import encode_expanded
+
+    expansions = [[text for text in own if text] for own in zip(*samples, strict=True)]
+    return encode_expanded(encoder, queries, expansions or [[] for _ in queries], weight)
+
+
+def similarity_limit(
+    queries: Vectors, positives: Vectors, owners: Numbers, margin: float
+) -> Vectors:
+    """Return for each query the least similarity of a positive, lowered by a share of its size.
 
     Args:
         queries: (queries, dimensions)
         positives: (positives, dimensions)
-        owners: (positives,) the query that each one is of; every query has one.
+        owners: (positives,) the query that each belongs to; every query has at least one.
+        margin: the share.
 
     >>> queries = np.eye(2, dtype=np.float32)
-    >>> positives = np.array([[0.5, 9], [0.25, 9], [9, 1]], dtype=np.float32)
-    >>> least_similarity(queries, positives, np.array([0, 0, 1])).tolist()
-    [0.25, 1.0]
+    >>> positives = np.array([[1, 9], [2, 9], [9, -1]], dtype=np.float32)
+    >>> similarity_limit(queries, positives, np.array([0, 0, 1]), 0.25).tolist()
+    [0.75, -1.25]
     """
     least = np.full(len(queries), np.inf, dtype=np.float32)
     np.minimum.at(least, owners, (queries[owners] * positives).sum(axis=1))
-    return least
-
-
-def margin_below(similarities: Vectors, margin: float) -> Vectors:
-    """Lower similarities by a share of their size, also negative ones.
-
-    >>> margin_below(np.array([1, -1], dtype=np.float32), 0.25).tolist()
-    [0.75, -1.25]
-    """
-    return similarities - np.float32(margin) * np.abs(similarities)
+    return least - np.float32(margin) * np.abs(least)
 
 
 def rows(query_ids: Any, sizes: Numbers, columns: list[Any]) -> pa.Table:
@@ -171,23 +173,23 @@ def rows(query_ids: Any, sizes: Numbers, columns: list[Any]) -> pa.Table:
 
 
 def read_passages(path: Any, passage_ids: Any) -> Any:
-    """Read the texts of the corpus in the order of the index, as the encoder saw them.
+    """Read the texts of the corpus in the order of the index, as the encoder reads them.
 
     Raises:
-        DataError: if the index knows a passage that the corpus lacks.
+        DataError: if a passage of the index is not in the corpus.
     """
     ids, texts = [], []
     for batch in pq.ParquetFile(path).iter_batches(columns=list(Passage._fields)):
         passages = passages_in(batch)
         ids.append(pa.array([each.passage_id for each in passages], pa.large_string()))
         texts.append(pa.array([each.content for each in passages], pa.large_string()))
-    places = places_of(passage_ids, pa.concat_arrays(ids))
-    if (places < 0).any():
-        missing = passage_ids[int(np.argmin(places))].as_py()
+    positions = places_of(passage_ids, pa.concat_arrays(ids))
+    if (positions < 0).any():
+        missing = passage_ids[int(np.argmin(positions))].as_py()
         raise DataError(
             f"passage {missing!r} of the embeddings is not in the corpus; encode this corpus"
         )
-    return pa.concat_arrays(texts).take(pa.array(places))
+    return pa.concat_arrays(texts).take(pa.array(positions))
 
 
 def forbidden(
@@ -196,15 +198,18 @@ def forbidden(
     """Number the passages by their text, and pair queries with the texts of their positives.
 
     Returns:
-        Numbers of the passages' texts (passages,), -1 for an empty one; and the sorted numbers of
-        forbidden pairs: place of the query in `query_ids` * PASSAGES + number of the text.
+        The number of each passage's text (passages,), -1 if it is empty; and the sorted numbers of the
+        forbidden pairs: position of the query in `query_ids` * PASSAGES + number of the text.
     """
+    # the same text has the same number, in the corpus and in the examples
     encoded = pa.concat_arrays([passages, examples["positive"]]).dictionary_encode()
     numbers = encoded.indices.to_numpy().astype(np.int64)
     contents, positives = np.split(numbers, [len(passages)])
+
+    # a positive counts by its text, and by the text that the corpus has under its id
     owners = places_of(examples["query_id"], query_ids)
     by_id = places_of(examples["positive_id"], passage_ids)
-    known = by_id >= 0
-    pairs = [owners * PASSAGES + positives, (owners * PASSAGES + contents[by_id])[known]]
+    in_corpus = by_id >= 0
+    pairs = [owners * PASSAGES + positives, (owners * PASSAGES + contents[by_id])[in_corpus]]
     empty = places_of(pa.array([""], pa.large_string()), encoded.dictionary)[0]
     return np.where(contents == empty, -1, contents), np.unique(np.concatenate(pairs))

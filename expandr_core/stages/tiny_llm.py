@@ -1,8 +1,7 @@
 """Train a small Llama and its tokenizer from scratch, on texts made from a collection.
 
-Input role `texts`: a texts.parquet (kind, prompt, text), in the order of training. A "text" is
-learnt as a whole; of a "chat", only what answers the prompt. Writes a folder as `save_pretrained`
-does.
+Input role `texts`: a texts.parquet (kind, prompt, text), in the order of training. A "text" is learnt
+whole; of a "chat", only the answer to the prompt. Writes a folder as `save_pretrained` does.
 """
 
 import json
@@ -30,11 +29,11 @@ ISOLATION = "always"
 OPTIONS = TinyLLMOptions
 
 log = logging.getLogger(__name__)
-_PARTS = {"self_attn": "qkvo", "mlp": ("gate", "up", "down")}
-LAYERS = tuple(  # that an adapter can adapt
-    f"model.layers.*.{part}.{name}_proj" for part, names in _PARTS.items() for name in names
+_MODULES = {"self_attn": "qkvo", "mlp": ("gate", "up", "down")}
+LAYERS = tuple(  # the ones that an adapter can adapt
+    f"model.layers.*.{module}.{name}_proj" for module, names in _MODULES.items() for name in names
 )
-NOT_LEARNT = -100  # the label that the loss leaves out
+NOT_LEARNT = -100  # the label that the loss ignores
 SPECIAL = ["<|pad|>", "<|begin|>", "<|end|>", "<|user|>", "<|assistant|>"]
 PAD, BEGIN, END = 0, 1, 2  # their ids
 CHAT_TEMPLATE = (
@@ -52,18 +51,18 @@ def run(job: Job) -> None:
     options: TinyLLMOptions = job.options
     rows = pq.read_table(job.inputs["texts"]).to_pylist()
     tokenizer = train_tokenizer(rows, options.vocabulary)
-    wanted = options.steps * options.batch_size
-    examples = list(islice(make_examples(rows, tokenizer, options.max_tokens), wanted))
+    size = options.steps * options.batch_size
+    examples = list(islice(make_examples(rows, tokenizer, options.max_tokens), size))
     if not examples:
         raise DataError(
             f"none of the {len(rows)} texts for the tiny LLM can be used: they are empty, or their "
             f"prompts leave no room in max_tokens={options.max_tokens}; raise max_tokens"
         )
-    model, loss = _train(job, tokenizer, list(islice(cycle(examples), wanted)))
+    model, loss = _train(job, tokenizer, list(islice(cycle(examples), size)))
     model.save_pretrained(job.out)
     tokenizer.save_pretrained(job.out)
     settings = job.out / "tokenizer_config.json"
-    old = {"tokenizer_class": "PreTrainedTokenizerFast"}  # which transformers 4 knows, and 5 too
+    old = {"tokenizer_class": "PreTrainedTokenizerFast"}  # transformers 4 and 5 both know it
     settings.write_text(json.dumps(json.loads(settings.read_text()) | old, indent=2))
     job.counts |= {
         "texts": len(rows),
@@ -93,10 +92,10 @@ def train_tokenizer(rows: list[dict[str, str]], vocabulary: int) -> "PreTrainedT
 def make_examples(
     rows: list[dict[str, str]], tokenizer: "PreTrainedTokenizerFast", max_tokens: int
 ) -> Iterator[Example]:
-    """Tokenize rows in order: texts in pieces, chats with what answers the prompt as labels.
+    """Tokenise rows in order: texts in pieces, chats with the answer to the prompt as labels.
 
-    A piece of a text begins with the begin token, and the last one ends with the end token. A chat
-    is cut at the end; one whose prompt leaves no room for an answer is left out.
+    Each piece of a text starts with the begin token, and the last one ends with the end token. A chat is
+    cut at the end; it is left out if its prompt leaves no room for an answer.
     """
     for row in rows:
         text = encode_text(tokenizer, row["text"])
@@ -115,7 +114,7 @@ def make_examples(
 
 
 def pad_batch(examples: list[Example]) -> dict[str, "Tensor"]:
-    """Stack examples, padded on the right, to tensors of shape (texts, tokens)."""
+    """Stack examples into tensors of shape (texts, tokens), padded on the right."""
     import torch
 
     def stack(rows: list[list[int]], filler: int) -> torch.Tensor:
@@ -190,7 +189,7 @@ def _train(
 
 
 def _multiplies_bfloat16() -> bool:
-    """Tell whether the processor can; one that cannot is many times slower at it than in float32."""
+    """Return whether the processor can; others are many times slower at it than in float32."""
     import torch
 
     return any(has for name, has in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
