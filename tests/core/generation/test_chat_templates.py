@@ -111,8 +111,8 @@ def test_a_variable_that_the_template_does_not_read_is_refused(tmp_path):
         chat_options(THINKING, {"messages": "mine"}, DEFAULT_DATE)
 
 
-def test_a_template_that_is_wrong_is_named():
-    with pytest.raises(DataError, match=r"wrong in line 2 .*; correct chat_template\.jinja"):
+def test_a_template_with_an_error_is_named():
+    with pytest.raises(DataError, match=r"an error in line 2 .*; correct chat_template\.jinja"):
         chat_options("{{ bos_token }}\n{% if %}", {}, DEFAULT_DATE)
 
 

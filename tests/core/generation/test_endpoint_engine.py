@@ -400,7 +400,7 @@ def test_many_empty_texts_are_a_warning_in_the_reports(server, llm_folder, tmp_p
     said = f"{empty:.0f} of 64 texts ({100 * empty / 64:.0f} %) are empty"
     found = store.lookup(spec.key)
     assert found
-    assert empty_warnings([("expand", found), ("query", queries)]) == (f"expand: {said}",)
+    assert empty_warnings([("expand", found), ("query", queries)], []) == (f"expand: {said}",)
 
 
 def test_the_loop_refuses_an_endpoint_before_any_work(tmp_path):
