@@ -91,7 +91,7 @@ def test_code_in_a_pickle_is_not_run(folder):
     assert not (folder / "model.safetensors").exists()
 
 
-def test_what_is_no_weights_is_refused(folder, monkeypatch):
+def test_a_pickle_without_weights_is_refused(folder, monkeypatch):
     torch.save({"model": WEIGHTS, "step": 3}, folder / "pytorch_model.bin")
     with pytest.raises(DataError, match="not tensors by name"):
         convert(folder)

@@ -115,7 +115,7 @@ def test_vectors_are_those_of_title_and_text_in_the_corpus_s_order(store, retrie
         assert artifact.counts == counts
 
 
-def test_vectors_are_left_as_they_are_unless_normalised(store, retriever):
+def test_vectors_are_scaled_only_if_normalised(store, retriever):
     artifact = encoded(store, retriever, [("a", "", "red"), ("b", "", "")])
     lengths = np.linalg.norm(vectors_of(store, artifact), axis=1)
     assert lengths[0] > 1.1
@@ -154,7 +154,7 @@ def test_only_what_changed_is_encoded_and_the_result_is_that_of_encoding_all(
     assert ids_of(store, artifact) == [row[0] for row in after]
 
 
-def test_a_content_that_is_there_twice_is_encoded_once(store, retriever):
+def test_a_content_that_occurs_twice_is_encoded_once(store, retriever):
     rows = passages(10)
     twice = [row for id_, _, text in rows for row in ((f"{id_}a", "", text), (f"{id_}b", "", text))]
     far = [(f"{id_}c", "", text) for id_, _, text in rows]
@@ -165,7 +165,7 @@ def test_a_content_that_is_there_twice_is_encoded_once(store, retriever):
     assert np.array_equal(vectors[:20:2], vectors[20:])
 
 
-def test_documents_added_at_the_end_change_the_last_shard_alone(store, retriever):
+def test_passages_added_at_the_end_change_only_the_last_shard(store, retriever):
     rows = passages(10)
     before = store.shards(encoded(store, retriever, rows))
     after = store.shards(encoded(store, retriever, [*rows, *passages(1, first=99)]))
@@ -173,7 +173,7 @@ def test_documents_added_at_the_end_change_the_last_shard_alone(store, retriever
     assert after[2] != before[2]
 
 
-def test_another_retriever_or_way_to_encode_reuses_nothing(store, retriever, tmp_path):
+def test_another_retriever_or_other_options_reuse_nothing(store, retriever, tmp_path):
     rows = passages(9)
     encoded(store, retriever, rows)
     folder = save_static_retriever(tmp_path / "other", [*WORDS, "more"])
@@ -235,7 +235,7 @@ def test_vectors_that_vanish_before_they_are_read_count_as_unknown(store, retrie
         assert vectors is None and not there.any()
 
 
-def test_a_later_encoding_keeps_no_earlier_one_alive_and_does_not_need_it(store, retriever):
+def test_a_later_encoding_neither_needs_nor_keeps_an_earlier_one(store, retriever):
     rows = passages(12)
     before = encoded(store, retriever, rows)
     after = encoded(store, retriever, rows[::-1])

@@ -91,7 +91,7 @@ def test_the_models_own_similarity_holds_unless_another_is_chosen(retriever, tmp
     assert not Encoder(tmp_path, "cpu", EncodingOptions(similarity="dot")).normalize
 
 
-def test_a_similarity_that_search_does_not_know_is_refused(retriever, tmp_path):
+def test_a_similarity_that_search_cannot_compute_is_refused(retriever, tmp_path):
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(retriever), device="cpu", similarity_fn_name="euclidean")

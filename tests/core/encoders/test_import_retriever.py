@@ -217,7 +217,7 @@ def test_every_convention_is_described():
     assert {"model", *CONVENTIONS} == set(get_args(ConventionName))
 
 
-def test_without_a_convention_the_error_tells_all_of_them(bert):
+def test_without_a_convention_the_error_lists_all_of_them(bert):
     meanings = [f"{name} = {convention}" for name, convention in CONVENTIONS.items()]
     refused(bert, "retriever.convention", *meanings)
 
@@ -338,7 +338,7 @@ def last_states(folder: Path, texts: list[str], end: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_an_llm_is_the_end_token_that_is_put_after_a_text(llm, side):
+def test_the_vector_of_an_llm_is_that_of_the_added_end_token(llm, side):
     edit_json(llm / "tokenizer_config.json", padding_side=side)
     encoder = Encoder(imported(llm, convention="last-token"), "cpu", EncodingOptions())
     texts = ["hello", "please write a passage to answer the question", "a test of text"]
@@ -358,7 +358,7 @@ def test_a_long_text_keeps_the_end_token(llm):
     assert ids["input_ids"][0, -1] == encoder.model.tokenizer.eos_token_id
 
 
-def test_a_tokenizer_that_ends_texts_itself_stays(llm):
+def test_a_tokenizer_that_already_ends_texts_is_not_changed(llm):
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = AutoTokenizer.from_pretrained(llm)
@@ -478,7 +478,7 @@ def test_weights_that_are_not_numbers_are_refused(transformer):
         imported(transformer)
 
 
-def test_a_limit_beyond_the_positions_is_found_before_a_long_text_meets_it(transformer):
+def test_a_length_limit_beyond_the_positions_is_detected_at_import(transformer):
     edit_json(transformer / "sentence_bert_config.json", max_seq_length=64)
     refused(transformer, "long text", "max_seq_length")
     edit_json(transformer / "sentence_bert_config.json", max_seq_length=32)
@@ -524,7 +524,7 @@ NOMIC = {"search_query": "q: ", "search_document": "d: ", "clustering": "cluster
         (NOMIC, "search_query", "search_document"),
     ],
 )
-def test_options_name_the_prompts_of_a_folder_that_calls_them_otherwise(
+def test_options_name_the_prompts_of_a_folder_with_unusual_names(
     transformer, prompts, query, passage
 ):
     with_prompts(transformer, **prompts)
@@ -562,7 +562,7 @@ def test_a_prompt_that_the_folder_lacks_or_a_convention_contradicts_is_refused(
     refused(with_prompts(transformer, **STELLA), *parts, **options)
 
 
-def test_prompts_of_other_tasks_do_not_stand_in_the_way(transformer):
+def test_prompts_of_other_tasks_do_no_harm(transformer):
     said = {"query": "q: ", "Clustering": "c: ", "STS": "s: "}
     prompts = configuration(imported(with_prompts(transformer, **said)))["prompts"]
     assert (prompts["query"], prompts["document"]) == ("q: ", "")

@@ -108,7 +108,7 @@ def test_the_folder_alone_gives_the_vectors_that_were_measured(save, store, tmp_
     assert modes == {fresh.stat().st_mode}
 
 
-def test_its_configuration_has_the_words_that_version_5_reads(store, tmp_path):
+def test_its_configuration_is_the_one_that_version_5_reads(store, tmp_path):
     folder = trained(store, world.put(store, "import-model", world.save_bert(tmp_path / "start")))
     types = [module["type"] for module in json.loads((folder / "modules.json").read_text())]
     assert types == [
@@ -165,7 +165,7 @@ def imported(store: Store, folder: Path) -> Artifact:
     return run_stage(make_spec("import_model", options, sources=sources), store, no_progress)
 
 
-def test_a_router_encodes_queries_and_passages_by_encoders_of_their_own(store, tmp_path):
+def test_a_router_encodes_queries_and_passages_by_separate_encoders(store, tmp_path):
     folder = store.local(imported(store, save_router(tmp_path / "router")))
     library = SentenceTransformer(str(folder), device="cpu")
     encoder = Encoder(folder, "cpu", EncodingOptions())

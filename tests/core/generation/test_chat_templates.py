@@ -97,7 +97,7 @@ def test_a_variable_of_the_template_has_the_value_of_the_options(tmp_path, value
     assert prompt(tmp_path, template).startswith("False \n<|bos|>")
 
 
-def test_a_template_is_left_as_it_is_where_nothing_is_set(tmp_path):
+def test_a_template_stays_as_it_is_if_nothing_is_set(tmp_path):
     save_parrot(tmp_path, make_tokenizer(), [ASSISTANT, EOS])
     assert load_tokenizer(tmp_path).chat_template == TEMPLATE
 
@@ -116,7 +116,7 @@ def test_a_template_with_an_error_is_named():
         chat_options("{{ bos_token }}\n{% if %}", {}, DEFAULT_DATE)
 
 
-def test_a_name_that_is_none_is_refused():
+def test_an_invalid_variable_name_is_refused():
     with pytest.raises(ValueError, match="should match pattern"):
         LLMOptions(template={"a %}{{ b": 1})
     with pytest.raises(ValueError, match="isoformat"):

@@ -170,7 +170,7 @@ def test_every_text_is_asked_for_with_its_own_seed_and_the_prompt_s_ids(server, 
         }
 
 
-def test_a_server_with_other_fields_is_told_the_same_in_its_own(server, llm_folder):
+def test_a_server_with_other_fields_gets_the_same_settings_in_its_own(server, llm_folder):
     """As `transformers serve`, which refuses fields it does not know."""
     known = {"prompt", "seed", "generation_config", *OPENAI}
     server.known = known
@@ -213,7 +213,7 @@ def test_a_server_that_rejects_these_fields_is_used_with_a_warning(server, llm_f
     ],
 )
 @pytest.mark.parametrize("api", ["completions", "chat"])
-def test_success_without_a_text_is_an_error_that_tells_what_came(
+def test_success_without_a_text_is_an_error_that_shows_the_answer(
     server, llm_folder, api, answer, error, said
 ):
     server.answer = answer
@@ -275,7 +275,7 @@ def test_a_busy_and_failing_server_is_asked_again(server, llm_folder):
     assert all(body == bodies[0] for body in bodies)
 
 
-def test_a_server_that_goes_on_failing_is_an_error(server, llm_folder):
+def test_a_server_that_keeps_failing_is_an_error(server, llm_folder):
     server.troubles = [(500, {})] * 100
     with pytest.raises(RuntimeError, match=r"127.0.0.1:\d+/v1: .*; it still fails after 1 retries"):
         generated(llm_folder, options(server, retries=1), requests(1))

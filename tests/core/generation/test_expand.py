@@ -158,7 +158,7 @@ def test_only_the_answer_reads_the_passage(expanded):
         assert (plain == other) == (name == "q2d")
 
 
-def test_a_prompt_without_room_is_the_input_s_fault(expanded):
+def test_a_prompt_without_room_is_a_data_error(expanded):
     with pytest.raises(DataError, match="max_prompt_tokens"):
         expanded(QUERIES, prompt=PROMPT.model_copy(update={"max_tokens": 10}))
 
@@ -182,7 +182,7 @@ def test_a_changed_query_changes_its_own_shard_only(store, expanded):
         assert unchanged.items() <= by_id(others_rows).items()
 
 
-def test_shards_that_are_there_are_not_written_again(store, expanded):
+def test_existing_shards_are_not_written_again(store, expanded):
     made, _ = expanded(QUERIES)
     times = written(store)
     shutil.rmtree(Path(store.root, "artifacts", made.key))
@@ -236,7 +236,7 @@ def test_a_killed_stage_writes_one_shard_again_at_most(llm_folder, tmp_path):
     assert not list((stores[0].scratch / "work").glob("expand*"))
 
 
-def test_the_first_shards_alone_are_those_of_the_whole(store, llm_folder, expanded):
+def test_the_first_shards_are_the_same_with_and_without_a_maximum(store, llm_folder, expanded):
     made, _ = expanded(QUERIES)
     shards = store.shards(made)
     queries = store.manifest(made.key)["inputs"]["queries"]

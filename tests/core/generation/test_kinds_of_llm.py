@@ -160,7 +160,7 @@ def test_a_model_that_transformers_would_take_for_another_is_refused(tmp_path):
 # Which layers an adapter adapts
 
 
-def test_names_of_layers_are_checked_one_by_one_and_the_right_ones_told(tmp_path):
+def test_every_name_of_a_layer_is_checked_and_the_error_lists_the_layers(tmp_path):
     layers = check_llm(save(tmp_path / "llm", "Phi3Config"))
     assert layers["model.layers.*.self_attn.qkv_proj"] == 2
     check_targets(layers, ["qkv_proj", "mlp.down_proj", "layers.0.mlp.gate_up_proj"])
@@ -204,7 +204,7 @@ def test_all_linear_stands_alone():
 # Whether it can be used is tried
 
 
-def test_weights_are_looked_through_piece_by_piece_and_masks_may_be_infinite(tmp_path, monkeypatch):
+def test_weights_are_checked_piece_by_piece_and_masks_may_be_infinite(tmp_path, monkeypatch):
     """Pythia's masks, which transformers ignores, became minus infinity when they were halved."""
     monkeypatch.setattr("expandr_core.runtime.weights.PIECE", 100)
     folder = save(tmp_path / "llm", "GPTNeoXConfig")
@@ -228,7 +228,7 @@ def test_a_model_that_fails_at_its_first_text_is_refused(tmp_path):
         check_llm(folder)
 
 
-def test_a_model_that_the_memory_does_not_hold_is_accepted_without_a_text(tmp_path, caplog):
+def test_a_model_too_large_for_the_memory_is_accepted_without_a_text(tmp_path, caplog):
     folder = save(tmp_path / "llm", "LlamaConfig", hidden_size=64)
     model = SimpleNamespace(
         parameters=lambda: [SimpleNamespace(numel=lambda: 10**15)],

@@ -58,7 +58,7 @@ def test_a_leading_phrase_is_removed_in_any_case(phrase, case, space):
 
 
 @pytest.mark.parametrize("phrase", PHRASES)
-def test_a_phrase_within_a_text_is_left_alone(phrase):
+def test_a_phrase_within_a_text_stays(phrase):
     text = f"He said: {phrase} dust is grey. {phrase} No."
     assert remove_preamble(text) == text
     assert remove_preamble(f"{phrase} {text}") == text
@@ -67,7 +67,7 @@ def test_a_phrase_within_a_text_is_left_alone(phrase):
 @pytest.mark.parametrize(
     "text", ["Here is a passage of the moon: grey.", "Here is the moon: grey.", "A passage: grey."]
 )
-def test_a_text_that_only_begins_alike_is_left_alone(text):
+def test_a_text_with_a_similar_beginning_stays(text):
     assert remove_preamble(text) == text
 
 
@@ -80,14 +80,14 @@ def test_removing_twice_changes_nothing(pieces):
     assert once == once.strip()
 
 
-def test_nothing_but_a_phrase_becomes_an_empty_text():
+def test_a_text_that_is_only_a_phrase_becomes_empty():
     assert remove_preamble("Here is a passage:\n") == ""
 
 
 # Wording
 
 
-def test_braces_in_a_query_are_left_alone():
+def test_braces_in_a_query_stay():
     content = render_prompt("q2a", "what is {passage}?", "it is {query} {0}")
     assert "Query: what is {passage}?\n" in content
     assert content.endswith("Related Document: it is {query} {0}\nAnswer:")
@@ -117,7 +117,7 @@ def test_template_and_tokenizer_together_write_at_most_one_beginning(adds_bos, t
     assert ids == prompt_ids(make_tokenizer(), "why?")[ids.count(BOS) == 0 :]
 
 
-def test_a_template_that_writes_the_beginning_twice_is_refused():
+def test_a_template_that_begins_the_sequence_twice_is_refused():
     tokenizer = make_tokenizer("{{ bos_token }}" + TEMPLATE)
     with pytest.raises(DataError, match="gives 2 beginning-of-sequence"):
         prompt_ids(tokenizer, "why?")
@@ -131,13 +131,13 @@ CHATML = (
 
 
 @pytest.mark.parametrize("adds_bos", [False, True])
-def test_the_token_of_the_beginning_may_open_every_turn(adds_bos):
+def test_the_beginning_of_sequence_token_may_open_every_turn(adds_bos):
     ids = prompt_ids(make_tokenizer(CHATML, adds_bos), "why?")
     assert ids.count(BOS) == 3 and ids[0] == BOS != ids[1]
 
 
 @pytest.mark.parametrize("adds_bos", [False, True])
-def test_the_token_of_the_beginning_may_end_every_turn(adds_bos):
+def test_the_beginning_of_sequence_token_may_end_every_turn(adds_bos):
     template = TEMPLATE.replace("{{ bos_token }}", "").replace("eos_token", "bos_token")
     ids = prompt_ids(make_tokenizer(template, adds_bos), "why?")
     assert ids[:2] == ([BOS, USER] if adds_bos else [USER, ids[1]])
@@ -173,7 +173,7 @@ def test_the_passage_is_shortened_before_the_query(tokenizer):
     assert "Query: why is dust grey?\n" in text and text.endswith("\nAnswer:<|eos|><|assistant|>")
 
 
-def test_where_that_is_not_enough_the_query_is_shortened_too(tokenizer):
+def test_if_that_is_not_enough_the_query_is_shortened_too(tokenizer):
     ids = fit_prompt(tokenizer, "q2a", "why " * 200, "text " * 200, 300).ids
     assert 290 < len(ids) <= 300
     assert "Query: why why" in tokenizer.decode(ids)
@@ -301,7 +301,7 @@ def any_tokenizer(request):
 
 
 @pytest.mark.parametrize("text", SPELT)
-def test_a_prompt_has_no_control_tokens_but_the_template_s(any_tokenizer, text):
+def test_only_the_template_puts_control_tokens_into_a_prompt(any_tokenizer, text):
     controls = any_tokenizer.added_tokens_decoder.keys()
     content = render_prompt("q2a", text, text)
     found, harmless = (
@@ -331,7 +331,7 @@ def test_shortening_keeps_what_spells_a_control_token(tokenizer, text):
     assert (text * 9).startswith(kept) and len(kept) > len(text) * 4
 
 
-def test_words_and_spaces_that_were_added_are_no_control_tokens():
+def test_added_words_and_spaces_are_no_control_tokens():
     tokenizer = make_tokenizer()
     tokenizer.add_tokens(["covid", "\n\n", "  ", "<0x0A>"])
     assert set(control_tokens(tokenizer).values()) == {

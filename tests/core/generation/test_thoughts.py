@@ -42,7 +42,7 @@ def test_a_leading_block_is_removed(begin, end, text, rest):
 
 
 @pytest.mark.parametrize("text", ["Dust.", "", "  Dust <think>is</think> grey", "no </think> yes"])
-def test_a_text_that_begins_otherwise_is_left_alone(text):
+def test_a_text_with_another_beginning_stays(text):
     assert remove_thoughts(text) == (text, False)
 
 

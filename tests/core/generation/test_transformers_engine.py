@@ -54,7 +54,7 @@ def test_texts_do_not_depend_on_the_batch_size(generator, monkeypatch):
         assert generated(generator, REQUESTS) == expected
 
 
-def test_texts_do_not_depend_on_the_order_or_the_company(generator):
+def test_texts_do_not_depend_on_the_order_or_the_other_queries(generator):
     expected = generated(generator, REQUESTS)
     order = random.Random(0).sample(range(len(REQUESTS)), len(REQUESTS))
     shuffled = generated(generator, [REQUESTS[n] for n in order])
@@ -84,7 +84,7 @@ def test_texts_do_not_depend_on_the_order_or_the_company(generator):
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_of_the_model_s_own_settings_only_the_ends_of_a_text_are_taken(
+def test_only_the_end_tokens_are_taken_from_the_model_s_generation_config(
     llm_folder, generator, tmp_path, file, settings
 ):
     folder = shutil.copytree(llm_folder, tmp_path / "model")
@@ -180,13 +180,13 @@ def drawn(temperature: float, top_p: float, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.5])
-def test_tokens_are_drawn_with_the_probabilities_of_the_softmax(temperature):
+def test_tokens_are_sampled_with_the_probabilities_of_the_softmax(temperature):
     expected = torch.softmax(LOGITS.double() / temperature, 0).numpy() * ROWS
     assert chisquare(drawn(temperature, 1.0), expected).pvalue > 0.01
     assert chisquare(drawn(temperature * 1.3, 1.0), expected).pvalue < 1e-6  # it would be noticed
 
 
-def test_only_the_likeliest_tokens_of_the_mass_are_drawn():
+def test_only_tokens_of_the_nucleus_are_sampled():
     probabilities = torch.softmax(LOGITS.double(), 0).numpy()
     assert probabilities[:2].sum() < 0.8 < probabilities[:3].sum()
     counts = drawn(1.0, 0.8)
@@ -209,7 +209,7 @@ def test_the_token_is_the_one_that_a_sorted_nucleus_gives(top_p):
     assert (noisy.argmax(dim=1) != expected).any()
 
 
-def test_temperature_zero_always_draws_the_likeliest_token():
+def test_temperature_zero_always_takes_the_likeliest_token():
     assert drawn(0.0, 0.5).tolist() == [ROWS, 0, 0, 0, 0, 0, 0]
 
 

@@ -90,7 +90,7 @@ def test_greedy_texts_are_those_of_transformers(folder, engine):
 
 
 @needs_vllm
-def test_a_sampled_text_depends_on_its_seed_and_not_on_its_company(engine):
+def test_a_sampled_text_depends_on_its_seed_and_not_on_its_batch(engine):
     requests = [asked(number, (0.8, 1.0, 1.2, 0.0)) for number in range(16)]
     expected = generated(engine, requests)
     assert len({text.text for texts in expected.values() for text in texts}) > 55
@@ -104,7 +104,7 @@ def test_a_sampled_text_depends_on_its_seed_and_not_on_its_company(engine):
 
 
 @needs_vllm
-def test_tokens_are_drawn_with_the_probabilities_of_the_model(folder, engine):
+def test_tokens_are_sampled_with_the_probabilities_of_the_model(folder, engine):
     """The first token of many seeds, against the softmax of the model's logits, by chi-square."""
     import numpy as np
     import torch
@@ -145,7 +145,7 @@ def test_a_text_is_finished_or_cut(engine):
 
 
 @needs_vllm
-def test_nothing_in_vllm_can_read_what_it_is_asked(engine):
+def test_nothing_in_vllm_can_read_the_calls(engine):
     for copy in engine.copies:
         assert os.readlink(f"/proc/{copy.process.pid}/fd/0") == os.devnull
 
