@@ -69,16 +69,16 @@ def _read(path: Path) -> dict[str, "Tensor"]:
     import torch
 
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise DataError(
             f"{path}: cannot be read, as it is damaged or holds more than tensors "
             f"({str(error).splitlines()[0]}); get weights from a source that has safetensors"
         ) from error
-    if not isinstance(found, dict) or not all(torch.is_tensor(each) for each in found.values()):
+    if not isinstance(tensors, dict) or not all(torch.is_tensor(each) for each in tensors.values()):
         raise DataError(f"{path}: not tensors by name; name the folder that save_pretrained wrote")
     whole = torch.contiguous_format
-    return {name: tensor.clone(memory_format=whole) for name, tensor in found.items()}
+    return {name: tensor.clone(memory_format=whole) for name, tensor in tensors.items()}
 
 
 def main() -> None:

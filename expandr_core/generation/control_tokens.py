@@ -46,8 +46,8 @@ def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
         return ids
     renamed = _renamed(tokenizer)
     if renamed is None:
-        found = _found(tokenizer, text)
-        return _in_pieces(tokenizer, _hide(text, found), found)
+        stand_ins = _stand_ins(tokenizer, text)
+        return _in_pieces(tokenizer, _replace(text, stand_ins), stand_ins)
     return renamed.encode(text.replace(_MARK, ""), add_special_tokens=False).ids
 
 
@@ -56,13 +56,14 @@ def encode_chat(tokenizer: "PreTrainedTokenizerBase", content: str) -> list[int]
     ids = tokenizer.encode(content, add_special_tokens=False)
     if not _spells_any(tokenizer, content, ids):
         return tokenizer.encode(_render(tokenizer, content), add_special_tokens=False)
-    found = _found(tokenizer, content)
-    chat = _render(tokenizer, _hide(content.replace(_MARK, ""), found))
+    stand_ins = _stand_ins(tokenizer, content)
+    chat = _render(tokenizer, _replace(content.replace(_MARK, ""), stand_ins))
     renamed = _renamed(tokenizer)
     if renamed is None:
-        return _in_pieces(tokenizer, chat, found)
+        return _in_pieces(tokenizer, chat, stand_ins)
     chat = _pattern(tokenizer).sub(lambda token: _MARK + token[0], chat)
-    return renamed.encode(_show(chat, found), add_special_tokens=False).ids
+    chat = _replace(chat, {private: token for token, private in stand_ins.items()})
+    return renamed.encode(chat, add_special_tokens=False).ids
 
 
 def _render(tokenizer: "PreTrainedTokenizerBase", content: str) -> str:
@@ -88,29 +89,25 @@ def _pattern(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
-def _found(tokenizer: "PreTrainedTokenizerBase", text: str) -> dict[str, str]:
+def _stand_ins(tokenizer: "PreTrainedTokenizerBase", text: str) -> dict[str, str]:
     """Choose a private character that the text lacks for each control token that it spells."""
     tokens = sorted(set(_pattern(tokenizer).findall(text)), key=len, reverse=True)
     free = (chr(code) for code in _PRIVATE if chr(code) not in text)
     return dict(zip(tokens, islice(free, len(tokens)), strict=True))
 
 
-def _hide(text: str, found: dict[str, str]) -> str:
-    for token, private in found.items():
-        text = text.replace(token, private)
+def _replace(text: str, replacements: dict[str, str]) -> str:
+    for old, new in replacements.items():
+        text = text.replace(old, new)
     return text
 
 
-def _show(text: str, found: dict[str, str]) -> str:
-    for token, private in found.items():
-        text = text.replace(private, token)
-    return text
-
-
-def _in_pieces(tokenizer: "PreTrainedTokenizerBase", text: str, found: dict[str, str]) -> list[int]:
+def _in_pieces(
+    tokenizer: "PreTrainedTokenizerBase", text: str, hidden: dict[str, str]
+) -> list[int]:
     """Encode a text in pieces that cut each hidden token, for lack of a `tokenizers` backend."""
     broken = text
-    for token, private in found.items():
+    for token, private in hidden.items():
         broken = broken.replace(private, f"{token[:1]}{_MARK}{token[1:]}")
     pieces = (piece for piece in broken.split(_MARK) if piece)
     return [i for piece in pieces for i in tokenizer.encode(piece, add_special_tokens=False)]
