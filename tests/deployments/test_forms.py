@@ -77,7 +77,7 @@ def test_the_suite_s_form_says_what_can_be_measured():
     datasets, required = found["datasets"]
     assert required and datasets["type"] == "array" and datasets["items"] == {"type": "string"}
     assert "beir or nano-beir for all of them" in datasets["description"]
-    assert found["samples"][0]["default"] == 3
+    assert found["seeds"][0]["default"] == 3
     assert found["models.runs"][0]["type"] == "array"
     assert "options.llm.model" in found and "placement.generate" in found
 
