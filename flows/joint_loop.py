@@ -8,6 +8,7 @@ profit from the expansions; round after round, always rewarded by the current re
 """
 
 from prefect import flow, get_run_logger
+from prefect.logging import disable_run_logger
 
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
@@ -16,6 +17,7 @@ from flows.presets import Preset, place, resolve
 from flows.run_record import RunRecord, noted, record_run
 from tasks.data import Data, prepare_data
 from tasks.dpo import align
+from tasks.dry_run import StepCount
 from tasks.expand import write_expansions
 from tasks.models import Models, build_llm, build_retriever, check_adapter, import_models
 from tasks.pipeline import Pipeline
@@ -58,10 +60,19 @@ def joint_loop(
             imported.get("llm") or build_llm(pipeline, data),
             imported.get("retriever") or build_retriever(pipeline, data),
         )
+        pipeline.steps.expected = len(list(pipeline.steps)) + count_steps(pipeline, data, base)
         best, report = run_rounds(pipeline, data, base)
         record = record_run(pipeline, started, report, best, data.corpus)
     pipeline.publish(report, "report.md", "joint-loop-report")
     return record
+
+
+def count_steps(pipeline: Pipeline, data: Data, base: Models) -> int:
+    """Count the steps of all rounds: about, as the loop may stop early, and lazy pairs take several."""
+    counted = StepCount(pipeline.store, pipeline.options)
+    with disable_run_logger():  # of rounds that do not take place
+        run_rounds(counted, data, base)
+    return len(list(counted.steps))
 
 
 def run_rounds(pipeline: Pipeline, data: Data, base: Models) -> tuple[Models, Artifact]:

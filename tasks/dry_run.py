@@ -1,4 +1,4 @@
-"""A pipeline that makes nothing: it predicts every step, and what the step's artifact counts."""
+"""Pipelines that make nothing: one counts steps; one predicts them, and what their artifacts count."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,8 +14,30 @@ from tasks.pipeline import Pipeline
 Answer = TypeVar("Answer")
 
 
+ENOUGH = {  # counts of pairs and of their audit that let a run go on
+    **dict.fromkeys(("queries", "accepted", "pairs", "train"), 1e9),
+    **dict.fromkeys(("chosen_longer", "rejected_longer", "length_agreement"), 0.0),
+    **dict.fromkeys(("length_p", "agreement"), 1.0),
+}
+
+
+@dataclass(frozen=True)
+class StepCount(Pipeline):
+    """A run of which only the number of steps matters, as if every round took place."""
+
+    def make(self, step_id: StepId, title: str, spec: StageSpec) -> Artifact:
+        """Return an artifact that has a key, and no content."""
+        names = getattr(module_of(spec.stage), "FILES", ())
+        files: dict[str, str] = dict.fromkeys(names, spec.key)
+        return Artifact(key=spec.key, digest=spec.key, files=files, counts=ENOUGH)
+
+    def ask(self, question: Callable[[Store], Answer], *, predicted: Answer) -> Answer:
+        """Take the prediction: there is no artifact to ask about."""
+        return predicted
+
+
 @dataclass(frozen=True, kw_only=True)
-class DryRun(Pipeline):
+class DryRun(StepCount):
     """Predicts the steps of a run; only the data that it starts from is in the store."""
 
     rates: Rates
@@ -31,11 +53,5 @@ class DryRun(Pipeline):
         first = all(cost.id.stage != spec.stage for cost in self.predictions.values())
         cost = predicted(step_id, spec, self.rates, self.open(), first)
         self.predictions.setdefault(spec.key, cost)
-        files: dict[str, str] = {
-            name: spec.key for name in getattr(module_of(spec.stage), "FILES", ())
-        }
-        return Artifact(key=spec.key, digest=spec.key, files=files, counts=cost.counts)
-
-    def ask(self, question: Callable[[Store], Answer], *, predicted: Answer) -> Answer:
-        """Take the prediction: there is no artifact to ask about."""
-        return predicted
+        artifact = super().make(step_id, title, spec)
+        return artifact.model_copy(update={"counts": cost.counts})

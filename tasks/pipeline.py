@@ -30,9 +30,14 @@ Answer = TypeVar("Answer")
 
 
 class Steps:
-    """The steps of a run so far. All views of a pipeline share them; the lock forbids a deep copy."""
+    """The steps of a run so far. All views of a pipeline share them; the lock forbids a deep copy.
+
+    Attributes:
+        expected: about how many there will be; 0 as long as nobody knows.
+    """
 
     def __init__(self) -> None:
+        self.expected = 0
         self._lock = RLock()
         self._steps: dict[StepId, Step | None] = {}
         self._after_each: list[Callable[[], None]] = []
@@ -54,6 +59,12 @@ class Steps:
             self._steps[step.id] = step
             for call in self._after_each:
                 call()
+
+    def position(self, step_id: StepId) -> str:
+        """Say which step of the run this is."""
+        with self._lock:
+            number = list(self._steps).index(step_id) + 1
+        return f"step {number}" + (f" of about {self.expected}" if self.expected else "")
 
     def after_each(self, call: Callable[[], None]) -> None:
         """Call this whenever a step has ended."""
@@ -153,7 +164,8 @@ class Pipeline:
         run = make_artifact.with_options(
             name=step_id.stage.replace("_", "-"), timeout_seconds=TIMEOUT_SECONDS
         )
-        state = run(title, spec, self.store, self.placement, return_state=True)
+        position = self.steps.position(step_id)
+        state = run(title, spec, self.store, self.placement, position, return_state=True)
         return state.result()  # raises what the task raised
 
     def _full(self, title: str) -> str:

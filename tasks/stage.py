@@ -48,7 +48,9 @@ def _is_worth_retrying(task: Any, run: TaskRun, state: State) -> bool:
     retry_delay_seconds=[2, 20, 60],
     retry_condition_fn=_is_worth_retrying,
 )
-def make_artifact(title: str, spec: StageSpec, store_url: str, placement: Placement) -> Any:
+def make_artifact(
+    title: str, spec: StageSpec, store_url: str, placement: Placement, position: str = ""
+) -> Any:
     """Return the artifact of a stage: `Cached` if the store has it whole, else made now."""
     with core_logs():
         store = open_store(store_url)
@@ -65,7 +67,7 @@ def make_artifact(title: str, spec: StageSpec, store_url: str, placement: Placem
             if not found:
                 raise RuntimeError(f"{spec.key} was made on pool {place} and is not in {store.url}")
             return found
-        with progress(title) as report:
+        with progress(title, position) as report:
             if needs_child(spec):
                 return run_in_child(on_this_machine(spec), store, report)
             return run_stage(on_this_machine(spec), store, report)
