@@ -147,6 +147,6 @@ def _table(title: str, first: str, *others: str) -> Table:
 
 
 def store_option(store: Store) -> str:
-    """Return what a command must be told to find this store, if it does not look there by itself."""
+    """Return the option that names this store, or "" for the default store."""
     usual = absolute(os.environ.get("EXPANDR_STORE", "store"))
     return "" if store.url == usual.rstrip("/") else f" --store {shlex.quote(store.url)}"

@@ -1,9 +1,9 @@
-"""Leakage: what a system may know of a test query from training, or copy from a relevant passage.
+"""Leakage: test queries that were seen in training, and expansions that copy a relevant passage.
 
-A query leaked if its text, normalised as for the split (case, white space, compatible characters), is a
-training query; a passage if its text, normalised so, with or without its title, is a training positive.
-An expansion copies a passage as far as its words lie in runs of eight or more that the passage has too;
-in scripts without spaces these are runs of nine characters (see `expandr_core.data.terms`).
+A query leaked if its text is a training query, a passage if its text, with or without its title, is a
+training positive; texts are normalised as for the split (case, white space, compatible characters).
+The copied part of an expansion is the words in runs of eight or more that also stand in the passage; in
+scripts without spaces, these are runs of nine characters (see `expandr_core.data.terms`).
 """
 
 from collections import defaultdict
@@ -35,9 +35,9 @@ def verbatim_share(text: str, passages: Iterable[str], run: int = RUN_OF_WORDS) 
     """Return the share of a text's words that lie in runs which it shares with a passage.
 
     Args:
-        text: what was written.
-        passages: what it may have been copied from; each run comes from one of them.
-        run: so many words in order are a copy, and not how one says it.
+        text: an expansion.
+        passages: possible sources; each run comes from one of them.
+        run: so many consecutive words are a copy, and not a common phrase.
 
     "red bird sings" is the one run of three, so three of six words:
 
@@ -88,7 +88,7 @@ def seen_in_training(
     queries: Mapping[str, str],
     relevant: Mapping[str, Sequence[Passage]],
 ) -> tuple[set[str], set[str]]:
-    """Find the test queries that training knows.
+    """Find the test queries that training has seen.
 
     Args:
         training: files with training examples: query, positive.
@@ -107,7 +107,7 @@ def seen_in_training(
         for passage in passages:
             for text in {passage.content, passage.text}:
                 by_passage[normalise(text)].add(query_id)
-    by_passage.pop("", None)  # an empty passage tells nothing
+    by_passage.pop("", None)  # an empty passage shows nothing
     leaked, reused = set(), set()
     for path in training:
         for batch in pq.ParquetFile(path).iter_batches(

@@ -1,9 +1,9 @@
 """nDCG@10, MAP, Recall@100 and MRR@10 of each query, by pytrec_eval.
 
-nDCG@10 and Recall@100 are beir's. MAP is over the whole run, so beir's MAP@k where k is the run's
-depth. MRR@10 is trec_eval's reciprocal rank among the first ten, where equal scores are ordered by
-falling passage id and every passage judged above 0 is relevant; beir's own MRR leaves equal scores in
-the order in which they come. Queries without a relevant passage have no metric; beir counts them as 0.
+nDCG@10 and Recall@100 equal beir's. MAP covers the whole run: beir's MAP@k, with the run's depth as k.
+MRR@10 is trec_eval's reciprocal rank in the first ten hits; ties are ordered by descending passage id,
+and every grade above 0 is relevant (beir keeps ties in their order of arrival). Queries without a
+relevant passage have no metric; beir counts them as 0.
 """
 
 from collections import defaultdict

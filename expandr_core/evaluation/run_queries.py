@@ -1,7 +1,7 @@
-"""Measure a way to search on queries and judgements, in memory that does not grow with the queries.
+"""Measure a search on queries and qrels, with memory that does not grow with the number of queries.
 
-The queries come in blocks, joined with their expansions by id whatever the order of the shards; the
-run is written and measured block by block.
+Queries are joined with their expansions by id, so the order of shards does not matter; the run is
+searched, written and measured block by block.
 """
 
 import json
@@ -29,8 +29,8 @@ def measure(job: Job, search: Search) -> None:
 
     Args:
         job: with inputs `queries` and `qrels`, and perhaps `expansions`.
-        search: returns the run of a block of queries, as `query_blocks` yields them; it may report
-            how many of them it has worked on.
+        search: returns the run of a block of queries from `query_blocks`, and reports how many of
+            them it has searched.
 
     Raises:
         DataError: if a query has no expansion, or none has a relevant passage.
@@ -63,7 +63,7 @@ def measure(job: Job, search: Search) -> None:
 
 
 def count_identical_ids(job: Job, passage_ids: pa.Array | pa.ChunkedArray) -> None:
-    """Count the queries whose id a passage has too, which was left out; and the relevant ones."""
+    """Count the passages left out because they have the query's id, and the relevant ones among them."""
     queries = pq.read_table(job.inputs["queries"], columns=["query_id"])
     both = queries.filter(pc.field("query_id").isin(passage_ids))["query_id"]
     if not len(both):
@@ -99,7 +99,7 @@ def _measure_block(
     report: Callable[[int], None],
     writer: pq.ParquetWriter,
 ) -> pa.Table:
-    """Write the run of a block and measure it; here, so that its memory is free for the next."""
+    """Write and measure the run of one block; its memory is free when this returns."""
     run = search(block, report)
     writer.write_table(run)
     qrels = rows_with_ids(job.inputs["qrels"], "query_id", block["query_id"].unique())
@@ -107,7 +107,7 @@ def _measure_block(
 
 
 def _with_clusters(scores: pa.Table, block: pa.Table) -> pa.Table:
-    """Add the column cluster; not by Arrow's join, whose results hold twenty times their size."""
+    """Add the column cluster, without Arrow's join, which allocates twenty times the result."""
     cluster_of = dict(zip(block["query_id"].to_pylist(), block["cluster"].to_pylist(), strict=True))
     clusters = [cluster_of[query_id] for query_id in scores["query_id"].to_pylist()]
     return scores.add_column(1, "cluster", pa.array(clusters, pa.string()))
@@ -116,8 +116,8 @@ def _with_clusters(scores: pa.Table, block: pa.Table) -> pa.Table:
 def query_blocks(job: Job) -> Iterator[pa.Table]:
     """Yield the queries in blocks: query_id, query, cluster, and expansions (a list of texts).
 
-    Empty expansions are left out, and counted; so a query whose expansions are all empty has an
-    empty list, as every query has if the job has no input `expansions`.
+    Empty expansions are left out and counted. A query without any other, or in a job without the
+    input `expansions`, has an empty list.
 
     Raises:
         DataError: naming queries that have no row in the expansions.
@@ -140,7 +140,7 @@ def query_blocks(job: Job) -> Iterator[pa.Table]:
 
 
 def _require_expansions(job: Job) -> None:
-    """Check before any work that each query has a row."""
+    """Check that every query has an expansion, before any work."""
     missing = pq.read_table(job.inputs["queries"], columns=["query_id"])
     total = len(missing)
     for folder in job.shards("expansions"):
@@ -155,7 +155,7 @@ def _require_expansions(job: Job) -> None:
 
 
 def _expansion_blocks(job: Job) -> Iterator[pa.Table]:
-    """Yield the rows of several shards together, so that each pass over the corpus serves many."""
+    """Yield the rows of several shards together, so that one pass over the corpus serves many."""
     tables: list[pa.Table] = []
     queries = 0
     for folder in job.shards("expansions"):

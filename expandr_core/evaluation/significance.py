@@ -1,11 +1,11 @@
-"""Paired tests between two systems on the same queries, and Holm's correction for several tests.
+"""Paired tests of two systems on the same queries, and Holm's correction for several tests.
 
-Queries of one cluster (say, about the same thing) are not independent, so they are averaged first
-and each cluster is one observation.
+Queries of one cluster (say, about the same thing) are not independent, so they are averaged and each
+cluster is one observation.
 
-The t-test takes the spread of the differences for what it is known to be. Of few observations it is
-not known, and of equal ones there is none: two of +0.5 would be certain. There the randomisation test is
-taken instead, which is exact for few: n observations cannot bring less than 2 / 2^n.
+The t-test estimates the spread of the differences from the data. Few observations estimate it badly,
+and equal ones have none: two of +0.5 would be certain. In these cases the randomisation test replaces
+it. That test is exact for few observations: n of them cannot give a p-value below 2 / 2^n.
 """
 
 import math
@@ -28,10 +28,10 @@ DIFFERENCES = pa.schema(
         ("difference", pa.float64()),
     ]
 )
-FEWEST = 10  # observations that the t-test needs
+FEWEST = 10  # observations for a t-test
 _RESAMPLES = 9999
-_NOTHING = 1e-12  # no more than the rounding of a sum of scores
-_ROUNDING = 1e-9  # differences that differ less, among themselves, are equal
+_NOTHING = 1e-12  # differences up to this are rounding errors of summed scores
+_ROUNDING = 1e-9  # relative; differences closer to each other than this are equal
 
 
 class Difference(NamedTuple):
@@ -39,8 +39,8 @@ class Difference(NamedTuple):
 
     Attributes:
         difference: mean over clusters of (after - before).
-        p: probability of a difference as large, either way, if the systems were alike.
-        clusters: number of independent observations; each query is one if there are no clusters.
+        p: probability of a difference as large, in either direction, if the systems were equal.
+        clusters: number of independent observations; without clusters, each query is one.
         queries: number of queries.
         wins: queries with a higher value after than before.
         losses: queries with a lower one.
@@ -63,13 +63,13 @@ def compare_queries(
         before: query_id, cluster and the metric, one row a query.
         after: the same for the other system.
         metric: the column to compare.
-        test: "t" for a paired t-test, where there are FEWEST clusters that differ among each other;
-            "randomisation" for 9999 random exchanges of the two systems within clusters (all of
-            them, if there are fewer).
+        test: "t" for a paired t-test, given FEWEST clusters with unequal differences;
+            "randomisation" for 9999 random exchanges of the two systems within clusters, or all
+            exchanges if there are fewer.
         seed: of the random exchanges.
 
     Raises:
-        DataError: if the two are not about the same queries in the same clusters.
+        DataError: if the two do not have the same queries in the same clusters.
     """
     change = query_differences(before, after, metric)["difference"].to_numpy()
     clusters = before.sort_by("query_id")["cluster"].to_numpy()
@@ -97,8 +97,8 @@ def query_differences(before: pa.Table, after: pa.Table, metric: str) -> pa.Tabl
         See DIFFERENCES; a positive difference is a win of the second system.
 
     Raises:
-        DataError: if the two are not about the same queries in the same clusters, or a score is no
-            number.
+        DataError: if the two do not have the same queries in the same clusters, or a score is not
+            a number.
     """
     before, after = before.sort_by("query_id"), after.sort_by("query_id")
     _require_same_queries(before, after)
@@ -118,7 +118,7 @@ def _require_same_queries(before: pa.Table, after: pa.Table) -> None:
     if ids != other_ids or len(set(ids)) != len(ids) or not ids:
         alone = sorted(set(ids) ^ set(other_ids))
         raise DataError(
-            "only systems measured on the same queries, once each, can be compared; "
+            "only systems measured on the same queries, once each, can be compared: "
             f"{len(ids)} and {len(other_ids)} queries, {len(alone)} in one of the two only, "
             f"such as {', '.join(map(repr, alone[:3])) or 'none'}"
         )
@@ -134,7 +134,7 @@ def _require_same_queries(before: pa.Table, after: pa.Table) -> None:
 def paired_p(differences: NDArray[np.float64], test: Test, seed: int) -> float:
     """Return the two-sided p-value of paired differences.
 
-    It is 1 where nothing can be concluded: all differences are zero, or there is only one.
+    It is 1 if nothing can be concluded: all differences are zero, or there is only one.
 
     Args:
         differences: (observations,)
@@ -148,7 +148,7 @@ def paired_p(differences: NDArray[np.float64], test: Test, seed: int) -> float:
     >>> paired_p(np.zeros(5), "t", seed=0), paired_p(np.ones(1), "t", seed=0)
     (1.0, 1.0)
 
-    Two equal differences are no better evidence, by either test:
+    Two equal differences are no better evidence with the t-test:
 
     >>> paired_p(np.array([0.5, 0.5]), "t", seed=0)
     0.5
@@ -173,14 +173,14 @@ def paired_p(differences: NDArray[np.float64], test: Test, seed: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for their number, by Holm's method.
+    """Correct p-values for multiple tests by Holm's method.
 
     The smallest of three is multiplied by 3, the next by 2; none gets less than the one before:
 
     >>> [round(p, 3) for p in holm([0.04, 0.01, 0.03])]
     [0.06, 0.03, 0.06]
 
-    One that is not a number concludes nothing, as 1 does, and counts as a test all the same:
+    NaN shows nothing, like a p-value of 1, and still counts as a test:
 
     >>> holm([0.01, float("nan")])
     [0.02, 1.0]

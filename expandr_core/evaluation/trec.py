@@ -1,10 +1,9 @@
 """Run files in TREC's format, which trec_eval, pytrec_eval, ir_measures and ranx read.
 
-A line is a hit: `query_id Q0 passage_id rank score tag`, separated by spaces. These tools look at the
-scores and not at the ranks, and order equal scores each in its own way (trec_eval by falling passage id,
-ir_measures for some measures by rising). So the scores written fall strictly within a query: a hit that
-has no lower score than the one before it is written with the next lower number that trec_eval's single
-precision tells apart. Every tool then finds our order, and so our metrics.
+A line is a hit: `query_id Q0 passage_id rank score tag`, separated by spaces. These tools ignore the
+ranks and break ties in different ways (trec_eval by descending passage id, ir_measures by ascending id
+for some measures). Written scores therefore decrease strictly within a query: a tied hit gets the next
+lower number in trec_eval's single precision. Every tool then sees our order, and gives our metrics.
 """
 
 import re

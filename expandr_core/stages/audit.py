@@ -1,12 +1,12 @@
 """Audit: how much of a gain from expansions may be leakage (see `expandr_core.evaluation.leakage`).
 
 Inputs: `queries`, `qrels`, `corpus`; `before`, the evaluation without expansions; `expansions-N` and
-`after-N`, the expansions of each sample and the evaluation with them; and, if it is known what the
-models were trained on, `training-N`, files of training examples. Writes
+`after-N`, the expansions of each seed and the evaluation with them; and `training-N`, files of training
+examples, if the models' training data is known. Writes
 
 audit.json        shares of queries and expansions, and the gain in nDCG@10 with and without them
 audit.parquet     query_id, query_in_training, passage_in_training, copied (the greatest share of an
-                  expansion that is copied), before, after (means over the samples)
+                  expansion that is copied), before, after (means over the seeds)
 
 A query is marked as copying if one of its expansions copies at least COPIED of its words.
 """
@@ -45,7 +45,7 @@ OPTIONS = AuditOptions
 
 
 def run(job: Job) -> None:
-    """Mark the queries, and compare the gain with and without those that are marked."""
+    """Mark the queries, and compare the gain with and without the marked ones."""
     queries = _by_id(pq.read_table(job.inputs["queries"]), "query")
     before = _by_id(pq.read_table(job.inputs["before"] / "per_query.parquet"), HEADLINE)
     measured = [
@@ -77,7 +77,7 @@ def run(job: Job) -> None:
 
 
 def _numbered(job: Job, role: str) -> list[str]:
-    """Return the inputs of a kind, in order; only they are fetched."""
+    """Return the roles of a numbered input, in order."""
     found = [name for name in job.spec.inputs if name.startswith(f"{role}-")]
     return sorted(found, key=lambda name: int(name.removeprefix(f"{role}-")))
 
@@ -87,7 +87,7 @@ def _by_id(table: pa.Table, column: str) -> dict[str, Any]:
 
 
 def _verbatim_shares(
-    job: Job, relevant: dict[str, list[Passage]], wanted: set[str]
+    job: Job, relevant: dict[str, list[Passage]], scored: set[str]
 ) -> dict[str, list[float]]:
     """Return what each expansion of a query copies from the query's relevant passages."""
     shares: dict[str, list[float]] = {}
@@ -96,16 +96,16 @@ def _verbatim_shares(
         for folder in job.shards(role):
             table = pq.read_table(folder / "expansions.parquet", columns=["query_id", "text"])
             for row in table.to_pylist():
-                if row["query_id"] in wanted:
+                if row["query_id"] in scored:
                     passages = [each.content for each in relevant.get(row["query_id"], [])]
                     share = verbatim_share(row["text"], passages)
                     shares.setdefault(row["query_id"], []).append(share)
-        job.progress(done + 1, len(roles), "samples")
+        job.progress(done + 1, len(roles), "seeds")
     return shares
 
 
 def _report(rows: dict[str, Any], shares: NDArray[np.float64], audited: bool) -> dict[str, Any]:
-    """Sum up the table; what is said of training is null if the training data is not known."""
+    """Sum up the table; the entries about training are null if the training data is unknown."""
     marks = {**rows, "copying": rows["copied"] >= COPIED}
     gains = rows["after"] - rows["before"]
     known = MARKS if audited else MARKS[2:]

@@ -1,14 +1,14 @@
-"""Evaluate a retriever on queries and judgements, with or without expansions.
+"""Evaluate a retriever on queries and qrels, with or without expansions.
 
 Inputs: `retriever` (a model folder), `embeddings` (from the stage encode, of the same retriever),
 `queries`, `qrels`, and unless their weight is 0 `expansions` (from the stage expand). Writes
 
-metrics.json        the means over queries that have a relevant passage, and their number
-per_query.parquet   query_id, cluster, ndcg_at_10, map, recall_at_100, mrr_at_10
+metrics.json        means over the queries that have a relevant passage, and the number of these
+per_query.parquet   query_id, cluster, and every metric of `evaluation.metrics.MEASURES`
 run.parquet         query_id, passage_id, score, rank
 
-Several expansions of a query count as the mean of their vectors. A query whose expansions are all
-empty is searched with its own vector, and counted.
+The vectors of several expansions are averaged. A query whose expansions are all empty is searched with
+its own vector, and counted.
 """
 
 from collections.abc import Callable

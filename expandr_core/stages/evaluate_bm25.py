@@ -1,7 +1,7 @@
-"""Evaluate BM25 on queries and judgements, with or without expansions.
+"""Evaluate BM25 on queries and qrels, with or without expansions.
 
-Inputs: `corpus`, `queries`, `qrels`, and perhaps `expansions`, which are then appended to the query's
-text. Writes what the stage evaluate writes. How terms are made: see `expandr_core.retrieval.bm25`.
+Inputs: `corpus`, `queries`, `qrels`, and optionally `expansions`, appended to the query. Writes
+the files of the stage evaluate. Texts become terms in `expandr_core.retrieval.bm25`.
 """
 
 from collections.abc import Callable
