@@ -76,10 +76,10 @@ class Encoder:
         return unit(vectors) if self.normalize else vectors
 
 
-def encoder_of(job: "Job") -> Encoder:
-    """Load a stage's input `retriever`, with the stage's options."""
+def encoder_of(job: "Job", encoding: EncodingOptions) -> Encoder:
+    """Load a stage's input `retriever`."""
     device = job.spec.runtime.get("device", "auto")
-    return Encoder(job.inputs["retriever"], device, job.options.encoding)
+    return Encoder(job.inputs["retriever"], device, encoding)
 
 
 def encode_expanded(

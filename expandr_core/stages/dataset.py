@@ -123,7 +123,8 @@ def _write(job: Job, subset: str, reader: Reader, collection: Collection) -> Non
     folder, prefix = job.out / subset, f"{subset}/" if subset else ""
     counts = {"passages": write_corpus(folder, collection.passages)}
     queries, qrels = collection.queries, collection.qrels
-    if not job.options.name:
+    options: DatasetOptions = job.options
+    if not options.name:
         qrels = known_qrels(reader, collection.qrels_file, qrels, collection.lines)
     elif unknown := sum(row.passage_id not in collection.lines for row in qrels):
         counts["unknown/judged passages"] = unknown

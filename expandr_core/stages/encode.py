@@ -81,7 +81,8 @@ def shards(job: Job) -> int:
 def run(job: Job) -> None:
     """Encode each chunk of the corpus whose shard is missing."""
     count = shards(job)
-    encoder = cache(lambda: encoder_of(job))  # load it if a vector is missing
+    options: EncodeOptions = job.options
+    encoder = cache(lambda: encoder_of(job, options.encoding))  # load it if a vector is missing
     job.counts |= {"passages": 0, "encoded": 0, "reused": 0}
     with closing(_cached_vectors(job)) as cached:
         for number, chunk in enumerate(_chunks(job.inputs["corpus"])):

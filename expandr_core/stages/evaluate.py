@@ -66,7 +66,7 @@ def run(job: Job) -> None:
             f"expansion_weight {weight} {'needs' if weight else 'uses no'} expansions; give them, or "
             "set it to 0"
         )
-    encoder = encoder_of(job)
+    encoder = encoder_of(job, options.encoding)
     with job.all_shards("embeddings") as folders:
         _search_all(job, encoder, open_index(folders))
 

@@ -66,7 +66,8 @@ def run(job: Job) -> None:
     from expandr_core.encoders.encode import encoder_of
     from expandr_core.retrieval.exact import open_index
 
-    encoder = encoder_of(job)
+    options: MineOptions = job.options
+    encoder = encoder_of(job, options.encoding)
     with job.all_shards("embeddings") as folders:
         _mine(job, encoder, open_index(folders))
 

@@ -118,7 +118,8 @@ def _read_collection(job: Job, reader: Reader, files: dict[str, RawFile]) -> _Co
     """Read a collection, if there is one, and write its corpus."""
     if not files:
         return _Collection({}, {}, {})
-    queries = read_queries(reader, files[QUERIES], job.options.cluster_by)
+    options: DataOptions = job.options
+    queries = read_queries(reader, files[QUERIES], options.cluster_by)
     judgements = {
         split: read_qrels(reader, files[qrels_name(split)], queries)
         for split in SPLITS
@@ -140,7 +141,7 @@ def _read_collection(job: Job, reader: Reader, files: dict[str, RawFile]) -> _Co
     for split, rows in judgements.items():
         file = files[qrels_name(split)]
         judgements[split] = known_qrels(reader, file, rows, lines)
-        check_judged(file, judgements[split], files[QUERIES], queries, job.options.cluster_by)
+        check_judged(file, judgements[split], files[QUERIES], queries, options.cluster_by)
     return _Collection(queries, judgements, positives)
 
 

@@ -67,7 +67,8 @@ def shards(job: Job) -> int:
 def run(job: Job) -> None:
     """Reward each shard of the candidates that is not there yet."""
     total = shards(job)
-    encoder = cache(lambda: encoder_of(job))  # loaded if a shard is missing
+    options: RewardOptions = job.options
+    encoder = cache(lambda: encoder_of(job, options.encoding))  # loaded if a shard is missing
 
     counts: Counter[str] = Counter()
     shards_of = (job.store.shards(job.spec.inputs[role]) for role in ("candidates", "answers"))

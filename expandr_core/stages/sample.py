@@ -28,13 +28,12 @@ OPTIONS = SampleOptions
 
 def run(job: Job) -> None:
     """Write the rows."""
+    options: SampleOptions = job.options
     path = job.inputs["table"]
     names = pq.read_schema(path).names
     column = "query_id" if "query_id" in names else "passage_id"
     ids = pq.read_table(path, columns=[column])[column].unique().to_pylist()
-    chosen = heapq.nsmallest(
-        job.options.size, ids, lambda id_: derive_seed("sample", job.seed, id_)
-    )
+    chosen = heapq.nsmallest(options.size, ids, lambda id_: derive_seed("sample", job.seed, id_))
     rows = rows_with_ids(path, column, chosen)
     pq.write_table(rows, job.out / path.name, compression="zstd")
     job.counts["chosen"] = len(chosen)
