@@ -1,6 +1,5 @@
 """The command line: `expandr --help`."""
 
-import importlib
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Literal
@@ -231,7 +230,10 @@ def export_run(
     out.print(f"{hits:,} hits in {target}", highlight=False)
 
 
-Stage = Literal["prepare", "expand", "preferences", "dpo", "retriever", "evaluate"]
+Stage = Literal[
+    "prepare", "expansions", "greedy", "candidates", "answers", "preferences", "dpo", "retriever",
+    "evaluate",
+]  # fmt: skip
 
 
 @app.command()
@@ -240,34 +242,36 @@ def stage(
     config: Annotated[Path, typer.Argument(help="YAML file, as for `expandr run`.")],
     inputs: Annotated[
         list[str] | None,
-        typer.Option("--input", help="NAME=VALUE; an artifact is KEY or KEY/FILE. Repeatable."),
+        typer.Option("--input", help="ROLE=KEY or ROLE=KEY/FILE of an artifact; repeatable."),
     ] = None,
     store: StoreOption = "store",
     seed: SeedOption = None,
     changes: SetOption = None,
 ) -> None:
-    """Run one stage of the loop alone, on artifacts of earlier runs; see flows/NAME.py for its inputs.
+    """Run one stage of the loop alone, on artifacts of earlier runs.
 
     Example: `expandr stage dpo configs/demo.yaml --input llm=tiny_llm-3fa9 --input pairs=pairs-77c1`
+
+    A stage without its inputs says which it needs; `expandr show RUN` lists the keys of a run.
     """
     options = load_options(config, seed, changes or [])
     with user_errors(AGAIN):
         from expandr_cli.preflight import check_data, check_store
         from expandr_cli.temporary_server import prefect_server, run_flow
+        from flows.single_stage import single_stage
 
-        flow = getattr(importlib.import_module(f"flows.{name}"), name)
-        pairs = (text.partition("=") for text in inputs or [])
-        named = {name: value for name, _, value in pairs}
+        keys = {role: key for role, _, key in (text.partition("=") for text in inputs or [])}
+        parameters = {"stage": name, "options": options, "inputs": keys, "store": absolute(store)}
         try:
-            flow.validate_parameters({"options": options, "store": store, **named})
+            parameters = single_stage.validate_parameters(parameters)
         except (TypeError, ValueError) as error:
             fail(f"stage {name}: {error}")
         check_store(absolute(store))
         if name == "prepare":
             check_data(options)
         with prefect_server(notify):
-            for title, artifact in run_flow(flow, options=options, store=absolute(store), **named):
-                out.print(f"{title}: {artifact.key}", highlight=False)
+            for step in run_flow(single_stage, **parameters):
+                out.print(f"{step.title}: {step.artifact.key}", highlight=False)
 
 
 def _changes(seed: int | None, changes: list[str] | None) -> list[str]:
