@@ -279,16 +279,13 @@ def _remote_rest(store: Store, before: datetime) -> Iterator[Garbage]:
 
 def _scratch(store: Store, before: datetime) -> Iterator[Garbage]:
     """Yield what work left on this machine that nobody goes on with, and downloads long unused."""
-    for path in sorted((store.scratch / "work").glob("*")):
-        changed = datetime.fromtimestamp(last_change(path), UTC)
-        if changed < before:
-            remove = partial(_remove_work, store, path)
-            yield Garbage("unfinished work", path.name, size_of(path), changed, remove)
-    for path in sorted((store.scratch / "tensorboard").glob("*")):
-        changed = datetime.fromtimestamp(last_change(path), UTC)
-        if changed < before:
-            remove = partial(_done, shutil.rmtree, path)
-            yield Garbage("curves of a training", path.name, size_of(path), changed, remove)
+    kinds = [("work", "unfinished work", partial(_remove_work, store)),
+             ("tensorboard", "curves of a training", partial(_done, shutil.rmtree))]  # fmt: skip
+    for folder, kind, remove in kinds:
+        for path in sorted((store.scratch / folder).glob("*")):
+            changed = datetime.fromtimestamp(last_change(path), UTC)
+            if changed < before:
+                yield Garbage(kind, path.name, size_of(path), changed, partial(remove, path))
     if store.is_local:
         return
     for path in sorted(path for path in store.cache.folder.glob("*") if path.is_dir()):

@@ -101,10 +101,11 @@ def needs_of(record: dict[str, Any], path: str) -> list[dict[str, Any]]:
         steps = record["steps"]
         if not isinstance(steps, list):
             raise TypeError("its steps are no list")
-        found = [step["artifact"] for step in steps]
+        # older records have a pair of title and artifact for each step
+        found = [step[1] if isinstance(step, list) else step["artifact"] for step in steps]
         if not all(is_key(each["key"]) and isinstance(each["digest"], str) for each in found):
             raise ValueError("a step names no artifact")
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError) as error:
         raise DataError(
             f"{path}: what this run needs is not understood ({type(error).__name__}: {error}); restore "
             "the record, delete it if its artifacts may go, or use the version that wrote it"

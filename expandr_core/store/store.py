@@ -1,23 +1,18 @@
 """The artifact store: a local folder or an `s3://` prefix, through fsspec.
 
 An artifact is written to a scratch folder first. On a local store the finished folder is renamed
-into place; on S3 the files are uploaded and the manifest last. So a folder without a manifest does
-not exist, and a kill at any point leaves nothing that looks like an artifact.
+into place; on S3 the files are uploaded and the manifest last. A folder without a manifest does not
+exist, so a kill at any point leaves nothing that looks like an artifact.
 
-On S3 the files lie in a folder named by their digest. So an artifact that is made again takes nothing
-from who reads the former one: equal bytes are the same objects, and others are beside them until
-`expandr gc`. A reader has the one or the other, by the manifest that it read.
+On S3 the files lie in a folder named by their digest. Rebuilding an artifact therefore never disturbs
+its readers: identical files keep their objects, and new ones are written alongside until `expandr gc`
+removes the old. A reader sees the one version or the other, according to the manifest that it read.
 
-A hit is checked, not believed: local files by SHA-256, objects on S3 by size and the ETag noted at
-commit, or by SHA-256 where a copy got another ETag. Only "no such file" means "not there"; every
-other failure of the storage is raised.
-
-Reading never deletes. Damage is reported; who makes the artifact again, under the lock of its key,
-replaces it.
+Only "no such file" means "not there"; every other failure of the storage is raised. Reading never
+deletes: damage is reported, and rebuilding the artifact, under the lock of its key, replaces it.
 """
 
 import contextlib
-import hashlib
 import logging
 import shutil
 from collections.abc import Iterator
@@ -50,11 +45,10 @@ from expandr_core.store.manifests import (
     unsealed,
 )
 from expandr_core.store.run_records import NOTES, read_records, write_record
+from expandr_core.store.verification import intact, verified
 
 log = logging.getLogger(__name__)
 _FILES_AT_ONCE = 8
-_SHARDS_AT_ONCE = 32
-_BLOCK = 1 << 24  # bytes
 
 
 class Store:
@@ -110,15 +104,15 @@ class Store:
     def _at(self, *parts: str) -> str:
         return "/".join([self.root, *parts])
 
-    def _folder(self, key: str) -> str:
+    def folder(self, key: str) -> str:
         """Return where an artifact lies; nothing but a key leads there."""
         if not is_key(key):
             raise DamagedArtifact(f"{key!r} is no key of an artifact")
         return self._at("artifacts", key)
 
-    def _file(self, key: str, digest: str, path: str) -> str:
+    def file(self, key: str, digest: str, path: str) -> str:
         """Return where a file of an artifact lies."""
-        return f"{self._folder(key)}/{path if self.is_local else f'{digest[:12]}/{path}'}"
+        return f"{self.folder(key)}/{path if self.is_local else f'{digest[:12]}/{path}'}"
 
     def manifest(self, key: str) -> dict[str, Any]:
         """Read an artifact's manifest.
@@ -127,7 +121,7 @@ class Store:
             FileNotFoundError: if there is no such artifact.
             DamagedArtifact: if the manifest is not what was written.
         """
-        return unsealed(self.filesystem.cat_file(f"{self._folder(key)}/{MANIFEST}"), key)
+        return unsealed(self.filesystem.cat_file(f"{self.folder(key)}/{MANIFEST}"), key)
 
     def lookup(self, key: str, made_by: str = "") -> Artifact | None:
         """Return the artifact if it is there and whole; warn of a damaged one.
@@ -147,86 +141,13 @@ class Store:
             return None
 
     def verify(self, key: str) -> Artifact:
-        """Check every file of an artifact and of its parts against the manifests.
+        """Check every file of an artifact and of its shards against the manifests.
 
         Raises:
             FileNotFoundError: if there is no such artifact.
             DamagedArtifact: naming the first file that is missing or changed.
         """
-        manifest = self._whole(key)
-        below = [(key, part) for part in manifest["parts"]]
-        # A digest covers those of the parts and is compared before their own parts: no circle is whole
-        while below:
-            with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
-                parts = list(pool.map(lambda each: self._whole_part(*each), below))
-            deeper = {part["key"]: (each["key"], part) for each in parts for part in each["parts"]}
-            below = list(deeper.values())
-        return reference(manifest)
-
-    def _whole_part(self, key: str, part: dict[str, Any]) -> dict[str, Any]:
-        """Return the manifest of a part whose own files are whole."""
-        try:
-            manifest = self._whole(part["key"])
-        except FileNotFoundError as error:
-            raise DamagedArtifact(f"{key}: its part {part['key']} is missing") from error
-        except DamagedArtifact as damage:
-            raise DamagedArtifact(f"{key}: its part {damage}") from damage
-        if manifest["digest"] != part["digest"]:
-            raise DamagedArtifact(f"{key}: its part {part['key']} has changed")
-        return manifest
-
-    def _whole(self, key: str) -> dict[str, Any]:
-        """Return the manifest of an artifact whose own files are whole.
-
-        Who makes it again may replace them while we read: then the new ones count.
-        """
-        manifest = self.manifest(key)
-        while True:
-            damage = None
-            try:
-                self._verify_files(manifest)
-            except DamagedArtifact as error:
-                damage = error
-            if not damage and not self.is_local:  # the former files stay on S3
-                return manifest
-            before, manifest = manifest, self.manifest(key)
-            if manifest == before:
-                if damage:
-                    raise damage
-                return manifest
-
-    def _verify_files(self, manifest: dict[str, Any]) -> None:
-        key = manifest["key"]
-        for file in manifest["files"]:
-            path = self._file(key, manifest["digest"], file["path"])
-            try:
-                same = self._is_same(path, file)
-            except (FileNotFoundError, NotADirectoryError) as error:
-                raise DamagedArtifact(f"{key}: {file['path']} is missing") from error
-            if not same:
-                raise DamagedArtifact(f"{key}: {file['path']} has changed since it was written")
-            if self.is_local and not _is_within(path, self._folder(key)):
-                raise DamagedArtifact(f"{key}: {file['path']} is a link out of the artifact")
-
-    def _is_same(self, path: str, file: dict[str, Any]) -> bool:
-        """Compare a stored file with what its manifest says."""
-        info = self.filesystem.info(path)
-        if info["size"] != file["size"] or info["type"] != "file":
-            return False
-        if self.is_local:
-            return sha256_of(Path(path)) == file["sha256"]
-        return info.get("ETag", "") == file.get("etag") or (
-            self._sha256_of_object(path, info["size"]) == file["sha256"]
-        )
-
-    def _sha256_of_object(self, path: str, size: int) -> str:
-        """Read an object whose ETag is another: a copy of the store may have cut it differently."""
-        digest = hashlib.sha256()
-        for start in range(0, size, _BLOCK):
-            end = min(start + _BLOCK, size)
-            block: Any = self.filesystem.cat_file(path, start=start, end=end)
-            digest.update(block)
-        return digest.hexdigest()
+        return reference(verified(self, key))
 
     def commit(
         self, key: str, folder: Path, parts: list[Artifact], manifest: dict[str, Any]
@@ -252,7 +173,7 @@ class Store:
             **manifest,
         }
         content = sealed(manifest)
-        target = self._folder(key)
+        target = self.folder(key)
         if not self.is_local:
             self._upload(key, digest, folder, files)  # which notes the ETags
             self.filesystem.pipe_file(f"{target}/{MANIFEST}", sealed(manifest).encode())
@@ -271,7 +192,7 @@ class Store:
     def _there(self, key: str, digest: str) -> dict[str, Any] | None:
         """Return the manifest of an artifact if its own files are whole and its digest is this."""
         with contextlib.suppress(FileNotFoundError, DamagedArtifact):
-            manifest = self._whole(key)
+            manifest = intact(self, key)
             return manifest if manifest["digest"] == digest else None
         return None
 
@@ -284,7 +205,7 @@ class Store:
 
         def put(file: dict[str, Any]) -> None:
             path = file["path"]
-            target = self._file(key, digest, path)
+            target = self.file(key, digest, path)
             file["etag"] = etags.get(path) or upload(self.filesystem, folder / path, target)
 
         with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
@@ -300,7 +221,7 @@ class Store:
             DamagedArtifact: if what was downloaded does not match the manifest.
         """
         if self.is_local:
-            return Path(self._folder(artifact.key), artifact.path)
+            return Path(self.folder(artifact.key), artifact.path)
         from expandr_core.store.s3 import download
 
         folder = self.cache.use(artifact.key)
@@ -313,7 +234,7 @@ class Store:
         ]
 
         def fetch(file: dict[str, Any]) -> None:
-            source = self._file(artifact.key, manifest["digest"], file["path"])
+            source = self.file(artifact.key, manifest["digest"], file["path"])
             with partial_file(folder / file["path"]) as partial:
                 download(self.filesystem, source, partial)
                 if sha256_of(partial) != file["sha256"]:
@@ -335,7 +256,7 @@ class Store:
 
     def remove(self, key: str) -> None:
         """Remove an artifact, its manifest first: a kill meanwhile leaves nothing that is found."""
-        folder = self._folder(key)
+        folder = self.folder(key)
         with contextlib.suppress(FileNotFoundError):
             self.filesystem.rm_file(f"{folder}/{MANIFEST}")
         with contextlib.suppress(FileNotFoundError):
@@ -394,8 +315,3 @@ class Store:
 
 def _is_same(path: Path, sha256: str) -> bool:
     return path.exists() and sha256_of(path) == sha256
-
-
-def _is_within(path: str, folder: str) -> bool:
-    """Tell whether a file lies in a folder itself, and not behind a link."""
-    return Path(path).resolve().is_relative_to(Path(folder).resolve())

@@ -16,6 +16,7 @@ from expandr_cli.main import app
 from expandr_core.errors import DataError
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.garbage import find_garbage, remove_garbage
+from expandr_core.store.run_records import needs_of
 from expandr_core.store.store import Store
 
 DAY = timedelta(days=1)
@@ -154,6 +155,11 @@ def test_an_artifact_that_is_made_again_meanwhile_stays(store):
     assert make(store, "expand-1") == made
     garbage.remove()
     assert store.lookup(full("expand-1")) == made
+
+
+def test_a_record_of_an_older_version_is_understood():
+    artifact = {"key": full("expand-1"), "digest": "d"}
+    assert needs_of({"steps": [["expand the queries", artifact]]}, "runs/1.json") == [artifact]
 
 
 def test_a_record_that_cannot_be_read_stops_it(store):

@@ -30,7 +30,7 @@ from expandr_core.options.preferences import PreferenceOptions
 from expandr_core.options.training import DPOTrainingOptions
 from expandr_core.runtime.runner import make_spec
 from expandr_core.stages import pairs
-from expandr_core.store import store as store_module
+from expandr_core.store import verification
 from expandr_core.store.artifacts import Artifact, StageSpec, content_digest
 from expandr_core.store.store import MANIFEST, DamagedArtifact, Store
 
@@ -486,7 +486,7 @@ def test_what_could_not_be_read_again_is_not_written(store, files, facts, said):
 
 def while_reading(monkeypatch, act: Callable[[], object]) -> None:
     """Act once, when the first file of an artifact has been hashed."""
-    hashes, done = store_module.sha256_of, []
+    hashes, done = verification.sha256_of, []
 
     def hash_(path: Path) -> str:
         found = hashes(path)
@@ -495,7 +495,7 @@ def while_reading(monkeypatch, act: Callable[[], object]) -> None:
             act()
         return found
 
-    monkeypatch.setattr(store_module, "sha256_of", hash_)
+    monkeypatch.setattr(verification, "sha256_of", hash_)
 
 
 @pytest.mark.parametrize(
