@@ -258,19 +258,23 @@ def stage(
     with user_errors(AGAIN):
         from expandr_cli.preflight import check_data, check_store
         from expandr_cli.temporary_server import prefect_server, run_flow
-        from flows.single_stage import single_stage
+        from flows.single_stage import Inputs, single_stage
 
         keys = {role: key for role, _, key in (text.partition("=") for text in inputs or [])}
-        parameters = {"stage": name, "options": options, "inputs": keys, "store": absolute(store)}
-        try:
-            parameters = single_stage.validate_parameters(parameters)
-        except (TypeError, ValueError) as error:
-            fail(f"stage {name}: {error}")
+        if unknown := keys.keys() - Inputs.model_fields:
+            fail(f"--input {min(unknown)}: give one of {', '.join(Inputs.model_fields)}")
         check_store(absolute(store))
         if name == "prepare":
             check_data(options)
         with prefect_server(notify):
-            for step in run_flow(single_stage, **parameters):
+            steps = run_flow(
+                single_stage,
+                stage=name,
+                options=options,
+                inputs=Inputs(**keys),
+                store=absolute(store),
+            )
+            for step in steps:
                 out.print(f"{step.title}: {step.artifact.key}", highlight=False)
 
 
