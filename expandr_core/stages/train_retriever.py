@@ -139,13 +139,13 @@ def _expansion(job: Job) -> dict[str, Any] | None:
     said = job.store.manifest(artifact.key).get("options") if artifact else None
     if not said:
         return None
-    asked = identity(expand.ExpandOptions(**said))
-    sampling = {name: value for name, value in asked["sampling"].items() if name != "samples"}
-    prompt = asked["prompt"]
+    options = expand.ExpandOptions(**said)
+    sampling = identity(options.sampling)
+    del sampling["samples"]
     return {
-        "prompt": prompt["name"],
-        "max_prompt_tokens": prompt["max_tokens"],
-        "engine": asked["engine"],
-        "text": PROMPTS[prompt["name"]],
+        "prompt": options.prompt.name,
+        "max_prompt_tokens": options.prompt.max_tokens,
+        "engine": options.engine,
+        "text": PROMPTS[options.prompt.name],
         "sampling": sampling,
     }
