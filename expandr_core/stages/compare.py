@@ -55,7 +55,7 @@ from expandr_core.options.evaluation import SignificanceOptions
 from expandr_core.runtime.job import Job
 from expandr_core.seeding import derive_seed
 
-VERSION = 4
+VERSION = 3
 ROLE = "measure"
 ISOLATION = "never"
 CHANGES = pa.schema(
