@@ -35,12 +35,9 @@ from expandr_core.evaluation.comparison import (
     corrected,
     examples,
     join_subsets,
-    means_over,
-    over_datasets,
-    over_subsets,
-    results,
     titles_of,
 )
+from expandr_core.evaluation.means import means_over, over_datasets, over_subsets, results
 from expandr_core.evaluation.metrics import HEADLINE, METRICS
 from expandr_core.evaluation.render import render
 from expandr_core.evaluation.significance import (

@@ -10,7 +10,8 @@ from evaluation_world import make, put, table
 
 from expandr_core.data.catalog import BEIR
 from expandr_core.errors import DataError
-from expandr_core.evaluation.comparison import Contrast, MeasuredDataset, System, means_over
+from expandr_core.evaluation.comparison import Contrast, MeasuredDataset, System
+from expandr_core.evaluation.means import means_over
 from expandr_core.evaluation.metrics import METRICS
 from expandr_core.evaluation.significance import holm
 from expandr_core.options.evaluation import SignificanceOptions
