@@ -148,7 +148,7 @@ def check_trainable(options: EngineOptions) -> None:
     if isinstance(options, EndpointOptions):
         raise DataError(
             "llm.engine is 'endpoint', but a server keeps its model and the loop trains it; use "
-            "'vllm' or 'transformers' here, and an endpoint with the flow expand alone"
+            "'vllm' or 'transformers' here, and an endpoint with `expandr stage expansions`"
         )
 
 

@@ -126,9 +126,8 @@ class LLMOptions(Options):
     )
     engine: Engine = Field(
         default="transformers",
-        description="What runs the model: transformers; vLLM, which is made for it; or a server "
-        "elsewhere, which only the flow `expand` can use, as the loop's model changes. Their "
-        "sampled texts differ.",
+        description="What runs the model: transformers, vLLM, or a server elsewhere ('endpoint'; only for "
+        "a stage alone, because the loop trains its model). Sampled texts differ between engines.",
     )
     transformers: TransformersOptions = Field(
         default=TransformersOptions(), title="transformers, if it is the engine"
