@@ -12,9 +12,17 @@ from prefect.logging import disable_run_logger
 
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
-from flows.measurements import kept, measure_on_dev, measure_round, measure_start, open_comparison
+from flows.measurements import (
+    kept,
+    measure_on_dev,
+    measure_round,
+    measure_start,
+    open_comparison,
+    train_control,
+)
 from flows.presets import Preset, place, resolve
 from flows.run_record import RunRecord, noted, record_run
+from tasks.branches import branches
 from tasks.data import Data, prepare_data
 from tasks.dpo import align
 from tasks.dry_run import StepCount
@@ -76,25 +84,40 @@ def count_steps(pipeline: Pipeline, data: Data, base: Models) -> int:
 
 
 def run_rounds(pipeline: Pipeline, data: Data, base: Models) -> tuple[Models, Artifact]:
-    """Run round after round from the models of the start; return the best models and the report."""
+    """Run round after round from the models of the start; return the best models and the report.
+
+    What needs nothing of each other overlaps: training the control, measuring the start, and aligning
+    the LLM; then measuring on the reported split and on dev.
+    """
+    with branches():
+        return _run_rounds(pipeline, data, base)
+
+
+def _run_rounds(pipeline: Pipeline, data: Data, base: Models) -> tuple[Models, Artifact]:
     options = pipeline.options.loop
     best = current = base
     this = pipeline.round(1)
     pairs = make_pairs(this, data.preference, base.llm, base.retriever)  # before all else: too few?
     systems, dev = open_comparison(data, data.reported), open_comparison(data, "dev")
-    control = measure_start(pipeline, data, systems, base)
-    measure_on_dev(pipeline, dev, base)
+    control = pipeline.submit("train the control", train_control, data, base.retriever)
+    start = pipeline.submit("measure the start", measure_start, systems, base, control)
+    on_dev = pipeline.submit("measure the start on dev", measure_on_dev, dev, base)
 
     for number in range(1, options.rounds + 1):
         this = pipeline.round(number)
         if number > 1:
             pairs = make_pairs(this, data.preference, current.llm, current.retriever)
         llm = align(this, current.llm, pairs)
-        start = base if options.retriever_start == "base" else current
-        retriever = retrain_retriever(this, data, llm, start.retriever, current.retriever)
+        trained = base if options.retriever_start == "base" else current
+        retriever = retrain_retriever(this, data, llm, trained.retriever, current.retriever)
         previous, current = current, Models(number, llm, retriever)
-        measure_round(this, systems, control, base, previous, current)
+        for earlier in (start, on_dev):  # their systems come first in the reports
+            earlier.result()
+        measured = this.submit(
+            "measure the round", measure_round, systems, control.result(), base, previous, current
+        )
         measure_on_dev(this, dev, current)
+        measured.result()
 
         difference, significant = dev.difference(this, f"round-{best.round}", f"round-{number}")
         gained = significant and difference > 0

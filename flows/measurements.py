@@ -6,7 +6,7 @@ from expandr_core.store.artifacts import Artifact
 from tasks.comparison import Comparison, Measured
 from tasks.data import Data
 from tasks.models import Models
-from tasks.pipeline import Pipeline
+from tasks.pipeline import Future, Pipeline
 from tasks.retriever import train_retriever
 
 
@@ -15,8 +15,15 @@ def open_comparison(data: Data, split: str) -> Comparison:
     return Comparison([Measured(MeasuredDataset(name=split), {"": data.evaluations[split]})])
 
 
-def measure_start(pipeline: Pipeline, data: Data, systems: Comparison, base: Models) -> Artifact:
-    """Measure what there is before the first round; return the control trained without expansions."""
+def train_control(pipeline: Pipeline, data: Data, start: Artifact) -> Artifact:
+    """Train the retriever without expansions."""
+    return train_retriever(pipeline, data.retriever, data.collection, None, start, start)
+
+
+def measure_start(
+    pipeline: Pipeline, systems: Comparison, base: Models, training: Future[Artifact]
+) -> Artifact:
+    """Measure what there is before the first round; `training` makes the control, which is returned."""
     untrained = systems.expand(pipeline, base.llm, "sampled", "untrained LLM")
     systems.bm25(pipeline, "bm25", "BM25")
     systems.bm25(pipeline, "bm25-untrained", "BM25, + untrained expansion", untrained)
@@ -36,8 +43,7 @@ def measure_start(pipeline: Pipeline, data: Data, systems: Comparison, base: Mod
         systems.dense(
             pipeline, "untrained-greedy", "+ untrained expansion, greedy", base.retriever, greedy
         )
-    start = base.retriever
-    control = train_retriever(pipeline, data.retriever, data.collection, None, start, start)
+    control = training.result()
     systems.dense(pipeline, "control", "SFT control", control)
     systems.dense(
         pipeline, "control-untrained", "SFT control, + untrained expansion", control, untrained

@@ -7,9 +7,11 @@ steps: what a view makes is in the run's record.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future as ConcurrentFuture
 from dataclasses import dataclass, field, replace
+from functools import partial
 from threading import RLock
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
@@ -21,59 +23,86 @@ from expandr_core.runtime.runner import make_spec
 from expandr_core.store.artifacts import Artifact, StageSpec
 from expandr_core.store.run_records import Step, StepId
 from expandr_core.store.store import Store
+from tasks.branches import run_branch, stop_if_asked
 from tasks.placement import Placement
 from tasks.progress import only_shown
 from tasks.stage import make_artifact, open_store
 
 TIMEOUT_SECONDS = 48 * 3600
 Answer = TypeVar("Answer")
+Outcome = TypeVar("Outcome", covariant=True)
+
+
+class Future(Protocol[Outcome]):
+    """What a branch will return."""
+
+    def result(self) -> Outcome:
+        """Wait for the branch; raise what it raised."""
+        ...
 
 
 class Steps:
-    """The steps of a run so far. All views of a pipeline share them; the lock forbids a deep copy.
+    """The steps of a run so far, in the order of the code, whichever branch ends first.
+
+    All views of a pipeline share them; the lock forbids a deep copy.
 
     Attributes:
         expected: about how many there will be; 0 as long as nobody knows.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, run: "Steps | None" = None) -> None:
+        self._made: list[Step | Steps] = []
+        self._run: Steps = run or self
         self.expected = 0
-        self._lock = RLock()
-        self._steps: dict[StepId, Step | None] = {}
-        self._after_each: list[Callable[[], None]] = []
+        if run is None:
+            self._lock = RLock()
+            self._ids: list[StepId] = []
+            self._after_each: list[Callable[[], None]] = []
+
+    def branch(self) -> "Steps":
+        """Give the steps of a branch their place: after those so far."""
+        branch = Steps(self._run)
+        with self._run._lock:
+            self._made.append(branch)
+        return branch
 
     def begin(self, step_id: StepId) -> None:
-        """Give a step its place in the order of the run.
+        """Count a step in.
 
         Raises:
             ValueError: if the run has a step of that id.
         """
-        with self._lock:
-            if step_id in self._steps:
+        with self._run._lock:
+            if step_id in self._run._ids:
                 raise ValueError(f"the run has two steps with the id {step_id}; name one of them")
-            self._steps[step_id] = None
+            self._run._ids.append(step_id)
 
     def end(self, step: Step) -> None:
         """Note what a step has made or found."""
-        with self._lock:
-            self._steps[step.id] = step
-            for call in self._after_each:
+        with self._run._lock:
+            self._made.append(step)
+            for call in self._run._after_each:
                 call()
 
     def position(self, step_id: StepId) -> str:
         """Say which step of the run this is."""
-        with self._lock:
-            number = list(self._steps).index(step_id) + 1
-        return f"step {number}" + (f" of about {self.expected}" if self.expected else "")
+        with self._run._lock:
+            number, expected = self._run._ids.index(step_id) + 1, self._run.expected
+        return f"step {number}" + (f" of about {expected}" if expected else "")
 
     def after_each(self, call: Callable[[], None]) -> None:
         """Call this whenever a step has ended."""
-        self._after_each.append(call)
+        self._run._after_each.append(call)
 
     def __iter__(self) -> Iterator[Step]:
-        """Iterate over the steps that have ended, in the order in which they began."""
-        with self._lock:
-            return iter([step for step in self._steps.values() if step])
+        """Iterate over the steps that have ended."""
+        with self._run._lock:
+            made = list(self._made)
+        for each in made:
+            if isinstance(each, Steps):
+                yield from each
+            else:
+                yield each
 
     def artifact(self, stage: str, round: int = 0, name: str = "") -> Artifact:
         """Return what a step has made; of a step that was limited to some shards, the last."""
@@ -117,6 +146,25 @@ class Pipeline:
         """View the pipeline with other options, such as `seed=1`."""
         return replace(self, options=self.options.model_copy(update=groups))
 
+    def submit(
+        self, title: str, branch: Callable[..., Answer], *arguments: Any
+    ) -> "Future[Answer]":
+        """Begin a branch of the run, `branch(pipeline, *arguments)`; its steps come after those so far.
+
+        It overlaps what follows if the placement lets it; else it has ended when this returns.
+
+        Args:
+            title: of the branch, in Prefect.
+            branch: makes steps by the pipeline that it is given.
+            arguments: what else it is given.
+        """
+        view = replace(self, steps=self.steps.branch())
+        if self.placement.overlaps:
+            return run_branch.submit(title, partial(branch, view, *arguments))
+        done = ConcurrentFuture[Answer]()
+        done.set_result(branch(view, *arguments))
+        return done
+
     def step(
         self,
         stage: str,
@@ -141,6 +189,7 @@ class Pipeline:
             DataError: if the input is at fault; it is not retried.
             ValueError: if the run has a step of that stage, round and name.
         """
+        stop_if_asked()
         step_id = StepId(stage, self.current_round, name, self.max_shards)
         self.steps.begin(step_id)
         spec = make_spec(

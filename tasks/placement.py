@@ -29,6 +29,7 @@ from expandr_core.options.base import Options, Positive
 from expandr_core.runtime.runner import count_shards, module_of, only_of
 from expandr_core.store.artifacts import StageSpec
 from expandr_core.store.store import Store
+from tasks.branches import Stopped, stop_if_asked
 
 Place = Literal["here", "cpu", "gpu-infer", "gpu-train"]
 BAD_INPUT = "BadInput"  # name of a failed state that no retry can mend
@@ -59,6 +60,18 @@ class Placement(Options):
         "more than the pool has workers.",
     )
 
+    branches: Literal["overlap", "one by one"] = Field(
+        default="overlap",
+        description="Whether independent branches of the joint loop, such as training the control and "
+        "aligning the LLM, may use several pools at once. Stages that run here take turns.",
+    )
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether branches can overlap: some kind of stage runs on a pool."""
+        places = (self.data, self.generate, self.embed, self.measure, self.train)
+        return self.branches == "overlap" and set(places) != {"here"}
+
     def of(self, stage: str) -> Place:
         """Return the place of a stage."""
         return getattr(self, module_of(stage).ROLE)
@@ -88,10 +101,11 @@ def run_on_pool(title: str, spec: StageSpec, store: Store, pool: str, runs_at_on
         watch = _Watch(client, pool)
         try:
             while waiting:
+                stop_if_asked()
                 watch.look()
                 waiting = [run for run in waiting if not run.is_done()]
                 time.sleep(POLL_SECONDS if waiting else 0)
-        except TerminationSignal:
+        except (TerminationSignal, Stopped):
             _cancel_with_parent(client, waiting)
             raise
     return runs > 1

@@ -44,9 +44,9 @@ def _rewarded_pairs(
     pipeline: Pipeline, queries: Artifact, llm: Artifact, retriever: Artifact
 ) -> tuple[Artifact, Artifact]:
     """Make the rewards and the pairs of the pipeline's shards."""
-    candidates = write_candidates(pipeline, queries, llm)
-    answers = write_answers(pipeline, queries, llm)
-    rewards = reward(pipeline, candidates, answers, queries, retriever)
+    candidates = pipeline.submit("candidates", write_candidates, queries, llm)
+    answers = pipeline.submit("answers", write_answers, queries, llm)
+    rewards = reward(pipeline, candidates.result(), answers.result(), queries, retriever)
     return rewards, choose_pairs(pipeline, rewards, partial=pipeline.max_shards > 0)
 
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
+from threading import get_ident
 from typing import Any
 
 import httpx
@@ -27,30 +28,47 @@ LOG_SECONDS = 30.0
 
 
 class _ToPrefect(logging.Handler):
-    """Pass log lines of the core on to the logger of the running task."""
+    """Pass log lines of the core on to the logger of the task whose thread wrote them.
+
+    Lines of threads that a stage has started go to the task that began last.
+    """
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
-        self.run_logger = get_run_logger()
+        self.run_loggers: dict[int, Any] = {}
+        self.before: tuple[int, bool] = logging.NOTSET, True
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.run_logger.log(record.levelno, "%s", record.getMessage())
+        loggers = dict(self.run_loggers)
+        logger = loggers.get(record.thread or 0) or next(reversed(loggers.values()), None)
+        if logger:
+            logger.log(record.levelno, "%s", record.getMessage())
+
+
+_to_prefect = _ToPrefect()
+_attaching = threading.Lock()
 
 
 @contextlib.contextmanager
 def core_logs() -> Iterator[None]:
     """Show the log lines of `expandr_core` in Prefect, under the running task."""
-    core, handler = logging.getLogger("expandr_core"), _ToPrefect()
-    level, propagate = core.level, core.propagate
-    core.setLevel(logging.INFO)
-    core.propagate = False
-    core.addHandler(handler)
+    core, loggers, thread = logging.getLogger("expandr_core"), _to_prefect.run_loggers, get_ident()
+    with _attaching:
+        if not loggers:
+            _to_prefect.before = core.level, core.propagate
+            core.addHandler(_to_prefect)
+            core.setLevel(logging.INFO)
+            core.propagate = False
+        loggers[thread] = get_run_logger()
     try:
         yield
     finally:
-        core.removeHandler(handler)
-        core.setLevel(level)
-        core.propagate = propagate
+        with _attaching:
+            del loggers[thread]
+            if not loggers:
+                core.removeHandler(_to_prefect)
+                level, core.propagate = _to_prefect.before
+                core.setLevel(level)
 
 
 @contextlib.contextmanager

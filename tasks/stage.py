@@ -25,6 +25,7 @@ from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import find, run_stage
 from expandr_core.store.artifacts import StageSpec
 from expandr_core.store.store import Store
+from tasks.branches import Stopped, stop_if_asked, turn_in_this_process
 from tasks.placement import Placement, PoolError, run_on_pool
 from tasks.progress import core_logs, progress
 
@@ -36,7 +37,7 @@ def _is_worth_retrying(task: Any, run: TaskRun, state: State) -> bool:
         return False
     if isinstance(error, OSError) and error.errno == errno.EROFS:
         return False
-    return not isinstance(error, DataError | TypeError | PoolError | ValidationError)
+    return not isinstance(error, DataError | TypeError | PoolError | Stopped | ValidationError)
 
 
 @task(
@@ -62,15 +63,20 @@ def make_artifact(
         if place != "here":
             cut = run_on_pool(title, spec, store, place, placement.runs_at_once)
             if cut:  # its shards are there; they are only put together
-                return run_stage(spec, store, no_progress)
+                with turn_in_this_process():
+                    return run_stage(spec, store, no_progress)
             found = store.lookup(spec.key)
             if not found:
                 raise RuntimeError(f"{spec.key} was made on pool {place} and is not in {store.url}")
             return found
-        with progress(title, position) as report:
-            if needs_child(spec):
-                return run_in_child(on_this_machine(spec), store, report)
-            return run_stage(on_this_machine(spec), store, report)
+        with turn_in_this_process(), progress(title, position) as show:
+
+            def report(done: int, total: int, unit: str) -> None:
+                stop_if_asked()
+                show(done, total, unit)
+
+            run = run_in_child if needs_child(spec) else run_stage
+            return run(on_this_machine(spec), store, report)
 
 
 def open_store(url: str) -> Store:
