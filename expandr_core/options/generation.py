@@ -126,8 +126,8 @@ class LLMOptions(Options):
     )
     engine: Engine = Field(
         default="transformers",
-        description="What runs the model: transformers, vLLM, or a server elsewhere ('endpoint'; only for "
-        "a stage alone, because the loop trains its model). Sampled texts differ between engines.",
+        description="What runs the model: transformers, vLLM, or a server elsewhere ('endpoint', only "
+        "for a stage alone: the loop trains its model). Sampled texts differ between engines.",
     )
     transformers: TransformersOptions = Field(
         default=TransformersOptions(), title="transformers, if it is the engine"
