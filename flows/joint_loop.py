@@ -7,6 +7,8 @@ profit from the expansions; round after round, always rewarded by the current re
     dev, test          --expand by LLM'--> evaluate(LLM', retriever') --> keep best | stop | next
 """
 
+from collections import Counter
+
 from prefect import flow, get_run_logger
 from prefect.logging import disable_run_logger
 
@@ -96,21 +98,24 @@ def run_rounds(pipeline: Pipeline, data: Data, base: Models) -> tuple[Models, Ar
 def _run_rounds(pipeline: Pipeline, data: Data, base: Models) -> tuple[Models, Artifact]:
     options = pipeline.options.loop
     best = current = base
-    this = pipeline.round(1)
-    pairs = make_pairs(this, data.preference, base.llm, base.retriever)  # before all else: too few?
+    rounds_from: Counter[int] = Counter()  # by the round whose models they start from
+    first = pipeline.round(1)  # before all else: are there enough pairs?
+    pairs = make_pairs(first, data.preference, base.llm, base.retriever)
     systems, dev = open_comparison(data, data.reported), open_comparison(data, "dev")
     control = pipeline.submit("train the control", train_control, data, base.retriever)
     start = pipeline.submit("measure the start", measure_start, systems, base, control)
     on_dev = pipeline.submit("measure the start on dev", measure_on_dev, dev, base)
 
     for number in range(1, options.rounds + 1):
-        this = pipeline.round(number)
+        this, previous = pipeline.round(number), best if options.next_round == "best" else current
+        train = this.changed(seed=pipeline.options.seed + rounds_from[previous.round])
+        rounds_from[previous.round] += 1
         if number > 1:
-            pairs = make_pairs(this, data.preference, current.llm, current.retriever)
-        llm = align(this, current.llm, pairs)
-        trained = base if options.retriever_start == "base" else current
-        retriever = retrain_retriever(this, data, llm, trained.retriever, current.retriever)
-        previous, current = current, Models(number, llm, retriever)
+            pairs = make_pairs(train, data.preference, previous.llm, previous.retriever)
+        llm = align(train, previous.llm, pairs)
+        trained = base if options.retriever_start == "base" else previous
+        retriever = retrain_retriever(train, data, llm, trained.retriever, previous.retriever)
+        current = Models(number, llm, retriever)
         for earlier in (start, on_dev):  # their systems come first in the reports
             earlier.result()
         measured = this.submit(

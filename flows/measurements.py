@@ -61,16 +61,16 @@ def measure_round(
     current: Models,
 ) -> None:
     """Measure the models of a round together, and each beside what it replaces."""
-    n = current.round
-    aligned, joint, before = f"aligned-{n}", f"round-{n}", f"round-{n - 1}"
+    n, origin = current.round, previous.round
+    aligned, joint, before = f"aligned-{n}", f"round-{n}", f"round-{origin}"
     expansions = systems.expand(pipeline, current.llm, "sampled", f"round {n}")
     retriever = current.retriever
     systems.dense(pipeline, aligned, f"+ DPO'd expansion, round {n}", base.retriever, expansions)
     systems.dense(
         pipeline, f"control-{aligned}", f"SFT control, + DPO'd, round {n}", control, expansions
     )
-    if n > 1:
-        title = f"retriever of round {n - 1}, + DPO'd, round {n}"
+    if origin:
+        title = f"retriever of round {origin}, + DPO'd, round {n}"
         systems.dense(pipeline, f"{before}-{aligned}", title, previous.retriever, expansions)
     systems.dense(pipeline, joint, f"joint round {n}", retriever, expansions)
     systems.dense(pipeline, f"{joint}-query", f"joint round {n}, query only", retriever)
@@ -84,7 +84,7 @@ def measure_round(
         systems.dense(pipeline, f"{joint}-greedy", f"joint round {n}, greedy", retriever, greedy)
         systems.ask(f"{aligned}-greedy", f"{joint}-greedy", "Does retraining help, greedily?")
 
-    before_dpo = "untrained" if n == 1 else f"aligned-{n - 1}"
+    before_dpo = f"aligned-{origin}" if origin else "untrained"
     systems.ask(before_dpo, aligned, "Does DPO help the base retriever?")
     question = "Is the query with a DPO'd expansion better than alone?"
     systems.ask("query", aligned, question, baseline=True)
@@ -92,8 +92,9 @@ def measure_round(
     systems.ask("query", joint, "Is the joint loop better than the query alone?", baseline=True)
     systems.ask("control", joint, "Is the joint loop better than training without expansions?")
     systems.ask(f"control-{aligned}", joint, "Do expansions in training help, expansions equal?")
-    if n > 1:
-        systems.ask(before, joint, "Is this round better than the last?")
+    if origin:
+        question = "Is this round better than the one whose models it started from?"
+        systems.ask(before, joint, question)
 
 
 def measure_on_dev(pipeline: Pipeline, dev: Comparison, models: Models) -> None:

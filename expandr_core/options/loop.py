@@ -23,7 +23,12 @@ class LoopOptions(Options):
     rounds: Positive = Field(default=2, description="Rounds at most (the paper's code: 1).")
     retriever_start: Literal["base", "previous"] = Field(
         default="base",
-        description="A round trains the base retriever anew, or goes on from the last round's.",
+        description="A round trains the base retriever anew, or the one of the models it starts from.",
+    )
+    next_round: Literal["best", "latest"] = Field(
+        default="best",
+        description="Models that the next round starts from: the best so far on the dev part, or the "
+        "latest, even if they are worse. A further round from the same models has another seed.",
     )
     stop_without_gain: bool = Field(
         default=True, description="Stop when a round brings no significant gain on the dev part."
