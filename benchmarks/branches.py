@@ -1,0 +1,109 @@
+"""Time the tiny loop on two pools of one worker each, with branches overlapping and one by one.
+
+    python -m benchmarks.branches
+
+Both loops run here, each in a store of its own, beside the same two workers. Their artifacts must be
+equal, step by step.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+POOLS = ("gpu-infer", "gpu-train")
+WANTED = 0.75  # of the time one by one
+
+
+def start_workers(folder: Path) -> list[subprocess.Popen]:
+    """Deploy the flow `stage` to both pools and start a worker of each; wait until both are online."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL
+
+    from deployments.apply import apply_deployment
+    from deployments.plan import Deployment
+    from deployments.pools import apply_pool
+    from flows.stage import stage
+    from tasks.placement import online_workers
+
+    workers = []
+    with get_client(sync_client=True) as client:
+        for pool in POOLS:
+            apply_pool(client, pool, "", "process", False)
+            apply_deployment(client, Deployment(stage, pool, pool, "", {}), False)
+            home = folder / pool
+            home.mkdir()
+            environment = os.environ | {
+                "PREFECT_API_URL": str(PREFECT_API_URL.value()),
+                "PREFECT_HOME": str(home),
+                "PREFECT_WORKER_QUERY_SECONDS": "1",
+                "EXPANDR_SCRATCH": str(home / "scratch"),
+            }
+            command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool]
+            with (home / "log").open("wb") as log:
+                workers.append(
+                    subprocess.Popen(
+                        [*command, "--limit", "1"],
+                        env=environment,
+                        cwd=home,
+                        stdout=log,
+                        stderr=log,
+                        start_new_session=True,
+                    )
+                )
+        while not all(online_workers(client, pool) for pool in POOLS):
+            time.sleep(0.5)
+    return workers
+
+
+def stop(worker: subprocess.Popen) -> None:
+    """End a worker and what it runs."""
+    for process in psutil.Process(worker.pid).children(recursive=True):
+        process.send_signal(signal.SIGKILL)
+    worker.kill()
+    worker.wait()
+
+
+def run(store: Path, branches: str) -> tuple[float, dict[str, str]]:
+    """Run the tiny loop; return its seconds, and the digest of each step."""
+    from flows.joint_loop import joint_loop
+    from tasks.placement import Placement
+
+    infer, train = POOLS
+    placement = Placement.model_validate(
+        {"generate": infer, "embed": infer, "train": train, "branches": branches}
+    )
+    started = time.monotonic()
+    record = joint_loop("tiny", placement=placement, store=str(store))
+    seconds = time.monotonic() - started
+    return seconds, {f"{step.id}": step.artifact.digest for step in record.steps}
+
+
+def main() -> int:
+    """Run both, and compare."""
+    argparse.ArgumentParser(description=str(__doc__).splitlines()[0]).parse_args()
+    from expandr_cli.temporary_server import prefect_server
+
+    with tempfile.TemporaryDirectory(prefix="expandr-branches-") as name, prefect_server(print):
+        folder = Path(name)
+        workers = start_workers(folder)
+        try:
+            alone, expected = run(folder / "one-by-one", "one by one")
+            together, made = run(folder / "overlap", "overlap")
+        finally:
+            for worker in workers:
+                stop(worker)
+    ratio = together / alone
+    print(f"one by one {alone:.0f} s, overlapping {together:.0f} s: {ratio:.2f} of the time")
+    print(f"{len(made)} steps, {'equal' if made == expected else 'DIFFERENT'} artifacts")
+    return 0 if made == expected and list(made) == list(expected) and ratio <= WANTED else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
