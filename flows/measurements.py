@@ -108,10 +108,8 @@ def measure_on_dev(pipeline: Pipeline, dev: Comparison, models: Models) -> None:
 def kept(best: Models, rounds: int) -> Kept:
     """Tell the report which models are kept, and why."""
     if not best.round:
-        reason = (
-            "No round was better than the start on the dev part; the models of the start are kept."
-        )
+        reason = "No round beat the start on the dev queries; the models of the start are kept."
         return Kept(expanded="untrained", alone="query", reason=reason)
     name = f"round-{best.round}"
-    reason = f"Round {best.round} of {rounds} was best on the dev part; its models are kept."
+    reason = f"Round {best.round} of {rounds} was best on the dev queries; its models are kept."
     return Kept(expanded=name, alone=f"{name}-query", reason=reason)

@@ -1,4 +1,4 @@
-"""The options by their paths, such as dpo.beta; and which one a misspelt path may mean."""
+"""Options by path, such as dpo.beta, and suggestions for paths that do not exist."""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -11,6 +11,7 @@ OptionPath = tuple[str, ...]
 RENAMED = {
     "expand.max_prompt_tokens": "expand.prompt.max_tokens",
     "preferences.dev_share": "preferences.dpo_dev_share",
+    "preferences.length_share": "preferences.max_length_bias",
     "training.dev_share": "training.held_out_share",
     "training.mining_depth": "mining.depth",
     "training.mining_margin": "mining.margin",

@@ -142,7 +142,7 @@ def relaxed(options: JointLoopOptions) -> JointLoopOptions:
         "lazy": False,
         "dpo_dev_share": 0,
         "minimum_pairs": 1,
-        "length_share": 1,
+        "max_length_bias": 1,
     }
     return options.model_copy(
         update={

@@ -1,4 +1,4 @@
-"""Any stage alone, on a worker: what the other flows send to a work pool."""
+"""Run one stage on a worker; other flows send their stages to work pools this way."""
 
 from prefect import flow
 from prefect.client.schemas.objects import State
@@ -13,20 +13,20 @@ from tasks.stage import on_this_machine, open_store
 
 
 @flow(name="stage", flow_run_name="{title}")
-def stage(title: str, spec: StageSpec, store: str, part: tuple[int, int] | None = None) -> State:
-    """Make one artifact, or a part of its shards; other flows start this, people need not.
+def stage(title: str, spec: StageSpec, store: str, slice: tuple[int, int] | None = None) -> State:
+    """Make one artifact, or a slice of its shards. Started by other flows, not by people.
 
     Args:
-        title: What the step is called.
+        title: Title of the step.
         spec: What to make: stage, options, seed, inputs.
         store: Folder or s3:// URL that keeps every artifact.
-        part: (i, n) to make only each n-th shard, from the i-th on; empty for the whole stage.
+        slice: (i, n) to make every n-th shard, starting with the i-th; empty for the whole stage.
     """
     with core_logs(), progress(title) as report:
         try:
             opened, spec = open_store(store), on_this_machine(spec)
-            if part:
-                run_slice(spec, opened, report, part)
+            if slice:
+                run_slice(spec, opened, report, slice)
             else:
                 run_stage(spec, opened, report)
         except DataError as error:

@@ -15,7 +15,7 @@ class Data:
 
     Attributes:
         world: the demo world, if the data is the demo.
-        corpus: passages to search; those of the dev part if there are only training triples.
+        corpus: passages to search; those of the dev split if there are only training triples.
         collection: the same if it is a collection's, to mine in; else None.
         preference: training queries that align the LLM.
         retriever: training queries of the retriever.
@@ -64,7 +64,7 @@ def prepare_data(pipeline: Pipeline) -> Data:
 
     if "dev_queries.parquet" not in prepared.files:
         raise DataError(
-            "there is no dev part to choose the best round on; set data.dev_share above 0, or add "
+            "there are no dev queries to choose the best round on; set data.dev_share above 0, or add "
             "qrels/dev.tsv to the collection"
         )
 

@@ -20,7 +20,7 @@ def get_dataset(pipeline: Pipeline, dataset: Dataset) -> Measured:
         sources=stage.source_digests(options),
     )
     subsets = {}
-    for subset in dataset.forums or ("",):
+    for subset in dataset.subsets or ("",):
         files = [f"{subset}/{name}.parquet".lstrip("/") for name in ("queries", "qrels", "corpus")]
         queries, qrels, corpus = (made.at(file) for file in files)
         subsets[subset] = Evaluation(queries, qrels, corpus, dataset.identical_ids)

@@ -1,10 +1,10 @@
-"""Where a stage runs: in the flow's own process, or as runs of the flow `stage` on a work pool.
+"""Where a stage runs: in the flow's process, or as runs of the flow `stage` on a work pool.
 
-A run on a pool is found again by its idempotency key, so a parent that was killed and retried attaches
-to what is still going on, and two parents share one run. What has ended without the artifact is
-followed by a new run with the next number in its key: unlike a retry of the same run, that cannot be
-begun twice, and no late report about the dead one can touch it. Prefect looks a key up among all runs
-of a flow, whatever their deployment: so the pool and the store are part of it.
+Runs on a pool have idempotency keys, so a parent that was killed and retried attaches to the run still
+in progress, and two parents share one run. If a run ends without the artifact, a new run with the next
+number in its key follows: unlike a retry of the same run, it cannot start twice, and late reports about
+the dead run cannot affect it. Prefect compares keys across the deployments of a flow, so they include pool
+and store.
 """
 
 import contextlib
@@ -32,20 +32,20 @@ from expandr_core.store.store import Store
 from tasks.branches import Stopped, stop_if_asked
 
 Place = Literal["here", "cpu", "gpu-infer", "gpu-train"]
-BAD_INPUT = "BadInput"  # name of a failed state that no retry can mend
+BAD_INPUT = "BadInput"  # name of the failed state that is not retried
 ATTEMPTS = 4
 POLL_SECONDS = 1.0
-LOOK_SECONDS = 10.0  # how often to look whether the pool has a worker
-STUCK_AFTER = {"process": timedelta(minutes=3)}  # from being taken by a worker to beginning
-STUCK_IN_CONTAINER_AFTER = timedelta(minutes=35)  # it may wait for its image, or for a machine
+LOOK_SECONDS = 10.0  # between checks that the pool has a worker
+STUCK_AFTER = {"process": timedelta(minutes=3)}  # from submission to start
+STUCK_IN_CONTAINER_AFTER = timedelta(minutes=35)  # for image pulls and new machines
 
 
 class PoolError(RuntimeError):
-    """A stage that ended without success on a pool, and was tried again often enough."""
+    """A stage failed on a pool, and so did its retries."""
 
 
 class Placement(Options):
-    """Where each kind of stage runs: in the flow's own process ("here"), or on a work pool."""
+    """Where each kind of stage runs: in the flow's process ("here"), or on a work pool."""
 
     data: Place = Field(default="here", description="Reading data, choosing pairs.")
     generate: Place = Field(default="here", description="Writing expansions with the LLM.")
@@ -56,8 +56,7 @@ class Placement(Options):
     train: Place = Field(default="here", description="DPO and the retriever's training.")
     runs_at_once: Positive = Field(
         default=8,
-        description="Runs that share the shards of one stage on a pool: at most so many, and not "
-        "more than the pool has workers.",
+        description="Runs that share the shards of one stage on a pool, at most one per worker.",
     )
 
     branches: Literal["overlap", "one by one"] = Field(
@@ -83,21 +82,21 @@ SPREAD = Placement(
 
 
 def run_on_pool(title: str, spec: StageSpec, store: Store, pool: str, runs_at_once: int) -> bool:
-    """Run a stage on a work pool, and wait for it.
+    """Run a stage on a work pool and wait for it.
 
     Returns:
-        Whether the stage was cut into parts, whose shards are now all there but not yet put together.
+        Whether the stage was cut into slices; its shards then exist, but not the artifact.
 
     Raises:
-        DataError: if the stage found its input at fault.
-        PoolError: if it ended otherwise without success, several times, or was cancelled.
+        DataError: if the stage's input is at fault.
+        PoolError: if it failed repeatedly for another reason, or was cancelled.
     """
     with get_client(sync_client=True) as client:
         found = _read_pool(client, pool)
         shards = count_shards(spec, store)
         runs = min(shards, runs_at_once, online_workers(client, pool)) if shards > 1 else 1
-        parts = [(i, runs) for i in range(runs)] if runs > 1 else [None]
-        waiting = [_PoolRun(client, title, spec, store.url, found, part) for part in parts]
+        slices = [(i, runs) for i in range(runs)] if runs > 1 else [None]
+        waiting = [_PoolRun(client, title, spec, store.url, found, each) for each in slices]
         watch = _Watch(client, pool)
         try:
             while waiting:
@@ -119,13 +118,13 @@ def _read_pool(client: SyncPrefectClient, pool: str) -> WorkPool:
 
 
 def online_workers(client: SyncPrefectClient, pool: str) -> int:
-    """Count the workers of a pool that the server has heard of lately."""
+    """Count the workers of a pool that the server considers online."""
     workers = client.read_workers_for_work_pool(pool, offset=0, limit=200)
     return sum(worker.status == WorkerStatus.ONLINE for worker in workers)
 
 
 class _Watch:
-    """Tells in the run's log when nothing of a pool can begin, and when it can again."""
+    """Logs when a pool cannot start runs, and when it can again."""
 
     def __init__(self, client: SyncPrefectClient, pool: str):
         self.client, self.pool = client, pool
@@ -145,24 +144,24 @@ class _Watch:
     def _trouble(self) -> str:
         if _read_pool(self.client, self.pool).is_paused:
             return (
-                f"work pool {self.pool} is paused, so this run waits; to let the pool go on: "
+                f"work pool {self.pool} is paused, so this run waits; resume the pool with "
                 f"expandr drain --resume {self.pool}"
             )
         if not online_workers(self.client, self.pool):
             return (
-                f"work pool {self.pool} has no online worker, so this run waits; to start one, where "
-                f"ExpandR is installed and the same store is reached: {worker_command(self.pool)}"
+                f"work pool {self.pool} has no online worker, so this run waits; start one on a machine "
+                f"that has ExpandR and reaches the store: {worker_command(self.pool)}"
             )
         return ""
 
 
 def worker_command(pool: str) -> str:
-    """Return the command that starts a worker of a pool; one for a GPU takes one run at once."""
+    """Return the command that starts a worker of a pool; a GPU worker takes one run at a time."""
     return f"prefect worker start --pool {pool}" + (" --limit 1" if pool.startswith("gpu-") else "")
 
 
 class _PoolRun:
-    """A stage, or a part of it, as runs on a pool: one, or one after the other while they fail."""
+    """A stage or a slice of it, as a run on a pool and its successors if that fails."""
 
     def __init__(
         self,
@@ -171,25 +170,25 @@ class _PoolRun:
         spec: StageSpec,
         store: str,
         pool: WorkPool,
-        part: tuple[int, int] | None,
+        slice: tuple[int, int] | None,
     ):
         self.client, self.pool = client, pool.name
-        self.title = title if part is None else f"{title}, part {part[0] + 1} of {part[1]}"
+        self.title = title if slice is None else f"{title}, slice {slice[0] + 1} of {slice[1]}"
         self.parameters: dict[str, Any] = {
             "title": self.title,
             "spec": spec.model_dump(mode="json"),
             "store": store,
-            "part": part,
+            "slice": slice,
         }
-        words = [self.pool, store, spec.key, *(f"{number}" for number in part or ())]
+        words = [self.pool, store, spec.key, *(f"{number}" for number in slice or ())]
         words += [only_of(spec)] if only_of(spec) else []
         self.key = "/".join(words)
         self.number = self.attempts = 0
         self.stuck_after = STUCK_AFTER.get(pool.type, STUCK_IN_CONTAINER_AFTER)
-        self.id = self._attach_or_begin()
+        self.id = self._attach_or_start()
 
-    def _attach_or_begin(self) -> UUID:
-        """Find the run that is going on, or begin the next; those that end or ended are over."""
+    def _attach_or_start(self) -> UUID:
+        """Return the run in progress, or start the next; ended and cancelling runs do not count."""
         while True:
             key = f"{self.key}/{self.number}"
             wanted = FlowRunFilterIdempotencyKey(any_=[key])
@@ -199,14 +198,14 @@ class _PoolRun:
                 limit=1,
             )
             if not found:
-                return self._begin(key)
+                return self._start(key)
             state = found[0].state
             if state is None or not (state.is_final() or state.is_cancelling()):
-                get_run_logger().info("%s: goes on as run %r", self.title, found[0].name)
+                get_run_logger().info("%s: attached to run %r", self.title, found[0].name)
                 return found[0].id
             self.number += 1
 
-    def _begin(self, key: str) -> UUID:
+    def _start(self, key: str) -> UUID:
         self.attempts += 1
         deployment = f"stage/{self.pool}"
         try:
@@ -230,7 +229,7 @@ class _PoolRun:
         return run.id  # pyright: ignore[reportAttributeAccessIssue]
 
     def is_done(self) -> bool:
-        """Look at the run; begin another one if it ended badly.
+        """Check the run; start another one if it failed.
 
         Raises:
             DataError, PoolError: see `run_on_pool`.
@@ -238,7 +237,7 @@ class _PoolRun:
         try:
             run = self.client.read_flow_run(self.id)
         except ObjectNotFound:
-            return self._begin_another("was deleted")
+            return self._start_another("was deleted")
         if run.state is None or not run.state.is_final():
             self._crash_if_stuck(run)
             return False
@@ -247,43 +246,43 @@ class _PoolRun:
         if run.state.name == BAD_INPUT:
             raise DataError(run.state.message or "the input is at fault")
         if run.state.is_cancelled() and self._is_own(run):
-            raise PoolError(f"{self.title}: run {run.name!r} was cancelled; retry to go on")
-        return self._begin_another(f"is {run.state.name}: {run.state.message}")
+            raise PoolError(f"{self.title}: run {run.name!r} was cancelled; retry to continue")
+        return self._start_another(f"is {run.state.name}: {run.state.message}")
 
-    def _begin_another(self, end: str) -> Literal[False]:
+    def _start_another(self, end: str) -> Literal[False]:
         if self.attempts >= ATTEMPTS:
             raise PoolError(
-                f"{self.title}: {ATTEMPTS} runs on pool {self.pool} ended without success; the last, "
+                f"{self.title}: {ATTEMPTS} runs on pool {self.pool} failed; the last, "
                 f"{self.id}, {end}"
             )
-        get_run_logger().warning("%s: run %s %s; another one begins", self.title, self.id, end)
-        self.id = self._attach_or_begin()
+        get_run_logger().warning("%s: run %s %s; starting another", self.title, self.id, end)
+        self.id = self._attach_or_start()
         return False
 
     def _crash_if_stuck(self, run: FlowRun) -> None:
-        """Give up a run that a worker took and never began, because it died in between.
+        """Crash a run whose worker died before starting it, or whose pool was deleted.
 
-        An automation does this too (see deployments/); it misses what happens while Redis is away. No
-        worker ever takes a run whose pool was deleted, even if there is a pool of that name again.
+        An automation does the former too (see deployments/), but misses events while Redis is down. No
+        worker ever picks up a run of a deleted pool, even if a new pool has its name.
         """
         taken = run.state and run.state.is_pending() and run.state.timestamp
         message = ""
         if taken and datetime.now(UTC) - taken > self.stuck_after:
-            message = f"not begun within {self.stuck_after}; its worker is dead"
+            message = f"not started within {self.stuck_after}; its worker is dead"
         if run.state and run.state.is_scheduled() and run.work_pool_name != self.pool:
-            message = f"the work pool {self.pool} that it waited for was deleted"
+            message = f"its work pool {self.pool} was deleted"
         if message:
             self.client.set_flow_run_state(run.id, Crashed(message=message), force=True)
 
     def _is_own(self, run: FlowRun) -> bool:
-        """Tell whether this flow run began the run, and not another one that shares it."""
+        """Tell whether this flow run, not another that shares the run, started it."""
         if run.parent_task_run_id is None:
             return False
         parent = self.client.read_task_run(run.parent_task_run_id)
         return str(parent.flow_run_id) == str(this_flow_run.id)
 
     def cancel(self) -> None:
-        """Cancel the run, if this flow run began it."""
+        """Cancel the run if this flow run started it."""
         with contextlib.suppress(ObjectNotFound):
             run = self.client.read_flow_run(self.id)
             if self._is_own(run) and run.state and not run.state.is_final():
@@ -291,7 +290,7 @@ class _PoolRun:
 
 
 def _cancel_with_parent(client: SyncPrefectClient, runs: list[_PoolRun]) -> None:
-    """Cancel runs on pools if their parent is being cancelled; one that only dies leaves them."""
+    """Cancel runs on pools if their parent is being cancelled, but not if it was killed."""
     parent = client.read_flow_run(UUID(str(this_flow_run.id)))
     if parent.state and parent.state.type in (StateType.CANCELLING, StateType.CANCELLED):
         for run in runs:

@@ -103,7 +103,7 @@ def audit_pairs(pipeline: Pipeline, rewards: Artifact, pairs: Artifact) -> Artif
     audit = pipeline.step("audit_pairs", inputs, "audit the pairs", options=audit_stage.OPTIONS())
     pipeline.publish(audit, "pair_audit.md", "pairs-audit")
     reason = reason_to_stop(
-        pairs.counts | audit.counts, options.minimum_pairs, options.length_share
+        pairs.counts | audit.counts, options.minimum_pairs, options.max_length_bias
     )
     if reason:
         raise DataError(f"{reason} ({pairs.key}; see {audit.key}/pair_audit.md)")

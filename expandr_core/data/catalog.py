@@ -1,8 +1,8 @@
-"""The datasets that are known by name: BEIR's 15, and NanoBEIR's 13 small samples of them.
+"""The datasets with a name: BEIR's 15, and 13 of them in NanoBEIR's small samples.
 
-Whether a dataset is in-domain is said of the paper's training mix (the public part of E5's data), which
-holds queries of MS MARCO, NQ, HotpotQA and FEVER. Climate-FEVER searches FEVER's corpus, but with
-queries and judgements of its own: it counts as out-of-domain, and reports say so beside the mean.
+"In-domain" refers to the paper's training mix (the public part of E5's data), which contains queries of
+MS MARCO, NQ, HotpotQA and FEVER. Climate-FEVER has its own queries and judgements but searches FEVER's
+corpus: it counts as out-of-domain, and reports say so beside the mean.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ FORUMS = (
 IN_DOMAIN = {"msmarco", "nq", "hotpotqa", "fever"}
 SHARED_CORPUS = {"climate-fever": "fever"}  # out-of-domain queries, in-domain passages
 
-# The MD5 of each archive, as BEIR's README publishes it.
+# from BEIR's README
 _MD5 = {
     "msmarco": "444067daf65d982533ea17ebd59501e4",
     "trec-covid": "ce62140cb23feb9becf6270d0d1fe6d1",
@@ -40,7 +40,7 @@ _MD5 = {
     "climate-fever": "8b66f0a9126c521bae2bde127b4dc99d",
     "scifact": "5f7d1de60b170fc8027bb7898e2efca1",
 }
-# NanoBEIR keeps the same names as splits of one dataset on the hub; it has 13 of the 15.
+# splits of one dataset on the hub
 _NANO_SPLITS = {
     "msmarco": "NanoMSMARCO",
     "nfcorpus": "NanoNFCorpus",
@@ -64,11 +64,11 @@ class Dataset(NamedTuple):
     Attributes:
         name: as reports show it.
         benchmark: whose mean it belongs to.
-        domain: whether the paper's training mix has queries of it; "other" if it is not known.
-        split: whose queries are scored; of NanoBEIR the split on the hub.
-        location: an archive's URL, a folder, an s3:// URL, or "hub:" and a dataset on the hub.
-        md5: what an archive must have.
-        forums: parts that are datasets themselves; their unweighted mean is the dataset's result.
+        domain: whether the paper's training mix has queries of it; "other" if unknown.
+        split: whose queries are scored; for NanoBEIR the split on the hub.
+        location: URL of an archive, a folder, an s3:// URL, or "hub:" and a dataset on the hub.
+        md5: of the archive.
+        subsets: measured separately; their unweighted mean is the dataset's result.
     """
 
     name: str
@@ -77,13 +77,13 @@ class Dataset(NamedTuple):
     split: str
     location: str
     md5: str = ""
-    forums: tuple[str, ...] = ()
+    subsets: tuple[str, ...] = ()
 
     @property
     def identical_ids(self) -> IdenticalIds:
-        """What the dataset's own library does with a passage that has the query's id.
+        """How the benchmark's library treats a passage with the query's id.
 
-        beir leaves it out of what is found; for NanoBEIR, sentence-transformers and mteb do not.
+        beir drops it from the results; for NanoBEIR, sentence-transformers and mteb keep it.
         """
         return "keep" if self.benchmark == "NanoBEIR" else "ignore"
 
@@ -100,7 +100,7 @@ BEIR = {
         split="dev" if name == "msmarco" else "test",
         location=f"{ARCHIVES}/{name}.zip",
         md5=md5,
-        forums=FORUMS if name == "cqadupstack" else (),
+        subsets=FORUMS if name == "cqadupstack" else (),
     )
     for name, md5 in _MD5.items()
 }
@@ -113,16 +113,15 @@ _GROUPS = {"beir": BEIR, "nano-beir": NANO_BEIR}
 
 
 def find_datasets(references: Sequence[str]) -> list[Dataset]:
-    """Look datasets up, in the order given, each once.
+    """Look datasets up, in the order given, without repeats.
 
     Args:
-        references: a known name; "beir" or "nano-beir" for all of them; a folder or s3:// URL in BEIR
-            layout, with a slash in it; or NAME=LOCATION to read a known dataset (or both groups, from
-            below one folder or URL) from elsewhere, or to name an unknown one. A "=" behind a slash
-            belongs to the path.
+        references: a name of the catalog; "beir" or "nano-beir" for a whole benchmark; a folder or
+            s3:// URL with a slash in it; or NAME=LOCATION to read a dataset or benchmark of the catalog
+            from elsewhere, or to name another dataset. A "=" after a slash is part of the path.
 
     Raises:
-        DataError: for an unknown name, or one name for two places.
+        DataError: for an unknown name, or one name for two locations.
 
     >>> [dataset.name for dataset in find_datasets(["scifact", "data/letters/", "cases=data/law"])]
     ['scifact', 'letters', 'cases']
@@ -138,7 +137,7 @@ def find_datasets(references: Sequence[str]) -> list[Dataset]:
             if other != dataset:
                 raise DataError(
                     f"two datasets are called {dataset.name!r}, in {other.location} and in "
-                    f"{dataset.location}; name one of them otherwise: NAME=LOCATION"
+                    f"{dataset.location}; rename one of them: NAME=LOCATION"
                 )
     if not found:
         raise DataError("no dataset; name some, such as scifact, nano-beir, or a folder")
@@ -147,7 +146,7 @@ def find_datasets(references: Sequence[str]) -> list[Dataset]:
 
 def _datasets_of(reference: str) -> list[Dataset]:
     name, equals, location = reference.partition("=")
-    if not equals or "/" in name:  # a "=" in a path is part of it
+    if not equals or "/" in name:
         if reference in _GROUPS:
             return list(_GROUPS[reference].values())
         if not _is_location(reference):
@@ -162,8 +161,8 @@ def _datasets_of(reference: str) -> list[Dataset]:
         return [_elsewhere(_known(name), location, group=False)]
     if is_archive(location):
         raise DataError(
-            f"{location}: only BEIR's own archives can be checked after a download; get it, unpack it, "
-            "and name the folder"
+            f"{location}: only downloads of BEIR's archives can be verified; download this one "
+            "yourself, unpack it, and name the folder"
         )
     return [Dataset(name, "other", "other", "test", location)]
 
@@ -173,7 +172,7 @@ def _is_location(reference: str) -> bool:
 
 
 def is_archive(location: str) -> bool:
-    """Tell whether a location is a URL to download an archive from."""
+    """Tell whether a location is the URL of an archive."""
     return location.startswith(("http://", "https://"))
 
 
@@ -181,14 +180,14 @@ def _known(name: str) -> Dataset:
     known = BEIR | NANO_BEIR
     if name not in known:
         raise DataError(
-            f"{name!r} is no known dataset; the names are {', '.join(known)}, the groups beir and "
-            "nano-beir; write a folder with a slash: ./FOLDER"
+            f"unknown dataset {name!r}; the names are {', '.join(known)}, the groups beir and "
+            "nano-beir; a folder needs a slash: ./FOLDER"
         )
     return known[name]
 
 
 def _elsewhere(dataset: Dataset, location: str, group: bool) -> Dataset:
-    """Read a known dataset from another place; NanoBEIR's lie together, BEIR's in folders of theirs."""
+    """Read a dataset of the catalog from elsewhere; BEIR's have folders, NanoBEIR's share one."""
     if group and dataset.benchmark == "BEIR":
         location += f"/{dataset.name}" + (".zip" if is_archive(location) else "")
     return dataset._replace(location=location, md5=dataset.md5 if is_archive(location) else "")

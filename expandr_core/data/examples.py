@@ -5,14 +5,14 @@ from typing import NamedTuple
 
 from expandr_core.data.collection import Qrel, Query
 from expandr_core.data.rows import Reader
-from expandr_core.data.split import PARTS, Part, Split
+from expandr_core.data.split import SPLIT_NAMES, Split, SplitName
 from expandr_core.records import Example
 
 
 class SplitJudgements(NamedTuple):
-    """The examples by part, sorted by query and positive, and all judgements of the dev part."""
+    """Examples by split, sorted by query and positive, and every judgement of the dev split."""
 
-    examples: dict[Part, list[Example]]
+    examples: dict[SplitName, list[Example]]
     dev: list[Qrel]
 
 
@@ -23,11 +23,11 @@ def split_judgements(
     judgements: list[Qrel],
     positives: dict[str, str],
 ) -> SplitJudgements:
-    """Make examples of training judgements and split them; count what is dropped.
+    """Turn training judgements into examples, split them, and count what is dropped.
 
     Args:
         reader: counts the queries without a relevant passage, and empty relevant passages.
-        split: says which part a query belongs to.
+        split: assigns the queries.
         queries: by id.
         judgements: of the training queries.
         positives: the relevant passages' content, by id.
@@ -35,7 +35,7 @@ def split_judgements(
     judged: defaultdict[str, list[Qrel]] = defaultdict(list)
     for row in sorted(judgements):
         judged[row.query_id].append(row)
-    result = SplitJudgements({part: [] for part in PARTS}, [])
+    result = SplitJudgements({name: [] for name in SPLIT_NAMES}, [])
     for query_id, rows in judged.items():
         relevant = [row.passage_id for row in rows if row.relevance > 0]
         filled = [passage_id for passage_id in relevant if positives[passage_id]]
@@ -46,12 +46,12 @@ def split_judgements(
             reader.count("dropped/training queries without a relevant passage")
             continue
         text = queries[query_id].text
-        part = split.part(text)
-        if part is None:
+        name = split.of(text)
+        if name is None:
             continue
-        if part == "dev":
+        if name == "dev":
             result.dev.extend(rows)
-        result.examples[part].extend(
+        result.examples[name].extend(
             Example(query_id, text, "train", passage_id, positives[passage_id], [], [])
             for passage_id in filled
         )

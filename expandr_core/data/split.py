@@ -1,7 +1,7 @@
-"""The seeded split of the training queries into preference, retriever and dev part.
+"""The seeded split of the training queries: preference, retriever, dev.
 
-A query's part follows from its own text and the seed alone: neither the order of the rows nor other
-rows matter, and however often a query occurs, in whatever files, it is in one part only.
+A query's split depends on its text and the seed alone, not on the order of rows or on other rows.
+However often a query occurs, in whatever files, it falls into one split.
 """
 
 import unicodedata
@@ -11,12 +11,12 @@ from typing import Literal, get_args
 from expandr_core.errors import DataError
 from expandr_core.seeding import unit_interval
 
-Part = Literal["preference", "retriever", "dev"]
-PARTS: tuple[Part, ...] = get_args(Part)
+SplitName = Literal["preference", "retriever", "dev"]
+SPLIT_NAMES: tuple[SplitName, ...] = get_args(SplitName)
 
 
 def normalise(text: str) -> str:
-    """Make spellings of one query equal: compatible characters, case, white space.
+    """Map spellings of one query to one text: compatible characters, case, white space.
 
     >>> normalise("  Wo ist\\tdie  STRAßE? "), normalise("\\ufb01ve")
     ('wo ist die strasse?', 'five')
@@ -25,11 +25,11 @@ def normalise(text: str) -> str:
     return " ".join(folded.split())
 
 
-def part_of(normalised: str, seed: int, preference_share: float, dev_share: float) -> Part:
-    """Return the part of a query, given its normalised text.
+def split_of(normalised: str, seed: int, preference_share: float, dev_share: float) -> SplitName:
+    """Return the split of a normalised query.
 
-    The preference part is drawn from the lower end of [0, 1), the dev part from the upper end, so
-    that changing one share does not move queries in or out of the other part.
+    Preference takes the lower end of [0, 1) and dev the upper end, so changing one share moves no
+    query in or out of the other.
     """
     draw = unit_interval("split", seed, normalised)
     if draw < preference_share:
@@ -38,7 +38,7 @@ def part_of(normalised: str, seed: int, preference_share: float, dev_share: floa
 
 
 class Split:
-    """The split with the queries held out for dev and test, which are not trained on."""
+    """The split of all training queries, without those held out for dev and test."""
 
     def __init__(
         self, seed: int, preference_share: float, dev_share: float, held_out: Container[str] = ()
@@ -46,13 +46,13 @@ class Split:
         """Define a split.
 
         Args:
-            seed: changes the draw.
+            seed: of the draw.
             preference_share: share of all queries that align the language model.
             dev_share: share of all queries that choose the best round; 0 if a dev set is given.
             held_out: normalised dev and test queries.
 
         Raises:
-            DataError: if the shares leave nothing to the retriever.
+            DataError: if the shares leave nothing for the retriever.
         """
         if preference_share + dev_share >= 1:
             raise DataError(
@@ -65,25 +65,25 @@ class Split:
         self.held_out = held_out
         self.leaked: set[str] = set()
 
-    def part(self, query: str) -> Part | None:
-        """Return a query's part, or None (and remember it) if it is held out."""
+    def of(self, query: str) -> SplitName | None:
+        """Return a query's split, or None (and remember it) if the query is held out."""
         normalised = normalise(query)
         if normalised in self.held_out:
             self.leaked.add(normalised)
             return None
-        return part_of(normalised, self.seed, self.preference_share, self.dev_share)
+        return split_of(normalised, self.seed, self.preference_share, self.dev_share)
 
-    def require(self, queries: Mapping[Part, int]) -> None:
-        """Refuse a split with an empty part, given the number of queries by part."""
-        shares: dict[Part, float] = {
+    def require(self, queries: Mapping[SplitName, int]) -> None:
+        """Refuse empty splits, given the number of queries in each."""
+        shares: dict[SplitName, float] = {
             "preference": self.preference_share,
             "retriever": 1 - self.preference_share - self.dev_share,
             "dev": self.dev_share,
         }
-        for part, share in shares.items():
-            if share > 0 and not queries[part]:
-                option = "data.dev_share" if part == "dev" else "data.preference_share"
+        for name, share in shares.items():
+            if share > 0 and not queries[name]:
+                option = "data.dev_share" if name == "dev" else "data.preference_share"
                 raise DataError(
-                    f"no query is left in the {part} part: its share is {share:.3g} of "
+                    f"no query is left in the {name} split: its share is {share:.3g} of "
                     f"{sum(queries.values())} training queries; change {option}, or add queries"
                 )

@@ -14,7 +14,7 @@ from expandr_core.errors import DataError
 
 
 def read_columns(path: Path, columns: list[str], where: Any = None) -> dict[str, Any]:
-    """Read columns of a Parquet file as one array each, with room for any amount of text."""
+    """Read columns of a Parquet file, each as one array with 64-bit offsets."""
     table = pq.read_table(path, columns=columns, filters=where)
     return {name: _whole(table[name]) for name in columns}
 
@@ -28,30 +28,30 @@ def _whole(column: Any) -> Any:
     return pa.concat_arrays([pa.array([], wide), *column.cast(wide).chunks])
 
 
-def places_of(ids: Any, known: Any) -> NDArray[np.int64]:
-    """Return where each id stands among the known ones, -1 where it does not.
+def positions_of(ids: Any, known: Any) -> NDArray[np.int64]:
+    """Return the position of each id among the known ones, or -1.
 
-    >>> places_of(pa.array(["b", "c"]), pa.array(["a", "b"])).tolist()
+    >>> positions_of(pa.array(["b", "c"]), pa.array(["a", "b"])).tolist()
     [1, -1]
     """
     known = known.cast(ids.type)
-    places = pc.call_function("index_in", [ids], pc.SetLookupOptions(value_set=known))
-    return places.fill_null(-1).to_numpy().astype(np.int64)
+    positions = pc.call_function("index_in", [ids], pc.SetLookupOptions(value_set=known))
+    return positions.fill_null(-1).to_numpy().astype(np.int64)
 
 
 def join_expansions(folders: Iterable[Path], query_ids: Any, samples: int) -> list[Any]:
-    """Read expansions from their shards and bring them into the order of the queries, by id.
+    """Read expansions from their shards, in the order of the queries.
 
     Args:
         folders: shards, each with an expansions.parquet.
         query_ids: (queries,) Arrow array; an id may occur more than once.
-        samples: so many expansions are wanted of each query, those with the lowest numbers.
+        samples: how many expansions of each query to read, lowest numbers first.
 
     Returns:
-        For each sample an Arrow array (queries,) of texts; "" where the model wrote nothing.
+        An Arrow array (queries,) of texts per sample; "" where the model wrote nothing.
 
     Raises:
-        DataError: if a query has no expansion of some number, or two.
+        DataError: if a query has no expansion with one of these numbers, or two.
     """
     columns = ["query_id", "sample", "text"]
     wanted = pc.field("sample") < samples
@@ -68,17 +68,17 @@ def join_expansions(folders: Iterable[Path], query_ids: Any, samples: int) -> li
             raise DataError(
                 f"query {twice[0]!r} has two expansions numbered {sample}; expand the queries again"
             )
-        places = places_of(query_ids, known)
-        if (places < 0).any():
-            missing = query_ids[int(np.argmin(places))].as_py()
+        positions = positions_of(query_ids, known)
+        if (positions < 0).any():
+            missing = query_ids[int(np.argmin(positions))].as_py()
             raise DataError(
                 f"query {missing!r} has no expansion numbered {sample}; expand these queries with "
                 "at least as many samples as expansions_per_query"
             )
-        joined.append(texts.take(places))
+        joined.append(texts.take(positions))
     return joined
 
 
 def file_in(path: Path, name: str) -> Path:
-    """Return the file of that name, given its folder or itself."""
+    """Return a file, given its path or that of its folder."""
     return path / name if path.is_dir() else path

@@ -31,7 +31,7 @@ class LoopOptions(Options):
         "latest, even if they are worse. A further round from the same models has another seed.",
     )
     stop_without_gain: bool = Field(
-        default=True, description="Stop when a round brings no significant gain on the dev part."
+        default=True, description="Stop when a round brings no significant gain on the dev queries."
     )
 
 

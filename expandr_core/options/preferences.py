@@ -38,7 +38,7 @@ class PreferenceOptions(Options):
     minimum_pairs: Positive = runtime(
         100, description="With fewer pairs the run stops before DPO, and says why."
     )
-    length_share: float = runtime(
+    max_length_bias: float = runtime(
         0.9,
         ge=0.5,
         le=1,

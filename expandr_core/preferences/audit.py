@@ -148,12 +148,12 @@ def _tau(one: Sequence[float], other: Sequence[float]) -> float:
     return float(np.nan_to_num(result.statistic))  # nan if one does not vary
 
 
-def reason_to_stop(facts: Mapping[str, float], minimum_pairs: int, length_share: float) -> str:
+def reason_to_stop(facts: Mapping[str, float], minimum_pairs: int, max_length_bias: float) -> str:
     """Say why nothing should be trained on the pairs; empty if they are fit for training.
 
     The pairs teach only length if both of these hold:
 
-    1. The chosen text is the longer one, or the shorter one, in more than `length_share` of the
+    1. The chosen text is the longer one, or the shorter one, in more than `max_length_bias` of the
        pairs (equal lengths count half), and the sign test rules out chance.
     2. Among all candidates, the reward agrees with the length at least as well as its components
        agree with each other: length alone would judge as well as either of them.
@@ -161,13 +161,13 @@ def reason_to_stop(facts: Mapping[str, float], minimum_pairs: int, length_share:
     Args:
         facts: the numbers of an `Audit`, by name.
         minimum_pairs: how many pairs a training needs.
-        length_share: see above; 1 never stops.
+        max_length_bias: see above; 1 never stops.
 
     >>> facts = {"pairs": 100, "chosen_longer": 96, "rejected_longer": 4, "length_p": 1e-20,
     ...          "length_agreement": 0.7, "agreement": 0.4}
-    >>> print(reason_to_stop(facts, minimum_pairs=10, length_share=0.9)[:61])
+    >>> print(reason_to_stop(facts, minimum_pairs=10, max_length_bias=0.9)[:61])
     the pairs teach only length: the chosen text is the longer in
-    >>> reason_to_stop(facts | {"agreement": 0.8}, minimum_pairs=10, length_share=0.9)
+    >>> reason_to_stop(facts | {"agreement": 0.8}, minimum_pairs=10, max_length_bias=0.9)
     ''
     """
     pairs = int(facts["pairs"])
@@ -177,7 +177,7 @@ def reason_to_stop(facts: Mapping[str, float], minimum_pairs: int, length_share:
             f"{_remedy_of_few(facts, minimum_pairs)}"
         )
     share = 0.5 + (facts["chosen_longer"] - facts["rejected_longer"]) / (2 * pairs)
-    one_sided = max(share, 1 - share) > length_share and facts["length_p"] < CERTAIN
+    one_sided = max(share, 1 - share) > max_length_bias and facts["length_p"] < CERTAIN
     if one_sided and abs(facts["length_agreement"]) >= facts["agreement"]:
         which = "longer" if share > 0.5 else "shorter"
         return (
@@ -186,7 +186,7 @@ def reason_to_stop(facts: Mapping[str, float], minimum_pairs: int, length_share:
             f"(tau {facts['length_agreement']:.2f}) at least as well as its components with each "
             f"other ({facts['agreement']:.2f}); let texts end by themselves "
             "(expand.candidates.max_new_tokens), use another retriever, or raise "
-            "preferences.length_share to continue anyway"
+            "preferences.max_length_bias to continue anyway"
         )
     return ""
 

@@ -1,13 +1,13 @@
-"""Dataset: get a dataset for measuring, in the form of the test split that `prepare` writes.
+"""Dataset: read a dataset to measure on, and write it as `prepare` writes the test split.
 
-corpus.parquet, queries.parquet, qrels.parquet    only queries with judgements are kept
+corpus.parquet, queries.parquet, qrels.parquet    without queries that have no judgements
 
-A dataset with forums (CQADupStack) has these three in a folder for each. It comes from an archive, which
-is downloaded and checked by its MD5, or from a folder or s3:// URL in one of `data.formats`.
+A dataset with subsets (CQADupStack) has a folder with these three for each. The source is an archive,
+downloaded and checked by its MD5, or a folder or s3:// URL in one of `data.formats`.
 
-The datasets of the catalog follow beir's rules wherever they lie: judgements of passages that the corpus
-lacks stay, and are counted (trec_eval takes such a passage for relevant and not retrieved), and of two
-judgements of one pair the last counts. In other files both are bad rows, as in the stage prepare.
+Datasets of the catalog follow beir's rules. Judgements of passages missing from the corpus are kept and
+counted: trec_eval treats such a passage as relevant but not retrieved. Of two judgements of one pair the
+last wins. In other datasets both are bad rows, as in `prepare`.
 """
 
 import logging
@@ -47,7 +47,7 @@ class DatasetOptions(Options):
         default="", description="Name in the catalog, also the folder in an archive; else empty."
     )
     md5: str = Field(default="", description="MD5 of an archive; empty for files.")
-    forums: tuple[str, ...] = Field(default=(), description="Subfolders that are datasets.")
+    subsets: tuple[str, ...] = Field(default=(), description="Subfolders that are datasets.")
     bad_rows: Literal["refuse", "skip"] = Field(
         default="refuse", description="For files; an archive's bad rows are skipped."
     )
@@ -57,19 +57,19 @@ OPTIONS = DatasetOptions
 
 
 def options_of(dataset: Dataset, bad_rows: Literal["refuse", "skip"] = "refuse") -> DatasetOptions:
-    """Return the options to get a dataset with; files on the hub are downloaded into its cache."""
+    """Return the options that read a dataset; files on the hub are downloaded into its cache."""
     return DatasetOptions(
         location=local_copy(dataset.location, dataset.split),
         split=dataset.split,
         name=dataset.name if dataset.benchmark != "other" else "",
         md5=dataset.md5,
-        forums=dataset.forums,
+        subsets=dataset.subsets,
         bad_rows=bad_rows,
     )
 
 
 def source_digests(options: DatasetOptions) -> dict[str, str]:
-    """Return the SHA-256 of every raw file; none for an archive, whose MD5 is among the options.
+    """Return the SHA-256 of every raw file; none for an archive, which `md5` identifies.
 
     Raises:
         DataError: if files are missing.
@@ -82,9 +82,9 @@ def source_digests(options: DatasetOptions) -> dict[str, str]:
 def _sources(
     options: DatasetOptions, archive: Path | None = None
 ) -> list[tuple[str, Any, list[RawFile]]]:
-    """Return subset, format and files of the dataset, or of each of its forums."""
+    """Return (subset, format, files) of each subset, or of the whole dataset with the subset ""."""
     found = []
-    for subset in options.forums or [""]:
+    for subset in options.subsets or [""]:
         folder = f"{options.name if archive else options.location}/{subset}".rstrip("/")
         folder = inside(archive, folder) if archive else folder
         format_ = format_of(folder)
@@ -119,7 +119,7 @@ def run(job: Job) -> None:
 
 
 def _write(job: Job, subset: str, reader: Reader, collection: Collection) -> None:
-    """Write the corpus, and the queries that have judgements with these."""
+    """Write the corpus, and the judged queries with their qrels."""
     folder, prefix = job.out / subset, f"{subset}/" if subset else ""
     counts = {"passages": write_corpus(folder, collection.passages)}
     queries, qrels = collection.queries, collection.qrels

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from expandr_core.data.tables import file_in, join_expansions, places_of, read_columns
+from expandr_core.data.tables import file_in, join_expansions, positions_of, read_columns
 from expandr_core.encoders.encode import Vectors
 from expandr_core.errors import DataError
 from expandr_core.options.base import Options, Positive
@@ -85,15 +85,15 @@ def _mine(job: Job, encoder: "Encoder", index: "Index") -> None:
     names = ["query_id", "query", "positive_id", "positive"]
     examples = read_columns(file_in(job.inputs["examples"], "retriever.parquet"), names)
     query_ids = examples["query_id"].unique().sort()
-    queries = examples["query"].take(places_of(query_ids, examples["query_id"]))
+    queries = examples["query"].take(positions_of(query_ids, examples["query_id"]))
     samples: list[Any] = []
     if "expansions" in job.spec.inputs:
         shards = job.shards("expansions")
         samples = join_expansions(shards, query_ids, options.expansions_per_query)
     passages = read_passages(file_in(job.inputs["corpus"], "corpus.parquet"), index.passage_ids)
     contents, wrong = forbidden(examples, query_ids, index.passage_ids, passages)
-    owners = places_of(examples["query_id"], query_ids)
-    itself = places_of(query_ids, index.passage_ids)
+    owners = positions_of(examples["query_id"], query_ids)
+    itself = positions_of(query_ids, index.passage_ids)
     counts = {"queries": len(query_ids), "negatives": 0, "queries without a negative": 0}
     if margin:
         counts["dropped/negatives as similar as a positive"] = 0
@@ -184,7 +184,7 @@ def read_passages(path: Any, passage_ids: Any) -> Any:
         passages = passages_in(batch)
         ids.append(pa.array([each.passage_id for each in passages], pa.large_string()))
         texts.append(pa.array([each.content for each in passages], pa.large_string()))
-    positions = places_of(passage_ids, pa.concat_arrays(ids))
+    positions = positions_of(passage_ids, pa.concat_arrays(ids))
     if (positions < 0).any():
         missing = passage_ids[int(np.argmin(positions))].as_py()
         raise DataError(
@@ -208,9 +208,9 @@ def forbidden(
     contents, positives = np.split(numbers, [len(passages)])
 
     # a positive counts by its text, and by the text that the corpus has under its id
-    owners = places_of(examples["query_id"], query_ids)
-    by_id = places_of(examples["positive_id"], passage_ids)
+    owners = positions_of(examples["query_id"], query_ids)
+    by_id = positions_of(examples["positive_id"], passage_ids)
     in_corpus = by_id >= 0
     pairs = [owners * PASSAGES + positives, (owners * PASSAGES + contents[by_id])[in_corpus]]
-    empty = places_of(pa.array([""], pa.large_string()), encoded.dictionary)[0]
+    empty = positions_of(pa.array([""], pa.large_string()), encoded.dictionary)[0]
     return np.where(contents == empty, -1, contents), np.unique(np.concatenate(pairs))

@@ -1,10 +1,10 @@
-"""Prepare: read a collection and training triples, split the queries, write them by role.
+"""Prepare: read a collection and training triples, and split the queries.
 
 corpus.parquet                              the collection's passages
-preference.parquet, retriever.parquet       training queries with their positives and negatives
-dev_queries.parquet, dev_qrels.parquet      for choosing the best round
-dev_corpus.parquet                          what dev is searched in, if dev comes from triples
-test_queries.parquet, test_qrels.parquet    for measuring, if the collection has test judgements
+preference.parquet, retriever.parquet       training queries with positives and negatives
+dev_queries.parquet, dev_qrels.parquet      to choose the best round
+dev_corpus.parquet                          the corpus of dev, if dev comes from triples
+test_queries.parquet, test_qrels.parquet    to measure on, if the collection has test judgements
 """
 
 import logging
@@ -35,7 +35,7 @@ from expandr_core.data.formats.beir import (
 )
 from expandr_core.data.formats.triples import TripleTable, read_triples, triples_files
 from expandr_core.data.rows import RawFile, Reader, write_parquet
-from expandr_core.data.split import PARTS, Part, Split, normalise
+from expandr_core.data.split import SPLIT_NAMES, Split, SplitName, normalise
 from expandr_core.errors import DataError
 from expandr_core.options.data import DataOptions
 from expandr_core.records import EXAMPLES, PASSAGES, Example, Passage
@@ -49,7 +49,7 @@ OPTIONS = DataOptions
 
 
 def source_digests(options: DataOptions) -> dict[str, str]:
-    """Return the SHA-256 of every raw file that the stage will read, for its specification.
+    """Return the SHA-256 of every raw file that the stage will read, by name.
 
     Raises:
         DataError: if files are missing.
@@ -61,7 +61,7 @@ def source_digests(options: DataOptions) -> dict[str, str]:
 def find_sources(
     options: DataOptions, world: Path | None = None
 ) -> tuple[dict[str, RawFile], list[RawFile]]:
-    """Find the files of the collection, by name, and those of the triples.
+    """Return the files of the collection, by name, and those of the triples.
 
     Raises:
         DataError: if files are missing.
@@ -76,7 +76,7 @@ def find_sources(
 
 
 class _Collection(NamedTuple):
-    """What is kept of a collection: its queries, its judgements by split, its training passages."""
+    """Queries by id, judgements by split, and the content of the training positives by id."""
 
     queries: dict[str, Query]
     judgements: dict[str, list[Qrel]]
@@ -93,7 +93,9 @@ def run(job: Job) -> None:
     total = sum(file.filesystem.size(file.path) or 0 for file in [*files.values(), *triples])
 
     def progress(done: int) -> None:
-        job.progress(min(done, total) >> 10, total >> 10, "kB")  # packed files have more in them
+        job.progress(
+            min(done, total) >> 10, total >> 10, "kB"
+        )  # gzip files hold more bytes than their size
 
     reader = Reader(options.bad_rows, job.counts, job.spec.sources, progress)
     collection = _read_collection(job, reader, files)
@@ -111,11 +113,11 @@ def run(job: Job) -> None:
     for name, number in sorted(job.counts.items()):
         level = logging.WARNING if name.startswith(("skipped", "dropped")) else logging.INFO
         log.log(level, "%s: %d", name, number)
-    split.require(_queries_by_part(job.counts))
+    split.require(_queries_by_split(job.counts))
 
 
 def _read_collection(job: Job, reader: Reader, files: dict[str, RawFile]) -> _Collection:
-    """Read a collection, if there is one, and write its corpus."""
+    """Read the collection, if there is one, and write its corpus."""
     if not files:
         return _Collection({}, {}, {})
     options: DataOptions = job.options
@@ -146,7 +148,7 @@ def _read_collection(job: Job, reader: Reader, files: dict[str, RawFile]) -> _Co
 
 
 def _hold_out(reader: Reader, collection: _Collection) -> set[str]:
-    """Return the normalised dev and test queries; drop dev queries that are test queries."""
+    """Return the normalised dev and test queries; drop dev queries that are also test queries."""
     normalised = {
         split: {row.query_id: normalise(collection.queries[row.query_id].text) for row in rows}
         for split, rows in collection.judgements.items()
@@ -161,8 +163,8 @@ def _hold_out(reader: Reader, collection: _Collection) -> set[str]:
             reader.count("dropped/dev queries that are test queries", len(leaked))
         if not collection.judgements["dev"]:
             raise DataError(
-                f"all queries of {qrels_name('dev')} are test queries too; name others, or delete "
-                "the file to have a part of the training queries instead"
+                f"all queries of {qrels_name('dev')} are also test queries; name others, or delete "
+                "the file to hold out training queries instead"
             )
     return test.union(*(texts.values() for texts in normalised.values()))
 
@@ -174,28 +176,28 @@ def _write_evaluation(job: Job, split: str, queries: Iterable, qrels: Iterable) 
 
 
 def _split_judgements(job: Job, reader: Reader, collection: _Collection, split: Split) -> None:
-    """Split the queries of qrels/train.tsv; write examples, and the dev part if there is none."""
+    """Split the queries of qrels/train.tsv; write examples, and a dev set if none is given."""
     queries, judgements, positives = collection
-    parts = split_judgements(reader, split, queries, judgements["train"], positives)
-    for part in PARTS:
-        _write_examples(job, part, parts.examples[part])
-    if parts.dev:
-        _write_evaluation(job, "dev", *judged(queries, parts.dev))
+    result = split_judgements(reader, split, queries, judgements["train"], positives)
+    for name in SPLIT_NAMES:
+        _write_examples(job, name, result.examples[name])
+    if result.dev:
+        _write_evaluation(job, "dev", *judged(queries, result.dev))
 
 
 def _split_triples(job: Job, reader: Reader, files: list[RawFile], split: Split) -> None:
-    """Split the queries of the triples; write examples, and the dev part if there is none."""
+    """Split the queries of the triples; write examples, and a dev set if none is given."""
     path = job.checkpoints / "triples.sqlite"
     table = TripleTable(path)
     for file in files:
         for triple in read_triples(reader, file):
-            part = split.part(triple.query)
-            if part and not table.add(triple, file.source, part):
+            name = split.of(triple.query)
+            if name and not table.add(triple, file.source, name):
                 reader.count(f"dropped/{file.name}/repeated triple")
     if false_negatives := table.drop_false_negatives():
         reader.count("dropped/negatives that are a positive of their query", false_negatives)
-    for part in PARTS:
-        _write_examples(job, part, table.examples(part))
+    for name in SPLIT_NAMES:
+        _write_examples(job, name, table.examples(name))
     if job.counts.get("dev/examples"):
         by_query = groupby(table.examples("dev"), key=lambda row: (row.query_id, row.query))
         queries = ((query_id, query, query_id) for (query_id, query), _ in by_query)
@@ -207,43 +209,43 @@ def _split_triples(job: Job, reader: Reader, files: list[RawFile], split: Split)
     path.unlink()
 
 
-def _write_examples(job: Job, part: Part, examples: Iterable[Example]) -> None:
-    """Write a part's training rows (dev has none) and count its queries by source."""
+def _write_examples(job: Job, split: SplitName, examples: Iterable[Example]) -> None:
+    """Write the training rows of a split (dev has none) and count its queries by source."""
 
     def counted() -> Iterator[Example]:
         previous = ""
         for example in examples:
             if example.query_id != previous:
-                name = f"{part}/queries/{example.source}"
+                name = f"{split}/queries/{example.source}"
                 job.counts[name] = job.counts.get(name, 0) + 1
                 previous = example.query_id
             yield example
 
-    if part == "dev":
+    if split == "dev":
         rows = sum(1 for _ in counted())
     else:
-        rows = write_parquet(job.out / f"{part}.parquet", EXAMPLES, counted())
-    job.counts[f"{part}/examples"] = rows
+        rows = write_parquet(job.out / f"{split}.parquet", EXAMPLES, counted())
+    job.counts[f"{split}/examples"] = rows
 
 
-def _queries_by_part(counts: dict[str, float]) -> dict[Part, int]:
-    """Sum the queries of all sources.
+def _queries_by_split(counts: dict[str, float]) -> dict[SplitName, int]:
+    """Sum the queries of each split over all sources.
 
-    >>> _queries_by_part({"dev/queries/nq": 1, "dev/queries/squad": 2, "preference/queries/nq": 3})
+    >>> _queries_by_split({"dev/queries/nq": 1, "dev/queries/squad": 2, "preference/queries/nq": 3})
     {'preference': 3, 'retriever': 0, 'dev': 3}
     """
-    queries: dict[Part, int] = dict.fromkeys(PARTS, 0)
+    queries: dict[SplitName, int] = dict.fromkeys(SPLIT_NAMES, 0)
     for name, number in counts.items():
-        part, _, kind = name.partition("/")
-        if part in queries and kind.startswith("queries/"):
-            queries[part] += int(number)
+        split, _, kind = name.partition("/")
+        if split in queries and kind.startswith("queries/"):
+            queries[split] += int(number)
     return queries
 
 
 def _count_leaked(reader: Reader, split: Split) -> None:
-    """Count the training queries that were dropped as dev or test queries, and show three."""
+    """Count the training queries dropped because they are dev or test queries; show three."""
     if not split.leaked:
         return
     reader.count("dropped/training queries that are dev or test queries", len(split.leaked))
     first = ", ".join(map(repr, sorted(split.leaked)[:3]))
-    log.warning("training queries that are dev or test queries are dropped, such as %s", first)
+    log.warning("dropped training queries that are dev or test queries, such as %s", first)

@@ -1,4 +1,4 @@
-"""Sample: the rows of some queries or passages, chosen by a hash of the id; for a calibration.
+"""Sample: the rows of a few queries or passages, chosen by a hash of the id, for a calibration.
 
 Input: `table`, a Parquet file. Writes a file of the same name with the same columns.
 """

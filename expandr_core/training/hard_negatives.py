@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from expandr_core.data.tables import places_of, read_columns
+from expandr_core.data.tables import positions_of, read_columns
 from expandr_core.errors import DataError
 
 Numbers = NDArray[np.int64]
@@ -67,7 +67,7 @@ def read_pools(examples: Path, mined: Path | None) -> Pools:
 
     # numbers instead of ids: of queries by their first example, of passages by their first occurrence
     queries = ids["query_id"].dictionary_encode().dictionary
-    owners = [places_of(source["query_id"], queries) for source in sources]  # (pools,) each
+    owners = [positions_of(source["query_id"], queries) for source in sources]  # (pools,) each
     encoded = pa.concat_arrays([ids["positive_id"], *(each.flatten() for each in lists)])
     passages = encoded.dictionary_encode().indices.to_numpy().astype(np.int64)
     positives, negatives = np.split(passages, [len(ids["positive_id"])])
@@ -98,7 +98,7 @@ def _choose(query_ids: Any, given: Numbers, mined_ids: Any) -> Numbers:
     own = np.arange(len(given))
     if mined_ids is None:
         return own
-    positions = places_of(query_ids, mined_ids)
+    positions = positions_of(query_ids, mined_ids)
     missing = np.flatnonzero((given == 0) & (positions < 0))
     if len(missing):
         raise DataError(

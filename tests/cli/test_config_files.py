@@ -22,6 +22,10 @@ def config(tmp_path) -> Path:
     ("change", "complaint"),
     [
         ("dpo.betta=0.2", "there is no option dpo.betta; did you mean dpo.beta?"),
+        (
+            "preferences.length_share=0.8",
+            "there is no option preferences.length_share; it is preferences.max_length_bias now",
+        ),
         ("dop.beta=0.2", "there is no option dop; did you mean dpo"),
         ("hidden_size=64", "there is no option hidden_size; did you mean llm.tiny.hidden_size?"),
         ("loop.zzz=1", "there is no option loop.zzz; here are rounds, retriever_start, "),

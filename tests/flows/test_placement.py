@@ -108,7 +108,7 @@ def expanded(store: Store, placement: Placement, samples: int = 4) -> Artifact:
 
 
 def stage_runs(key: str) -> list[FlowRun]:
-    """Read the runs of the flow `stage` for an artifact, by part and number."""
+    """Read the runs of the flow `stage` for an artifact, by slice and number."""
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(sort=FlowRunSort.START_TIME_ASC, limit=200)
     runs = [run for run in runs if key in (run.idempotency_key or "")]
@@ -122,7 +122,7 @@ def test_shards_made_on_two_workers_are_those_made_here(workers, llm_folder, tmp
     assert placed == here
     runs = stage_runs(placed.key)
     assert [run.name for run in runs] == [
-        "write candidates, part 1 of 2", "write candidates, part 2 of 2"
+        "write candidates, slice 1 of 2", "write candidates, slice 2 of 2"
     ]  # fmt: skip
     assert all(run.state_name == "Completed" for run in runs)
     assert expanded(store, PLACED) == placed

@@ -140,7 +140,7 @@ def test_two_parents_of_the_same_stage_share_its_run(client, tmp_path):
     first = Parent(store, POOLS[0])
     begun(client, 1)
     second = Parent(store, POOLS[0])
-    logged(client, second, "goes on as run")
+    logged(client, second, "attached to run")
     assert len(stage_runs(client)) == 1
     end(client, first, second)
 
@@ -201,7 +201,7 @@ def test_a_cancelled_run_that_waits_to_be_retried_is_found_again(client, tmp_pat
     assert isinstance(first.result(), PoolError)
     client.set_flow_run_state(run.id, AwaitingRetry(), force=True)
     second = Parent(store, POOLS[0])
-    logged(client, second, "goes on as run")
+    logged(client, second, "attached to run")
     assert [each.id for each in stage_runs(client)] == [run.id]
     end(client, second)
 

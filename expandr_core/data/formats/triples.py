@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from expandr_core.data.rows import GZIP, RawFile, Reader, parse_object
-from expandr_core.data.split import Part, normalise
+from expandr_core.data.split import SplitName, normalise
 from expandr_core.data.triple_rows import Triple, triples_of
 from expandr_core.errors import DataError
 from expandr_core.records import Example
@@ -83,14 +83,14 @@ class TripleTable:
             PRAGMA temp_store = FILE;
             PRAGMA cache_size = -100000;  -- KiB
             CREATE TABLE passage (id TEXT UNIQUE, text TEXT);
-            CREATE TABLE query (id TEXT UNIQUE, text TEXT, source TEXT, part TEXT);
+            CREATE TABLE query (id TEXT UNIQUE, text TEXT, source TEXT, split TEXT);
             CREATE TABLE triple (query TEXT, positive TEXT, negative TEXT,
                 PRIMARY KEY (query, positive, negative)) WITHOUT ROWID;
             BEGIN;
             """
         )
 
-    def add(self, triple: Triple, source: str, part: Part) -> bool:
+    def add(self, triple: Triple, source: str, split: SplitName) -> bool:
         """Add a triple; return False if it is there already.
 
         Of several spellings of one query the first in alphabetical order is kept.
@@ -109,7 +109,7 @@ class TripleTable:
         self.database.execute(
             "INSERT INTO query VALUES (?, ?, ?, ?)"
             " ON CONFLICT (id) DO UPDATE SET text = min(text, excluded.text)",
-            (query_id, triple.query, source, part),
+            (query_id, triple.query, source, split),
         )
         return bool(new)
 
@@ -130,8 +130,8 @@ class TripleTable:
             "DELETE FROM triple WHERE (query, positive, negative) IN false_negative"
         ).rowcount
 
-    def examples(self, part: Part) -> Iterator[Example]:
-        """Yield a part's examples, sorted by query id and positive id."""
+    def examples(self, split: SplitName) -> Iterator[Example]:
+        """Yield a split's examples, sorted by query id and positive id."""
         rows = self.database.execute(
             """
             SELECT triple.query, query.text, query.source,
@@ -140,9 +140,9 @@ class TripleTable:
             CROSS JOIN query ON query.id = triple.query
             CROSS JOIN passage AS positive ON positive.id = triple.positive
             LEFT JOIN passage AS negative ON negative.id = triple.negative
-            WHERE query.part = ? ORDER BY triple.query, triple.positive, triple.negative
+            WHERE query.split = ? ORDER BY triple.query, triple.positive, triple.negative
             """,
-            (part,),
+            (split,),
         )
         for example, group in itertools.groupby(rows, key=lambda row: row[:5]):
             query_id, query, source, positive_id, positive = example
@@ -157,17 +157,17 @@ class TripleTable:
                 list(negatives.values()),
             )
 
-    def passages(self, part: Part) -> Iterator[tuple[str, str]]:
-        """Yield id and text of a part's positives and negatives, each once, sorted by id."""
+    def passages(self, split: SplitName) -> Iterator[tuple[str, str]]:
+        """Yield id and text of a split's positives and negatives, each once, sorted by id."""
         yield from self.database.execute(
             """
             SELECT id, text FROM passage WHERE id IN (
-                SELECT positive FROM triple JOIN query ON query.id = triple.query WHERE part = ?1
+                SELECT positive FROM triple JOIN query ON query.id = triple.query WHERE split = ?1
                 UNION
-                SELECT negative FROM triple JOIN query ON query.id = triple.query WHERE part = ?1)
+                SELECT negative FROM triple JOIN query ON query.id = triple.query WHERE split = ?1)
             ORDER BY id
             """,
-            (part,),
+            (split,),
         )
 
     def close(self) -> None:

@@ -134,7 +134,7 @@ def test_an_archive_with_another_checksum_is_refused(server, store):
     assert not store.keys()
 
 
-def test_an_error_page_is_an_outage_and_no_archive(server, store):
+def test_an_error_page_counts_as_an_outage(server, store):
     options = serve(server, beir_files("wings"))
     archive = server.files.pop("/wings.zip")
     with pytest.raises(OSError, match=r"17 bytes with the MD5 .* the server may have failed"):
@@ -143,7 +143,7 @@ def test_an_error_page_is_an_outage_and_no_archive(server, store):
     assert make(store, options)[0].counts["passages"] == 3
 
 
-def test_an_interrupted_download_is_made_again(server, store):
+def test_an_interrupted_download_starts_again(server, store):
     options = serve(server, beir_files("wings"))
     server.breaks_off = 1
     with pytest.raises(OSError):
@@ -152,7 +152,7 @@ def test_an_interrupted_download_is_made_again(server, store):
     assert server.requests == 2
 
 
-def test_half_an_archive_that_a_kill_left_is_not_read(server, store):
+def test_a_partial_archive_left_by_a_kill_is_not_read(server, store):
     options = serve(server, beir_files("wings"))
     key = make_spec("dataset", options).key
     left = store.scratch / "work" / key / "checkpoints"
@@ -162,7 +162,7 @@ def test_half_an_archive_that_a_kill_left_is_not_read(server, store):
     assert server.requests == 1
 
 
-def test_a_whole_archive_that_a_kill_left_is_not_downloaded_again(server, store):
+def test_a_complete_archive_left_by_a_kill_is_not_downloaded_again(server, store):
     options = serve(server, beir_files("wings"))
     left = store.scratch / "work" / make_spec("dataset", options).key / "checkpoints"
     left.mkdir(parents=True)
@@ -179,20 +179,20 @@ def test_an_archive_with_a_file_outside_itself_is_refused(server, store, name):
     assert not list(store.scratch.parent.rglob("evil"))
 
 
-def test_forums_are_datasets_of_their_own_with_the_same_ids(server, store):
+def test_subsets_are_separate_datasets_that_may_share_ids(server, store):
     files = beir_files("cqadupstack/android") | beir_files("cqadupstack/gis", qrels=QRELS[:1])
-    options = serve(server, files, "cqadupstack", forums=("android", "gis"))
+    options = serve(server, files, "cqadupstack", subsets=("android", "gis"))
     artifact, folder = make(store, options)
     assert [row["query_id"] for row in rows(folder / "android" / "queries.parquet")] == ["q1", "q2"]
     assert [row["query_id"] for row in rows(folder / "gis" / "queries.parquet")] == ["q2"]
     assert (artifact.counts["android/queries"], artifact.counts["gis/queries"]) == (2, 1)
     assert artifact.at("gis/corpus.parquet").path == "gis/corpus.parquet"
-    lacking = serve(server, files, "cqadupstack", forums=("android", "tex"))
+    lacking = serve(server, files, "cqadupstack", subsets=("android", "tex"))
     with pytest.raises(DataError, match=r"tex::.*no such folder"):
         make(store, lacking)
 
 
-def test_the_place_of_an_archive_is_not_in_the_key(server):
+def test_the_location_of_an_archive_is_not_in_the_key(server):
     options = serve(server, beir_files("wings"))
     elsewhere = options.model_copy(update={"location": "https://example.org/wings.zip"})
     other = options.model_copy(update={"md5": "1" * 32})
@@ -229,7 +229,7 @@ def scores(folder: Path) -> tuple[dict[str, float], dict[str, dict[str, float]]]
 
 
 @pytest.mark.parametrize("place", ["archive", "folder", "named", "group", "bucket"])
-def test_a_dataset_of_beir_s_has_beir_s_own_number_wherever_it_lies(
+def test_a_beir_dataset_scores_what_beir_computes_wherever_it_lies(
     place, server, request, store, tmp_path
 ):
     from beir.datasets.data_loader import GenericDataLoader
@@ -269,7 +269,7 @@ def write(folder: Path, files: dict[str, str]) -> Path:
     return folder
 
 
-def test_a_folder_needs_no_training_judgements_and_gives_the_archive_s_bytes(
+def test_a_folder_without_training_judgements_gives_the_bytes_of_the_archive(
     server, store, tmp_path
 ):
     folder = write(tmp_path, beir_files("wings")) / "wings"
@@ -282,7 +282,7 @@ def test_a_folder_needs_no_training_judgements_and_gives_the_archive_s_bytes(
     assert make_spec("dataset", options, sources=source_digests(options)).key != first
 
 
-def test_what_is_wrong_in_a_folder_is_said_with_its_line(store, tmp_path):
+def test_errors_in_a_folder_name_the_line(store, tmp_path):
     folder = write(tmp_path, beir_files("wings", qrels=[*QRELS, ("q1", "nowhere", 1)])) / "wings"
     options = OPTIONS(location=str(folder), split="test")
     with pytest.raises(DataError, match=r"qrels/test.tsv:5: unknown passage"):
@@ -318,7 +318,7 @@ def nano(folder: Path, split: str = "NanoWings", many: bool = False) -> Path:
     return folder
 
 
-def test_nano_beir_s_files_are_read_and_judged_passages_are_relevant(store, tmp_path):
+def test_nano_beir_files_are_read_and_judged_passages_are_relevant(store, tmp_path):
     location = str(nano(tmp_path / "nano"))
     _, folder = make(store, OPTIONS(location=location, name="nano-wings", split="NanoWings"))
     assert rows(folder / "corpus.parquet")[0] == dict(passage_id="d1", title="", text="They lift.")
@@ -327,21 +327,21 @@ def test_nano_beir_s_files_are_read_and_judged_passages_are_relevant(store, tmp_
     assert qrels == [("q1", "d1", 1), ("q2", "d2", 1)]
 
 
-def test_nano_beir_s_judgements_may_be_lists(store, tmp_path):
+def test_nano_beir_judgements_may_be_lists(store, tmp_path):
     location = str(nano(tmp_path / "nano", many=True))
     _, folder = make(store, OPTIONS(location=location, name="nano-wings", split="NanoWings"))
     qrels = [tuple(row.values()) for row in rows(folder / "qrels.parquet")]
     assert qrels == [("q1", "d1", 1), ("q1", "d2", 1)]
 
 
-def test_nano_beir_s_files_are_found_in_a_folder_with_brackets(store, tmp_path):
+def test_nano_beir_files_are_read_from_a_folder_with_brackets(store, tmp_path):
     location = str(nano(tmp_path / "nano[1]*"))
     options = OPTIONS(location=location, name="nano-wings", split="NanoWings")
     assert make(store, options)[0].counts["queries"] == 2
 
 
 @pytest.mark.parametrize(("score", "complaint"), [(0.5, "not an integer"), (10**9, "too great")])
-def test_grades_of_nano_beir_s_files_are_checked(store, tmp_path, score, complaint):
+def test_grades_in_nano_beir_files_are_checked(store, tmp_path, score, complaint):
     location = nano(tmp_path / "nano")
     path = location / "qrels" / "NanoWings-00000-of-00001.parquet"
     pq.write_table(pq.read_table(path).append_column("score", pa.array([1, score])), path)
@@ -349,7 +349,7 @@ def test_grades_of_nano_beir_s_files_are_checked(store, tmp_path, score, complai
         make(store, OPTIONS(location=str(location), name="nano-wings", split="NanoWings"))
 
 
-def test_a_folder_of_one_s_own_may_have_nano_beir_s_layout_and_is_read_strictly(store, tmp_path):
+def test_your_own_folder_in_nano_beir_layout_is_read_strictly(store, tmp_path):
     options = OPTIONS(location=str(nano(tmp_path / "mine", "test")), split="test")
     assert make(store, options)[0].counts["queries"] == 2
     path = tmp_path / "mine" / "qrels" / "test-00000-of-00001.parquet"
@@ -360,7 +360,7 @@ def test_a_folder_of_one_s_own_may_have_nano_beir_s_layout_and_is_read_strictly(
     assert make(store, skipping)[0].counts["judgements"] == 1
 
 
-def test_a_nano_beir_file_that_changed_since_its_digest_is_refused(store, tmp_path):
+def test_a_nano_beir_file_that_changed_after_hashing_is_refused(store, tmp_path):
     options = OPTIONS(location=str(nano(tmp_path)), name="nano-wings", split="NanoWings")
     spec = make_spec("dataset", options, sources=source_digests(options))
     nano(tmp_path, many=True)
@@ -368,39 +368,39 @@ def test_a_nano_beir_file_that_changed_since_its_digest_is_refused(store, tmp_pa
         run_stage(spec, store, no_progress)
 
 
-def test_a_split_that_nano_beir_lacks_is_refused(tmp_path):
+def test_a_split_missing_from_nano_beir_is_refused(tmp_path):
     options = OPTIONS(location=str(nano(tmp_path)), name="nano-wings", split="NanoStones")
     with pytest.raises(DataError, match=r"corpus/NanoStones-\*.parquet: no such file"):
         source_digests(options)
 
 
-def test_the_table_is_beir_s():
+def test_the_catalog_matches_beir():
     assert len(BEIR) == 15 and len(NANO_BEIR) == 13
     assert [each.split for each in BEIR.values()].count("dev") == 1
     assert BEIR["msmarco"].split == "dev"
     inside = [name for name, each in BEIR.items() if each.domain == "in-domain"]
     assert inside == ["msmarco", "nq", "hotpotqa", "fever"]
     assert BEIR["climate-fever"].domain == "out-of-domain"
-    assert BEIR["cqadupstack"].forums == FORUMS and len(set(FORUMS)) == 12
+    assert BEIR["cqadupstack"].subsets == FORUMS and len(set(FORUMS)) == 12
     assert len({each.md5 for each in BEIR.values()}) == 15
     assert {len(each.md5) for each in BEIR.values()} == {32}
 
 
-def test_nano_beir_has_the_splits_that_sentence_transformers_knows():
+def test_nano_beir_has_the_splits_of_sentence_transformers():
     from sentence_transformers.sentence_transformer.evaluation import nano_beir
 
     names = nano_beir.DATASET_NAME_TO_HUMAN_READABLE.values()
     assert {each.split for each in NANO_BEIR.values()} == {f"Nano{name}" for name in names}
 
 
-def test_a_passage_with_the_query_s_id_is_treated_as_each_benchmark_s_library_does():
+def test_a_passage_with_the_query_id_is_treated_as_the_benchmark_treats_it():
     assert {each.identical_ids for each in BEIR.values()} == {"ignore"}
     assert {each.identical_ids for each in NANO_BEIR.values()} == {"keep"}
     [own] = find_datasets(["./law"])
     assert own.identical_ids == "ignore"
 
 
-def test_datasets_are_found_by_name_group_and_place():
+def test_datasets_are_looked_up_by_name_group_and_location():
     [scifact] = find_datasets(["scifact=/data/sf"])
     assert (scifact.benchmark, scifact.domain, scifact.md5) == ("BEIR", "out-of-domain", "")
     [mirrored] = find_datasets(["scifact=http://mirror/scifact.zip"])
@@ -420,13 +420,13 @@ def test_datasets_are_found_by_name_group_and_place():
 @pytest.mark.parametrize(
     ("references", "complaint"),
     [
-        (["scifacts"], "'scifacts' is no known dataset; the names are msmarco, trec-covid"),
+        (["scifacts"], "unknown dataset 'scifacts'; the names are msmarco, trec-covid"),
         (["a/law", "b/law"], "two datasets are called 'law', in a/law and in b/law"),
-        (["law=https://example.org/law.zip"], "only BEIR's own archives can be checked"),
+        (["law=https://example.org/law.zip"], "only downloads of BEIR's archives can be verified"),
         (["law="], "write NAME, LOCATION or NAME=LOCATION"),
         ([], "no dataset; name some"),
     ],
 )
-def test_what_is_no_dataset_is_refused(references, complaint):
+def test_unknown_datasets_are_refused(references, complaint):
     with pytest.raises(DataError, match=complaint):
         find_datasets(references)

@@ -10,7 +10,7 @@ import pytest
 from store_keys import full
 
 from expandr_core.data.formats.triples import text_id
-from expandr_core.data.split import PARTS, normalise
+from expandr_core.data.split import SPLIT_NAMES, normalise
 from expandr_core.errors import DataError
 from expandr_core.options.data import DataOptions
 from expandr_core.runtime.job import no_progress
@@ -70,20 +70,22 @@ def wings(tmp_path: Path) -> Path:
 
 
 def queries_of(tables: dict[str, list[dict[str, Any]]]) -> dict[str, set[str]]:
-    """The query ids by part."""
+    """The query ids by split."""
     names = {"dev": "dev_queries"}
-    return {part: {row["query_id"] for row in tables[names.get(part, part)]} for part in PARTS}
+    return {
+        name: {row["query_id"] for row in tables[names.get(name, name)]} for name in SPLIT_NAMES
+    }
 
 
 def test_a_collection_is_split_by_role(wings: Path, tmp_path: Path) -> None:
     artifact, tables = prepare(tmp_path / "store", collection=str(wings), dev_share=0.2)
     assert [row["passage_id"] for row in tables["corpus"]] == [f"d{n}" for n in range(60)]
-    parts = queries_of(tables)
-    assert all(parts.values())
-    assert set.union(*parts.values()) == {f"q{n}" for n in range(40)}
-    assert sum(map(len, parts.values())) == 40
-    for part, number in {part: len(ids) for part, ids in parts.items()}.items():
-        assert artifact.counts[f"{part}/queries/train"] == number
+    splits = queries_of(tables)
+    assert all(splits.values())
+    assert set.union(*splits.values()) == {f"q{n}" for n in range(40)}
+    assert sum(map(len, splits.values())) == 40
+    for name, number in {name: len(ids) for name, ids in splits.items()}.items():
+        assert artifact.counts[f"{name}/queries/train"] == number
     first = tables["retriever"][0]
     number = int(first["query_id"][1:])
     assert first == {
@@ -95,12 +97,12 @@ def test_a_collection_is_split_by_role(wings: Path, tmp_path: Path) -> None:
         "negative_ids": [],
         "negatives": [],
     }
-    for part in ("preference", "retriever"):
-        keys = [(row["query_id"], row["positive_id"]) for row in tables[part]]
+    for name in ("preference", "retriever"):
+        keys = [(row["query_id"], row["positive_id"]) for row in tables[name]]
         assert keys == sorted(keys)
-        assert len(keys) == 2 * len(parts[part])
+        assert len(keys) == 2 * len(splits[name])
     judged = {(row["query_id"], row["relevance"]) for row in tables["dev_qrels"]}
-    assert judged == {(query_id, grade) for query_id in parts["dev"] for grade in (0, 1, 2)}
+    assert judged == {(query_id, grade) for query_id in splits["dev"] for grade in (0, 1, 2)}
     assert "dev_corpus" not in tables
 
 
@@ -132,7 +134,7 @@ def test_a_test_query_without_its_cluster_is_refused(wings: Path, tmp_path: Path
 
 def test_dev_queries_that_are_all_test_queries_are_refused(wings: Path, tmp_path: Path) -> None:
     write_qrels(wings, "dev", [("q40", "d1", 1)])
-    with pytest.raises(DataError, match=r"all queries of qrels/dev.tsv are test queries too"):
+    with pytest.raises(DataError, match=r"all queries of qrels/dev.tsv are also test queries"):
         prepare(tmp_path / "store", collection=str(wings))
 
 
@@ -140,7 +142,7 @@ def test_given_dev_judgements_replace_the_dev_part(wings: Path, tmp_path: Path) 
     write_qrels(wings, "dev", [(f"q{n}", "d1", 1) for n in range(50, 55)])
     artifact, tables = prepare(tmp_path / "store", collection=str(wings), dev_share=0.4)
     assert [row["query_id"] for row in tables["dev_queries"]] == [f"q{n}" for n in range(50, 55)]
-    training = {row["query_id"] for part in ("preference", "retriever") for row in tables[part]}
+    training = {row["query_id"] for name in ("preference", "retriever") for row in tables[name]}
     assert training == {f"q{n}" for n in range(40)}
     assert artifact.counts["dev/queries"] == 5
 
@@ -156,7 +158,7 @@ def test_training_queries_that_are_dev_or_test_queries_are_dropped_and_shown(
     write(path, rows)
     write_qrels(wings, "dev", [(f"q{n}", "d1", 1) for n in range(50, 55)])
     artifact, tables = prepare(tmp_path / "store", collection=str(wings))
-    training = {row["query_id"] for part in ("preference", "retriever") for row in tables[part]}
+    training = {row["query_id"] for name in ("preference", "retriever") for row in tables[name]}
     assert training == {f"q{n}" for n in range(2, 40)}
     assert "q52" not in {row["query_id"] for row in tables["dev_queries"]}
     dropped = {name: n for name, n in artifact.counts.items() if name.startswith("dropped")}
@@ -184,13 +186,13 @@ def test_training_queries_without_a_relevant_passage_are_counted(
 
 
 @pytest.mark.parametrize(
-    ("shares", "part"), [((0.001, 0.1), "preference"), ((0.5, 0.001), "dev"), ((0.999, 0), "ret")]
+    ("shares", "name"), [((0.001, 0.1), "preference"), ((0.5, 0.001), "dev"), ((0.999, 0), "ret")]
 )
 def test_a_split_that_leaves_a_part_empty_is_refused(
-    shares: tuple[float, float], part: str, wings: Path, tmp_path: Path
+    shares: tuple[float, float], name: str, wings: Path, tmp_path: Path
 ) -> None:
     options = {"preference_share": shares[0], "dev_share": shares[1]}
-    with pytest.raises(DataError, match=f"no query is left in the {part}"):
+    with pytest.raises(DataError, match=f"no query is left in the {name}"):
         prepare(tmp_path / "store", collection=str(wings), **options)
 
 
@@ -212,10 +214,10 @@ def triples(tmp_path: Path) -> Path:
 def test_triples_are_joined_by_query_and_positive(triples: Path, tmp_path: Path) -> None:
     artifact, tables = prepare(tmp_path / "store", collection="", triples=str(triples))
     assert set(tables) == {"preference", "retriever", "dev_queries", "dev_qrels", "dev_corpus"}
-    parts = queries_of(tables)
-    assert all(parts.values())
-    assert sum(map(len, parts.values())) == len(set.union(*parts.values())) == 80
-    assert artifact.counts["preference/queries/nq"] == len(parts["preference"]) / 2
+    splits = queries_of(tables)
+    assert all(splits.values())
+    assert sum(map(len, splits.values())) == len(set.union(*splits.values())) == 80
+    assert artifact.counts["preference/queries/nq"] == len(splits["preference"]) / 2
     rows = tables["preference"]
     keys = [(row["query_id"], row["positive_id"]) for row in rows]
     assert keys == sorted(keys)
@@ -286,7 +288,7 @@ def test_dropped_triples_are_counted_by_reason(wings: Path, triples: Path, tmp_p
         "dropped/training queries that are dev or test queries": 1,
     }
     assert (
-        sum(len(tables[part]) for part in ("preference", "retriever")) + len(tables["dev_qrels"])
+        sum(len(tables[name]) for name in ("preference", "retriever")) + len(tables["dev_qrels"])
         == 2 * 2 * 40
     )
     for row in [*tables["preference"], *tables["retriever"]]:

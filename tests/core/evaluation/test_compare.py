@@ -129,11 +129,11 @@ def test_what_makes_its_numbers_doubtful_stands_in_the_report(store):
 
 def test_the_verdict_stands_in_the_report_with_what_to_do(store):
     made = inputs(store, a=evaluation(store, "a", [0.3, 0.4]), b=evaluation(store, "b", [0.1, 0.3]))
-    kept = Kept(expanded="b", alone="a", reason="Round 1 was best on the dev part.")
+    kept = Kept(expanded="b", alone="a", reason="Round 1 was best on the dev queries.")
     _, folder, found = compare(store, options(["a", "b"], [], kept=kept), made)
     assert found["verdict"]["expand"] is False
     text = (folder / "report.md").read_text()
-    assert "Round 1 was best on the dev part. The best system is A \\| it" in text
+    assert "Round 1 was best on the dev queries. The best system is A \\| it" in text
     assert "`expandr search --no-expand`" in text
 
 

@@ -74,7 +74,7 @@ def test_a_longer_text_in_every_pair_is_seen(tmp_path):
     assert (counts["chosen_longer"], counts["rejected_longer"]) == (10, 0)
     assert counts["length_p"] == pytest.approx(2 / 2**10)
     assert (counts["agreement"], counts["length_agreement"]) == (1, 1)
-    assert "teach only length" in reason_to_stop(counts, minimum_pairs=10, length_share=0.9)
+    assert "teach only length" in reason_to_stop(counts, minimum_pairs=10, max_length_bias=0.9)
 
 
 LONGER = {
@@ -100,13 +100,13 @@ LONGER = {
     ],
 )
 def test_when_to_stop(changes, reason):
-    found = reason_to_stop(LONGER | changes, minimum_pairs=60, length_share=0.9)
+    found = reason_to_stop(LONGER | changes, minimum_pairs=60, max_length_bias=0.9)
     assert reason in found and bool(reason) == bool(found)
 
 
-def test_a_length_share_of_one_never_stops():
+def test_a_max_length_bias_of_one_never_stops():
     always = LONGER | {"chosen_longer": 100, "rejected_longer": 0}
-    assert reason_to_stop(always, minimum_pairs=1, length_share=1) == ""
+    assert reason_to_stop(always, minimum_pairs=1, max_length_bias=1) == ""
 
 
 @pytest.mark.parametrize(
