@@ -169,11 +169,6 @@ def evaluate(
     If you add a dataset or a run, only the new measurements are made.
     """
     options = load_options(config, seed, changes or [])
-    named: dict[str, list[str]] = {"llm": [""], "retriever": [""], "training": []}
-    for name, _, value in (text.partition("=") for text in inputs or []):
-        if name not in named:
-            fail(f"--input {name}: only {', '.join(named)} can be given")
-        named[name].append(value)
     with user_errors(AGAIN):
         from expandr_cli.preflight import check_suite
         from expandr_cli.results import print_suite
@@ -182,12 +177,7 @@ def evaluate(
         from flows.model_pairs import MeasuredModels
         from flows.run_record import said_of_it
 
-        models = MeasuredModels(
-            runs=tuple(runs or ()),
-            llm=named["llm"][-1],
-            retriever=named["retriever"][-1],
-            training=tuple(named["training"]),
-        )
+        models = MeasuredModels.of(runs or [], inputs or [])
         wanted, store = tuple(datasets.split(",")), absolute(store)
         said = [str(config), *_changes(seed, changes)]
         check_suite(wanted, options, models, store)

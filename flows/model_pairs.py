@@ -53,6 +53,23 @@ class MeasuredModels(Options):
         "of the runs is known.",
     )
 
+    @classmethod
+    def of(cls, runs: list[str], inputs: list[str]) -> "MeasuredModels":
+        """Read what the command line names: runs, and inputs such as "llm=KEY"; the last one counts.
+
+        Raises:
+            DataError: if there is no such input.
+        """
+        named: dict[str, list[str]] = {"llm": [""], "retriever": [""], "training": []}
+        for name, _, value in (text.partition("=") for text in inputs):
+            if name not in named:
+                raise DataError(f"--input {name}: only {', '.join(named)} can be given")
+            named[name].append(value)
+        llm, retriever = named["llm"][-1], named["retriever"][-1]
+        return cls(
+            runs=tuple(runs), llm=llm, retriever=retriever, training=tuple(named["training"])
+        )
+
 
 def find_pairs(pipeline: Pipeline, wanted: MeasuredModels) -> list[ModelPair]:
     """Find or import the models: those that are named, then the best of each run.

@@ -30,7 +30,7 @@ from expandr_core.options.base import Options
 from expandr_core.records import Passage
 from expandr_core.runtime.job import Job
 
-VERSION = 2
+VERSION = 3
 ROLE = "measure"
 ISOLATION = "never"
 COPIED = 0.5  # share of its words from which on an expansion counts as a copy

@@ -15,7 +15,7 @@ from expandr_core.preferences.audit import audit, render
 from expandr_core.preferences.rewards import names
 from expandr_core.runtime.job import Job
 
-VERSION = 2
+VERSION = 3
 ROLE = "data"
 ISOLATION = "never"
 

@@ -21,7 +21,7 @@ from expandr_core.records import Passage
 from expandr_core.runtime.job import Job
 from expandr_core.seeding import derive_seed
 
-VERSION = 1
+VERSION = 2
 ROLE = "data"
 ISOLATION = "never"
 OPTIONS = Options

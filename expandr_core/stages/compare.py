@@ -52,7 +52,7 @@ from expandr_core.options.evaluation import SignificanceOptions
 from expandr_core.runtime.job import Job
 from expandr_core.seeding import derive_seed
 
-VERSION = 3
+VERSION = 4
 ROLE = "measure"
 ISOLATION = "never"
 CHANGES = pa.schema(

@@ -33,7 +33,7 @@ from expandr_core.options.base import Options, runtime
 from expandr_core.runtime.job import Job
 
 log = logging.getLogger(__name__)
-VERSION = 2
+VERSION = 3
 ROLE = "data"
 ISOLATION = "never"
 

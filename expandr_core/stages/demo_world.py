@@ -15,7 +15,7 @@ from expandr_core.demo.world import World, make_world
 from expandr_core.options.data import DemoWorldOptions
 from expandr_core.runtime.job import Job
 
-VERSION = 1
+VERSION = 2
 ROLE = "data"
 ISOLATION = "never"
 OPTIONS = DemoWorldOptions

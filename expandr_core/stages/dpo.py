@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from expandr_core.training.dpo import DPOTask
 
 log = logging.getLogger(__name__)
-VERSION = 3
+VERSION = 4
 ROLE = "train"
 ISOLATION = "always"
 AVERAGED = 5  # steps, for the measures at the beginning and at the end

@@ -31,7 +31,7 @@ from expandr_core.options.retriever import (
 from expandr_core.retrieval.exact import Index, open_index, search
 from expandr_core.runtime.job import Job
 
-VERSION = 3
+VERSION = 4
 ROLE = "measure"
 ISOLATION = "on-gpu"
 _ENCODED_AT_ONCE = 256

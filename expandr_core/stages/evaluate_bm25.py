@@ -18,7 +18,7 @@ from expandr_core.records import Passage, passages_in
 from expandr_core.retrieval.bm25 import BM25
 from expandr_core.runtime.job import Job
 
-VERSION = 3
+VERSION = 4
 ROLE = "measure"
 ISOLATION = "never"
 

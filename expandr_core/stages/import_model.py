@@ -19,7 +19,7 @@ from expandr_core.runtime.job import Job
 from expandr_core.runtime.model_folders import check_folder, model_files
 from expandr_core.store.store import sha256_of
 
-VERSION = 3
+VERSION = 4
 ROLE = "data"
 ISOLATION = "always"
 LAYERS = "layers/"  # prefix of the counts of layers that an adapter can adapt

@@ -9,7 +9,7 @@ from expandr_core.runtime.job import Job
 from expandr_core.runtime.model_folders import INDEX, model_files
 
 log = logging.getLogger(__name__)
-VERSION = 1
+VERSION = 2
 ROLE = "train"
 ISOLATION = "always"
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from expandr_core.encoders.encode import Encoder
     from expandr_core.retrieval.exact import Index
 
-VERSION = 3
+VERSION = 4
 ROLE = "embed"
 ISOLATION = "on-gpu"
 QUERIES_AT_ONCE = 1024

@@ -31,7 +31,7 @@ from expandr_core.records import PAIRS
 from expandr_core.runtime.job import Job
 
 log = logging.getLogger(__name__)
-VERSION = 1
+VERSION = 2
 ROLE = "data"
 ISOLATION = "never"
 

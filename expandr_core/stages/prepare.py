@@ -42,7 +42,7 @@ from expandr_core.records import EXAMPLES, PASSAGES, Example, Passage
 from expandr_core.runtime.job import Job
 
 log = logging.getLogger(__name__)
-VERSION = 1
+VERSION = 2
 ROLE = "data"
 ISOLATION = "never"
 OPTIONS = DataOptions

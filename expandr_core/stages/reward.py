@@ -28,7 +28,7 @@ from expandr_core.runtime.shards import one_row_a_query, rows_digest
 from expandr_core.store.artifacts import Artifact
 
 log = logging.getLogger(__name__)
-VERSION = 5
+VERSION = 6
 ROLE = "embed"
 ISOLATION = "on-gpu"
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-VERSION = 2
+VERSION = 3
 ROLE = "train"
 ISOLATION = "always"
 OPTIONS = TinyLLMOptions

@@ -19,9 +19,9 @@ from expandr_core.runtime.job import Job
 from expandr_core.seeding import derive_seed
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 
-VERSION = 2
+VERSION = 3
 ROLE = "train"
 ISOLATION = "always"
 OPTIONS = TinyRetrieverOptions
@@ -86,12 +86,9 @@ def _train(
     from sentence_transformers import (
         SentenceTransformer,
         SentenceTransformerTrainer,
-        SentenceTransformerTrainingArguments,
     )
-    from sentence_transformers.base.sampler import DefaultBatchSampler
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-    from torch.utils.data import SequentialSampler
     from transformers import PrinterCallback, set_seed
 
     from expandr_core.training.callbacks import FiniteCallback, ProgressCallback
@@ -103,10 +100,38 @@ def _train(
     embedding = StaticEmbedding(tokenizer, embedding_dim=options.dimensions)
     torch.nn.init.normal_(embedding.embedding.weight, std=options.initial_deviation)
     model = SentenceTransformer(modules=[embedding], device="cpu", similarity_fn_name="cosine")
-    arguments = SentenceTransformerTrainingArguments(
+    loss = MultipleNegativesRankingLoss(
+        model,
+        scale=CONTRASTIVE_SCALE,
+        directions=("query_to_doc", "doc_to_query"),
+        partition_mode="per_direction",
+    )
+    anchors, positives = zip(*pairs, strict=True)
+    dataset = Dataset.from_dict({"anchor": anchors, "positive": positives})
+    trainer = SentenceTransformerTrainer(
+        model,
+        _arguments(job, seed, len(pairs)),
+        train_dataset=dataset,
+        loss=loss,
+        callbacks=[ProgressCallback(job.progress), FiniteCallback(remedy)],
+    )
+    log.info("training %d token embeddings", tokenizer.get_vocab_size())
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return model, [line["loss"] for line in trainer.state.log_history if "loss" in line][-1]
+
+
+def _arguments(job: Job, seed: int, pairs: int) -> "SentenceTransformerTrainingArguments":
+    """Train on the pairs in their order, without checkpoints."""
+    from sentence_transformers import SentenceTransformerTrainingArguments
+    from sentence_transformers.base.sampler import DefaultBatchSampler
+    from torch.utils.data import SequentialSampler
+
+    options: TinyRetrieverOptions = job.options
+    return SentenceTransformerTrainingArguments(
         output_dir=str(job.checkpoints),
         max_steps=options.steps,
-        per_device_train_batch_size=min(options.batch_size, len(pairs) // options.steps),
+        per_device_train_batch_size=min(options.batch_size, pairs // options.steps),
         batch_sampler=lambda dataset, **rest: DefaultBatchSampler(
             SequentialSampler(dataset),  # pyright: ignore[reportArgumentType]
             **rest,
@@ -123,22 +148,3 @@ def _train(
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-    loss = MultipleNegativesRankingLoss(
-        model,
-        scale=CONTRASTIVE_SCALE,
-        directions=("query_to_doc", "doc_to_query"),
-        partition_mode="per_direction",
-    )
-    anchors, positives = zip(*pairs, strict=True)
-    dataset = Dataset.from_dict({"anchor": anchors, "positive": positives})
-    trainer = SentenceTransformerTrainer(
-        model,
-        arguments,
-        train_dataset=dataset,
-        loss=loss,
-        callbacks=[ProgressCallback(job.progress), FiniteCallback(remedy)],
-    )
-    log.info("training %d token embeddings", tokenizer.get_vocab_size())
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    return model, [line["loss"] for line in trainer.state.log_history if "loss" in line][-1]

@@ -26,7 +26,7 @@ from expandr_core.runtime.model_folders import SENTENCE_CONFIG
 if TYPE_CHECKING:
     from expandr_core.training.retriever_trainer import History
 
-VERSION = 4
+VERSION = 5
 ROLE = "train"
 ISOLATION = "always"
 USE = "expansion.json"
