@@ -87,7 +87,9 @@ def half_done(whole: str, store: str) -> str:
 def start(cluster: Cluster, preset: str, store: str) -> str:
     """Start the joint loop on the cluster; return the run's id."""
     deployment = ask(cluster, "GET", "/deployments/name/joint-loop/manual")
-    parameters = {**deployment["parameters"], "preset": preset, "store": store}
+    # The placement that a form begins with means "here" for the preset tiny; another goes to the pools.
+    placement = {**deployment["parameters"]["placement"], "runs_at_once": 4}
+    parameters = {"preset": preset, "store": store, "placement": placement}
     path = f"/deployments/{deployment['id']}/create_flow_run"
     return ask(cluster, "POST", path, {"parameters": parameters})["id"]
 

@@ -14,7 +14,7 @@ from expandr_cli.config_files import SeedOption, SetOption, load_options
 from expandr_cli.terminal import StoreOption, absolute, fail, notify, out, user_errors
 
 if TYPE_CHECKING:
-    from expandr_core.planning.cost_model import Rates, StepCost
+    from expandr_core.planning.cost_model import StepCost, Throughput
 
 app = typer.Typer()
 
@@ -61,13 +61,13 @@ def plan(
             options = load_options(config, seed, changes or [])
         else:
             fail("name a CONFIG to plan, or a run to compare with, by --run")
-        rates = _read(throughputs) if throughputs else None
+        throughput = _read(throughputs) if throughputs else None
         check_run(options, absolute(store))
         with prefect_server(notify):
             made = run_flow(
                 plan_flow,
                 options=options,
-                rates=rates,
+                throughput=throughput,
                 before=run.started if run else None,
                 calibrate=calibrate,
                 sample=sample,
@@ -75,17 +75,17 @@ def plan(
             )
         before = measured(open_store(absolute(store)), run.steps) if run else []
     if save:
-        save.write_text(yaml.safe_dump(made.rates.model_dump(), sort_keys=False))
+        save.write_text(yaml.safe_dump(made.throughput.model_dump(), sort_keys=False))
     out.print(_table(made.steps, before), highlight=False)
-    out.print(f"Throughputs: {made.rates.source}.", highlight=False, soft_wrap=True)
+    out.print(f"Throughputs: {made.throughput.source}.", highlight=False, soft_wrap=True)
 
 
-def _read(path: Path) -> "Rates":
+def _read(path: Path) -> "Throughput":
     """Read throughputs from a YAML (or JSON) file."""
-    from expandr_core.planning.cost_model import Rates
+    from expandr_core.planning.cost_model import Throughput
 
     try:
-        return Rates(**yaml.safe_load(path.read_text()))
+        return Throughput(**yaml.safe_load(path.read_text()))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, ValidationError) as error:
         fail(f"{path}: {error}; `expandr plan --save FILE` writes such a file")
 
@@ -94,7 +94,7 @@ class Sum(NamedTuple):
     """What the steps of a stage cost together."""
 
     steps: int
-    volume: str
+    workload: str
     seconds: float
     bytes: float
 
@@ -107,7 +107,7 @@ def by_stage(steps: Iterable["StepCost"]) -> dict[str, Sum]:
     return {
         stage: Sum(
             len(own),
-            _volume(own),
+            _works_on(own),
             sum(step.seconds for step in own),
             sum(step.bytes for step in own),
         )
@@ -115,9 +115,9 @@ def by_stage(steps: Iterable["StepCost"]) -> dict[str, Sum]:
     }
 
 
-def _volume(steps: list["StepCost"]) -> str:
-    """Say what a stage works on: its texts and tokens, or its first volume."""
-    counted = [step.counts if step.stage == "expand" else step.volume for step in steps]
+def _works_on(steps: list["StepCost"]) -> str:
+    """Say what a stage works on: its texts and tokens, or its first workload."""
+    counted = [step.counts if step.stage == "expand" else step.workload for step in steps]
     names = ("texts", "tokens") if steps[0].stage == "expand" else list(counted[0])[:1]
     return ", ".join(f"{sum(each[name] for each in counted):,.0f} {name}" for name in names)
 
@@ -129,7 +129,7 @@ def _table(planned: list["StepCost"], measured: list["StepCost"]) -> Table:
     for name in ("time", "disk", *(("measured", "disk", "time / measured") if real else ())):
         table.add_column(name, justify="right")
     for stage, own in sums.items():
-        row = [stage, f"{own.steps}", own.volume, *_cost(own)]
+        row = [stage, f"{own.steps}", own.workload, *_cost(own)]
         if stage in real:
             row += [*_cost(real[stage]), f"{own.seconds / real[stage].seconds:.2f}"]
         table.add_row(*row)

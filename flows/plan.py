@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from expandr_core.errors import DataError
 from expandr_core.options.loop import JointLoopOptions
-from expandr_core.planning.cost_model import Rates, StepCost, measured, rates_of
+from expandr_core.planning.cost_model import StepCost, Throughput, measured, throughput_of
 from expandr_core.runtime.runner import module_of
 from expandr_core.stages.sample import OPTIONS as SampleOptions
 from expandr_core.store.artifacts import Artifact
@@ -31,16 +31,16 @@ LATEST = 3  # runs that are learned from
 
 
 class Plan(BaseModel):
-    """What a run will cost, and by which rates."""
+    """What a run will cost, and by which throughput."""
 
-    rates: Rates
+    throughput: Throughput
     steps: list[StepCost]
 
 
 @flow(name="plan")
 def plan(
     options: JointLoopOptions,
-    rates: Rates | None = None,
+    throughput: Throughput | None = None,
     before: datetime | None = None,
     calibrate: bool = False,
     sample: int = 64,
@@ -52,7 +52,7 @@ def plan(
 
     Args:
         options: The options of every stage.
-        rates: What stages cost; else it is learned from earlier runs, or measured.
+        throughput: What stages cost; else it is learned from earlier runs, or measured.
         before: Learn from runs that ended before, only; without one there is no prediction.
         calibrate: Measure, even if there are runs to learn from.
         sample: Queries of the larger sample of a calibration; the smaller one has a quarter.
@@ -65,20 +65,20 @@ def plan(
     imported = import_models(pipeline)
     check_adapter(imported, options)
     data = prepare_data(pipeline)
-    if not rates and not calibrate:
-        rates = learned(pipeline, before)
-        if before and not rates:
+    if not throughput and not calibrate:
+        throughput = learned(pipeline, before)
+        if before and not throughput:
             raise DataError(
                 "no run with these models ended before that one, to predict it by; give "
                 "--throughputs FILE, as the plan's --save wrote it, or --calibrate"
             )
-    if not rates:
-        rates = calibrated(pipeline, data, start_models(pipeline, data, imported), sample)
-    get_run_logger().info("planned by %s", rates.source)
-    planned = DryRun(store, options, rates=rates)
+    if not throughput:
+        throughput = calibrated(pipeline, data, start_models(pipeline, data, imported), sample)
+    get_run_logger().info("planned by %s", throughput.source)
+    planned = DryRun(store, options, throughput=throughput)
     with disable_run_logger():  # of rounds that do not take place
         run_rounds(planned, data, start_models(planned, data, imported))
-    return Plan(rates=rates, steps=planned.costs)
+    return Plan(throughput=throughput, steps=planned.costs)
 
 
 def start_models(pipeline: Pipeline, data: Data, imported: dict[str, Artifact]) -> Models:
@@ -87,7 +87,7 @@ def start_models(pipeline: Pipeline, data: Data, imported: dict[str, Artifact]) 
     return Models(0, llm, imported.get("retriever") or build_retriever(pipeline, data))
 
 
-def learned(pipeline: Pipeline, before: datetime | None) -> Rates | None:
+def learned(pipeline: Pipeline, before: datetime | None) -> Throughput | None:
     """Learn from the latest runs with the same models; None if there are none."""
     store, names, steps = pipeline.open(), list[str](), list[StepCost]()
     models = pipeline.options.model_dump(mode="json", include={"llm", "retriever", "device"})
@@ -100,10 +100,10 @@ def learned(pipeline: Pipeline, before: datetime | None) -> Rates | None:
             steps += measured(store, [Step(**step) for step in record["steps"]])
         if len(names) == LATEST:
             break
-    return rates_of(steps, f"as in {' and '.join(names)}") if names else None
+    return throughput_of(steps, f"as in {' and '.join(names)}") if names else None
 
 
-def calibrated(pipeline: Pipeline, data: Data, models: Models, sample: int) -> Rates:
+def calibrated(pipeline: Pipeline, data: Data, models: Models, sample: int) -> Throughput:
     """Run one round on samples of the data: of a quarter, and of all of the queries asked for.
 
     One on an eighth comes first: it only tells how much longer takes what is done first in a process.
@@ -121,7 +121,7 @@ def calibrated(pipeline: Pipeline, data: Data, models: Models, sample: int) -> R
             loading = [step for step in made if module_of(step.stage).ISOLATION != "always"]
         else:
             steps += measured(store, with_run_options(small, pipeline.options))
-    return rates_of(steps, f"a calibration with {sample} queries", loading)
+    return throughput_of(steps, f"a calibration with {sample} queries", loading)
 
 
 def with_run_options(small: Pipeline, options: JointLoopOptions) -> list[Step]:

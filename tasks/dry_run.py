@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from expandr_core.planning.cost_model import Rates, StepCost, last_of_each, predicted
+from expandr_core.planning.cost_model import StepCost, Throughput, last_of_each, predicted
 from expandr_core.runtime.runner import module_of
 from expandr_core.store.artifacts import Artifact, StageSpec
 from expandr_core.store.run_records import StepId
@@ -40,7 +40,7 @@ class StepCount(Pipeline):
 class DryRun(StepCount):
     """Predicts the steps of a run; only the data that it starts from is in the store."""
 
-    rates: Rates
+    throughput: Throughput
     predictions: dict[str, StepCost] = field(default_factory=dict)
 
     @property
@@ -51,7 +51,7 @@ class DryRun(StepCount):
     def make(self, step_id: StepId, title: str, spec: StageSpec) -> Artifact:
         """Predict a step; its artifact has a key, and the counts that later steps depend on."""
         first = all(cost.id.stage != spec.stage for cost in self.predictions.values())
-        cost = predicted(step_id, spec, self.rates, self.open(), first)
+        cost = predicted(step_id, spec, self.throughput, self.open(), first)
         self.predictions.setdefault(spec.key, cost)
         artifact = super().make(step_id, title, spec)
         return artifact.model_copy(update={"counts": cost.counts})

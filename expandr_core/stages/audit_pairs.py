@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from expandr_core.options.base import Options
+from expandr_core.planning.workload import PlannedStep
 from expandr_core.preferences.audit import audit, render
 from expandr_core.preferences.rewards import names
 from expandr_core.runtime.job import Job
@@ -25,6 +26,17 @@ class AuditPairsOptions(Options):
 
 
 OPTIONS = AuditPairsOptions
+
+
+def workload(step: PlannedStep) -> dict[str, float]:
+    """Return the pairs to read."""
+    return {"pairs": step.counts["pairs"]}
+
+
+def predict(step: PlannedStep) -> dict[str, float]:
+    """Predict pairs that nothing speaks against."""
+    alike = {"chosen_longer": 0, "rejected_longer": 0, "length_p": 1.0, "agreement": 1.0}
+    return {"pairs": step.inputs["pairs"].counts["pairs"], "length_agreement": 0.0, **alike}
 
 
 def run(job: Job) -> None:

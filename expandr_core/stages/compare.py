@@ -49,6 +49,7 @@ from expandr_core.evaluation.significance import (
 from expandr_core.evaluation.verdict import Kept, verdict
 from expandr_core.options.base import Options
 from expandr_core.options.evaluation import SignificanceOptions
+from expandr_core.planning.workload import PlannedStep
 from expandr_core.runtime.job import Job
 from expandr_core.seeding import derive_seed
 
@@ -83,6 +84,12 @@ class CompareOptions(Options):
 
 
 OPTIONS = CompareOptions
+
+
+def workload(step: PlannedStep) -> dict[str, float]:
+    """Return the systems, and the results of all of them."""
+    measured = [made for role, made in step.inputs.items() if role.startswith("measured/")]
+    return {"systems": len(measured), "results": sum(each.counts["queries"] for each in measured)}
 
 
 def run(job: Job) -> None:

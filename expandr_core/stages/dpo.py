@@ -11,6 +11,7 @@ adapted layers are explicit. Dropout is off, as it was in effect in the referenc
 
 import json
 import logging
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
@@ -25,6 +26,7 @@ from expandr_core.options.base import Options
 from expandr_core.options.generation import ChatOptions, PromptOptions
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.options.training import DPOTrainingOptions
+from expandr_core.planning.workload import PlannedStep
 from expandr_core.runtime.device import run_device
 from expandr_core.runtime.job import Job
 
@@ -53,6 +55,21 @@ class DPOOptions(Options):
 
 
 OPTIONS = DPOOptions
+
+
+def workload(step: PlannedStep) -> dict[str, float]:
+    """Return the pairs to train on, and those to measure on, each as often as that happens."""
+    options: DPOOptions = step.options
+    training = options.training
+    pairs = step.counts["train_pairs"] * training.epochs
+    times = math.ceil(pairs / training.batch_size / training.evaluation_steps)
+    return {"pairs": pairs, "dev pairs": step.counts["dev_pairs"] * times}
+
+
+def predict(step: PlannedStep) -> dict[str, float]:
+    """Predict that no pair is too long."""
+    pairs = step.inputs["pairs"].counts
+    return {"train_pairs": pairs["train"], "dev_pairs": pairs["pairs"] - pairs["train"]}
 
 
 def run(job: Job) -> None:

@@ -44,6 +44,7 @@ from expandr_core.options.retriever import (
     RetrieverOptions,
     VectorType,
 )
+from expandr_core.planning.workload import PlannedStep
 from expandr_core.records import Passage, passages_in
 from expandr_core.runtime.job import Job
 from expandr_core.runtime.runner import only_of, run_shard
@@ -68,6 +69,18 @@ class EncodeOptions(Options):
 
 
 OPTIONS = EncodeOptions
+BYTES_GROW_WITH = "passages"
+
+
+def workload(step: PlannedStep) -> dict[str, float]:
+    """Return the passages that no earlier encoding has."""
+    return {"passages": step.counts["encoded"]}
+
+
+def predict(step: PlannedStep) -> dict[str, float]:
+    """Predict that every passage is encoded."""
+    passages = step.rows("corpus")
+    return {"passages": passages, "encoded": passages}
 
 
 def shards(job: Job) -> int:

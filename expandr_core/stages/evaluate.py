@@ -28,6 +28,7 @@ from expandr_core.options.retriever import (
     IndexOptions,
     RetrieverOptions,
 )
+from expandr_core.planning.workload import PlannedStep
 from expandr_core.retrieval.exact import Index, open_index, search
 from expandr_core.runtime.job import Job
 
@@ -55,6 +56,18 @@ class EvaluateOptions(Options):
 
 
 OPTIONS = EvaluateOptions
+BYTES_GROW_WITH = "queries"
+
+
+def workload(step: PlannedStep) -> dict[str, float]:
+    """Return the texts to encode, and the similarities to compute."""
+    similarities = step.counts["queries"] * step.inputs["embeddings"].counts["passages"]
+    return {"texts": step.measured_texts, "similarities": similarities}
+
+
+def predict(step: PlannedStep) -> dict[str, float]:
+    """Predict that every query is measured."""
+    return {"queries": step.rows("queries")}
 
 
 def run(job: Job) -> None:

@@ -14,6 +14,7 @@ from expandr_core.evaluation.run_queries import count_identical_ids, measure
 from expandr_core.options.base import Options
 from expandr_core.options.data import IdenticalIds
 from expandr_core.options.evaluation import EvaluationOptions, Language, RankingOptions
+from expandr_core.planning.workload import PlannedStep
 from expandr_core.records import Passage, passages_in
 from expandr_core.retrieval.bm25 import BM25
 from expandr_core.runtime.job import Job
@@ -37,6 +38,17 @@ class EvaluateBM25Options(Options):
 
 
 OPTIONS = EvaluateBM25Options
+BYTES_GROW_WITH = "queries"
+
+
+def workload(step: PlannedStep) -> dict[str, float]:
+    """Return the texts to search for, and the passages to index."""
+    return {"texts": step.measured_texts, "passages": step.rows("corpus")}
+
+
+def predict(step: PlannedStep) -> dict[str, float]:
+    """Predict that every query is measured."""
+    return {"queries": step.rows("queries")}
 
 
 def run(job: Job) -> None:

@@ -37,6 +37,7 @@ from expandr_core.options.generation import (
     TransformersOptions,
 )
 from expandr_core.options.loop import JointLoopOptions
+from expandr_core.planning.workload import PlannedStep
 from expandr_core.records import EXPANSIONS
 from expandr_core.runtime.job import Job
 from expandr_core.runtime.runner import run_shard
@@ -77,6 +78,22 @@ class ExpandOptions(Options):
 
 
 OPTIONS = ExpandOptions
+BYTES_GROW_WITH = "tokens"
+
+
+def workload(step: PlannedStep) -> dict[str, float]:
+    """Return the prompts to read, and the tokens to write."""
+    return {"prompts": step.counts["queries"], "tokens": step.counts["tokens"]}
+
+
+def predict(step: PlannedStep) -> dict[str, float]:
+    """Predict queries, texts and tokens."""
+    options: ExpandOptions = step.options
+    sizes = shard_sizes(step.store.local(step.inputs["queries"]), options.queries_per_shard)
+    queries = sum(sizes[: step.max_shards or len(sizes)])
+    texts = queries * options.sampling.samples
+    tokens = texts * step.texts.tokens(options.prompt.name)
+    return {"queries": queries, "texts": texts, "tokens": tokens}
 
 
 def shards(job: Job) -> int:

@@ -23,8 +23,10 @@ from expandr_core.options.base import Options, Positive
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.options.retriever import EncodingOptions, FusionOptions, IndexOptions
 from expandr_core.options.training import MiningOptions
+from expandr_core.planning.workload import PlannedStep
 from expandr_core.records import NEGATIVES, Passage, passages_in
 from expandr_core.runtime.job import Job
+from expandr_core.runtime.shards import query_count
 from expandr_core.training.hard_negatives import PASSAGES, Numbers
 
 if TYPE_CHECKING:
@@ -59,6 +61,18 @@ class MineOptions(Options):
 
 
 OPTIONS = MineOptions
+BYTES_GROW_WITH = "queries"
+
+
+def workload(step: PlannedStep) -> dict[str, float]:
+    """Return the queries to encode, and the similarities to compute."""
+    queries, passages = step.counts["queries"], step.inputs["embeddings"].counts["passages"]
+    return {"queries": queries, "similarities": queries * passages}
+
+
+def predict(step: PlannedStep) -> dict[str, float]:
+    """Predict that every query gets negatives."""
+    return {"queries": query_count(step.store.local(step.inputs["examples"]))}
 
 
 def run(job: Job) -> None:

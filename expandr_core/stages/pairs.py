@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from expandr_core.data.terms import count_words
 from expandr_core.options.base import Options
 from expandr_core.options.preferences import PreferenceOptions
+from expandr_core.planning.workload import PlannedStep
 from expandr_core.preferences.pairs import (
     accept,
     acceptance_threshold,
@@ -44,6 +45,22 @@ class PairsOptions(Options):
 
 
 OPTIONS = PairsOptions
+BYTES_GROW_WITH = "queries"
+
+
+def workload(step: PlannedStep) -> dict[str, float]:
+    """Return the candidates to choose from."""
+    return {"candidates": step.inputs["rewards"].counts["candidates"]}
+
+
+def predict(step: PlannedStep) -> dict[str, float]:
+    """Predict as many accepted queries as there were in earlier runs."""
+    options: PairsOptions = step.options
+    queries = step.inputs["rewards"].counts["queries"]
+    accepted = round(queries * step.texts.accepted_share)
+    pairs = min(accepted, options.preferences.max_pairs)
+    train = pairs * (1 - options.preferences.dpo_dev_share)
+    return {"queries": queries, "accepted": accepted, "pairs": pairs, "train": train}
 
 
 def run(job: Job) -> None:

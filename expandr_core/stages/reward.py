@@ -21,6 +21,7 @@ from expandr_core.encoders.encode import Encoder, encoder_of
 from expandr_core.errors import DataError
 from expandr_core.options.base import Options
 from expandr_core.options.retriever import EncodingOptions, RetrieverOptions
+from expandr_core.planning.workload import PlannedStep
 from expandr_core.preferences.rewards import Candidates, names, schema, score, tie_seed
 from expandr_core.runtime.job import Job
 from expandr_core.runtime.runner import run_shard
@@ -45,6 +46,18 @@ class RewardOptions(Options):
 
 
 OPTIONS = RewardOptions
+BYTES_GROW_WITH = "candidates"
+
+
+def workload(step: PlannedStep) -> dict[str, float]:
+    """Return the candidates to encode."""
+    return {"candidates": step.counts["candidates"]}
+
+
+def predict(step: PlannedStep) -> dict[str, float]:
+    """Predict that every text is a candidate."""
+    written = step.inputs["candidates"].counts
+    return {"queries": written["queries"], "candidates": written["texts"]}
 
 
 def shards(job: Job) -> int:

@@ -15,6 +15,7 @@ from expandr_core.errors import DataError
 from expandr_core.generation.control_tokens import encode_text
 from expandr_core.generation.prompts import prompt_ids
 from expandr_core.options.generation import TinyLLMOptions
+from expandr_core.planning.workload import PlannedStep
 from expandr_core.runtime.device import run_device
 from expandr_core.runtime.job import Job
 from expandr_core.seeding import derive_seed
@@ -27,6 +28,13 @@ VERSION = 3
 ROLE = "train"
 ISOLATION = "always"
 OPTIONS = TinyLLMOptions
+
+
+def workload(step: PlannedStep) -> dict[str, float]:
+    """Return the texts of all training steps."""
+    options: TinyLLMOptions = step.options
+    return {"texts": options.steps * options.batch_size}
+
 
 log = logging.getLogger(__name__)
 _MODULES = {"self_attn": "qkvo", "mlp": ("gate", "up", "down")}

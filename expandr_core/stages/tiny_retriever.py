@@ -15,6 +15,7 @@ from expandr_core.demo.corpus_sample import sample_passages
 from expandr_core.encoders.portable import make_portable
 from expandr_core.errors import DataError
 from expandr_core.options.retriever import TinyRetrieverOptions
+from expandr_core.planning.workload import PlannedStep
 from expandr_core.runtime.job import Job
 from expandr_core.seeding import derive_seed
 
@@ -25,6 +26,13 @@ VERSION = 3
 ROLE = "train"
 ISOLATION = "always"
 OPTIONS = TinyRetrieverOptions
+
+
+def workload(step: PlannedStep) -> dict[str, float]:
+    """Return the texts of all training steps."""
+    options: TinyRetrieverOptions = step.options
+    return {"texts": options.steps * options.batch_size}
+
 
 log = logging.getLogger(__name__)
 CONTRASTIVE_SCALE = 20.0  # the inverse of the temperature, 0.05

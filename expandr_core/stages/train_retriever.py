@@ -20,6 +20,7 @@ from expandr_core.options.base import Options, identity
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.options.retriever import EncodingOptions, FusionOptions
 from expandr_core.options.training import RetrieverTrainingOptions
+from expandr_core.planning.workload import PlannedStep
 from expandr_core.runtime.job import Job
 from expandr_core.runtime.model_folders import SENTENCE_CONFIG
 
@@ -47,6 +48,20 @@ class TrainRetrieverOptions(Options):
 
 
 OPTIONS = TrainRetrieverOptions
+
+
+def workload(step: PlannedStep) -> dict[str, float]:
+    """Return the rows to train on; expanded ones have more to encode."""
+    rows = step.counts["rows"]
+    return {"rows": rows, "expanded rows": rows * ("expansions" in step.inputs)}
+
+
+def predict(step: PlannedStep) -> dict[str, float]:
+    """Predict that every example is a row of each epoch."""
+    options: TrainRetrieverOptions = step.options
+    training = options.training
+    passes = training.epochs * training.expansions_per_query
+    return {"rows": step.rows("examples") * (1 - training.held_out_share) * passes}
 
 
 def run(job: Job) -> None:

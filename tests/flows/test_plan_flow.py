@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from expandr_cli.plan import by_stage
 from expandr_core.options.loop import JointLoopOptions
-from expandr_core.planning.cost_model import StepCost, measured, rates_of
+from expandr_core.planning.cost_model import StepCost, measured, throughput_of
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.run_records import StepId
 from expandr_core.store.store import Store
@@ -42,12 +42,12 @@ def test_a_plan_has_the_steps_of_the_run_and_learns_what_they_cost(first):
     assert [each.id for each in found.steps] == ids_of(ran)
     costs, real = by_stage(found.steps), by_stage(ran)
     for stage, own in costs.items():
-        if own.steps == real[stage].steps == 1:  # its own rate, times a volume predicted to 10 %
+        if own.steps == real[stage].steps == 1:  # its own rate, times a workload predicted to 10 %
             assert own.seconds == pytest.approx(real[stage].seconds, rel=0.1, abs=0.1), stage
         assert own.bytes == pytest.approx(real[stage].bytes, rel=0.2), stage
-    volumes = {each.id: each.volume for each in ran}
+    workloads = {each.id: each.workload for each in ran}
     for each in found.steps:
-        assert each.volume == pytest.approx(volumes[each.id], rel=0.1, abs=1), each.id
+        assert each.workload == pytest.approx(workloads[each.id], rel=0.1, abs=1), each.id
 
 
 def test_a_calibration_tells_what_every_stage_costs_whatever_steps_are_called(
@@ -55,7 +55,7 @@ def test_a_calibration_tells_what_every_stage_costs_whatever_steps_are_called(
 ):
     monkeypatch.setattr(Pipeline, "_full", lambda self, title: "reworded")
     found: Any = plan(options=tiny_loop.OPTIONS, store=str(store), calibrate=True, sample=8)
-    assert found.rates.source == "a calibration with 8 queries"
+    assert found.throughput.source == "a calibration with 8 queries"
     ran = measured(Store(first.record.store), first.record.steps)
     assert [each.id for each in found.steps] == ids_of(ran)
     assert all(each.seconds > 0 and each.bytes > 0 for each in found.steps)
@@ -65,10 +65,10 @@ def test_each_stage_loads_its_libraries_once(first):
     before = planned(first.record.store)
     loading = {
         stage: costs.model_copy(update={"load_seconds": 100})
-        for stage, costs in before.rates.stages.items()
+        for stage, costs in before.throughput.stages.items()
     }
-    rates = before.rates.model_copy(update={"stages": loading})
-    after = by_stage(planned(first.record.store, rates=rates).steps)
+    throughput = before.throughput.model_copy(update={"stages": loading})
+    after = by_stage(planned(first.record.store, throughput=throughput).steps)
     for stage, own in by_stage(before.steps).items():
         assert after[stage].seconds == pytest.approx(own.seconds + 100), stage
 
@@ -92,8 +92,10 @@ def test_a_run_that_is_over_is_compared_with_a_plan_by_saved_throughputs(first, 
     from expandr_cli.main import app
 
     file = tmp_path / "throughputs.yaml"
-    rates = rates_of(measured(Store(first.record.store), first.record.steps), "the first run")
-    file.write_text(yaml.safe_dump(rates.model_dump()))
+    throughput = throughput_of(
+        measured(Store(first.record.store), first.record.steps), "the first run"
+    )
+    file.write_text(yaml.safe_dump(throughput.model_dump()))
     command = [
         "plan",
         "--run",

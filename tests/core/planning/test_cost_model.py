@@ -7,31 +7,52 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expandr_core.errors import DataError
+from expandr_core.options.evaluation import RankingOptions
+from expandr_core.options.generation import ChatOptions, GenerationOptions, SamplingOptions
+from expandr_core.options.loop import JointLoopOptions
 from expandr_core.planning.cost_model import (
-    Rates,
-    StageRates,
+    StageThroughput,
     StepCost,
+    Throughput,
     fit,
     last_of_each,
     predicted,
-    rates_of,
+    throughput_of,
 )
-from expandr_core.planning.volumes import predicted_counts, volume
+from expandr_core.planning.workload import TextStatistics, predicted_counts, workload
+from expandr_core.stages.evaluate import EvaluateOptions
+from expandr_core.stages.expand import ExpandOptions
+from expandr_core.stages.mine import MineOptions
+from expandr_core.stages.train_retriever import TrainRetrieverOptions
 from expandr_core.store.artifacts import Artifact, StageSpec
 from expandr_core.store.run_records import StepId
 from expandr_core.store.store import Store
 
+LOOP = JointLoopOptions(
+    expand=GenerationOptions(queries_per_shard=4, candidates=SamplingOptions(samples=8))
+)
+EXPAND = ExpandOptions.of(LOOP, LOOP.expand.candidates, "q2d", ChatOptions()).model_dump()
+MINE, TRAIN = MineOptions.of(LOOP).model_dump(), TrainRetrieverOptions.of(LOOP).model_dump()
+RANKING = RankingOptions.of(LOOP.evaluate, "ignore")
+EVALUATE = EvaluateOptions.of(LOOP.retriever, RANKING, 0.5).model_dump()
+COMPARE = {
+    "systems": [{"name": "a", "title": "A"}],
+    "datasets": [{"name": "test"}],
+    "contrasts": [],
+    "significance": {},
+}
+
 
 def step(
-    stage: str, volume: dict[str, float], seconds: float, start: float | None = None, **counts
+    stage: str, workload: dict[str, float], seconds: float, start: float | None = None, **counts
 ):
     options = {"prompt": {"name": "q2d"}}
-    return StepCost(StepId(stage), counts, volume, seconds, 10.0, options, start)
+    return StepCost(StepId(stage), counts, workload, seconds, 10.0, options, start)
 
 
-def cost(rates: StageRates, volume: dict[str, float]) -> float:
-    return rates.start_seconds + sum(
-        volume[name] / throughput for name, throughput in rates.per_second.items()
+def cost(throughput: StageThroughput, workload: dict[str, float]) -> float:
+    return throughput.start_seconds + sum(
+        workload[name] / throughput for name, throughput in throughput.per_second.items()
     )
 
 
@@ -58,7 +79,7 @@ def test_steps_of_about_one_size_are_put_down_to_it():
     assert cost(found, {"candidates": 1000}) == pytest.approx(1000 * 10 / 250)
 
 
-def test_two_volumes_are_told_apart():
+def test_two_workloads_are_told_apart():
     prompts, tokens = 0.05, 0.001
     steps = [
         step("expand", {"prompts": p, "tokens": t}, 2 + prompts * p + tokens * t)
@@ -78,15 +99,15 @@ def test_a_start_that_was_measured_is_not_guessed():
 
 def test_where_no_throughput_can_be_told_the_largest_step_bounds_it():
     steps = [step("encode", {"passages": 100}, 2.0), step("encode", {"passages": 400}, 0.8)]
-    assert fit("encode", steps) == StageRates(per_second={"passages": 500}, bytes=10)
+    assert fit("encode", steps) == StageThroughput(per_second={"passages": 500}, bytes=10)
 
 
-def test_a_stage_without_volume_costs_its_mean():
+def test_a_stage_without_workload_costs_its_mean():
     assert fit("merge", [step("merge", {}, 4), step("merge", {}, 8)]).start_seconds == 6
 
 
 def test_texts_and_acceptance_are_averaged_over_the_steps():
-    rates = rates_of(
+    throughput = throughput_of(
         [
             step("expand", {"prompts": 1, "tokens": 90}, 1, queries=1, texts=3, tokens=90),
             step("expand", {"prompts": 1, "tokens": 10}, 1, queries=1, texts=1, tokens=10),
@@ -95,10 +116,10 @@ def test_texts_and_acceptance_are_averaged_over_the_steps():
         ],
         "four steps",
     )
-    assert rates.tokens_per_text == {"q2d": 25}
-    assert rates.accepted_share == 0.75
+    assert throughput.tokens_per_text == {"q2d": 25}
+    assert throughput.accepted_share == 0.75
     with pytest.raises(DataError, match="four steps says nothing about the stage 'merge'"):
-        rates.of("merge")
+        throughput.of("merge")
 
 
 def test_what_the_first_step_took_longer_is_put_down_to_loading():
@@ -106,10 +127,12 @@ def test_what_the_first_step_took_longer_is_put_down_to_loading():
         return step("mine", {"queries": queries}, seconds)
 
     loading = [mine(10, 4.5), mine(10, 1.1), step("sample", {}, 3)]
-    rates = rates_of([mine(20, 2), mine(80, 8), step("merge", {}, 4)], "a process", loading)
-    assert rates.of("mine").load_seconds == pytest.approx(3.5)
-    assert rates.of("merge").load_seconds == 0
-    faster = rates_of([mine(20, 2), mine(80, 8)], "a process", [mine(10, 0.5)])
+    throughput = throughput_of(
+        [mine(20, 2), mine(80, 8), step("merge", {}, 4)], "a process", loading
+    )
+    assert throughput.of("mine").load_seconds == pytest.approx(3.5)
+    assert throughput.of("merge").load_seconds == 0
+    faster = throughput_of([mine(20, 2), mine(80, 8)], "a process", [mine(10, 0.5)])
     assert faster.of("mine").load_seconds == 0
 
 
@@ -144,16 +167,20 @@ def spec_of(stage: str, options: dict, max_shards: int = 0, **inputs: Artifact) 
     )  # fmt: skip
 
 
+def texts(accepted_share: float = 1) -> TextStatistics:
+    return TextStatistics(source="", tokens_per_text={"q2d": 20}, accepted_share=accepted_share)
+
+
 def artifact(**counts: float) -> Artifact:
     return Artifact(key="stage-1", digest="1", counts=counts)
 
 
 def test_texts_are_those_of_distinct_queries_in_the_shards_asked_for(store, queries):
-    options = {"queries_per_shard": 4, "sampling": {"samples": 8}, "prompt": {"name": "q2d"}}
-    found = predicted_counts(spec_of("expand", options, queries=queries), {"q2d": 20}, 1, store)
+    options = EXPAND
+    found = predicted_counts(spec_of("expand", options, queries=queries), texts(), store)
     assert found == {"queries": 10, "texts": 80, "tokens": 1600}
     parts = [
-        predicted_counts(spec_of("expand", options, shards, queries=queries), {"q2d": 20}, 1, store)
+        predicted_counts(spec_of("expand", options, shards, queries=queries), texts(), store)
         for shards in (1, 2, 3, 4)
     ]
     assert [each["queries"] for each in parts] == sorted(each["queries"] for each in parts)
@@ -163,9 +190,9 @@ def test_texts_are_those_of_distinct_queries_in_the_shards_asked_for(store, quer
 def test_pairs_are_the_accepted_queries_up_to_the_most(store):
     options = {"preferences": {"max_pairs": 30, "dpo_dev_share": 0.1}}
     spec = spec_of("pairs", options, rewards=artifact(queries=100, candidates=800))
-    few = predicted_counts(spec, {}, 0.2, store)
+    few = predicted_counts(spec, texts(0.2), store)
     assert few == {"queries": 100, "accepted": 20, "pairs": 20, "train": 18}
-    many = predicted_counts(spec, {}, 0.5, store)
+    many = predicted_counts(spec, texts(0.5), store)
     assert (many["accepted"], many["pairs"]) == (50, 30)
 
 
@@ -174,13 +201,13 @@ def test_pairs_are_the_accepted_queries_up_to_the_most(store):
     [
         ("dpo", {"training": {"epochs": 2, "batch_size": 16, "evaluation_steps": 5}}, {},
          {"train_pairs": 90, "dev_pairs": 10}, {"pairs": 180, "dev pairs": 30}),
-        ("mine", {}, {"embeddings": {"passages": 50}}, {"queries": 4},
+        ("mine", MINE, {"embeddings": {"passages": 50}}, {"queries": 4},
          {"queries": 4, "similarities": 200}),
-        ("evaluate", {}, {"embeddings": {"passages": 50}, "expansions": {"texts": 12}},
+        ("evaluate", EVALUATE, {"embeddings": {"passages": 50}, "expansions": {"texts": 12}},
          {"queries": 4}, {"texts": 16, "similarities": 200}),
-        ("train_retriever", {}, {}, {"rows": 60}, {"rows": 60, "expanded rows": 0}),
-        ("train_retriever", {}, {"expansions": {}}, {"rows": 60}, {"rows": 60, "expanded rows": 60}),
-        ("compare", {}, {"queries/test": {}, "measured/test/a/0": {"queries": 4},
+        ("train_retriever", TRAIN, {}, {"rows": 60}, {"rows": 60, "expanded rows": 0}),
+        ("train_retriever", TRAIN, {"expansions": {}}, {"rows": 60}, {"rows": 60, "expanded rows": 60}),
+        ("compare", COMPARE, {"queries/test": {}, "measured/test/a/0": {"queries": 4},
           "measured/test/b/0": {"queries": 4}}, {},
          {"systems": 2, "results": 8}),
         ("tiny_llm", {"steps": 5, "batch_size": 3}, {}, {}, {"texts": 15}),
@@ -189,24 +216,27 @@ def test_pairs_are_the_accepted_queries_up_to_the_most(store):
 )  # fmt: skip
 def test_what_the_time_of_a_stage_depends_on(store, stage, options, inputs, counts, expected):
     given_inputs = {role: artifact(**own) for role, own in inputs.items()}
-    assert volume(stage, options, given_inputs, counts, store) == expected
+    assert workload(stage, options, given_inputs, counts, store) == expected
 
 
-def test_a_step_costs_its_start_and_its_volumes(store, queries):
-    options = {"queries_per_shard": 4, "sampling": {"samples": 8}, "prompt": {"name": "q2d"}}
-    rates = Rates(
+def test_a_step_costs_its_start_and_its_workload(store, queries):
+    options = EXPAND
+    throughput = Throughput(
         source="a file",
         stages={
-            "expand": StageRates(
+            "expand": StageThroughput(
                 start_seconds=5, load_seconds=3, per_second={"tokens": 400}, bytes=2
             )
         },
         tokens_per_text={"q2d": 20},
     )
     spec = spec_of("expand", options, queries=queries)
-    found = predicted(StepId("expand"), spec, rates, store)
+    found = predicted(StepId("expand"), spec, throughput, store)
     assert (found.seconds, found.bytes) == (5 + 1600 / 400, 3200)
-    assert predicted(StepId("expand"), spec, rates, store, first=True).seconds == 3 + found.seconds
-    answers = spec_of("expand", options | {"prompt": {"name": "q2a"}}, queries=queries)
+    assert (
+        predicted(StepId("expand"), spec, throughput, store, first=True).seconds
+        == 3 + found.seconds
+    )
+    answers = spec_of("expand", EXPAND | {"prompt": {"name": "q2a"}}, queries=queries)
     with pytest.raises(DataError, match=r"a file does not say how many tokens.*'q2a'"):
-        predicted(StepId("expand"), answers, rates, store)
+        predicted(StepId("expand"), answers, throughput, store)

@@ -1,0 +1,111 @@
+"""What a stage tells about itself, so that runs are planned for from its own file.
+
+A stage module may have
+
+    workload(step)     what the time of a step depends on, by name; absent: it is always about the same
+    predict(step)      what the step's artifact will count, as far as later steps depend on it
+    BYTES_GROW_WITH    the count that the artifact's size grows with; absent: it does not grow
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field
+
+from expandr_core.errors import DataError
+from expandr_core.runtime.runner import module_of
+from expandr_core.store.artifacts import Artifact, StageSpec
+from expandr_core.store.store import Store
+
+
+class TextStatistics(BaseModel):
+    """What a run's texts and pairs are like.
+
+    Attributes:
+        source: where the numbers are from.
+        tokens_per_text: mean length of a text, by prompt.
+        accepted_share: share of the rewarded queries that have an acceptable pair.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    source: str
+    tokens_per_text: dict[str, float]
+    accepted_share: float = Field(default=1, ge=0, le=1)
+
+    def tokens(self, prompt: str) -> float:
+        """Return the mean length of a prompt's texts.
+
+        Raises:
+            DataError: if it is unknown.
+        """
+        if prompt not in self.tokens_per_text:
+            raise DataError(
+                f"{self.source} does not say how many tokens a text of the prompt {prompt!r} has; "
+                "calibrate again, or add it"
+            )
+        return self.tokens_per_text[prompt]
+
+
+UNKNOWN = TextStatistics(source="nothing", tokens_per_text={})
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step whose workload is asked for.
+
+    Attributes:
+        options: of the stage's type OPTIONS.
+        inputs: artifacts by role; their counts may be predictions.
+        store: has the tables that the run starts from.
+        counts: of the step's artifact; `predict` is not given any.
+        max_shards: the step is limited to the first shards; 0 for all.
+        texts: what the run's texts are like; only `predict` is given it.
+    """
+
+    options: Any
+    inputs: Mapping[str, Artifact]
+    store: Store
+    counts: dict[str, float] = field(default_factory=dict)
+    max_shards: int = 0
+    texts: TextStatistics = UNKNOWN
+
+    def rows(self, role: str) -> int:
+        """Count the rows of an input that is a Parquet file."""
+        return pq.read_metadata(self.store.local(self.inputs[role])).num_rows
+
+    @property
+    def measured_texts(self) -> float:
+        """Queries and their expansions."""
+        expansions = self.inputs.get("expansions")
+        return self.counts["queries"] + (expansions.counts["texts"] if expansions else 0)
+
+
+def workload(
+    stage: str,
+    options: dict[str, Any],
+    inputs: dict[str, Artifact],
+    counts: dict[str, float],
+    store: Store,
+) -> dict[str, float]:
+    """Return what the time of a step depends on, by name."""
+    module = module_of(stage)
+    if not hasattr(module, "workload"):
+        return {}
+    return module.workload(PlannedStep(module.OPTIONS(**options), inputs, store, counts))
+
+
+def predicted_counts(spec: StageSpec, texts: TextStatistics, store: Store) -> dict[str, float]:
+    """Predict what a step's artifact will count, as far as later steps depend on it."""
+    module = module_of(spec.stage)
+    if not hasattr(module, "predict"):
+        return {}
+    options = module.OPTIONS(**spec.runtime["options"])
+    step = PlannedStep(options, spec.inputs, store, {}, spec.max_shards, texts)
+    return module.predict(step)
+
+
+def size_count(stage: str) -> str:
+    """Return the count that the size of a stage's artifact grows with; empty if it does not grow."""
+    return getattr(module_of(stage), "BYTES_GROW_WITH", "")
