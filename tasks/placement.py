@@ -3,8 +3,8 @@
 Runs on a pool have idempotency keys, so a parent that was killed and retried attaches to the run still
 in progress, and two parents share one run. If a run ends without the artifact, a new run with the next
 number in its key follows: unlike a retry of the same run, it cannot start twice, and late reports about
-the dead run cannot affect it. Prefect compares keys across the deployments of a flow, so they include pool
-and store.
+the dead run cannot affect it. Prefect compares keys across the deployments of a flow, so they include
+pool and store.
 """
 
 import contextlib
