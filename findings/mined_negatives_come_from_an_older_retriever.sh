@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Guess: the embeddings that `mine_hard_negatives` keeps in its `cache_folder` belong to the model that made them,
-# so a retrained retriever mines its own negatives.
-# Seen (sentence-transformers 6.2.0): the file's name is a hash of the texts, the prompts and the base model's
-# name on the hub. The weights are not in it, and for a model loaded from a folder that name is empty. Every
-# retriever on disk shares one entry: the second one gets the negatives of the first, without a warning.
+# Guess: `mine_hard_negatives` with a `cache_folder` reuses only the embeddings of the model that it is given, so a
+# retrained retriever mines its own negatives.
+# Seen (sentence-transformers 6.2.0): the cache's key is a hash of the texts, the prompts and the base model's name
+# on the hub. It leaves out the weights, and that name is empty for a model loaded from a folder. So all retrievers
+# on disk share one entry, and the second one gets the negatives of the first, without a warning.
 set -euo pipefail
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
