@@ -75,10 +75,9 @@ def run(store: Path, branches: str) -> tuple[float, dict[str, str]]:
     from flows.joint_loop import joint_loop
     from tasks.placement import Placement
 
-    infer, train = POOLS
-    placement = Placement.model_validate(
-        {"generate": infer, "embed": infer, "train": train, "branches": branches}
-    )
+    infer, train = POOLS  # the embedder's stages go where fewer others are
+    places = {"generate": train, "train": train, "embed": infer, "runs_at_once": 1}
+    placement = Placement.model_validate({**places, "branches": branches})
     started = time.monotonic()
     record = joint_loop("tiny", placement=placement, store=str(store))
     seconds = time.monotonic() - started
