@@ -46,7 +46,7 @@ def print_summary(out: Console, store: Store, run: RunRecord) -> None:
     }.items():
         out.print(f"  {what}:\n    {command}", highlight=False, markup=False, soft_wrap=True)
     out.print(
-        "CONFIG is a YAML file such as configs/demo.yaml, FOLDER a collection in BEIR layout "
+        "CONFIG is a YAML file such as configs/scifact.yaml, FOLDER a collection in BEIR layout "
         "(corpus.jsonl, queries.jsonl, qrels/*.tsv).",
         highlight=False,
         style="dim",

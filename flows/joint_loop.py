@@ -101,7 +101,7 @@ def _run_rounds(pipeline: Pipeline, data: Data, base: Models) -> tuple[Models, A
     rounds_from: Counter[int] = Counter()  # by the round whose models they start from
     first = pipeline.round(1)  # before all else: are there enough pairs?
     pairs = make_pairs(first, data.preference, base.llm, base.retriever)
-    systems, dev = open_comparison(data, data.reported), open_comparison(data, "dev")
+    systems, dev = open_comparison(data, data.reported), open_comparison(data, "dev", "choose/")
     control = pipeline.submit("train the control", train_control, data, base.retriever)
     start = pipeline.submit("measure the start", measure_start, systems, base, control)
     on_dev = pipeline.submit("measure the start on dev", measure_on_dev, dev, base)

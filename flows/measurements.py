@@ -10,9 +10,10 @@ from tasks.pipeline import Future, Pipeline
 from tasks.retriever import train_retriever
 
 
-def open_comparison(data: Data, split: str) -> Comparison:
+def open_comparison(data: Data, split: str, purpose: str = "") -> Comparison:
     """Open the comparison of the systems on one split."""
-    return Comparison([Measured(MeasuredDataset(name=split), {"": data.evaluations[split]})])
+    measured = Measured(MeasuredDataset(name=split), {"": data.evaluations[split]})
+    return Comparison([measured], purpose=purpose)
 
 
 def train_control(pipeline: Pipeline, data: Data, start: Artifact) -> Artifact:

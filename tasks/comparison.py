@@ -1,11 +1,10 @@
 """Measure systems on datasets, ask what differs, and compare them in one report."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from expandr_core.evaluation.comparison import Contrast, MeasuredDataset, System
+from expandr_core.evaluation.comparison import Contrast, MeasuredDataset, System, read_comparison
 from expandr_core.evaluation.run_queries import identical_ids_warning
 from expandr_core.evaluation.verdict import Kept
 from expandr_core.options.evaluation import RankingOptions
@@ -43,6 +42,7 @@ class Comparison:
         inputs: of the stage compare, by role.
         written: expansions, by title, whoever wrote them.
         vectors: of each dataset, by each retriever.
+        purpose: begins the names of its steps, where a run measures a dataset for several purposes.
     """
 
     datasets: list[Measured]
@@ -51,6 +51,7 @@ class Comparison:
     inputs: dict[str, Artifact] = field(default_factory=dict)
     written: list[tuple[str, Artifact]] = field(default_factory=list)
     vectors: dict[tuple[str, str], Artifact] = field(default_factory=dict)
+    purpose: str = ""
 
     @property
     def evaluations(self) -> dict[str, Evaluation]:
@@ -81,7 +82,7 @@ class Comparison:
                     evaluation.queries,
                     llm,
                     f"expand the {key} queries, {which}" + _seed(seed, seeds),
-                    f"{key}/{name}/{seed - first}",
+                    f"{self.purpose}{key}/{name}/{seed - first}",
                 )
                 for seed in range(first, first + seeds)
             ]
@@ -99,7 +100,7 @@ class Comparison:
                     evaluation.queries,
                     llm,
                     f"expand the {key} queries greedily, {which}",
-                    f"{key}/{name}",
+                    f"{self.purpose}{key}/{name}",
                 )
             ]
             for key, evaluation in self.evaluations.items()
@@ -121,7 +122,11 @@ class Comparison:
             evaluation = self.evaluations[key]
             if (key, retriever.key) not in self.vectors:
                 self.vectors[key, retriever.key] = encode_corpus(
-                    pipeline, evaluation.corpus, retriever, f"{key}: {title}", f"{key}/{name}"
+                    pipeline,
+                    evaluation.corpus,
+                    retriever,
+                    f"{key}: {title}",
+                    f"{self.purpose}{key}/{name}",
                 )
             chosen = EvaluateOptions.of(
                 options,
@@ -131,7 +136,7 @@ class Comparison:
             vectors = self.vectors[key, retriever.key]
             inputs = {"retriever": retriever, "embeddings": vectors, "expansions": written}
             inputs |= {"queries": evaluation.queries, "qrels": evaluation.qrels}
-            cell = role.removeprefix("measured/")
+            cell = self.purpose + role.removeprefix("measured/")
             self.inputs[role] = pipeline.step("evaluate", inputs, step, options=chosen, name=cell)
 
     def bm25(
@@ -143,7 +148,7 @@ class Comparison:
             chosen = EvaluateBM25Options.of(pipeline.options.evaluate, evaluation.identical_ids)
             inputs = {"corpus": evaluation.corpus, "expansions": written}
             inputs |= {"queries": evaluation.queries, "qrels": evaluation.qrels}
-            cell = role.removeprefix("measured/")
+            cell = self.purpose + role.removeprefix("measured/")
             self.inputs[role] = pipeline.step(
                 "evaluate_bm25", inputs, step, options=chosen, name=cell
             )
@@ -252,10 +257,10 @@ class Comparison:
         )
         where = ", ".join(each.dataset.name for each in self.datasets)
         title = f"compare on {where}: {self.systems[after].title}"
-        report = alone.report(pipeline, title, f"{where}/{after}")
+        report = alone.report(pipeline, title, f"{self.purpose}{where}/{after}")
 
         def read(store: Store) -> tuple[float, bool]:
-            [found] = json.loads((store.local(report) / "comparison.json").read_text())["contrasts"]
+            [found] = read_comparison(store.local(report))["contrasts"]
             return found["difference"], found["significant"]
 
         return pipeline.ask(read, predicted=(1.0, True))

@@ -231,7 +231,7 @@ class Pipeline:
         """Show a Markdown file of an artifact in Prefect, under a name."""
 
         def show(store: Store) -> None:
-            markdown = (store.local(artifact) / path).read_text()
+            markdown = (store.local(artifact) / path).read_text(encoding="utf-8")
             about = f"{artifact.key} in {self.store}"
             with only_shown(name):
                 create_markdown_artifact(markdown, key=name, description=about)

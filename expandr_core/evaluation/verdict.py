@@ -66,19 +66,18 @@ def verdict(comparison: dict[str, Any]) -> Verdict:
     The best system is query only with nDCG@10 0.951.
     Without expansions the kept models reach 0.951, with them 0.926.
     """
-    kept, several = comparison["kept"], len(comparison["datasets"]) > 1
+    kept, several, scores = comparison["kept"], len(comparison["datasets"]) > 1, _scores(comparison)
+    expand = scores[kept["expanded"]] >= scores[kept["alone"]] if kept else None
     sentences = [kept["reason"]] if kept else []
     for system in comparison["systems"]:
         contrasts = _with_baseline(comparison, system)
         if contrasts and (kept is None or system["name"] == kept["expanded"]):
-            say = _effects if several else _effect
-            sentences.append(say(comparison, system, contrasts))
+            if several:
+                sentences.append(_effects(comparison, system, contrasts))
+            else:
+                sentences.append(_effect(comparison, system, contrasts[0], expand))
     sentences += _best(comparison, several)
-    if kept is None:
-        return Verdict(sentences, None)
-    scores = _scores(comparison)
-    expand = scores[kept["expanded"]] >= scores[kept["alone"]]
-    if not expand:
+    if kept and not expand:
         sentences.append(
             f"Without expansions the kept models reach {scores[kept['alone']]:.3f}, with them "
             f"{scores[kept['expanded']]:.3f}."
@@ -101,15 +100,20 @@ def _with_baseline(comparison: dict[str, Any], system: dict[str, Any]) -> list[d
 
 
 def _effect(
-    comparison: dict[str, Any], system: dict[str, Any], contrasts: list[dict[str, Any]]
+    comparison: dict[str, Any],
+    system: dict[str, Any],
+    contrast: dict[str, Any],
+    expand: bool | None,
 ) -> str:
-    """Say how a system differs from its baseline on the one dataset."""
-    [contrast] = contrasts
+    """Say how a system differs from its baseline on the one dataset.
+
+    A gain of models that search still better without expansions is not due to these.
+    """
     scores, titles = _scores(comparison), titles_of(comparison)
     before, after = system["baseline"], system["name"]
     least = fewest_to_tell(comparison["significance_level"])
     what = {
-        "better": "On this data the expansions help",
+        "better": f"On this data the {'trained models' if expand is False else 'expansions'} help",
         "worse": "On this data the expansions hurt",
         "unclear": "On this data no difference is shown",
         "too few": f"{contrast['clusters']} observations are too few to tell (at least {least})",

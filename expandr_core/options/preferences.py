@@ -19,9 +19,7 @@ class PreferenceOptions(Options):
     )
     acceptance_value: float = Field(
         default=0.6,
-        ge=-2,
-        le=2,
-        description="The threshold, or the quantile; given alone it is a threshold.",
+        description="The threshold, or the quantile (from 0 to 1); given alone it is a threshold.",
     )
     minimum_margin: float = Field(
         default=0.0, ge=0, lt=2, description="Smallest difference between the rewards of a pair."
@@ -65,6 +63,13 @@ class PreferenceOptions(Options):
             raise ValueError(
                 f"acceptance 'auto' takes no acceptance_value ({self.acceptance_value}); say "
                 "'threshold' or 'quantile', or leave the value out"
+            )
+        if self.acceptance == "quantile" and (
+            "acceptance_value" not in self.model_fields_set or not 0 <= self.acceptance_value < 1
+        ):
+            raise ValueError(
+                "acceptance 'quantile' needs an acceptance_value from 0 to below 1: 0.1 leaves out the "
+                "lowest tenth of the queries"
             )
         if self.lazy and self.acceptance == "quantile":
             raise ValueError(

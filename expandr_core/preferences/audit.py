@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from expandr_core.data.terms import count_words, terms
-from expandr_core.preferences.rewards import names
+from expandr_core.preferences.rewards import COMPONENTS, names
 
-BIN = 0.25  # width of the margins' bins; a margin is below 2
+BIN = 0.25  # width of the margins' bins; a margin is below the number of components
 AGREEMENT_QUERIES = 2000  # enough for a mean within 0.01
 CERTAIN = 0.01  # p of the sign test above which a preference for a length may be chance
 
@@ -38,7 +38,7 @@ class Audit:
         agreement: Kendall's tau-b between the similarities of the reward's components among the
             candidates of a query, averaged over queries.
         length_agreement: the same between the reward and the number of words.
-        margins: histogram of the margins: below 0.25, below 0.5, and so on up to 2.
+        margins: histogram of the margins: below 0.25, below 0.5, and so on.
     """
 
     pairs: int
@@ -78,7 +78,7 @@ def audit(
     longer = int((words["chosen"] > words["rejected"]).sum())
     shorter = int((words["chosen"] < words["rejected"]).sum())
     agreement, length_agreement = mean_agreements(candidates)
-    bins = np.arange(0, 2 + BIN / 2, BIN)
+    bins = np.arange(0, len(COMPONENTS) + BIN / 2, BIN)
     return Audit(
         pairs=len(pairs),
         queries=int(counts["queries"]),

@@ -48,9 +48,9 @@ def _is_contriever(rewards: Artifact, store: Store) -> bool:
         while "retriever" in manifest["inputs"]:
             manifest = store.manifest(manifest["inputs"]["retriever"]["key"])
     clues = str(manifest["options"].get("convention"))
-    config = store.local(reference(manifest)) / "config.json"
-    if config.is_file():
-        published = json.loads(config.read_bytes())
+    model = reference(manifest)
+    if "config.json" in model.files:  # no other file is fetched
+        published = json.loads(store.local(model.at("config.json")).read_bytes())
         clues += f" {published.get('architectures')} {published.get('_name_or_path')}"
     return "contriever" in clues.lower()
 

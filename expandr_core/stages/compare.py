@@ -116,8 +116,8 @@ def run(job: Job) -> None:
     }
     comparison["verdict"] = verdict(comparison)._asdict()
     text = json.dumps(comparison, indent=1, ensure_ascii=False, allow_nan=False)
-    (job.out / "comparison.json").write_text(text)
-    (job.out / "report.md").write_text(render(json.loads(text)))
+    (job.out / "comparison.json").write_text(text, encoding="utf-8")
+    (job.out / "report.md").write_text(render(json.loads(text)), encoding="utf-8")
     _table(comparison).to_csv(job.out / "comparison.csv", index=False)
     pq.write_table(differences, job.out / "differences.parquet", compression="zstd")
     job.counts |= {

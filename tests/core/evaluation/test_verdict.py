@@ -70,6 +70,13 @@ def test_expansions_that_hurt_are_said_to_hurt_and_not_to_search_with():
     assert said.expand is False
 
 
+def test_a_gain_of_models_that_are_better_without_expansions_is_that_of_the_models():
+    said = verdict(comparison("better", round_1_query=0.95))
+    assert said.sentences[1].startswith("On this data the trained models help: query only 0.800")
+    assert said.sentences[-1] == "Without expansions the kept models reach 0.950, with them 0.900."
+    assert said.expand is False
+
+
 @pytest.mark.parametrize(
     ("effect", "words"),
     [
