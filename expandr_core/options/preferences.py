@@ -64,16 +64,16 @@ class PreferenceOptions(Options):
                 f"acceptance 'auto' takes no acceptance_value ({self.acceptance_value}); say "
                 "'threshold' or 'quantile', or leave the value out"
             )
-        if self.acceptance == "quantile" and (
-            "acceptance_value" not in self.model_fields_set or not 0 <= self.acceptance_value < 1
-        ):
-            raise ValueError(
-                "acceptance 'quantile' needs an acceptance_value from 0 to below 1: 0.1 leaves out the "
-                "lowest tenth of the queries"
-            )
         if self.lazy and self.acceptance == "quantile":
             raise ValueError(
                 "lazy pairs need acceptance 'threshold': a quantile of all queries is known only "
                 "when all have been rewarded; set lazy to false, or acceptance to 'threshold'"
+            )
+        if self.acceptance == "quantile" and (
+            "acceptance_value" not in self.model_fields_set or not 0 <= self.acceptance_value <= 1
+        ):
+            raise ValueError(
+                "acceptance 'quantile' needs an acceptance_value from 0 to 1: 0.1 leaves out the "
+                "lowest tenth of the queries"
             )
         return self
