@@ -1,1 +1,1 @@
-"""What is kept: artifacts under keys of what made them, in a folder or in S3."""
+"""What is kept: artifacts in a folder or in S3, each under a key derived from how it is made."""

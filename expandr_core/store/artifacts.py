@@ -1,4 +1,4 @@
-"""What crosses stages: references to immutable folders, and the specification of one stage."""
+"""References to artifacts, and the specification of a stage, from which its key is derived."""
 
 import hashlib
 import json
@@ -10,14 +10,14 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Artifact(BaseModel):
-    """A reference to an artifact, or to one file of it; small enough to show and to cache.
+    """A reference to an artifact or one of its files, small enough to show and cache.
 
     Attributes:
         key: `<stage>-<hash of everything that determines the bytes>`; also the folder's name.
         digest: SHA-256 of the content (of all files and parts, or of the one file `path`).
         path: a file inside the artifact; empty for the whole artifact.
         files: SHA-256 by file name.
-        counts: rows written, rows dropped by reason, and what else the stage counted.
+        counts: what the stage counted, such as rows written, or dropped by reason.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -29,28 +29,28 @@ class Artifact(BaseModel):
 
     @property
     def stage(self) -> str:
-        """The stage that made it."""
+        """The stage that made the artifact."""
         return self.key.rpartition("-")[0]
 
     def at(self, path: str) -> "Artifact":
-        """Refer to one file, so that who reads only that is not affected by the others."""
+        """Refer to one file, so that changes to the others do not affect its readers."""
         return self.model_copy(
             update={"path": path, "digest": self.files[path], "files": {}, "counts": {}}
         )
 
 
 class StageSpec(BaseModel):
-    """Everything a stage program needs to run; its key names the artifact before it exists.
+    """Everything a stage needs to run; its key names the artifact before it exists.
 
     Attributes:
         stage: module in `expandr_core.stages`, also the first part of the key.
-        version: the module's VERSION, raised when the same options give other bytes.
+        version: the module's VERSION, raised when equal options give different bytes.
         options: the options that determine the bytes (`options.identity`).
-        runtime: all options, those included that change only speed or place.
-        inputs: input artifacts by role; they enter the key by role and content digest.
-        sources: SHA-256 of external files by role and name, for stages that read outside the store.
-        max_shards: of a sharded stage, make only so many shards, the first; 0 for all. The shards
-            themselves are the same either way.
+        runtime: all options, including those that only change speed or location.
+        inputs: artifacts by role; role and content digest enter the key.
+        sources: SHA-256 of files read from outside the store, by role and name.
+        max_shards: make only the first shards of a sharded stage; 0 for all. The shards are the same
+            either way.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -81,7 +81,7 @@ class StageSpec(BaseModel):
 
 
 def content_digest(files: Mapping[str, str], parts: list[Artifact]) -> str:
-    """Digest names and digests of files, and the digests of parts in order."""
+    """Digest the names and digests of files, and the digests of parts in order."""
     lines = [f"{name} {sha}" for name, sha in sorted(files.items())]
     lines += [part.digest for part in parts]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,7 +1,8 @@
 """The read cache: downloaded artifacts in the scratch folder, the least recently used removed first.
 
-What a live process reads is never removed: the process holds one byte of the file `in-use`, locked by
-the operating system, for each artifact it has asked for. The lock ends with the process at the latest.
+Artifacts in use are never removed: for each one, its reader locks a byte of the file `in-use`. All
+locks share one file descriptor, however many shards are read, and the operating system frees them when
+the process ends.
 """
 
 import contextlib
@@ -24,20 +25,20 @@ log = logging.getLogger(__name__)
 
 
 class ReadCache:
-    """Downloaded artifacts below one folder, which several processes may share."""
+    """Downloaded artifacts in one folder, which processes may share."""
 
     def __init__(self, folder: Path, limit: int | None):
         """Prepare.
 
         Args:
-            folder: where downloads go.
-            limit: bytes that they may take together; None for no limit.
+            folder: for the downloads.
+            limit: their total size in bytes; None for no limit.
         """
         self.folder, self.limit = folder, limit
-        self._room = 0  # bytes that may come before anybody has to look again
+        self._room = 0  # bytes that fit before the folder must be measured again
 
     def use(self, key: str) -> Path:
-        """Keep an artifact's folder from removal until `release` or the end of this process."""
+        """Protect an artifact's folder until `release` or the end of this process."""
         folder = self.folder / key
         self.folder.mkdir(parents=True, exist_ok=True)
         uses = _uses_of(self.folder)
@@ -49,7 +50,7 @@ class ReadCache:
         return folder
 
     def release(self, key: str) -> None:
-        """Take back one `use` of an artifact's folder."""
+        """Undo one `use` of an artifact's folder."""
         uses = _uses_of(self.folder)
         with uses.guard:
             uses.counts[key] -= 1
@@ -58,7 +59,7 @@ class ReadCache:
                 _lock(uses.file, key, fcntl.F_UNLCK)
 
     def make_room(self, size: int) -> None:
-        """Remove the least recently used artifacts so that this many bytes can come."""
+        """Remove the least recently used artifacts until this many bytes fit."""
         if self.limit is None or size == 0:
             return
         self._room -= size
@@ -66,7 +67,7 @@ class ReadCache:
             return
         used = []
         for path in self.folder.iterdir():
-            with contextlib.suppress(FileNotFoundError):  # another process makes room as well
+            with contextlib.suppress(FileNotFoundError):  # another process makes room too
                 if path.is_dir():
                     used.append((path.stat().st_mtime, path.name, size_of(path)))
         total = sum(bytes_ for _, _, bytes_ in used) + size
@@ -75,14 +76,14 @@ class ReadCache:
                 total -= bytes_
         if total > self.limit:
             log.warning(
-                "%s: %.1f GB are in use or asked for now, more than the limit of %.1f GB",
+                "%s: %.1f GB are in use or requested, more than the limit of %.1f GB",
                 *(self.folder, total / 1e9, self.limit / 1e9),
             )
         # others download too, so look again after a tenth of the limit
         self._room = min(self.limit - total, self.limit // 10)
 
     def remove(self, key: str) -> bool:
-        """Remove an artifact's folder unless it is in use; tell whether it is gone."""
+        """Remove an artifact's folder unless it is in use; return whether it is gone."""
         with (self.folder / "in-use").open("r+b") as file:
             if not _lock(file, key, fcntl.F_WRLCK):
                 return False
@@ -92,7 +93,7 @@ class ReadCache:
 
 @dataclass
 class _Uses:
-    """What this process reads; the file stays open, or its locks would be lost."""
+    """What this process reads; closing the file would release its locks."""
 
     file: BinaryIO
     counts: Counter[str] = field(default_factory=Counter)
@@ -103,7 +104,7 @@ _first_use = threading.Lock()
 
 
 def _uses_of(folder: Path) -> _Uses:
-    with _first_use:  # of two opened at once one would be lost, and its locks with it
+    with _first_use:  # a second file opened meanwhile would be lost, with its locks
         return _open_uses(folder)
 
 
@@ -115,10 +116,10 @@ def _open_uses(folder: Path) -> _Uses:
 
 
 def _lock(file: BinaryIO, key: str, kind: int, wait: bool = False) -> bool:
-    """Lock, for reading or writing, or unlock the byte of a key; False if others hold it.
+    """Lock or unlock the byte of a key; return False if others hold it.
 
-    The lock belongs to the opened file and not to the process ("open file description lock"), so it
-    also holds between two users in one process.
+    An "open file description lock" belongs to the open file, not to the process, so it also separates
+    two users within one process.
     """
     byte = int(hashlib.sha256(key.encode()).hexdigest()[:15], 16)
     request = struct.pack("hhqqi", kind, os.SEEK_SET, byte, 1, 0)
@@ -132,12 +133,12 @@ def _lock(file: BinaryIO, key: str, kind: int, wait: bool = False) -> bool:
 
 
 def size_of(folder: Path) -> int:
-    """Return the bytes of all files below a folder; what vanishes meanwhile counts nothing."""
+    """Return the total bytes of the files below a folder, without those that vanish meanwhile."""
     return sum(size for size, _ in _files(folder))
 
 
 def last_change(path: Path) -> float:
-    """Return when a file, or the newest in a folder, changed last, in seconds since 1970."""
+    """Return the last change of a file, or of the newest in a folder, in seconds since 1970."""
     return max([path.stat().st_mtime, *(time for _, time in _files(path))])
 
 

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Open the file system of a folder or URL; return it with the path in it.
+    """Return the file system of a folder or URL, and the path in it.
 
     Raises:
         DataError: if the URL carries credentials, which would end up in manifests and logs.
@@ -34,16 +34,16 @@ def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         from expandr_core.store.s3 import S3  # slow to import
 
         return S3(), url.removeprefix("s3://").rstrip("/")
-    if "://" not in url:  # a path as it is: `::` in it chains nothing
+    if "://" not in url:  # literally: `::` chains nothing
         return LocalFileSystem(), str(Path(url).expanduser().absolute()).rstrip("/")
     filesystem, path = fsspec.core.url_to_fs(url)
     return filesystem, path.rstrip("/")
 
 
 def kind_of(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
-    """Return "file", "directory" or, only if nothing is there, "".
+    """Return "file", "directory", or "" if nothing is there.
 
-    fsspec's own `exists`, `isfile` and `isdir` also take an unreachable server for "not there".
+    fsspec's `exists`, `isfile` and `isdir` also return False for an unreachable server.
     """
     try:
         return filesystem.info(path)["type"]
@@ -62,11 +62,11 @@ _NAMED = ": the disk is full"
 
 @contextlib.contextmanager
 def explain_full_disk(folder: Path, remedy: str = SCRATCH_REMEDY) -> Iterator[None]:
-    """Where a disk is full, say which and what to do; one that is named already stays as it is."""
+    """Add the folder and the remedy to errors about a full disk, once."""
     try:
         yield
     except OSError as error:
-        # shutil.Error, of a whole folder, tells only in words why each file could not be copied
+        # shutil.Error, for a whole folder, has no errno, only a text for each file
         texts = str(error) if isinstance(error, shutil.Error) else ""
         found = [code for code in _FULL if code == error.errno or os.strerror(code) in texts]
         if not found or _NAMED in str(error):
@@ -75,10 +75,10 @@ def explain_full_disk(folder: Path, remedy: str = SCRATCH_REMEDY) -> Iterator[No
 
 
 def replace_folder(folder: Path, target: Path) -> None:
-    """Move a folder to its place, at once or not at all; what is there goes.
+    """Move a folder to a target atomically, replacing what is there.
 
     Raises:
-        OSError: naming the disk if it is full; nothing partial stays, and the former folder does.
+        OSError: naming the disk if it is full; the former folder stays, and nothing partial does.
     """
     beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     former = beside.with_name(f"{beside.name}.former")
@@ -93,16 +93,16 @@ def replace_folder(folder: Path, target: Path) -> None:
         if former.is_dir() and not target.exists():
             former.rename(target)
         if not folder.exists() and beside.exists():
-            _move(beside, folder)  # who made it can try again
+            _move(beside, folder)  # for another attempt
         shutil.rmtree(beside, ignore_errors=True)
         raise
-    if former.is_symlink():  # what it leads to is not ours
+    if former.is_symlink():  # its target is not ours
         former.unlink()
     shutil.rmtree(former, ignore_errors=True)
 
 
 def _move(folder: Path, target: Path) -> None:
-    """Move a folder, to another disk as well."""
+    """Move a folder, even to another disk."""
     try:
         folder.rename(target)
     except OSError as error:
@@ -114,7 +114,7 @@ def _move(folder: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def flock(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Lock a file among the processes of this machine; yield False if others have it.
+    """Lock a file among the processes of this machine; yield False if another holds it.
 
     The operating system frees it when its holder dies.
     """
@@ -133,12 +133,12 @@ def flock(path: Path, wait: bool = True) -> Iterator[bool]:
                 try:
                     yield True
                 finally:
-                    path.unlink()  # who waits for this file finds that it is gone, and begins anew
+                    path.unlink()  # waiters notice that it is gone, and start over
                 return
 
 
 def _is_at(path: Path, stat: os.stat_result) -> bool:
-    """Tell whether the file is still there: its holder removes it when another waits for it."""
+    """Tell whether the file is still there; its former holder removes it."""
     try:
         return os.path.samestat(stat, path.stat())
     except FileNotFoundError:
@@ -147,7 +147,7 @@ def _is_at(path: Path, stat: os.stat_result) -> bool:
 
 @contextlib.contextmanager
 def partial_file(target: Path) -> Iterator[Path]:
-    """Yield a path beside the target to write to; it is renamed to it if nothing fails."""
+    """Yield a path beside the target to write to; rename it to the target on success."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.partial-{uuid.uuid4().hex}")
     try:

@@ -1,9 +1,8 @@
-"""Garbage collection: find what no kept run needs, and what dead work left behind.
+"""Garbage collection: what no kept run needs, and what dead work left behind.
 
-An artifact is kept if a kept run used it, or if it is young, and with it everything that its lineage
-names (inputs and shards, up to the data). Nothing younger than the limit goes, and nothing that the
-note of a run names which went on since then, or whose step may still run. So a run that goes on keeps
-what it made and what it found. A record or note that is not understood stops everything.
+Kept are artifacts that a kept run used or that are younger than the limit, and their whole lineage
+(inputs and shards, up to the data); also the artifacts of unfinished runs that were active since the
+limit or may still be running a step. A record or note that cannot be understood stops everything.
 """
 
 import contextlib
@@ -27,8 +26,8 @@ from expandr_core.store.store import Store
 
 log = logging.getLogger(__name__)
 _AT_ONCE = 32
-_LONGEST_STEP = timedelta(hours=48)  # after which a step ends by itself; see tasks/stage.py
-Files = dict[str, tuple[int, datetime]]  # size and time of the last change by path
+_LONGEST_STEP = timedelta(hours=48)  # the time limit of a step; see tasks/stage.py
+Files = dict[str, tuple[int, datetime]]  # path -> (bytes, last change)
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,10 @@ class Garbage:
     """Something that nobody needs.
 
     Attributes:
-        kind: what it is, for people.
-        name: which it is.
+        kind: for people to read.
         size: in bytes.
-        changed: when it changed last.
-        remove: removes it, unless somebody has begun to use it; tells whether it is gone.
+        changed: time of the last change.
+        remove: removes it unless it has come into use; returns whether it is gone.
     """
 
     kind: str
@@ -51,15 +49,15 @@ class Garbage:
 
 
 def find_garbage(store: Store, keep_runs: int | None, before: datetime) -> list[Garbage]:
-    """Return what may go, in the order in which it should.
+    """Return the garbage, in the order in which to remove it.
 
     Args:
-        store: where to look; of scratch folders only this machine's is seen.
+        store: where to look; the only scratch folder seen is this machine's.
         keep_runs: how many of the latest runs to keep; None for all.
-        before: nothing that changed later goes.
+        before: keep everything changed later.
 
     Raises:
-        DataError: if a run's record cannot be read, since what it needs is not known then.
+        DataError: if a run's record cannot be read, so its needs are unknown.
     """
     runs = _list(store, "runs")
     names = sorted(path.removesuffix(".json") for path in runs if path.endswith(".json"))
@@ -90,21 +88,20 @@ def find_garbage(store: Store, keep_runs: int | None, before: datetime) -> list[
         for path in notes
         if notes[path][1] < before and path not in noted
     ]
-    found += sorted(_artifacts(store, artifacts, needed, before), key=lambda each: each.changed)[
-        ::-1
-    ]
+    unneeded = _artifacts(store, artifacts, needed, before)
+    found += sorted(unneeded, key=lambda each: each.changed)[::-1]
     if not store.is_local:
         found += _remote_rest(store, before)
     return found + list(_scratch(store, before))
 
 
 def remove_garbage(found: list[Garbage]) -> list[str]:
-    """Remove what was found, several at a time; return for each why it is still there, or ""."""
+    """Remove garbage in parallel; return for each why it is still there, or ""."""
 
     def remove(each: Garbage) -> str:
         try:
-            return "" if each.remove() else "somebody uses it, or has made it again"
-        except FileNotFoundError:  # another was faster
+            return "" if each.remove() else "in use, or rebuilt meanwhile"
+        except FileNotFoundError:  # someone else removed it
             return ""
         except OSError as error:
             return str(error)
@@ -114,7 +111,7 @@ def remove_garbage(found: list[Garbage]) -> list[str]:
 
 
 def _list(store: Store, folder: str) -> Files:
-    """Return all files below a folder of the store; only a missing folder has none."""
+    """Return all files below a folder of the store; none if it is missing."""
     root = f"{store.root}/{folder}"
     if not store.is_local:
         found: Any = store.filesystem.find(root, detail=True)
@@ -125,7 +122,7 @@ def _list(store: Store, folder: str) -> Files:
     files = {}
     for directory, _, names in os.walk(root, onerror=_unless_missing):
         for path in (Path(directory, name) for name in names):
-            with contextlib.suppress(FileNotFoundError):  # a run goes on
+            with contextlib.suppress(FileNotFoundError):  # a run is in progress
                 stat = path.stat()
                 changed = datetime.fromtimestamp(stat.st_mtime, UTC)
                 files[path.relative_to(root).as_posix()] = stat.st_size, changed
@@ -138,21 +135,21 @@ def _unless_missing(error: OSError) -> None:
 
 
 def _needs(store: Store, folder: str, name: str) -> tuple[set[str], str]:
-    """Return the keys that a record or a note names, which must be understood, and its state."""
+    """Return the keys in a valid record or note, and its state."""
     record = read_record(store.filesystem, f"{store.root}/{folder}", name)
     needs_of(record, f"{store.root}/{folder}/{name}.json")
     return set(_keys_in(record)), str(record.get("state", ""))
 
 
 def _noted(store: Store, notes: Files, before: datetime) -> dict[str, set[str]]:
-    """Return what runs need, by note, that went on since then or whose present step may still run."""
+    """Return, by note, the keys of runs active since `before` or perhaps still running a step."""
     may_run = datetime.now(UTC) - _LONGEST_STEP
     found = {}
     for path, (_, changed) in notes.items():
         if path.startswith(".") or not path.endswith(".json") or changed < min(before, may_run):
             continue
         name = path.removesuffix(".json")
-        with contextlib.suppress(FileNotFoundError):  # it has a record by now
+        with contextlib.suppress(FileNotFoundError):  # it now has a record
             needs, state = _needs(store, NOTES, name)
             if changed >= before or state not in ("failed", "interrupted"):
                 found[path] = needs
@@ -163,13 +160,13 @@ def _noted(store: Store, notes: Files, before: datetime) -> dict[str, set[str]]:
 def _found_since(
     store: Store, notes: tuple[tuple[str, tuple[int, datetime]], ...], before: datetime
 ) -> set[str]:
-    """Return what runs need that have gone on while garbage was collected, with its lineage."""
+    """Return what runs active during this collection need, with its lineage."""
     noted = _noted(store, dict(notes), before)
     return _with_lineage(store, {key for keys in noted.values() for key in keys})
 
 
 def _keys_in(value: Any) -> Iterator[str]:
-    """Yield the keys of all artifacts that a record or a manifest names."""
+    """Yield the keys of all artifacts in a record or manifest."""
     if isinstance(value, dict):
         if isinstance(value.get("key"), str) and "digest" in value:
             yield value["key"]
@@ -180,7 +177,7 @@ def _keys_in(value: Any) -> Iterator[str]:
 
 
 def _with_lineage(store: Store, keys: Iterable[str]) -> set[str]:
-    """Add all artifacts that these were made of, and those of which these were made."""
+    """Add the inputs and shards of artifacts, recursively."""
 
     def below(key: str) -> list[str]:
         try:
@@ -188,7 +185,7 @@ def _with_lineage(store: Store, keys: Iterable[str]) -> set[str]:
         except FileNotFoundError:
             return []
         except DamagedArtifact as damage:
-            log.warning("%s; what it was made of is kept only if others need it", damage)
+            log.warning("%s; its inputs are kept only if others need them", damage)
             return []
         return list(_keys_in(manifest))
 
@@ -205,7 +202,7 @@ def _artifacts(
 ) -> Iterator[Garbage]:
     for key, files in artifacts.items():
         if not is_key(key) and not (key.startswith(".") and "" not in files):
-            continue  # a file or folder that is not ours
+            continue  # not ours
         size = sum(bytes_ for bytes_, _ in files.values())
         changed = max(time for _, time in files.values())
         remove = partial(_remove_artifact, store, key, MANIFEST in files, before)
@@ -219,7 +216,7 @@ def _artifacts(
 
 
 def _remove_artifact(store: Store, key: str, finished: bool, before: datetime) -> bool:
-    """Remove an artifact unless it was made, or made again, since it was found, or is in use."""
+    """Remove an artifact unless it is in use or has been built or rebuilt meanwhile."""
     notes = tuple(sorted(_list(store, NOTES).items()))
     if notes and key in _found_since(store, notes, before):
         return False
@@ -239,8 +236,8 @@ def _remove_artifact(store: Store, key: str, finished: bool, before: datetime) -
 
 
 def _replaced(store: Store, key: str, files: Files, before: datetime) -> Iterator[Garbage]:
-    """Yield the files of an artifact that was made again with other bytes."""
-    if len({path.partition("/")[0] for path in files}) <= 2:  # the manifest and one folder
+    """Yield the superseded files of an artifact that was rebuilt with other bytes."""
+    if len({path.partition("/")[0] for path in files}) <= 2:  # manifest and one folder
         return
     with contextlib.suppress(FileNotFoundError, DamagedArtifact):
         folder = store.manifest(key)["digest"][:12]
@@ -257,13 +254,13 @@ def _remover(store: Store, folder: str, name: str) -> Callable[[], bool]:
 
 
 def _done(call: Callable[..., object], *arguments: Any) -> bool:
-    """Call what raises an error if it fails; return True."""
+    """Call a function that raises on failure; return True."""
     call(*arguments)
     return True
 
 
 def _remote_rest(store: Store, before: datetime) -> Iterator[Garbage]:
-    """Yield leases that nobody holds, and large files of which only some parts arrived."""
+    """Yield stale leases and incomplete multipart uploads."""
     for path, (size, changed) in _list(store, "locks").items():
         if changed < before:
             yield Garbage("lease", path, size, changed, _remover(store, "locks", path))
@@ -278,7 +275,7 @@ def _remote_rest(store: Store, before: datetime) -> Iterator[Garbage]:
 
 
 def _scratch(store: Store, before: datetime) -> Iterator[Garbage]:
-    """Yield what work left on this machine that nobody goes on with, and downloads long unused."""
+    """Yield abandoned work on this machine, and downloads not used lately."""
     kinds = [("work", "unfinished work", partial(_remove_work, store)),
              ("tensorboard", "curves of a training", partial(_done, shutil.rmtree))]  # fmt: skip
     for folder, kind, remove in kinds:
@@ -296,7 +293,7 @@ def _scratch(store: Store, before: datetime) -> Iterator[Garbage]:
 
 
 def _remove_work(store: Store, path: Path) -> bool:
-    """Remove the work on a key, unless a process of this machine holds it."""
+    """Remove the work on a key unless a process on this machine holds the key."""
     with flock(store.scratch / "locks" / path.name, wait=False) as free:
         if free:
             shutil.rmtree(path)

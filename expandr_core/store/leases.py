@@ -1,14 +1,14 @@
-"""Leases: of workers that share no disk, one makes an artifact and the others wait for it.
+"""Leases: of workers that share no disk, one makes an artifact while the others wait.
 
-A lease is a small object in the store, made only if there is none. Its holder rewrites it every few
-seconds; a waiter takes it over when it has not changed for long enough *by the waiter's own clock*, so
-no two clocks are compared, and a holder that dies hangs nobody. Time in which the store cannot be
-reached does not count against the holder. A lease from the waiter's own scratch folder is free at once:
-who waits has locked the key in that folder, so the holder is dead.
+A lease is a small object in the store, created by a conditional write. Its holder rewrites it every few
+seconds; a waiter takes it over once it has stayed unchanged for long enough *by the waiter's clock*. So
+no clocks are compared, and a dead holder blocks no one. Store outages do not count against the holder.
+A lease from the waiter's scratch folder is free at once: the waiter has locked the key there, so the
+holder is dead.
 
-A lease spares work and does not protect anything: a holder that was taken for dead goes on, and both
-commit the same artifact, which is whole either way. So where a server does not hold to the conditions of
-a write there are no leases: nobody waits, and workers that need the same artifact at once each make it.
+Leases save work; they protect nothing. A holder presumed dead may go on, and both commit the same
+artifact, intact either way. If a server does not honour conditional writes there are no leases: workers
+that need the same artifact at the same time each make it.
 """
 
 import contextlib
@@ -28,8 +28,8 @@ from fsspec import AbstractFileSystem
 from expandr_core.store.s3 import is_unknown, precondition_failed
 
 log = logging.getLogger(__name__)
-REFRESH = 10.0  # seconds between two signs of life of a holder
-STALE = 60.0  # seconds without one, after which its lease is free
+REFRESH = 10.0  # seconds between signs of life of a holder
+STALE = 60.0  # seconds without one until a lease is free
 FIRST_POLL, LONGEST_POLL = 1.0, 5.0  # seconds
 
 
@@ -52,9 +52,9 @@ class Leases:
         self._lacking: list[str] | None = None  # not asked yet
 
     def lacking(self) -> list[str]:
-        """Try the conditional writes on an object of our own, once; say what the server does not do.
+        """Try conditional writes on a probe object, once; return those the server does not honour.
 
-        It cannot be told so whether a server stays true to them when many write at the same moment.
+        This cannot tell whether a server honours them under concurrent writes.
         """
         if self._lacking is None:
             path, lacking = f"{self._folder}/.probe-{self._holder['holder']}", []
@@ -72,7 +72,7 @@ class Leases:
         return self._lacking
 
     def _try(self, path: str, **condition: str) -> str | None:
-        """Write under a condition; return the ETag, None if refused, "" if the server knows none."""
+        """Write under a condition; return the ETag, None if refused, "" if not supported."""
         try:
             return self._write(path, **condition)
         except OSError as error:
@@ -82,7 +82,7 @@ class Leases:
 
     @contextlib.contextmanager
     def hold(self, key: str) -> Iterator[None]:
-        """Wait for the lease of a key, hold it, and give it back; go on at once if there are none."""
+        """Wait for the lease of a key, hold it, and release it; do nothing without leases."""
         asked = self._lacking is not None
         if self.lacking():
             if not asked:
@@ -109,7 +109,7 @@ class Leases:
             now = time.monotonic()
             if etag != seen:
                 seen, unchanged = etag, 0.0
-            elif now - before < REFRESH:  # otherwise the store was away, for the holder too
+            elif now - before < REFRESH:  # else the store was down, for the holder too
                 unchanged += now - before
             before = now
             if not etag:
@@ -128,7 +128,7 @@ class Leases:
             poll = min(1.5 * poll, LONGEST_POLL)
 
     def _is_dead(self, holder: dict) -> bool:
-        """Tell whether the holder worked in our scratch folder, whose lock we have."""
+        """Tell whether the holder worked in our scratch folder, whose lock we hold."""
         return all(holder.get(name) == self._holder[name] for name in ("host", "scratch"))
 
     def _read(self, path: str) -> tuple[str, dict]:
@@ -168,15 +168,15 @@ class Leases:
     def _sign(self, path: str) -> None:
         try:
             etag = self._write(path, IfMatch=self._held[path])
-            if not etag:  # an answer was lost, or another took it
+            if not etag:  # the response was lost, or someone took it over
                 etag, holder = self._read(path)
                 if holder != self._holder:
                     del self._held[path]
-                    log.warning("%s: taken over by %s; both go on", path, _name(holder))
+                    log.warning("%s: taken over by %s; both continue", path, _name(holder))
                     return
             self._held[path] = etag
         except OSError as error:
-            log.warning("%s: the lease could not be renewed (%s); the work goes on", path, error)
+            log.warning("%s: could not renew the lease (%s); the work continues", path, error)
 
     def _release(self, path: str) -> None:
         with self._lock:
@@ -188,15 +188,15 @@ class Leases:
             except FileNotFoundError:
                 pass
             except OSError as error:
-                log.warning("%s: the lease is left to run out (%s)", path, error)
+                log.warning("%s: could not release the lease, so it will expire (%s)", path, error)
 
 
 def no_leases(lacking: list[str]) -> str:
-    """Say what follows from what a server lacks."""
+    """Explain the consequences of what a server does not honour."""
     return (
-        f"the S3 server does not hold to {' and '.join(lacking)} of a PUT, so there are no leases: "
+        f"the S3 server does not honour {' and '.join(lacking)} of a PUT, so there are no leases: "
         "workers that need the same artifact at the same time each make it. The result is the same; "
-        "infra/README.md names servers that do"
+        "infra/README.md lists servers that do"
     )
 
 

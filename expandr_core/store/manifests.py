@@ -1,7 +1,7 @@
-"""The manifest of an artifact: how it is written, sealed, and read again.
+"""The manifest of an artifact: written, sealed, and read back.
 
-What is written is checked as strictly as what is read: whoever can seal a manifest must not be able to
-lead a reader out of the artifact's folder, or in a circle.
+Manifests are checked on writing as strictly as on reading: no sealed manifest may lead a reader out of
+the artifact's folder, or in a circle.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ class DamagedArtifact(Exception):
 
 
 def is_key(text: str) -> bool:
-    """Tell whether a text is the key of an artifact; nothing else names a folder of the store.
+    """Tell whether a text is an artifact key, the only names of folders in the store.
 
     >>> is_key("expand-0123456789abcdef0123"), is_key("../expand-0123456789abcdef0123")
     (True, False)
@@ -41,12 +41,12 @@ def is_key(text: str) -> bool:
 
 
 def _inside(path: str) -> str:
-    """Return the path of a file if it cannot lead out of the artifact's folder."""
+    """Check that a path cannot lead out of the artifact's folder."""
     parts = PurePosixPath(path).parts
     if not parts or parts[0] == "/" or ".." in parts or "/".join(parts) != path:
-        raise ValueError("no relative path inside the artifact")
+        raise ValueError("not a relative path inside the artifact")
     if path == MANIFEST or re.search(r"[\\\x00-\x1f\x7f\ud800-\udfff]", path):
-        raise ValueError("no name for a file of an artifact")
+        raise ValueError("not allowed as a file name in an artifact")
     return path
 
 
@@ -91,7 +91,7 @@ def sha256_of(path: Path) -> str:
 
 
 def describe_files(folder: Path) -> list[dict[str, Any]]:
-    """Return path, size and SHA-256 of every file below a folder, in the order of their names."""
+    """Return path, size and SHA-256 of every file below a folder, sorted by path."""
     return [
         {
             "path": path.relative_to(folder).as_posix(),
@@ -106,8 +106,8 @@ def sealed(manifest: dict[str, Any]) -> str:
     """Return the text of a manifest, with the digest of its content.
 
     Raises:
-        DataError: if it could not be read again: a number that is not finite, a file's name that no
-            artifact can have.
+        DataError: if it could not be read back, for example because a number is not finite or a file
+            name is not allowed.
     """
     key = manifest["key"]
     try:
@@ -119,10 +119,10 @@ def sealed(manifest: dict[str, Any]) -> str:
 
 
 def unsealed(content: str | bytes, key: str) -> dict[str, Any]:
-    """Read the manifest of an artifact: the one place that decides what is damage.
+    """Read a manifest; this is the one place that decides what damage is.
 
     Raises:
-        DamagedArtifact: if it is not what was written, or nothing that an artifact can be.
+        DamagedArtifact: if it has changed since it was written, or describes no valid artifact.
     """
     try:
         manifest = json.loads(content, parse_constant=_refuse)
@@ -137,7 +137,7 @@ def unsealed(content: str | bytes, key: str) -> dict[str, Any]:
 
 
 def _check(manifest: dict[str, Any], key: str) -> None:
-    """Refuse what cannot be an artifact."""
+    """Refuse a manifest that describes no valid artifact."""
     try:
         found = _Manifest.model_validate(manifest)
     except ValidationError as error:
@@ -145,7 +145,7 @@ def _check(manifest: dict[str, Any], key: str) -> None:
         where = ".".join(map(str, first["loc"]))
         raise DamagedArtifact(f"{key}: the manifest's {where!r}: {first['msg']}") from error
     if found.key != key:
-        raise DamagedArtifact(f"{key}: the manifest is that of {found.key}")
+        raise DamagedArtifact(f"{key}: the manifest belongs to {found.key}")
     files = {file.path: file.sha256 for file in found.files}
     if len(files) < len(found.files):
         raise DamagedArtifact(f"{key}: the manifest names a file twice")
@@ -153,15 +153,15 @@ def _check(manifest: dict[str, Any], key: str) -> None:
         raise DamagedArtifact(f"{key}: the manifest names no file")
     parts = [Artifact(key=part.key, digest=part.digest) for part in found.parts]
     if found.digest != content_digest(files, parts):
-        raise DamagedArtifact(f"{key}: the manifest's digest is not that of its files and parts")
+        raise DamagedArtifact(f"{key}: the manifest's digest does not match its files and parts")
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a number that JSON has")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def flow_run_of(manifest: dict[str, Any]) -> str:
-    """Return the id of the Prefect flow run that an artifact was made for; empty if for none."""
+    """Return the id of the Prefect flow run that made an artifact, or ""."""
     runtime = manifest.get("runtime")
     return str(runtime.get("prefect_flow_run", "")) if isinstance(runtime, dict) else ""
 
@@ -172,10 +172,10 @@ def _seal(manifest: dict[str, Any]) -> str:
 
 
 def fact(manifest: dict[str, Any], name: str) -> Any:
-    """Return what a manifest tells besides its files: how the artifact came to be.
+    """Return a field of a manifest's provenance.
 
     Raises:
-        DamagedArtifact: if it does not tell.
+        DamagedArtifact: if the manifest lacks it.
     """
     if name not in manifest:
         raise DamagedArtifact(f"{manifest['key']}: the manifest lacks {name!r}")

@@ -1,4 +1,4 @@
-"""How an artifact came to be: what its manifest tells besides its files."""
+"""How an artifact came to be: its manifest, without the files."""
 
 import contextlib
 import importlib.metadata
@@ -23,7 +23,7 @@ LIBRARIES = (
 
 
 def provenance(spec: StageSpec, counts: dict[str, float], seconds: float) -> dict[str, Any]:
-    """Tell how an artifact came to be."""
+    """Return the provenance of an artifact for its manifest."""
     versions = {}
     for library in LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -1,6 +1,6 @@
-"""Records of runs: which artifacts each used, in order. One JSON file each, named by the run.
+"""Records of runs: the artifacts that each used, in order, in a JSON file named after the run.
 
-A run that goes on, or has failed, has a note in the folder NOTES instead.
+A run in progress or failed has a note in the folder NOTES instead.
 """
 
 import json
@@ -23,14 +23,14 @@ NOTES = "begun"
 
 
 class StepId(NamedTuple):
-    """Which step of a run: unique within it.
+    """Identifies a step within a run.
 
     Attributes:
         stage: that ran.
-        round: of the joint loop; 0 outside of the rounds.
-        name: tells steps of one stage and round apart.
-        max_shards: the step was limited to the first shards; 0 for all. A later step of the same
-            stage, round and name goes on from it.
+        round: of the joint loop; 0 outside the rounds.
+        name: distinguishes steps of one stage and round.
+        max_shards: limit to the first shards; 0 for all. A later step of the same stage, round and name
+            continues from them.
     """
 
     stage: str
@@ -40,7 +40,7 @@ class StepId(NamedTuple):
 
 
 class Step(BaseModel):
-    """A step of a run: what it made or found, and its title, which is only for people."""
+    """A step of a run: the artifact that it made or found, and a title for people."""
 
     model_config = ConfigDict(frozen=True)
     id: StepId
@@ -51,10 +51,10 @@ class Step(BaseModel):
 def write_record(
     filesystem: AbstractFileSystem, folder: str, name: str, record: dict[str, Any]
 ) -> None:
-    """Write a record at once or not at all.
+    """Write a record atomically.
 
     Raises:
-        ValueError: if it holds a number that is not finite.
+        ValueError: if a number is not finite.
     """
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
     path = f"{folder}/{name}.json"
@@ -66,7 +66,7 @@ def write_record(
 
 
 def record_names(filesystem: AbstractFileSystem, folder: str) -> list[str]:
-    """Return the names of all records, in their order, which is that of time."""
+    """Return the names of all records, oldest first."""
     try:
         paths = filesystem.ls(folder, detail=False)
     except FileNotFoundError:
@@ -79,42 +79,42 @@ def read_record(filesystem: AbstractFileSystem, folder: str, name: str) -> dict[
     """Return a record.
 
     Raises:
-        DataError: if it is not what was written.
+        DataError: if it cannot be understood.
     """
     path = f"{folder}/{name}.json"
     try:
         record = json.loads(filesystem.cat_file(path))
     except (ValueError, RecursionError, IsADirectoryError, PermissionError) as error:
-        raise DataError(f"{path}: no record of a run ({error}); restore or delete it") from error
+        raise DataError(f"{path}: not a run's record ({error}); restore or delete it") from error
     if not isinstance(record, dict) or not record:
-        raise DataError(f"{path}: no record of a run (it holds no facts); restore or delete it")
+        raise DataError(f"{path}: not a run's record (it is empty); restore or delete it")
     return record
 
 
 def needs_of(record: dict[str, Any], path: str) -> list[dict[str, Any]]:
-    """Return the artifacts that a run made and used, as its steps name them.
+    """Return references to the artifacts that a run made or used.
 
     Raises:
-        DataError: if the record does not tell, so that nobody knows what may go.
+        DataError: if the record does not name them, so that nothing can be safely removed.
     """
     try:
         steps = record["steps"]
         if not isinstance(steps, list):
-            raise TypeError("its steps are no list")
+            raise TypeError("its steps are not a list")
         # older records have a pair of title and artifact for each step
         found = [step[1] if isinstance(step, list) else step["artifact"] for step in steps]
         if not all(is_key(each["key"]) and isinstance(each["digest"], str) for each in found):
             raise ValueError("a step names no artifact")
     except (LookupError, TypeError, ValueError) as error:
         raise DataError(
-            f"{path}: what this run needs is not understood ({type(error).__name__}: {error}); restore "
-            "the record, delete it if its artifacts may go, or use the version that wrote it"
+            f"{path}: cannot tell which artifacts this run needs ({type(error).__name__}: {error}); "
+            "restore the record, delete it if its artifacts may go, or use the version that wrote it"
         ) from error
     return found
 
 
 def read_records(filesystem: AbstractFileSystem, folder: str) -> Iterator[dict[str, Any]]:
-    """Yield all records, oldest first; a broken one is left out with a warning."""
+    """Yield all records, oldest first; skip broken ones with a warning."""
     for name in record_names(filesystem, folder):
         try:
             yield read_record(filesystem, folder, name)

@@ -1,8 +1,8 @@
-"""S3, asked again for a while before a failure is an error, and files sent to it in parallel.
+"""S3 with retries by time, and parallel transfers.
 
-botocore and s3fs retry by count: how long an outage they outlast depends on its kind and on chance.
-botocore's standard mode also stops retrying once some hundred requests have failed side by side.
-Here every request is repeated until `RETRY_FOR` has passed, whatever ails the server.
+botocore and s3fs retry by count, so how long an outage they survive depends on its kind and on luck;
+botocore's standard mode also stops retrying after some hundred parallel failures. Here every transient
+failure is retried until `RETRY_FOR` has passed.
 """
 
 import asyncio
@@ -21,26 +21,28 @@ from botocore.parsers import ResponseParserError
 from fsspec import AbstractFileSystem
 from s3fs import S3FileSystem
 
+from expandr_core.errors import DataError
+
 log = logging.getLogger(__name__)
 RETRY_FOR = 90.0  # seconds
-READ_TIMEOUT = 30.0  # seconds without an answer, after which a request is repeated
+READ_TIMEOUT = 30.0  # seconds without a response until a request is retried
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0  # seconds
-_PART = 1 << 24  # bytes; equal bytes get equal ETags only if they are cut alike
-_PARTS_AT_ONCE = 4  # of one file; with eight files that is half a GiB
+_PART = 1 << 24  # bytes; equal files get equal ETags only with equal part sizes
+_PARTS_AT_ONCE = 4  # per file; half a GiB for eight files
 _MOST_PARTS = 10_000
 _BUSY = {
     *("RequestTimeout", "RequestTimeoutException", "SlowDown", "Throttling", "TooManyRequests"),
-    "NoSuchBucket",  # what Swift answers while its container servers are away; seen, not guessed
+    "NoSuchBucket",  # observed: Swift's response while its container servers are down
 }
 
 
 class S3(S3FileSystem):
-    """s3fs with `RETRY_FOR`; what remains an error after that is an OSError, never "not there"."""
+    """s3fs that retries for `RETRY_FOR`; after that it raises an OSError, never "not there"."""
 
-    retries = 1  # s3fs's own, which know time-outs only
+    retries = 1  # s3fs's retries, which cover time-outs only
 
     def __init__(self, **options: Any):
-        """Open S3 as the environment says; fsspec keeps one instance for all who ask alike."""
+        """Open S3 as configured in the environment; fsspec reuses instances with equal options."""
         config = {
             "connect_timeout": 10,
             "read_timeout": READ_TIMEOUT,
@@ -53,7 +55,7 @@ class S3(S3FileSystem):
         return await _patiently(super()._call_s3, *arguments, **named)
 
     async def _info(self, path: str, *arguments: Any, **named: Any) -> Any:
-        """Ask by HEAD, and before "not there" is believed by a listing, which names its error."""
+        """Ask by HEAD; confirm "not there" by a listing, whose errors are explicit."""
         try:
             return await super()._info(path, *arguments, **named)
         except FileNotFoundError:
@@ -70,12 +72,12 @@ class S3(S3FileSystem):
         maxdepth: int | None = None,
         assume_literal: bool = True,
     ) -> list[str]:
-        """List what is at a path, as it is: brackets and stars in names are no pattern here."""
+        """Take paths literally: brackets and stars are not patterns."""
         paths = [path] if isinstance(path, str) else path
         return await super()._expand_path(paths, recursive, maxdepth, assume_literal=True)
 
     async def _cat_file(self, *arguments: Any, **named: Any) -> Any:
-        named["max_concurrency"] = 1  # more would ask for the size first, and here all is small
+        named["max_concurrency"] = 1  # more would request the size first; these objects are small
         return await _patiently(super()._cat_file, *arguments, **named)
 
     async def _get_file(self, *arguments: Any, **named: Any) -> Any:
@@ -94,20 +96,18 @@ async def _patiently(request: Callable[..., Awaitable[Any]], *arguments: Any, **
             if time.monotonic() + pause > end:
                 raise _gave_up(error) from error
             if pause == _FIRST_PAUSE:
-                log.info("S3 failed (%s: %s); asking again", type(error).__name__, error)
+                log.info("S3 failed (%s: %s); retrying", type(error).__name__, error)
         await asyncio.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def _gave_up(error: Exception) -> OSError:
     kind = type(error).__name__
-    return OSError(
-        errno.EIO, f"S3 has failed for {RETRY_FOR:.0f} s, the last time with {kind}: {error}"
-    )
+    return OSError(errno.EIO, f"S3 has failed for {RETRY_FOR:.0f} s, last with {kind}: {error}")
 
 
 def is_transient(error: BaseException) -> bool:
-    """Tell whether the server or the network is at fault, and not what was asked for."""
+    """Tell whether the server or the network is at fault, not the request."""
     answer = error if isinstance(error, ClientError) else error.__cause__
     if isinstance(answer, ClientError):
         status = answer.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
@@ -128,17 +128,27 @@ def is_transient(error: BaseException) -> bool:
     )
 
 
-def is_missing_bucket(error: BaseException | None) -> bool:
-    """Tell whether an error comes from a bucket that does not exist."""
-    while error is not None:
-        if isinstance(error, ClientError) and error.response["Error"].get("Code") == "NoSuchBucket":
-            return True
-        error = error.__cause__
-    return False
+def check_bucket(filesystem: AbstractFileSystem, url: str) -> None:
+    """Check that the bucket of a URL exists.
+
+    Raises:
+        DataError: if it does not.
+    """
+    try:
+        filesystem.info(url.removeprefix("s3://").split("/")[0])
+    except OSError as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, ClientError) and cause.response["Error"]["Code"] == "NoSuchBucket":
+                raise DataError(
+                    f"{url}: no such bucket; create it, or correct the store's URL"
+                ) from error
+            cause = cause.__cause__
+        raise
 
 
 def precondition_failed(error: OSError) -> bool:
-    """Tell whether a conditional write was refused because the object is not as expected."""
+    """Tell whether a conditional write was refused by its condition."""
     answer = error.__cause__
     if not isinstance(answer, ClientError):
         return isinstance(error, FileExistsError | FileNotFoundError)
@@ -147,7 +157,7 @@ def precondition_failed(error: OSError) -> bool:
 
 
 def is_unknown(error: OSError) -> bool:
-    """Tell whether the server does not know what was asked for."""
+    """Tell whether the server does not support the request."""
     answer = error.__cause__
     if not isinstance(answer, ClientError):
         return False
@@ -155,12 +165,12 @@ def is_unknown(error: OSError) -> bool:
 
 
 def upload(filesystem: AbstractFileSystem, source: Path, target: str) -> str:
-    """Send a file, a large one in parts side by side; return its ETag.
+    """Upload a file, in parallel parts if it is large; return its ETag.
 
-    Every part carries a checksum that the server compares.
+    The server verifies a checksum of every part.
 
     Raises:
-        OSError: if it could not be sent whole.
+        OSError: if not all bytes arrived.
     """
     size = source.stat().st_size
     part = max(_PART, math.ceil(size / _MOST_PARTS))
@@ -168,7 +178,7 @@ def upload(filesystem: AbstractFileSystem, source: Path, target: str) -> str:
     options = {"chunksize": part, "max_concurrency": _PARTS_AT_ONCE}
     try:
         put(str(source), target, **options)
-    except FileNotFoundError:  # an answer was lost: when asked again, the upload was complete
+    except FileNotFoundError:  # a response was lost, and the retry found the upload complete
         put(str(source), target, **options)
     info = filesystem.info(target)
     if info["size"] != size:
@@ -177,11 +187,11 @@ def upload(filesystem: AbstractFileSystem, source: Path, target: str) -> str:
 
 
 def download(filesystem: AbstractFileSystem, source: str, target: Path) -> None:
-    """Fetch a file, a large one in parts side by side.
+    """Download a file, in parallel parts if it is large.
 
     Raises:
         FileNotFoundError: if it is not there.
-        OSError: if it could not be fetched whole.
+        OSError: if the download failed.
     """
     get: Any = filesystem.get_file
     get(source, str(target), chunksize=_PART, max_concurrency=_PARTS_AT_ONCE)

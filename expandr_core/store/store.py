@@ -1,15 +1,15 @@
 """The artifact store: a local folder or an `s3://` prefix, through fsspec.
 
-An artifact is written to a scratch folder first. On a local store the finished folder is renamed
-into place; on S3 the files are uploaded and the manifest last. A folder without a manifest does not
-exist, so a kill at any point leaves nothing that looks like an artifact.
+Artifacts are written to a scratch folder first. A local store renames the finished folder into place;
+on S3 the files are uploaded, the manifest last. A folder without a manifest does not count, so a kill
+never leaves anything that looks like an artifact.
 
 On S3 the files lie in a folder named by their digest. Rebuilding an artifact therefore never disturbs
 its readers: identical files keep their objects, and new ones are written alongside until `expandr gc`
-removes the old. A reader sees the one version or the other, according to the manifest that it read.
+removes the old. The manifest decides which version a reader sees.
 
-Only "no such file" means "not there"; every other failure of the storage is raised. Reading never
-deletes: damage is reported, and rebuilding the artifact, under the lock of its key, replaces it.
+Only "no such file" means "not there"; any other storage failure is raised. Reading never deletes:
+damage is reported, and rebuilding the artifact, under the lock of its key, replaces it.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ _FILES_AT_ONCE = 8
 
 
 class Store:
-    """Artifacts under one root, with a local scratch folder for work in progress."""
+    """Artifacts under one root, with a local scratch folder for unfinished work."""
 
     def __init__(self, url: str, scratch: str | Path | None = None, cache_bytes: int | None = None):
         """Open a store.
@@ -61,7 +61,7 @@ class Store:
             url: a folder, or `s3://bucket/prefix`.
             scratch: local folder for unfinished work and downloads; by default `.scratch` in a
                 local store and `~/.cache/expandr` for one on S3.
-            cache_bytes: what downloads may take of it; the least recently used go first.
+            cache_bytes: limit for downloads; the least recently used are removed first.
 
         Raises:
             DataError: if the bucket does not exist.
@@ -76,28 +76,19 @@ class Store:
             return
         if not url.startswith("s3://"):
             raise DataError(f"{url}: a store is a folder or s3://bucket/prefix")
-        from expandr_core.store.s3 import is_missing_bucket
-
-        try:
-            self.filesystem.info(self.root.split("/")[0])
-        except OSError as error:
-            if not is_missing_bucket(error):
-                raise
-            raise DataError(
-                f"{url}: no such bucket; create it, or correct the store's URL"
-            ) from error
         from expandr_core.store.leases import Leases
+        from expandr_core.store.s3 import check_bucket
 
+        check_bucket(self.filesystem, url)
         self.leases = Leases(self.filesystem, self._at("locks"), self.scratch)
         self.cache = ReadCache(self.scratch / "cache", cache_bytes)
 
     @property
     def scratch(self) -> Path:
-        """The local folder for unfinished work and downloads, which is made when it is needed.
-
-        Who only reads a local store needs none: the store may be read-only, or not be there.
-        """
-        with contextlib.suppress(OSError):  # who writes into it will say so
+        """The local folder for unfinished work and downloads, created on first use."""
+        with contextlib.suppress(
+            OSError
+        ):  # a read-only store needs none; the first write reports it
             self._scratch.mkdir(parents=True, exist_ok=True)
         return self._scratch
 
@@ -105,13 +96,13 @@ class Store:
         return "/".join([self.root, *parts])
 
     def folder(self, key: str) -> str:
-        """Return where an artifact lies; nothing but a key leads there."""
+        """Return the path of an artifact; anything but a key is refused."""
         if not is_key(key):
-            raise DamagedArtifact(f"{key!r} is no key of an artifact")
+            raise DamagedArtifact(f"{key!r} is not an artifact key")
         return self._at("artifacts", key)
 
     def file(self, key: str, digest: str, path: str) -> str:
-        """Return where a file of an artifact lies."""
+        """Return the path of a file of an artifact."""
         return f"{self.folder(key)}/{path if self.is_local else f'{digest[:12]}/{path}'}"
 
     def manifest(self, key: str) -> dict[str, Any]:
@@ -119,16 +110,16 @@ class Store:
 
         Raises:
             FileNotFoundError: if there is no such artifact.
-            DamagedArtifact: if the manifest is not what was written.
+            DamagedArtifact: if the manifest has changed since it was written.
         """
         return unsealed(self.filesystem.cat_file(f"{self.folder(key)}/{MANIFEST}"), key)
 
     def lookup(self, key: str, made_by: str = "") -> Artifact | None:
-        """Return the artifact if it is there and whole; warn of a damaged one.
+        """Return the artifact if it exists and is intact; warn of a damaged one.
 
         Args:
             key: the artifact's key.
-            made_by: the artifact of another Prefect flow run counts as not there, and stays.
+            made_by: if given, ignore artifacts made by other Prefect flow runs.
         """
         try:
             if made_by and flow_run_of(self.manifest(key)) != made_by:
@@ -137,7 +128,7 @@ class Store:
         except FileNotFoundError:
             return None
         except DamagedArtifact as damage:
-            log.warning("%s; it counts as missing, and is replaced when it is made again", damage)
+            log.warning("%s; it counts as missing and will be replaced when it is rebuilt", damage)
             return None
 
     def verify(self, key: str) -> Artifact:
@@ -152,16 +143,16 @@ class Store:
     def commit(
         self, key: str, folder: Path, parts: list[Artifact], manifest: dict[str, Any]
     ) -> Artifact:
-        """Make a finished folder an artifact, at once or not at all; it replaces one of that key.
+        """Turn a finished folder into an artifact, atomically; replace any with the same key.
 
         Args:
             key: the artifact's key.
             folder: local folder with the finished files; it is moved.
-            parts: shards that belong to it.
-            manifest: `counts` and whatever else tells how it came to be.
+            parts: its shards.
+            manifest: `counts` and provenance.
 
         Raises:
-            DataError: if it holds what could not be read again.
+            DataError: if the manifest could not be read back.
         """
         files = describe_files(folder)
         digest = content_digest({file["path"]: file["sha256"] for file in files}, parts)
@@ -175,13 +166,11 @@ class Store:
         content = sealed(manifest)
         target = self.folder(key)
         if not self.is_local:
-            self._upload(key, digest, folder, files)  # which notes the ETags
+            self._upload(key, digest, folder, files)  # adds the ETags
             self.filesystem.pipe_file(f"{target}/{MANIFEST}", sealed(manifest).encode())
-        elif self._there(key, digest):  # its files stay: somebody may read them
-            with (
-                explain_full_disk(Path(target), STORE_REMEDY),
-                partial_file(Path(target, MANIFEST)) as partial,
-            ):
+        elif self._there(key, digest):  # keep its files for their readers
+            path = Path(target, MANIFEST)
+            with explain_full_disk(path.parent, STORE_REMEDY), partial_file(path) as partial:
                 partial.write_text(content)
             shutil.rmtree(folder)
         else:
@@ -190,14 +179,14 @@ class Store:
         return reference(manifest)
 
     def _there(self, key: str, digest: str) -> dict[str, Any] | None:
-        """Return the manifest of an artifact if its own files are whole and its digest is this."""
+        """Return the manifest of an artifact if its files are intact and it has this digest."""
         with contextlib.suppress(FileNotFoundError, DamagedArtifact):
             manifest = intact(self, key)
             return manifest if manifest["digest"] == digest else None
         return None
 
     def _upload(self, key: str, digest: str, folder: Path, files: list[dict[str, Any]]) -> None:
-        """Upload what is not there, and note every ETag."""
+        """Upload missing files, and add every ETag to `files`."""
         from expandr_core.store.s3 import upload
 
         there = self._there(key, digest)
@@ -212,13 +201,13 @@ class Store:
             list(pool.map(put, files))
 
     def local(self, artifact: Artifact) -> Path:
-        """Return a local path of the artifact's folder, or of its file; objects are downloaded.
+        """Return the local path of the artifact, after a download if it is on S3.
 
-        What was downloaded stays until this process ends, or until `release`.
+        Downloads stay until `release` or the end of this process.
 
         Raises:
             FileNotFoundError: if the artifact is gone.
-            DamagedArtifact: if what was downloaded does not match the manifest.
+            DamagedArtifact: if a download does not match the manifest.
         """
         if self.is_local:
             return Path(self.folder(artifact.key), artifact.path)
@@ -226,12 +215,8 @@ class Store:
 
         folder = self.cache.use(artifact.key)
         manifest = self.manifest(artifact.key)
-        files = [
-            file
-            for file in manifest["files"]
-            if artifact.path in ("", file["path"])
-            and not _is_same(folder / file["path"], file["sha256"])
-        ]
+        wanted = [file for file in manifest["files"] if artifact.path in ("", file["path"])]
+        files = [file for file in wanted if not _is_there(folder, file)]
 
         def fetch(file: dict[str, Any]) -> None:
             source = self.file(artifact.key, manifest["digest"], file["path"])
@@ -246,7 +231,7 @@ class Store:
         return folder / artifact.path
 
     def release(self, artifact: Artifact) -> None:
-        """Tell that this process no longer reads what `local` returned."""
+        """Stop protecting what `local` returned from removal."""
         if not self.is_local:
             self.cache.release(artifact.key)
 
@@ -255,7 +240,7 @@ class Store:
         return [Artifact(**part) for part in self.manifest(artifact.key)["parts"]]
 
     def remove(self, key: str) -> None:
-        """Remove an artifact, its manifest first: a kill meanwhile leaves nothing that is found."""
+        """Remove an artifact, its manifest first, so that a kill leaves nothing that looks whole."""
         folder = self.folder(key)
         with contextlib.suppress(FileNotFoundError):
             self.filesystem.rm_file(f"{folder}/{MANIFEST}")
@@ -264,14 +249,10 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self, key: str, lease: bool = True) -> Iterator[Path]:
-        """Hold the key, among all machines; yield the local folder for its unfinished work.
+        """Lock the key across machines; yield the local folder for its unfinished work.
 
-        The operating system frees the lock when its holder dies, and on S3 a lease runs out, so a
-        kill never blocks anyone.
-
-        Args:
-            key: what to hold.
-            lease: without one, only processes with this scratch folder are kept out.
+        The operating system frees the lock of a dead holder, and on S3 its lease expires, so a kill
+        never blocks anyone. Without a lease, only processes with the same scratch folder are kept out.
         """
         with contextlib.ExitStack() as held:
             held.enter_context(flock(self.scratch / "locks" / key))
@@ -283,7 +264,7 @@ class Store:
                 yield work
 
     def keys(self, prefix: str = "") -> list[str]:
-        """Return the keys that start with a prefix."""
+        """Return the keys with a prefix, sorted."""
         try:
             paths = self.filesystem.ls(self._at("artifacts"), detail=False)
         except FileNotFoundError:
@@ -292,26 +273,27 @@ class Store:
         return [name for name in names if name.startswith(prefix) and is_key(name)]
 
     def write_record(self, name: str, record: dict[str, Any]) -> None:
-        """Keep the record of a run: which artifacts it used, in order."""
+        """Write the record of a run: the artifacts that it used, in order."""
         write_record(self.filesystem, self._at("runs"), name, record)
 
     def write_note(self, name: str, note: dict[str, Any]) -> None:
-        """Keep a note of a run that has no record: it goes on, or has failed."""
+        """Write the note of a run without a record: in progress, or failed."""
         write_record(self.filesystem, self._at(NOTES), name, note)
 
     def drop_note(self, name: str) -> None:
-        """Remove a run's note, once it has a record."""
+        """Remove the note of a run that now has a record."""
         with contextlib.suppress(FileNotFoundError):
             self.filesystem.rm_file(self._at(NOTES, f"{name}.json"))
 
     def notes(self) -> list[dict[str, Any]]:
-        """Return the notes of all runs without a record, oldest first; see `records`."""
+        """Return the notes of all runs without a record, oldest first; skip broken ones."""
         return list(read_records(self.filesystem, self._at(NOTES)))
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the records of all runs, oldest first; a broken one is left out with a warning."""
+        """Return the records of all runs, oldest first; skip broken ones with a warning."""
         return list(read_records(self.filesystem, self._at("runs")))
 
 
-def _is_same(path: Path, sha256: str) -> bool:
-    return path.exists() and sha256_of(path) == sha256
+def _is_there(folder: Path, file: dict[str, Any]) -> bool:
+    path = folder / file["path"]
+    return path.exists() and sha256_of(path) == file["sha256"]

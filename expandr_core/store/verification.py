@@ -1,4 +1,4 @@
-"""Cache hits are verified: whether the files of an artifact are those that its manifest names.
+"""Verify cache hits: compare an artifact's files with its manifest.
 
 Local files are compared by SHA-256; objects on S3 by size and the ETag noted at commit, or by SHA-256
 if a copy of the store has another ETag.
@@ -27,7 +27,7 @@ def verified(store: "Store", key: str) -> dict[str, Any]:
     """
     manifest = intact(store, key)
     below = [(key, part) for part in manifest["parts"]]
-    # a digest covers those of the shards and is checked before theirs, so no cycle can be intact
+    # a digest covers those of its shards and is checked before them, so no cycle can be intact
     while below:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             shards = list(pool.map(lambda each: _intact_shard(store, *each), below))
@@ -51,7 +51,7 @@ def _intact_shard(store: "Store", key: str, part: dict[str, Any]) -> dict[str, A
 def intact(store: "Store", key: str) -> dict[str, Any]:
     """Return the manifest of an artifact whose files, without its shards, are intact.
 
-    If the artifact is rebuilt while we read, the new files count.
+    If the artifact is rebuilt meanwhile, the new files count.
     """
     manifest = store.manifest(key)
     while True:
@@ -60,7 +60,7 @@ def intact(store: "Store", key: str) -> dict[str, Any]:
             _check_files(store, manifest)
         except DamagedArtifact as error:
             damage = error
-        if not damage and not store.is_local:  # on S3 the old files stay
+        if not damage and not store.is_local:  # on S3 old files stay
             return manifest
         before, manifest = manifest, store.manifest(key)
         if manifest == before:
@@ -95,7 +95,7 @@ def _is_same(store: "Store", path: str, file: dict[str, Any]) -> bool:
 
 
 def _sha256_of_object(store: "Store", path: str, size: int) -> str:
-    """Read an object with another ETag; a copy of the store may have cut it into other parts."""
+    """Hash an object whose ETag differs: a copied store may have other part sizes."""
     digest = hashlib.sha256()
     for start in range(0, size, _BLOCK):
         block: Any = store.filesystem.cat_file(path, start=start, end=min(start + _BLOCK, size))
@@ -104,5 +104,5 @@ def _sha256_of_object(store: "Store", path: str, size: int) -> str:
 
 
 def _is_within(path: str, folder: str) -> bool:
-    """Tell whether a file lies in a folder itself, and not behind a link."""
+    """Tell whether a file lies in a folder, not behind a link."""
     return Path(path).resolve().is_relative_to(Path(folder).resolve())

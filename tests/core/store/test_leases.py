@@ -172,7 +172,7 @@ def test_an_outage_ends_no_work(proxy, client, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("expandr_core.store.s3.RETRY_FOR", 0.1)
     with machine(tmp_path, "a").lock(KEY):
         with proxy.failing("503"):
-            wait_until(lambda: "could not be renewed" in caplog.text)
+            wait_until(lambda: "could not renew" in caplog.text)
         sign = client.head_object(**LEASE)["ETag"]
         wait_until(lambda: client.head_object(**LEASE)["ETag"] != sign)
         proxy.fault = "503"
@@ -220,4 +220,4 @@ def test_deploying_tells_what_the_server_lacks(proxy):
 
     assert store_note(URL) == store_note("/a/folder") == ""
     proxy.without = {"If-Match": False}
-    assert "does not hold to If-Match" in store_note(URL)
+    assert "does not honour If-Match" in store_note(URL)
