@@ -1,23 +1,23 @@
-"""The one error of our own: the input is wrong, so trying again cannot help."""
+"""Our one error class, for wrong input: retrying cannot help."""
 
 import contextlib
 from collections.abc import Iterator
 
 
 class DataError(ValueError):
-    """Wrong input data, a wrong model folder or wrong options.
+    """Wrong data, model folder or options.
 
-    The message says what is wrong, where (file and line), and what to do. A task never retries it.
+    The message says what is wrong, where (file and line), and what to do. Tasks do not retry it.
     """
 
 
 @contextlib.contextmanager
 def naming(option: str, *others: type[Exception]) -> Iterator[None]:
-    """Begin the message of a DataError with the option that is at fault, unless it names it.
+    """Prefix the message of a DataError with the option at fault, unless it is mentioned.
 
     Args:
         option: as the user writes it.
-        others: errors that are the option's fault as well; they become a DataError.
+        others: further errors to turn into a DataError.
     """
     try:
         yield
@@ -28,5 +28,5 @@ def naming(option: str, *others: type[Exception]) -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of what an error says, or else its name."""
+    """Return the first line of an error's message, or its class name."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

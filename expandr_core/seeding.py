@@ -1,10 +1,10 @@
-"""A seed per (stage, id), so that order, batching, sharding and retries do not matter."""
+"""Seeds per item, so that order, batching, sharding and retries do not matter."""
 
 import hashlib
 
 
 def derive_seed(*parts: object) -> int:
-    """Derive a 63-bit seed from any printable parts, such as the stage, the run's seed and an id.
+    """Derive a 63-bit seed from printable parts, such as the stage, the run's seed and an id.
 
     >>> derive_seed("expand", 0, "q1") == derive_seed("expand", 0, "q1")
     True
@@ -16,5 +16,5 @@ def derive_seed(*parts: object) -> int:
 
 
 def unit_interval(*parts: object) -> float:
-    """Derive a number in [0, 1) from any printable parts; the seeded split compares it to shares."""
+    """Derive a number in [0, 1) from printable parts."""
     return derive_seed(*parts) / 2**63

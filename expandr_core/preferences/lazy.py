@@ -1,7 +1,7 @@
-"""How many shards of queries to write candidates for, until enough preference pairs are accepted.
+"""How many shards need candidates until enough preference pairs are accepted.
 
-The first step is the fewest shards that could hold the pairs; each next one follows from the share of
-the queries that has been accepted so far. Since a query's shard is a hash of its id, all are alike.
+The first step takes the fewest shards that could hold the pairs; later steps extrapolate from the share
+of queries accepted so far. A query's shard is a hash of its id, so all shards are alike.
 """
 
 import math
@@ -10,9 +10,9 @@ from itertools import accumulate
 
 
 def shards_with(queries: float, sizes: list[int]) -> int:
-    """Return the fewest shards that have so many queries; all, if they have fewer.
+    """Return the fewest shards with this many queries, or all if even they have fewer.
 
-    Of so many queries as pairs are wanted, it is the first step: no fewer shards can hold the pairs.
+    With as many queries as requested pairs, it is the first step: fewer shards cannot hold the pairs.
 
     >>> shards_with(22, [10, 12, 9]), shards_with(22.5, [10, 12, 9]), shards_with(50, [10, 12, 9])
     (2, 3, 3)
@@ -21,14 +21,14 @@ def shards_with(queries: float, sizes: list[int]) -> int:
 
 
 def next_step(pairs: int, accepted: int, done: int, sizes: list[int]) -> int:
-    """Return how many shards will hold the pairs, by what the first ones brought.
+    """Return how many shards should hold the pairs, given the yield of the first ones.
 
-    A Poisson count varies by its square root; twice that is added to what is missing, so that a step
-    that falls short is rare. If nothing was accepted so far, the queries are doubled.
+    A Poisson count varies by its square root; twice that is added to the missing pairs, so that steps
+    rarely fall short. If nothing has been accepted, the queries are doubled.
 
     Args:
-        pairs: how many are wanted.
-        accepted: how many the first shards brought, fewer than wanted.
+        pairs: how many are requested.
+        accepted: pairs from the first shards, fewer than requested.
         done: number of these shards, not all.
         sizes: queries in each shard.
 

@@ -1,4 +1,4 @@
-"""Run a stage in a child process: it frees all its memory by exiting, and its crash is contained."""
+"""Run a stage in a child process, which frees all memory when it exits and contains crashes."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ from expandr_core.store.store import Store
 
 
 def needs_child(spec: StageSpec) -> bool:
-    """Tell whether the stage runs in a process of its own."""
+    """Tell whether a stage runs in a child process."""
     isolation = module_of(spec.stage).ISOLATION
     if isolation == "on-gpu":
         return run_device(spec.runtime.get("device", "auto")) != "cpu"
@@ -32,11 +32,11 @@ def needs_child(spec: StageSpec) -> bool:
 def run_in_child(
     spec: StageSpec, store: Store, progress: Progress, python: str = sys.executable
 ) -> Artifact:
-    """Make the artifact in a child process; whatever ends this call ends the child and its descendants.
+    """Make the artifact in a child process, which ends with this call, as do its descendants.
 
     Raises:
-        DataError: if the child found its input at fault.
-        RuntimeError: if it failed or was killed, with the last lines it wrote.
+        DataError: if the input is at fault.
+        RuntimeError: if the child failed or was killed, with its last lines of output.
     """
     with tempfile.TemporaryDirectory(prefix="expandr-") as folder:
         path = Path(folder, "spec.json")
@@ -54,7 +54,7 @@ def run_in_child(
             command += [str(store.cache_bytes)] if store.cache_bytes is not None else []
             child = subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,  # nobody sees a question, so nobody may answer it
+                stdin=subprocess.DEVNULL,  # prompts would go unseen
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
@@ -80,7 +80,7 @@ def run_in_child(
 
 
 def _follow(lines: Iterable[str], progress: Progress) -> Artifact | str | None:
-    """Forward a child's events; return its artifact, its complaint, or nothing."""
+    """Forward a child's events; return its artifact or its error message, if any."""
     result: Artifact | str | None = None
     for line in lines:
         try:
@@ -100,11 +100,11 @@ def _follow(lines: Iterable[str], progress: Progress) -> Artifact | str | None:
 
 
 def terminate_tree(child: subprocess.Popen, patience: float = 5) -> None:
-    """End the child and all its descendants, in sessions of their own too, as torchrun's ranks are.
+    """End the child and all descendants, even in other sessions, such as torchrun's ranks.
 
     Args:
         child: leader of its process group.
-        patience: seconds to end politely; then they are killed.
+        patience: seconds between SIGTERM and SIGKILL.
     """
     tree: list[psutil.Process] = []
     with contextlib.suppress(psutil.NoSuchProcess):
@@ -115,6 +115,6 @@ def terminate_tree(child: subprocess.Popen, patience: float = 5) -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 end(process)
         _, tree = psutil.wait_procs(tree, patience)
-    with contextlib.suppress(ProcessLookupError):  # what outlived its parent
+    with contextlib.suppress(ProcessLookupError):  # orphans
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()

@@ -1,20 +1,20 @@
-"""Where models run."""
+"""The device that models run on."""
 
 from expandr_core.errors import DataError
 
 
 def run_device(device: str) -> str:
-    """Return where models run: "auto" is a GPU if there is one. Make torch ready for texts there.
+    """Return the device to run on ("auto" means a GPU if there is one), and set torch up for it.
 
-    torch would leave attention with a mask to cuDNN, which makes a plan for each new shape of a batch,
-    and batches of texts rarely repeat one. torch's own kernels need no plan. (With BERT-base on an H100,
-    batches took 47 ms each, and 7 ms where the same one came again: benchmarks/results/h100.md.)
+    torch would delegate masked attention to cuDNN, which plans for every new batch shape, and batches of
+    texts rarely repeat one; torch's own kernels need no plan. (BERT-base on an H100 took 47 ms per new
+    batch and 7 ms per repeated one: benchmarks/results/h100.md.)
 
     Args:
-        device: "auto", or a device of torch.
+        device: "auto", or a torch device.
 
     Raises:
-        DataError: if it is a GPU, and there is none.
+        DataError: if it is a GPU and there is none.
 
     >>> run_device("cpu")
     'cpu'

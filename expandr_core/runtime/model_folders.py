@@ -1,15 +1,14 @@
-"""The folder of a model: which files belong to it, and what they tell before anything is loaded.
+"""Model folders: which files belong to a model, and checks before anything is loaded.
 
-Every file at its top, and in the folders of its sentence-transformers modules, belongs to a model but:
+All files at the top and in the folders of sentence-transformers modules belong to a model, except:
 
-- weights as pickle, and code, which would run whatever they contain;
+- pickled weights and code, both of which can run anything;
 - weights of other libraries, and hidden files;
-- safetensors that transformers does not read: it reads model.safetensors, or without one the shards
-  that its index lists. Where both are there (a folder that was saved twice), the index is left out, so
-  that every engine reads the same weights;
-- the manifest of a store, if the folder is from there;
-- the files of an adapter beside whole weights. Training leaves them there, and when the merged model is
-  written into the same folder, transformers would add the adapter a second time.
+- safetensors that transformers does not read: it reads model.safetensors or, without one, the shards in
+  the index. If a folder has both, the index is ignored, so that every engine reads the same weights;
+- the manifest of a store;
+- an adapter beside full weights: if the merged model was saved into the folder of its adapter,
+  transformers would apply the adapter twice.
 """
 
 import json
@@ -26,16 +25,16 @@ ADAPTER, MANIFEST = "adapter_config.json", "manifest.json"
 SENTENCE_CONFIG = "config_sentence_transformers.json"
 ROUTER = "router_config.json"
 CONVERT = "python -m expandr_core.encoders.convert_weights"
-ANCHORDR = "expandr_core.anchordr.AnchorDR"  # the one module of ours that a folder may name
+ANCHORDR = "expandr_core.anchordr.AnchorDR"  # the only module of ours allowed in modules.json
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"}
 CODE = {".py", ".pyc", ".pyd", ".so", ".dll", ".dylib", ".sh", ".bat", ".exe", ".ipynb"}
 OTHERS = {".h5", ".msgpack", ".onnx", ".gguf", ".ggml", ".ot", ".tflite", ".mlmodel"}
 LEFT_OUT = PICKLES | CODE | OTHERS
-_NO_CODE = "code that comes with a model is not run; use a model that the library itself knows"
+_NO_CODE = "code that comes with a model is not run; use a model that the library supports itself"
 
 
 def model_files(folder: Path) -> list[str]:
-    """Return the files that belong to a model, relative to its folder, sorted."""
+    """Return the files of a model, relative to its folder, sorted."""
     return sorted(
         path.relative_to(folder).as_posix()
         for part in module_folders(folder)
@@ -45,7 +44,7 @@ def model_files(folder: Path) -> list[str]:
 
 
 def module_folders(folder: Path) -> list[Path]:
-    """Return the model's folder and those of its sentence-transformers modules, routed ones too."""
+    """Return the folders of a model and its sentence-transformers modules, including routed ones."""
     names = {"", *(str(module.get("path", "")) for module in _modules(folder))}
     folders = [(folder / name).resolve() for name in sorted(names)]
     if not all(part.is_relative_to(folder.resolve()) for part in folders):
@@ -68,7 +67,7 @@ def _belongs(path: Path) -> bool:
 
 
 def _weights_of(part: Path) -> list[str]:
-    """Return the names of the weights that transformers reads from a folder; they may be missing."""
+    """Return the names of the weights that transformers would read; files may be missing."""
     if (part / WEIGHTS).is_file():
         return [WEIGHTS]
     if not (part / INDEX).is_file():
@@ -108,13 +107,13 @@ def _modules(folder: Path) -> list[dict[str, Any]]:
 
 
 def routed(folder: Path, path: str) -> list[dict[str, str]]:
-    """Return type and path of the modules of a router, which has one encoder for each kind of text.
+    """Return type and path of a router's modules; a router has one encoder per kind of text.
 
     Args:
-        folder: the model's.
-        path: of a module in it; if that is no router, it has none.
+        folder: of the model.
+        path: of a module in it; one that is not a router gives [].
     """
-    for name in (ROUTER, "config.json"):  # the latter is what older versions wrote
+    for name in (ROUTER, "config.json"):  # the latter is from older versions
         config = folder / path / name
         found = _read_json(config) if config.is_file() else None
         if isinstance(found, dict) and isinstance(found.get("types"), dict):
@@ -126,11 +125,11 @@ def routed(folder: Path, path: str) -> list[dict[str, str]]:
 
 
 def check_folder(folder: Path) -> None:
-    """Check what can be told from the files alone, and say which weights are left out.
+    """Check a model folder without loading it; log which weights are ignored.
 
     Raises:
-        DataError: if it is no model folder, brings code of its own, has no safetensors weights, or
-            nothing tells whether these have an adapter folded in.
+        DataError: if it is not a model folder, needs its own code, has no safetensors weights, or may
+            or may not have an adapter merged in.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; correct the model")
@@ -150,7 +149,7 @@ def check_folder(folder: Path) -> None:
 
 
 def _check_code(folder: Path) -> None:
-    """Refuse what names code of its own, or what the libraries would replace as they do not run it."""
+    """Refuse models that name their own code, or that the libraries would alter without it."""
     types = [str(module.get("type", "")) for module in _modules(folder)]
     for name in types:
         if not name.startswith("sentence_transformers.") and types != [ANCHORDR]:
@@ -160,26 +159,26 @@ def _check_code(folder: Path) -> None:
             try:
                 content = json.loads(path.read_bytes())
             except ValueError:
-                continue  # whoever needs the file says so
+                continue  # whoever needs the file reports it
             if _names_code(content):
-                raise DataError(f"{path}: auto_map names code of its own; {_NO_CODE}")
+                raise DataError(f"{path}: auto_map names its own code; {_NO_CODE}")
             activation = content.get("activation_function") if isinstance(content, dict) else None
             if activation and "." in activation and not activation.startswith("torch."):
                 raise DataError(
-                    f"{path}: activation_function is {activation!r}, in whose place "
-                    f"sentence-transformers would take another; {_NO_CODE}"
+                    f"{path}: activation_function is {activation!r}, for which "
+                    f"sentence-transformers would substitute another; {_NO_CODE}"
                 )
     config = folder / SENTENCE_CONFIG
     kind = _read_object(config).get("model_type") if config.is_file() else None
     if kind not in (None, "SentenceTransformer"):
         raise DataError(
-            f"{config}: model_type is {kind!r}, whose modules sentence-transformers would replace by "
-            "others; name a model that SentenceTransformer.save wrote"
+            f"{config}: model_type is {kind!r}, whose modules sentence-transformers would replace; "
+            "name a model that SentenceTransformer.save wrote"
         )
 
 
 def _names_code(content: Any) -> bool:
-    """Tell whether there is an auto_map anywhere; as a token of a vocabulary it has a number."""
+    """Tell whether there is an auto_map anywhere, other than as a token with its id."""
     if isinstance(content, dict):
         number = isinstance(content.get("auto_map", 0), int | float)
         return not number or any(_names_code(each) for each in content.values())
@@ -195,15 +194,15 @@ def _check_adapter(part: Path) -> None:
     base = _read_object(path).get("base_model_name_or_path")
     if isinstance(base, str) and Path(base).is_dir() and Path(base).samefile(part):
         raise DataError(
-            f"{path}: the adapter is of the weights beside it, and nothing tells whether these have "
-            "it folded in already; write the merged model into a folder of its own, or, if they "
-            f"have it, remove {ADAPTER}"
+            f"{path}: the adapter belongs to the weights beside it, which may or may not have it "
+            "merged in already; save the merged model to a separate folder or, if they do, remove "
+            f"{ADAPTER}"
         )
     log.warning(
-        "%s: %s is taken as it is, for a merged model; the adapter beside it is left out (of %s)",
+        "%s: %s is used as a merged model; the adapter beside it is ignored (of %s)",
         part,
         ", ".join(_weights_of(part)[:1]),
-        base or "a model that it does not name",
+        base or "an unnamed model",
     )
 
 
@@ -223,7 +222,7 @@ def _check_files(folder: Path, part: Path) -> None:
         if Path(name).name != name or not (part / name).is_file():
             raise DataError(f"{part / name} is missing; {INDEX} lists it; get it again")
     if names == [WEIGHTS] and (part / INDEX).is_file():
-        log.warning("%s: %s is taken, and the shards that %s lists are not", part, WEIGHTS, INDEX)
+        log.warning("%s: %s is used, and the shards in %s are not", part, WEIGHTS, INDEX)
     config = part / "config.json"
     explicit = _read_object(config).get("transformers_weights") if config.is_file() else None
     if explicit not in (None, WEIGHTS, INDEX) or (explicit == INDEX and names == [WEIGHTS]):
@@ -239,8 +238,8 @@ def _check_weights(folder: Path) -> None:
     weights = [folder / name for name in model_files(folder) if name.endswith(".safetensors")]
     if not weights:
         raise DataError(
-            f"{folder}: no weights; a {WEIGHTS} is needed. From the hub, weights as pickle "
-            "(pytorch_model.bin) are not taken: get these with `hf download NAME --local-dir FOLDER`, "
+            f"{folder}: no weights; a {WEIGHTS} is needed. Pickled weights (pytorch_model.bin) are "
+            "not downloaded from the hub: get them with `hf download NAME --local-dir FOLDER`, "
             f"convert them with `{CONVERT} FOLDER`, and name the folder"
         )
     for path in weights:

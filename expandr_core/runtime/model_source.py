@@ -1,4 +1,4 @@
-"""Find a model: a folder, or a name on the Hugging Face hub, and the digests of its files."""
+"""Resolve a model, a folder or a name on the Hugging Face hub, and hash its files."""
 
 import re
 from pathlib import Path
@@ -11,13 +11,13 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 def model_source(model: str) -> tuple[Path, dict[str, str]]:
-    """Return the local folder of a model, and the SHA-256 of each file that belongs to it.
+    """Return the local folder of a model, and the SHA-256 of each of its files.
 
     Args:
-        model: a folder, or the name of a model on the Hugging Face hub, which is downloaded.
+        model: a folder, or the name of a model to download from the Hugging Face hub.
 
     Raises:
-        DataError: if it is neither, or cannot be used whatever it is for (see `check_folder`).
+        DataError: if it is neither, or fails `check_folder`.
     """
     folder = Path(model).expanduser()
     if not folder.is_dir():
@@ -41,14 +41,14 @@ def _download(model: str) -> Path:
         )
     except GatedRepoError as error:
         raise DataError(
-            f"{model}: the hub gives it only to those who accepted its terms; accept them on its "
-            "page, log in with `hf auth login`, or name a local folder"
+            f"{model}: a gated model; accept its terms on its page on the hub and log in with "
+            "`hf auth login`, or name a local folder"
         ) from error
     except RepositoryNotFoundError as error:
-        raise DataError(f"{model}: neither a folder here nor a model on the hub") from error
+        raise DataError(f"{model}: neither a local folder nor a model on the hub") from error
     except OSError as error:
         raise DataError(
-            f"{model}: no folder here, not downloaded before, and not to be had from the hub now "
-            f"({first_line(error)}); connect to the network, or name a local folder"
+            f"{model}: no folder here, no earlier download, and the hub failed ({first_line(error)}); "
+            "connect to the network, or name a local folder"
         ) from error
     return Path(folder)

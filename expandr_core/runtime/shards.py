@@ -1,4 +1,4 @@
-"""Cut a table of queries into shards that stay the same when other rows change."""
+"""Cut a table of queries into shards that do not change with other rows."""
 
 import hashlib
 import json
@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 from expandr_core.records import rows_with_ids
 from expandr_core.seeding import derive_seed
 
-READ_AT_ONCE = 4  # shards per pass over the file, which bounds memory
+READ_AT_ONCE = 4  # shards per pass over the file, to bound memory
 
 
 def one_row_a_query(path: Path, query_ids: pa.Array, columns: list[str]) -> pa.Table:
-    """Read the rows of some queries, sorted by id, one each: that of the first positive by id."""
+    """Read one row per query, sorted by query id: the one with the first positive id."""
     present = pq.read_schema(path).names
     order = [name for name in ("query_id", "positive_id") if name in present]
     wanted = [*dict.fromkeys([*order, *(name for name in columns if name in present)])]
@@ -34,12 +34,12 @@ def rows_digest(rows: pa.Table) -> str:
 
 
 def query_count(path: Path) -> int:
-    """Return how many queries a table has; each may have several rows."""
+    """Return the number of distinct queries in a table."""
     return len(_query_ids(path))
 
 
 def shard_sizes(path: Path, queries_per_shard: int) -> list[int]:
-    """Return how many queries each shard has: about half of `queries_per_shard` to all of it."""
+    """Return the queries in each shard: between half of `queries_per_shard` and all of it."""
     ids = _query_ids(path)
     shards = _power_of_two(len(ids), queries_per_shard)
     found = Counter(derive_seed("shard", id_.as_py()) % shards for id_ in ids)
@@ -47,7 +47,7 @@ def shard_sizes(path: Path, queries_per_shard: int) -> list[int]:
 
 
 def shard_count(path: Path, queries_per_shard: int) -> int:
-    """Return how many shards `query_shards` makes: a power of two."""
+    """Return the number of shards that `query_shards` makes, a power of two."""
     return _power_of_two(query_count(path), queries_per_shard)
 
 
@@ -68,16 +68,16 @@ def query_shards(
     columns: list[str],
     takes: Callable[[int], bool] = lambda number: True,
 ) -> Iterator[pa.Table]:
-    """Yield the queries shard by shard, one row a query, sorted by id.
+    """Yield the queries shard by shard, one row per query, sorted by id.
 
-    A query's shard is a hash of its id, so that adding or changing a row changes one shard only; the
-    number of shards is a power of two for the same reason.
+    A query's shard is a hash of its id, and the number of shards is a power of two, so that adding or
+    changing a row affects one shard only.
 
     Args:
         path: Parquet file with `query_id`, and with `positive_id` if a query can have several rows.
-        queries_per_shard: at most about so many.
-        columns: what to read besides the ids; absent ones are left out.
-        takes: tells by a shard's number whether it is wanted.
+        queries_per_shard: approximate maximum.
+        columns: to read besides the ids, where they exist.
+        takes: selects shards by number.
     """
     ids = _query_ids(path)
     shards = _power_of_two(len(ids), queries_per_shard)

@@ -1,4 +1,4 @@
-"""Check the weights of a model folder: that they are the model's, and that their numbers are finite."""
+"""Check that the weights in a model folder fit its config.json and are finite."""
 
 import math
 import re
@@ -12,17 +12,17 @@ PIECE = 2**24  # numbers read at once
 
 
 def load_without_weights(auto_model: Any, folder: Path, optional: str = "") -> Any:
-    """Load a model from the headers of its weights alone, and check that they fit config.json.
+    """Load a model on the meta device, and check that its weights fit config.json.
 
-    Left-over weights of modules that the model lacks, such as another head, are allowed.
+    Extra weights of modules that the model lacks, such as another head, are allowed.
 
     Args:
-        auto_model: the class of transformers that picks the architecture, such as `AutoModel`.
-        folder: the model.
+        auto_model: a transformers auto class, such as `AutoModel`.
+        folder: of the model.
         optional: prefix of weights that may be missing.
 
     Raises:
-        DataError: if the model does not load, or weights are missing, left over or misshapen.
+        DataError: if the model does not load, or weights are missing, unexpected or misshapen.
     """
     try:
         model, report = auto_model.from_pretrained(
@@ -35,7 +35,7 @@ def load_without_weights(auto_model: Any, folder: Path, optional: str = "") -> A
     except Exception as error:
         raise DataError(f"{folder}: the model does not load ({first_line(error)})") from error
     modules = {name for name, _ in model.named_modules() if name}
-    prefix = f"{model.base_model_prefix}."  # stands before names in the file of a model with a head
+    prefix = f"{model.base_model_prefix}."  # of names in the files of a model with a head
     faults = {
         "missing": [n for n in report["missing_keys"] if not (optional and n.startswith(optional))],
         "of another shape": [str(name) for name in report["mismatched_keys"]],
@@ -60,11 +60,11 @@ def check_finite(folder: Path, model: Any) -> None:
     """Check that all weights in a folder are finite, reading a piece at a time.
 
     Args:
-        folder: the model.
-        model: the same, loaded, perhaps without weights; it says which tensors it ignores.
+        folder: of the model.
+        model: the same model, even on the meta device; it declares which tensors it ignores.
 
     Raises:
-        DataError: if a weight is not finite, with its name.
+        DataError: naming the first tensor that is not finite.
     """
     from safetensors import safe_open
 

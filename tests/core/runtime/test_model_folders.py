@@ -144,7 +144,7 @@ def test_of_a_model_saved_whole_and_in_shards_all_engines_get_the_whole_one(llm,
         copy = imported(llm)
     assert [path.name for path in copy.glob("*safetensors*")] == ["model.safetensors"]
     assert torch.equal(logits(copy), logits(llm))
-    assert f"model.safetensors is taken, and the shards that {INDEX} lists are not" in caplog.text
+    assert f"model.safetensors is used, and the shards in {INDEX} are not" in caplog.text
 
 
 def test_an_index_whose_shards_are_gone_does_no_harm_beside_the_whole_model(llm):
@@ -204,7 +204,7 @@ def test_code_is_refused_wherever_a_file_names_it(llm, name, nested):
     check_folder(llm)
     code = {"auto_map": {"AutoTokenizer": ["tokens.Tokens", None]}}
     edit_json(llm / name, **({"text_config": [code]} if nested else code))
-    with pytest.raises(DataError, match=rf"{name}: auto_map names code of its own"):
+    with pytest.raises(DataError, match=rf"{name}: auto_map names its own code"):
         check_folder(llm)
 
 
