@@ -22,9 +22,9 @@ from expandr_core.errors import DataError
 
 
 def apply_deployment(client: SyncPrefectClient, wanted: Deployment, reset: bool) -> list[Change]:
-    """Create a deployment or change what differs; its schedules too.
+    """Create or update a deployment and its schedules.
 
-    Prefect's own `apply` is not used: it un-pauses what was paused, and replaces what people set.
+    Prefect's `apply` would un-pause deployments and overwrite what people set.
     """
     try:
         there = client.read_deployment_by_name(wanted.full_name)
@@ -44,7 +44,7 @@ def _create(client: SyncPrefectClient, wanted: Deployment) -> None:
 
 
 def _from_code(wanted: Deployment) -> dict[str, Any]:
-    """Collect the fields that follow the code."""
+    """Return the fields that the code defines."""
     return {
         "version": VERSION,
         "description": wanted.description,
@@ -73,7 +73,7 @@ def _update(
     changes = {name: value for name, value in fields.items() if _plain(live[name]) != _plain(value)}
 
     parameters = wanted.parameters
-    if not reset:  # the store is the cluster's; the rest of the form belongs to people
+    if not reset:  # only the store is ours; the rest of the form belongs to people
         store = {"store": wanted.parameters["store"]} if "store" in wanted.parameters else {}
         parameters = {**there.parameters, **store}
     kept = [name for name, value in wanted.parameters.items() if parameters.get(name) != value]
@@ -85,8 +85,8 @@ def _update(
             client.update_deployment(there.id, DeploymentUpdate(**changes))
         except PrefectHTTPStatusError as error:
             raise DataError(
-                f"deployment {wanted.full_name}: {error.response.text}; if parameters that somebody set "
-                "no longer fit, `expandr deploy --reset` takes them back"
+                f"deployment {wanted.full_name}: {error.response.text}; if parameters set in the UI no "
+                "longer fit, `expandr deploy --reset` restores ours"
             ) from error
     kept = [f"parameter {name}" for name in kept] + (["paused"] if there.paused else [])
     kept += ["job variables"] if there.job_variables else []
@@ -94,7 +94,7 @@ def _update(
 
 
 def _plain(value: Any) -> Any:
-    """Reduce to what JSON keeps."""
+    """Reduce a value to plain JSON types."""
     return json.loads(
         json.dumps(value, default=lambda model: model.model_dump(mode="json", exclude_none=True))
     )
@@ -103,7 +103,7 @@ def _plain(value: Any) -> Any:
 def _apply_schedules(
     client: SyncPrefectClient, wanted: Deployment, there: DeploymentResponse, reset: bool
 ) -> list[Change]:
-    """Create, keep or remove our schedules; those of people, which have no slug of ours, stay."""
+    """Create, keep or remove our schedules; other people's lack our slug and stay."""
     changes = []
     ours = {
         schedule.slug: schedule
@@ -141,9 +141,9 @@ def _cron(schedule: Schedule) -> CronSchedule:
 
 
 def remove_others(client: SyncPrefectClient, wanted: list[Deployment]) -> list[Change]:
-    """Remove the deployments of ours that have left the code.
+    """Remove our deployments that are no longer in the code.
 
-    Ours have both our tag and our version; a copy that somebody made of one has the tag alone.
+    Ours have both our tag and our version; copies that people made have only the tag.
     """
     ours = client.read_deployments(
         deployment_filter=DeploymentFilter(tags=DeploymentFilterTags(all_=[TAG])),

@@ -1,8 +1,8 @@
-"""What the server does by itself: end runs whose process is dead or never began, and tell somebody.
+"""Automations of the server: crash runs whose process died or never started, and report failures.
 
-A process that is killed cannot say so: its run would stay "Running" for ever, hold its place in every
-limit, and keep its parent waiting. Who asked for the run then begins it again (tasks/placement.py), or a
-person retries it; an automation that retried would have no bound.
+A killed process cannot report its end: its run would stay "Running" for ever, count against every
+limit, and keep its parent waiting. Crashed runs are started again by their parents (tasks/placement.py)
+or by people; an automation that retried would never stop.
 """
 
 from datetime import timedelta
@@ -23,10 +23,10 @@ from flows.evaluate_suite import evaluate_suite
 from flows.joint_loop import joint_loop
 from flows.single_stage import single_stage
 
-PREFIX = "expandr: "  # how the names of our automations begin; the others belong to people
+PREFIX = "expandr: "  # of our automations; others belong to people
 NOTIFICATION = PREFIX + "a failure is reported"
 NOTIFICATION_BLOCK = "expandr-failures"
-STUCK_AFTER = {  # a container may have to wait for its image, or for a machine
+STUCK_AFTER = {  # containers may wait for images or machines
     "process": timedelta(minutes=2),
     "docker": timedelta(minutes=30),
     "kubernetes": timedelta(minutes=30),
@@ -35,7 +35,7 @@ RUN = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
 OURS = ResourceSpecification(
     {"prefect.resource.id": f"prefect.tag.{TAG}", "prefect.resource.role": "tag"}
 )
-FOR_PEOPLE = ResourceSpecification(  # what fails in a run of `stage` is told by its parent
+FOR_PEOPLE = ResourceSpecification(  # failures in a run of `stage` are reported by its parent
     {
         "prefect.resource.role": "flow",
         "prefect.resource.name": [flow.name for flow in (joint_loop, evaluate_suite, single_stage)],
@@ -46,17 +46,17 @@ FOR_PEOPLE = ResourceSpecification(  # what fails in a run of `stage` is told by
 def automations(
     pool_type: PoolType, dead_after: timedelta, block: BlockDocument | None
 ) -> list[AutomationCore]:
-    """List our automations; the notification only if there is a block to send it with."""
+    """List our automations; the notification needs a block."""
     ended = [
         _ended(
             "a dead run is crashed",
-            "A run whose process sends no heartbeat any more is Crashed.",
+            "A run whose process no longer sends heartbeats is Crashed.",
             {"prefect.flow-run.heartbeat"},
             dead_after,
         ),
         _ended(
             "a stuck run is crashed",
-            "A run that a worker took and never began, since the worker died, is Crashed.",
+            "A run that a worker picked up but never started, because the worker died, is Crashed.",
             {
                 "prefect.flow-run.Pending",
                 "prefect.flow-run.Submitting",
@@ -69,7 +69,7 @@ def automations(
 
 
 def _ended(name: str, about: str, after: set[str], within: timedelta) -> AutomationCore:
-    """Crash a run of ours from which nothing is heard for a while after an event."""
+    """Crash a run of ours that stays silent after an event."""
     return AutomationCore(
         name=PREFIX + name,
         description=about,
@@ -89,8 +89,8 @@ def _ended(name: str, about: str, after: set[str], within: timedelta) -> Automat
                 name="Crashed",
                 force=False,
                 state=StateType.CRASHED,
-                message=f"Nothing was heard of this run for {within.total_seconds():g} seconds; its "
-                "process or its worker is dead. Retry goes on from what is in the store.",
+                message=f"This run has been silent for {within.total_seconds():g} seconds; its process "
+                "or its worker is dead. A retry continues from the store.",
             )
         ],
     )
@@ -124,12 +124,12 @@ def _notification(block: BlockDocument) -> AutomationCore:
 
 
 def notification_block(client: SyncPrefectClient, webhook: str) -> BlockDocument | None:
-    """Find the block that sends notifications; make it if the URL of a webhook is given.
+    """Return the block that sends notifications; create it if a webhook is given.
 
     Args:
         client: of the server.
-        webhook: a URL that takes {"text": ...}, as Slack's and Mattermost's do. It is a secret: only
-            the block keeps it, encrypted.
+        webhook: a URL that accepts {"text": ...}, as Slack's and Mattermost's do. It is a secret,
+            stored encrypted in the block only.
     """
     if webhook:
         CustomWebhookNotificationBlock(
@@ -153,7 +153,7 @@ def apply_automations(
     dead_after: timedelta,
     block: BlockDocument | None,
 ) -> list[Change]:
-    """Create or update our automations, and remove those that left the code; a disabled one stays so."""
+    """Create or update our automations, remove obsolete ones, and keep disabled ones disabled."""
     there = {
         each.name: each
         for each in client.read_automations(sort=AutomationSort.NAME_ASC, limit=200)

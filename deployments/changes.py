@@ -1,4 +1,4 @@
-"""What deploying did to each thing."""
+"""What a deployment changed on the server."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,12 +10,12 @@ Result = Literal["created", "updated", "unchanged", "kept", "removed", "skipped"
 
 @dataclass(frozen=True)
 class Change:
-    """What was done to one thing.
+    """What happened to one object on the server.
 
     Attributes:
         kind: pool, deployment, schedule or automation.
-        result: "kept" is unchanged although the code says otherwise, because a person set it.
-        detail: what was changed or kept, or why it was skipped.
+        result: "kept" means left as a person set it, unlike the code.
+        detail: the fields changed or kept, or why it was skipped.
     """
 
     kind: str
@@ -25,7 +25,7 @@ class Change:
 
 
 def result_of(updated: list[str], kept: list[str]) -> tuple[Result, str]:
-    """Sum up the fields of something that was there already."""
+    """Summarise the fields of an object that already existed."""
     words = [", ".join(updated)] if updated else []
     words += [f"yours: {', '.join(kept)}"] if kept else []
     result = "updated" if updated else "kept" if kept else "unchanged"
@@ -33,7 +33,7 @@ def result_of(updated: list[str], kept: list[str]) -> tuple[Result, str]:
 
 
 def table_of(changes: list[Change]) -> Table:
-    """Lay out what was done."""
+    """Return the changes as a table."""
     table = Table("", "name", "result", "detail", box=None, pad_edge=False)
     for change in changes:
         table.add_row(change.kind, change.name, change.result, change.detail)

@@ -1,4 +1,4 @@
-"""A connection to the cluster's Prefect server, checked before anything is done."""
+"""A checked connection to the cluster's Prefect server."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,14 +20,14 @@ def connected() -> Iterator[SyncPrefectClient]:
     """Connect to the server that PREFECT_API_URL names.
 
     Raises:
-        DataError: if none is named (Prefect would start a private one), it does not answer, or it
-            refuses us, now or meanwhile.
+        DataError: if it names none (Prefect would start a private one), or the server does not answer
+            or refuses us, at first or later.
     """
     url = PREFECT_API_URL.value()
     if not url:
         raise DataError(
-            "PREFECT_API_URL is not set, and without it Prefect would start a private server that "
-            "nobody else sees; set it to the cluster's, such as http://127.0.0.1:4200/api"
+            "PREFECT_API_URL is not set, so Prefect would start a private server; set it to the "
+            "cluster's, such as http://127.0.0.1:4200/api"
         )
     with get_client(sync_client=True) as client:
         _check(client, url)
@@ -41,10 +41,10 @@ def connected() -> Iterator[SyncPrefectClient]:
 
 
 def asked_of(url: str, error: httpx.HTTPError) -> bool:
-    """Tell whether an error is about a request to that address, and not to a model's server."""
+    """Tell whether an error is about a request to this address, not to a model's server."""
     try:
         return str(error.request.url).startswith(url)
-    except RuntimeError:  # about none
+    except RuntimeError:  # no request
         return False
 
 

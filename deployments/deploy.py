@@ -1,4 +1,4 @@
-"""Deploy everything: create, update, keep, remove; again and again with the same result."""
+"""Deploy everything, idempotently."""
 
 from datetime import timedelta
 from tempfile import TemporaryDirectory
@@ -24,20 +24,20 @@ def deploy(
     prune: bool = True,
     reset: bool = False,
 ) -> list[Change]:
-    """Make the server's pools, deployments, schedules and automations what the code says.
+    """Make the server's pools, deployments, schedules and automations match the code.
 
     Args:
-        store: where all workers keep artifacts.
+        store: shared by all workers.
         pool_type: of the work pools.
         timezone: of new schedules.
-        dead_after: a run is dead if nothing is heard of it for so long; three heartbeats or more.
-        webhook: URL that failures are sent to; empty for the notification block that is there, if any.
-        prune: remove deployments of ours that left the code.
-        reset: take back what people changed in parameters, schedules and job templates.
+        dead_after: silence after which a run is dead; three heartbeats or more.
+        webhook: URL to report failures to; empty to use the existing notification block, if any.
+        prune: remove our deployments that are no longer in the code.
+        reset: discard what people changed in parameters, schedules and job templates.
 
     Raises:
-        DataError: if the server or the store cannot be used, or healthy runs would count as dead;
-            nothing is changed then.
+        DataError: before any change, if the server or the store cannot be used, or healthy runs would
+            count as dead.
     """
     wanted = plan(check_store(store), timezone)
     with connected() as client:
@@ -55,7 +55,7 @@ def deploy(
 
 
 def store_note(store: str) -> str:
-    """Say what an S3 server lacks that workers would use, or that it could not be asked from here.
+    """Report what an S3 server lacks, or that it is out of reach.
 
     Raises:
         DataError: if there is no such bucket.
@@ -75,7 +75,7 @@ def store_note(store: str) -> str:
 
 
 def next_steps() -> list[str]:
-    """Say what a person does now: start the workers that are missing, then a run."""
+    """List the next steps: start missing workers, then a run."""
     with connected() as client:
         missing = [pool for pool in POOLS if not online_workers(client, pool)]
         loop = client.read_deployment_by_name("joint-loop/manual")

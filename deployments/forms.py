@@ -1,7 +1,7 @@
 """The form of a deployment: the parameter schema of its flow, as Prefect's UI shows it.
 
-The UI shows titles, descriptions, defaults, choices and the reading order, and checks bounds, but does
-not say them: so the descriptions do. They also say what the presets set an option to.
+The UI shows titles, descriptions, defaults, choices and the reading order. It checks bounds without
+showing them, so descriptions state them, and also the values that presets set.
 """
 
 import functools
@@ -28,7 +28,7 @@ BOUNDS = {
 
 @functools.cache  # several deployments share a flow
 def form(flow: Flow[..., Any]) -> dict[str, Any]:
-    """Return the parameter schema of a flow: no other parameters, bounds told in the descriptions."""
+    """Return the parameter schema of a flow, closed to other parameters and with described bounds."""
     schema: dict[str, Any] = parameter_schema(flow).model_dump(exclude_unset=True)
     schema["additionalProperties"] = False
     definitions = schema.get("definitions", {})
@@ -48,7 +48,7 @@ def form(flow: Flow[..., Any]) -> dict[str, Any]:
 
 
 def _tell_presets(definitions: dict[str, Any]) -> None:
-    """Say in each option's description what the presets set it to; some groups are used in places."""
+    """Add the presets' values to descriptions; by group, if several share the option class."""
     for (group, name), told in _set_by_presets().items():
         words = "; ".join(
             (f"for {path[-2]} " if len(told) > 1 else "") + ", ".join(values)
@@ -62,7 +62,7 @@ def _tell_presets(definitions: dict[str, Any]) -> None:
 
 
 def _set_by_presets() -> dict[tuple[str, str], dict[OptionPath, list[str]]]:
-    """Collect what presets set that is not the default, by group and name, and by path."""
+    """Return the non-default values of presets, by group and name, then by path."""
     found: dict[tuple[str, str], dict[OptionPath, list[str]]] = {}
     defaults = JointLoopOptions()
     for preset in get_args(Preset):

@@ -1,4 +1,4 @@
-"""Everything that deploying creates: work pools, deployments and their schedules."""
+"""The work pools, deployments and schedules of a cluster."""
 
 import importlib.metadata
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from flows.stage import stage
 from tasks.placement import SPREAD
 
 PoolType = Literal["process", "docker", "kubernetes"]
-TAG = "expandr"  # on deployments and, through them, on their runs
+TAG = "expandr"  # on deployments, and through them on runs
 VERSION = f"expandr {importlib.metadata.version('expandr-on-prefect')}"
-SLUG = "expandr-"  # how the slugs of our schedules begin; the others belong to people
+SLUG = "expandr-"  # prefix of our schedules; others belong to people
 
 POOLS = {
     "cpu": "The loops themselves, and what needs no GPU.",
@@ -27,10 +27,10 @@ POOLS = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """When a deployment runs by itself; a new schedule is paused.
+    """When a deployment runs; new schedules are paused.
 
     Attributes:
-        slug: tells it from the schedules that people made.
+        slug: marks it as ours.
         cron: minute, hour, day of the month, month, day of the week.
         timezone: such as Europe/Berlin.
     """
@@ -45,8 +45,8 @@ class Deployment:
     """A flow on a work pool.
 
     Attributes:
-        parameters: what its form starts with.
-        limit: runs at once; a further one is cancelled.
+        parameters: initial values of its form.
+        limit: concurrent runs; more are cancelled.
     """
 
     flow: Flow[..., Any]
@@ -59,12 +59,12 @@ class Deployment:
 
     @property
     def full_name(self) -> str:
-        """Flow and deployment, as the command line of Prefect writes it."""
+        """The name on Prefect's command line: flow/deployment."""
         return f"{self.flow.name}/{self.name}"
 
     @property
     def entrypoint(self) -> str:
-        """Where a worker imports the flow from; it has the package installed."""
+        """The path from which workers import the flow; they have the package installed."""
         return f"{self.flow.fn.__module__}.{self.flow.fn.__name__}"
 
 
@@ -112,24 +112,24 @@ def plan(store: str, timezone: str) -> list[Deployment]:
 
 
 def check_store(store: str) -> str:
-    """Return the store if every worker can find it.
+    """Return the store if all workers can find it.
 
     Raises:
-        DataError: if it is missing or a relative folder, which each worker would take for its own.
+        DataError: if it is missing, or a relative folder, which means another one to each worker.
     """
     if not store:
         raise DataError(
-            "say where workers keep artifacts: --store s3://bucket/prefix, or an absolute folder that "
-            "all of them see, or EXPANDR_STORE"
+            "name the workers' store: --store s3://bucket/prefix, or an absolute folder that all of "
+            "them share, or EXPANDR_STORE"
         )
     if "://" not in store and not store.startswith("/"):
         raise DataError(
-            f"--store {store}: workers start in folders of their own, so a relative one would mean "
-            "another place to each; give an absolute folder that all of them see, or s3://bucket/prefix"
+            f"--store {store}: a relative folder, which means another one to each worker; give an "
+            "absolute folder that all of them share, or s3://bucket/prefix"
         )
     if "@" in store.partition("://")[2].partition("/")[0]:
         raise DataError(
-            "a URL must not carry credentials, which would be shown in the UI; put them into the "
+            "a URL must not carry credentials, as the UI would show them; put them into the "
             "workers' environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
         )
     return store

@@ -1,4 +1,4 @@
-"""Work pools: creating them, and draining them before their workers are stopped."""
+"""Work pools: create them, and drain them before stopping their workers."""
 
 import contextlib
 import json
@@ -37,10 +37,10 @@ HEARTBEAT_SECONDS = 30
 def apply_pool(
     client: SyncPrefectClient, name: str, about: str, kind: PoolType, reset: bool
 ) -> Change:
-    """Create a work pool, or leave it as people have set it, but for a heartbeat where it has none.
+    """Create a work pool, or keep people's settings but add a heartbeat if there is none.
 
     Raises:
-        DataError: if it is there with another type, which cannot be changed.
+        DataError: if it exists with another type, which cannot be changed.
     """
     template = job_template(kind, name)
     try:
@@ -52,7 +52,7 @@ def apply_pool(
         return Change("pool", name, "created", f"type {kind}")
     if pool.type != kind:
         raise DataError(
-            f"work pool {name!r} is there with type {pool.type}, not {kind}, and a pool cannot change "
+            f"work pool {name!r} exists with type {pool.type}, not {kind}, and a pool cannot change "
             f"its type; drain it, delete it (prefect work-pool delete {name}), and deploy again"
         )
     ours = reset or not pool.base_job_template
@@ -67,7 +67,7 @@ def apply_pool(
 
 
 def job_template(kind: PoolType, pool: str) -> dict[str, Any]:
-    """Return the base job template of a pool; the containers of pools for GPUs have one each.
+    """Return the base job template of a pool; containers of GPU pools get one GPU each.
 
     Raises:
         DataError: if its file is missing.
@@ -86,7 +86,7 @@ def job_template(kind: PoolType, pool: str) -> dict[str, Any]:
 
 
 def _with_heartbeat(template: dict[str, Any]) -> dict[str, Any]:
-    """Copy a job template and let its jobs send heartbeats, unless it says how often they do."""
+    """Copy a job template, with a heartbeat frequency if it has none."""
     template = json.loads(json.dumps(template))
     environment = _environment(template)
     environment.setdefault(HEARTBEAT, str(HEARTBEAT_SECONDS))
@@ -96,7 +96,7 @@ def _with_heartbeat(template: dict[str, Any]) -> dict[str, Any]:
 
 
 def _environment(template: dict[str, Any]) -> dict[str, str | None]:
-    """Return what the jobs of a template have in their environment, if their form is left alone."""
+    """Return the default environment of a template's jobs."""
     properties = template.get("variables", {}).get("properties", {})
     return dict(properties.get("env", {}).get("default") or {})
 
@@ -104,7 +104,7 @@ def _environment(template: dict[str, Any]) -> dict[str, str | None]:
 def check_dead_after(
     client: SyncPrefectClient, pools: list[str], dead_after: timedelta, reset: bool
 ) -> None:
-    """Check that no healthy run is taken for dead because one or two heartbeats are late.
+    """Check that one or two late heartbeats do not make a run count as dead.
 
     Raises:
         DataError: if `dead_after` is shorter than three heartbeats of a pool.
@@ -119,7 +119,7 @@ def check_dead_after(
         except (TypeError, ValueError) as error:
             raise DataError(
                 f"work pool {name!r}: {HEARTBEAT} in its job template is {seconds!r}; give a number of "
-                "seconds in the UI, or take ours by `expandr deploy --reset`"
+                "seconds in the UI, or restore ours with `expandr deploy --reset`"
             ) from error
         if dead_after.total_seconds() < needed:
             raise DataError(
@@ -131,16 +131,16 @@ def check_dead_after(
 def drain(
     client: SyncPrefectClient, name: str, timeout: float, report: Callable[[str], None]
 ) -> list[FlowRun]:
-    """Pause a pool and wait until no run of it goes on.
+    """Pause a pool and wait until its runs have ended.
 
     Args:
         client: of the server.
-        name: the pool.
-        timeout: seconds to wait at most.
-        report: is told what is still going on, whenever that changes.
+        name: of the pool.
+        timeout: in seconds.
+        report: called with the active runs whenever they change.
 
     Returns:
-        The runs that still go on; none, unless the time was up.
+        The runs still active after the timeout.
     """
     set_paused(client, name, True)
     deadline = time.monotonic() + timeout
@@ -149,7 +149,7 @@ def drain(
         runs = active_runs(client, name)
         names = sorted(run.name for run in runs)
         if names != before:
-            report(f"{name}: {len(runs)} going on" + (f" ({', '.join(names[:5])})" if runs else ""))
+            report(f"{name}: {len(runs)} active" + (f" ({', '.join(names[:5])})" if runs else ""))
         before = names
         if not runs or time.monotonic() >= deadline:
             return runs
@@ -157,7 +157,7 @@ def drain(
 
 
 def set_paused(client: SyncPrefectClient, name: str, paused: bool) -> None:
-    """Pause or un-pause a pool; a paused one starts nothing.
+    """Pause or un-pause a pool; a paused pool starts nothing.
 
     Raises:
         DataError: if there is no such pool.
@@ -170,7 +170,7 @@ def set_paused(client: SyncPrefectClient, name: str, paused: bool) -> None:
 
 
 def active_runs(client: SyncPrefectClient, pool: str) -> list[FlowRun]:
-    """Return the runs of a pool that a worker has begun and not ended."""
+    """Return the runs of a pool that a worker has picked up and not finished."""
     active = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
     return client.read_flow_runs(
         flow_run_filter=FlowRunFilter(

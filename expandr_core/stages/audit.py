@@ -33,12 +33,12 @@ from expandr_core.runtime.job import Job
 VERSION = 3
 ROLE = "measure"
 ISOLATION = "never"
-COPIED = 0.5  # share of its words from which on an expansion counts as a copy
+COPIED = 0.5  # least share of copied words in a copy
 MARKS = ("query_in_training", "passage_in_training", "copying")
 
 
 class AuditOptions(Options):
-    """Nothing can be chosen."""
+    """No options."""
 
 
 OPTIONS = AuditOptions
@@ -89,7 +89,7 @@ def _by_id(table: pa.Table, column: str) -> dict[str, Any]:
 def _verbatim_shares(
     job: Job, relevant: dict[str, list[Passage]], scored: set[str]
 ) -> dict[str, list[float]]:
-    """Return what each expansion of a query copies from the query's relevant passages."""
+    """Return, by query, the share that each expansion copies from the relevant passages."""
     shares: dict[str, list[float]] = {}
     roles = _numbered(job, "expansions")
     for done, role in enumerate(roles):
@@ -105,7 +105,7 @@ def _verbatim_shares(
 
 
 def _report(rows: dict[str, Any], shares: NDArray[np.float64], audited: bool) -> dict[str, Any]:
-    """Sum up the table; the entries about training are null if the training data is unknown."""
+    """Summarise the table; entries about training are null if the training data is unknown."""
     marks = {**rows, "copying": rows["copied"] >= COPIED}
     gains = rows["after"] - rows["before"]
     known = MARKS if audited else MARKS[2:]

@@ -1,14 +1,14 @@
 """Evaluate a retriever on queries and qrels, with or without expansions.
 
-Inputs: `retriever` (a model folder), `embeddings` (from the stage encode, of the same retriever),
-`queries`, `qrels`, and unless their weight is 0 `expansions` (from the stage expand). Writes
+Inputs: `retriever` (a model folder), `embeddings` (from `encode`, by the same retriever), `queries`,
+`qrels` and, unless their weight is 0, `expansions` (from `expand`). Writes
 
-metrics.json        means over the queries that have a relevant passage, and the number of these
+metrics.json        means over the queries with a relevant passage, and their number
 per_query.parquet   query_id, cluster, and every metric of `evaluation.metrics.MEASURES`
 run.parquet         query_id, passage_id, score, rank
 
 The vectors of several expansions are averaged. A query whose expansions are all empty is searched with
-its own vector, and counted.
+its plain vector, and counted.
 """
 
 from collections.abc import Callable
@@ -50,7 +50,7 @@ class EvaluateOptions(Options):
     def of(
         cls, options: RetrieverOptions, ranking: RankingOptions, expansion_weight: float
     ) -> Self:
-        """Measure a retriever; the weight is 0 for queries alone, and 1 for expansions alone."""
+        """Measure a retriever; weight 0 means queries alone, 1 expansions alone."""
         fusion = FusionOptions(expansion_weight=expansion_weight)
         return cls(encoding=options.encoding, fusion=fusion, index=options.index, ranking=ranking)
 
@@ -71,7 +71,7 @@ def predict(step: PlannedStep) -> dict[str, float]:
 
 
 def run(job: Job) -> None:
-    """Search for the queries block by block, and measure."""
+    """Search block by block, and measure."""
     options: EvaluateOptions = job.options
     weight = options.fusion.expansion_weight
     if (weight > 0) != ("expansions" in job.inputs):
@@ -115,7 +115,7 @@ def _search_all(job: Job, encoder: Encoder, index: Index) -> None:
 
 
 def _vectors(encoder: Encoder, block: pa.Table, weight: float) -> Vectors:
-    """Return what to search with for each query of a block; see `evaluation.query_blocks`."""
+    """Return the (queries, dimensions) search vectors of a block."""
     return encode_expanded(
         encoder, block["query"].to_pylist(), block["expansions"].to_pylist(), weight
     )

@@ -1,7 +1,7 @@
 """Evaluate BM25 on queries and qrels, with or without expansions.
 
-Inputs: `corpus`, `queries`, `qrels`, and optionally `expansions`, appended to the query. Writes
-the files of the stage evaluate. Texts become terms in `expandr_core.retrieval.bm25`.
+Inputs: `corpus`, `queries`, `qrels` and, optionally, `expansions`, which are appended to the query.
+Writes the same files as `evaluate`.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ class EvaluateBM25Options(Options):
 
     @classmethod
     def of(cls, options: EvaluationOptions, identical_ids: IdenticalIds) -> Self:
-        """Measure on a dataset whose library treats identical ids like this."""
+        """Measure on a dataset with this treatment of identical ids."""
         ranking = RankingOptions.of(options, identical_ids)
         return cls(ranking=ranking, language=options.bm25_language)
 
@@ -52,7 +52,7 @@ def predict(step: PlannedStep) -> dict[str, float]:
 
 
 def run(job: Job) -> None:
-    """Index the corpus, search for the queries block by block, and measure."""
+    """Index the corpus, search block by block, and measure."""
     options: EvaluateBM25Options = job.options
     ids = pq.read_table(job.inputs["corpus"], columns=["passage_id"])["passage_id"]
     batches = pq.ParquetFile(job.inputs["corpus"]).iter_batches(columns=list(Passage._fields))

@@ -52,7 +52,7 @@ def test_a_run_that_goes_on_is_waited_for(client, states):
 
     assert drain(client, POOL, 60, report) == []
     assert client.read_flow_run(run).state_name == "Completed"
-    assert told == [f"{POOL}: 1 going on (training)", f"{POOL}: 0 going on"]
+    assert told == [f"{POOL}: 1 active (training)", f"{POOL}: 0 active"]
     assert client.read_work_pool(POOL).is_paused
 
 
