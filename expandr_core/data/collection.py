@@ -5,7 +5,8 @@ from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from expandr_core.data.rows import BadRow, RawFile, Reader, filled_field, text_field, write_parquet
+from expandr_core.data.fields import BadRow, filled_field, text_field
+from expandr_core.data.rows import RawFile, Reader, write_parquet
 from expandr_core.errors import DataError
 from expandr_core.records import PASSAGES, QRELS, QUERIES, Passage
 

@@ -1,20 +1,20 @@
-"""Raw files, local or on S3: where they lie, their rows one by one, what becomes of bad rows."""
+"""Raw files, local or on S3: find them, and read them row by row."""
 
 import codecs
 import contextlib
 import gzip
 import hashlib
 import io
-import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Literal, NamedTuple, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
+from expandr_core.data.fields import BadRow
 from expandr_core.errors import DataError
 from expandr_core.store.filesystems import kind_of, open_filesystem
 
@@ -22,18 +22,14 @@ Row = TypeVar("Row")
 Content = TypeVar("Content")
 GZIP = ".gz"
 _GZIP_MAGIC = b"\x1f\x8b"
-_OTHER_NAMES = {  # of other layouts, for remedies
-    "_id": ("id", "docid", "doc_id", "pid", "passage_id", "corpus_id", "qid", "query_id"),
-    "text": ("contents", "content", "body", "passage", "document", "query", "question"),
-}
 _BLOCK = 1 << 20
 _ROWS = 8192
 
 
 class RawFile(NamedTuple):
-    """A file outside the store; `name` is what identifies it wherever its folder lies.
+    """A file outside the store; `name` identifies it independently of its folder.
 
-    One that gzip packed is read as what is in it, and has that name.
+    Gzip files are read unpacked, and named without their suffix.
     """
 
     filesystem: AbstractFileSystem
@@ -70,7 +66,7 @@ class RawFile(NamedTuple):
                 yield gzip.GzipFile(fileobj=file)
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
                 raise DataError(
-                    f"{self}: what gzip packed cannot be read whole ({error}); get the file again"
+                    f"{self}: damaged gzip file ({error}); get the file again"
                 ) from error
 
     def sha256(self) -> str:
@@ -83,9 +79,7 @@ class RawFile(NamedTuple):
 
 
 def find_files(location: str, names: list[str], role: str) -> dict[str, RawFile]:
-    """Return those of the named files that exist in a folder or under an `s3://` URL.
-
-    A file that is missing may be there packed, as NAME.gz.
+    """Return the named files that exist in a folder or under an `s3://` URL, plain or as NAME.gz.
 
     Raises:
         DataError: if there is no such folder.
@@ -101,21 +95,13 @@ def find_files(location: str, names: list[str], role: str) -> dict[str, RawFile]
     return found
 
 
-class BadRow(Exception):
-    """A row that cannot be used: a reason to count it by, the case at hand, and the remedy."""
-
-    def __init__(self, reason: str, remedy: str, case: str = ""):
-        super().__init__(f"{reason}{case and f' ({case})'}; {remedy}")
-        self.reason = reason
-
-
 class Reader:
-    """Reads raw files row by row; the first bad row stops it, or bad rows are counted by reason.
+    """Reads raw files row by row; refuses bad rows, or counts them by reason.
 
     Args:
         bad_rows: "refuse" or "skip".
-        counts: gets `skipped/<file>/<reason>`.
-        digests: expected SHA-256 by file name; a file that changed since is refused.
+        counts: receives `skipped/<file>/<reason>`.
+        digests: expected SHA-256 by file name.
         progress: called with the bytes read so far.
     """
 
@@ -149,9 +135,9 @@ class Reader:
         self.count(f"skipped/{file.name}/{row.reason}")
 
     def rows(self, file: RawFile, parse: Callable[[int, str], Row | None]) -> Iterator[Row]:
-        """Yield what `parse(line number, line)` makes of each line that is not blank.
+        """Yield `parse(line number, line)` of each line that is not blank.
 
-        A parser raises `BadRow`, or returns None for a line that is no row, such as a header.
+        Parsers raise `BadRow`, or return None for lines such as a header.
 
         Raises:
             DataError: for a bad row (if refused), or if no row remains.
@@ -180,7 +166,7 @@ class Reader:
         numbered: Iterable[tuple[int, Content]],
         parse: Callable[[int, Content], Row | None],
     ) -> Iterator[Row]:
-        """Yield what `parse(number, content)` makes of each row of a file; see `rows`."""
+        """Yield `parse(number, content)` of each row of a file; see `rows`."""
         kept = 0
         for number, content in numbered:
             try:
@@ -194,7 +180,7 @@ class Reader:
         self.require(file, kept)
 
     def verify(self, file: RawFile) -> None:
-        """Refuse a file that has changed since its digest was taken."""
+        """Refuse a file that has changed since it was hashed."""
         if file.name in self.digests:
             self._compare(file, file.sha256())
 
@@ -203,7 +189,7 @@ class Reader:
             raise DataError(f"{file} was changed during the run; start the run again")
 
     def require(self, file: RawFile, kept: int) -> None:
-        """Refuse a file of which nothing remains."""
+        """Refuse a file without usable rows."""
         if kept:
             return
         prefix = f"skipped/{file.name}/"
@@ -236,64 +222,6 @@ def _decode(raw: bytes) -> str:
             "convert the file, for example with iconv -f LATIN1 -t UTF-8",
             f"byte {error.start + 1} of the line is 0x{raw[error.start]:02x}",
         ) from None
-
-
-def parse_object(line: str) -> dict[str, Any]:
-    """Parse a line of JSON lines.
-
-    >>> parse_object('{"_id": "1", "text": "wing"}')
-    {'_id': '1', 'text': 'wing'}
-    """
-    remedy = "write one complete JSON object a line"
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        if not line.strip().endswith("}"):
-            remedy += ", for example with jq -c . (of an array: jq -c '.[]')"
-        raise BadRow("not valid JSON", remedy, f"{error.msg}, column {error.colno}") from None
-    except (ValueError, RecursionError) as error:
-        raise BadRow("not valid JSON", remedy, str(error)) from None
-    if not isinstance(record, dict):
-        if isinstance(record, list):
-            remedy += ", of an array for example with jq -c '.[]'"
-        raise BadRow("not a JSON object", remedy, f"it starts with {line.strip()[:20]!r}")
-    return record
-
-
-def text_field(record: dict[str, Any], field: str, default: str | None = None) -> str:
-    """Return a field that must be a string; with a default it may be left out or null.
-
-    >>> text_field({"title": "Wings"}, "title", ""), text_field({"title": None}, "title", "")
-    ('Wings', '')
-    """
-    value = record.get(field)
-    if value is None and default is not None:
-        return default
-    if field not in record:
-        others = [name for name in _OTHER_NAMES.get(field, ()) if name in record]
-        raise BadRow(
-            f"no {field}", f'rename "{others[0]}" to "{field}"' if others else f'add "{field}"'
-        )
-    return checked_text(value, field)
-
-
-def checked_text(value: Any, field: str) -> str:
-    """Return the value of a field, which must be a string."""
-    if isinstance(value, str):
-        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-            raise BadRow(f"{field} holds half a character", "write \\u escapes in whole pairs")
-        return value
-    if value is None:
-        raise BadRow(f"{field} is null", "write a string")
-    raise BadRow(f"{field} is not a string", "write it in quotes", f"{json.dumps(value)[:40]}")
-
-
-def filled_field(record: dict[str, Any], field: str) -> str:
-    """Return a field that must be a string with more than white space in it."""
-    value = text_field(record, field)
-    if not value.strip():
-        raise BadRow(f"{field} is empty", "fill it in, or delete the row")
-    return value
 
 
 def write_parquet(path: Path, schema: pa.Schema, rows: Iterable[tuple]) -> int:

@@ -13,7 +13,7 @@ is refused: a row must not lose its negatives because they have another name.
 import re
 from typing import Any, NamedTuple
 
-from expandr_core.data.rows import BadRow, checked_text, text_field
+from expandr_core.data.fields import BadRow, checked_text, text_field
 
 _NAMES = {
     "query": ("query", "anchor"),

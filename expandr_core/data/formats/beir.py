@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator
 
 from expandr_core.data.collection import Collection, Qrel, QrelTable, Query, passage_of, query_of
-from expandr_core.data.rows import BadRow, RawFile, Reader, find_files, parse_object
+from expandr_core.data.fields import BadRow, parse_object
+from expandr_core.data.rows import RawFile, Reader, find_files
 from expandr_core.errors import DataError
 from expandr_core.records import Passage
 from expandr_core.store.filesystems import kind_of, open_filesystem

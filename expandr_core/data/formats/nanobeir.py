@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expandr_core.data.collection import Collection, QrelTable, passage_of, query_of
-from expandr_core.data.rows import RawFile, Reader, text_field
+from expandr_core.data.fields import text_field
+from expandr_core.data.rows import RawFile, Reader
 from expandr_core.errors import DataError
 from expandr_core.store.filesystems import kind_of, open_filesystem
 

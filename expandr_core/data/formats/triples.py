@@ -11,7 +11,8 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from expandr_core.data.rows import GZIP, RawFile, Reader, parse_object
+from expandr_core.data.fields import parse_object
+from expandr_core.data.rows import GZIP, RawFile, Reader
 from expandr_core.data.split import SplitName, normalise
 from expandr_core.data.triple_rows import Triple, triples_of
 from expandr_core.errors import DataError

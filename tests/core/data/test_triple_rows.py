@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from expandr_core.data.rows import BadRow
+from expandr_core.data.fields import BadRow
 from expandr_core.data.triple_rows import triples_of
 
 BOTH = [("q", "p", "n"), ("q", "p", "m")]

@@ -177,7 +177,7 @@ def test_an_outage_ends_no_work(proxy, client, tmp_path, monkeypatch, caplog):
         wait_until(lambda: client.head_object(**LEASE)["ETag"] != sign)
         proxy.fault = "503"
     proxy.fault = ""
-    assert "left to run out" in caplog.text
+    assert "so it will expire" in caplog.text
 
 
 # Servers without conditional writes

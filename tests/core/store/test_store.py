@@ -383,7 +383,7 @@ def test_what_is_no_key_is_damage_and_leads_nowhere(store, key):
         with_parts(store)
     assert store.lookup(key) is None
     for use in (store.manifest, store.remove, store.verify):
-        with pytest.raises(DamagedArtifact, match="no key"):
+        with pytest.raises(DamagedArtifact, match="not an artifact key"):
             use(key)
     assert store.lookup(KEY) == made
 
