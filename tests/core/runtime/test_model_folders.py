@@ -229,9 +229,9 @@ def another_kind_of_model(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "parts"),
     [
-        (dense_with_an_activation_of_its_own, ["mine.Swish", "would take another"]),
+        (dense_with_an_activation_of_its_own, ["mine.Swish", "would substitute another"]),
         (code_of_a_module, ["1_Pooling/config.json", "auto_map"]),
-        (another_kind_of_model, ["SparseEncoder", "replace by others"]),
+        (another_kind_of_model, ["SparseEncoder", "sentence-transformers would replace"]),
     ],
 )
 def test_what_sentence_transformers_would_replace_is_refused(
