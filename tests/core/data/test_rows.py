@@ -338,7 +338,7 @@ def test_packed_files_give_the_artifact_of_the_plain_ones(tmp_path: Path) -> Non
     other = tmp_path / "other"
     assert prepare(other, collection=str(collection), triples=str(triples))[0] == counts
     (collection / "corpus.jsonl.gz").write_bytes(gzip.compress(lines(CORPUS).encode())[:-9])
-    with pytest.raises(DataError, match=r"corpus.jsonl.gz: .* damaged gzip file .* get the file"):
+    with pytest.raises(DataError, match=r"corpus.jsonl.gz: damaged gzip file .* get the file"):
         source_digests(data)
 
 
