@@ -11,12 +11,16 @@ python3 -m venv "$folder/venv"
 import ir_measures
 from ir_measures import RR, nDCG
 
-qrels = {"q": {"a": 1}}
-for scores, expected in (((0.8300001, 0.83), (1.0, 1.0, 1.0)), ((0.83000001, 0.83), (1.0, 0.5, 0.0))):
-    run = {"q": dict(zip(("a", "z"), scores))}
+measures = [RR @ 10, RR, nDCG @ 1]
+# Each case: the documents in the order of their scores, the first one relevant; the scores; the measures' values.
+for documents, scores, expected in (
+    ("az", (0.8300001, 0.83), (1.0, 1.0, 1.0)),
+    ("az", (0.83000001, 0.83), (1.0, 0.5, 0.0)),
+    ("za", (0.83000001, 0.83), (1.0, 1.0, 1.0)),  # a tie would give RR@10 1/2
+):
     assert scores[0] > scores[1]
-    measures = [RR @ 10, RR, nDCG @ 1]
-    values = ir_measures.calc_aggregate(measures, qrels, run)
-    print(f"relevant {scores[0]}, other {scores[1]}:", {str(measure): values[measure] for measure in measures})
-    assert tuple(values[measure] for measure in measures) == expected, "the behaviour has changed"
+    values = ir_measures.calc_aggregate(measures, {"q": {documents[0]: 1}}, {"q": dict(zip(documents, scores))})
+    seen = tuple(values[measure] for measure in measures)
+    print(f"{documents[0]} (relevant) {scores[0]}, {documents[1]} {scores[1]}:", dict(zip(map(str, measures), seen)))
+    assert seen == expected, "the behaviour has changed"
 PYTHON
