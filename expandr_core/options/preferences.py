@@ -19,6 +19,8 @@ class PreferenceOptions(Options):
     )
     acceptance_value: float = Field(
         default=0.6,
+        ge=-10_000,  # inner products of unnormalised vectors are in the hundreds
+        le=10_000,
         description="The threshold, or the quantile (from 0 to 1); given alone it is a threshold.",
     )
     minimum_margin: float = Field(
