@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = {
     str(page.relative_to(ROOT)): page.read_text()
     for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "infra/README.md")
+    if page.name != "CHANGELOG.md"  # it names what is gone
 }
 CODE = (
     r"expandr_core|expandr_cli|expandr_app|tasks|flows|deployments|infra|tests|benchmarks|configs"
