@@ -1,9 +1,7 @@
 """List the runs that a store knows: those that are over, that go on, and that failed."""
 
 import platform
-from collections import defaultdict
 from datetime import datetime
-from statistics import mean
 from typing import Any
 
 import psutil
@@ -13,7 +11,7 @@ from rich.table import Table
 
 from deployments.plan import TAG
 from expandr_core.errors import DataError
-from expandr_core.evaluation.comparison import read_comparison, titles_of
+from expandr_core.evaluation.comparison import read_comparison
 from expandr_core.evaluation.metrics import MEASURES
 from expandr_core.evaluation.render import EFFECTS
 from expandr_core.store.artifacts import Artifact
@@ -82,7 +80,9 @@ def _headline(store: Store, run: dict[str, Any]) -> str:
         return ""
     try:
         comparison = read_comparison(store.local(Artifact(**run["report"])))
-        return _outcome(comparison) if comparison["kept"] else _best_system(comparison)
+        return (
+            _outcome(comparison) if comparison["kept"] else comparison["verdict"]["sentences"][-1]
+        )
     except (DataError, OSError, ValueError, KeyError, TypeError) as error:
         return f"its report cannot be read ({type(error).__name__})"
 
@@ -96,16 +96,4 @@ def _outcome(comparison: dict[str, Any]) -> str:
     return (
         f"{MEASURES[comparison['metric']].title} on {rows[kept]['dataset']} {before:.3f} -> {after:.3f} "
         f"({system['title']}): {EFFECTS[rows[kept]['effect']].removeprefix('* ')}"
-    )
-
-
-def _best_system(comparison: dict[str, Any]) -> str:
-    """Name the system with the best mean over the datasets."""
-    scores: dict[str, list[float]] = defaultdict(list)
-    for row in comparison["results"]:
-        scores[row["system"]].append(row[comparison["metric"]])
-    best = max(scores, key=lambda name: mean(scores[name]))
-    return (
-        f"{MEASURES[comparison['metric']].title} {mean(scores[best]):.3f}, best of {len(scores)} "
-        f"systems: {titles_of(comparison)[best]}"
     )

@@ -85,17 +85,13 @@ def count_steps(pipeline: Pipeline, data: Data, base: Models) -> int:
     return len(list(counted.steps))
 
 
+@branches()
 def run_rounds(pipeline: Pipeline, data: Data, base: Models) -> tuple[Models, Artifact]:
     """Run round after round from the models of the start; return the best models and the report.
 
     What needs nothing of each other overlaps: training the control, measuring the start, and aligning
     the LLM; then measuring on the reported split and on dev.
     """
-    with branches():
-        return _run_rounds(pipeline, data, base)
-
-
-def _run_rounds(pipeline: Pipeline, data: Data, base: Models) -> tuple[Models, Artifact]:
     options = pipeline.options.loop
     best = current = base
     rounds_from: Counter[int] = Counter()  # by the round whose models they start from
