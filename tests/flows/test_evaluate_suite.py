@@ -271,7 +271,7 @@ def test_tiny_models_belong_to_a_run(world):
 
 
 def test_a_wrong_name_costs_nothing(world):
-    with pytest.raises(DataError, match="'scifakt' is no known dataset"):
+    with pytest.raises(DataError, match="unknown dataset 'scifakt'"):
         run(world, "scifakt")
 
 

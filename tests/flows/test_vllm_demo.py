@@ -56,11 +56,10 @@ def test_a_round_of_the_demo_runs_with_vllm_and_an_adapter_apart_and_is_found_ag
     quality = ndcg_at_10(run)
     assert quality["round-1"] > quality["untrained"] + 0.2
 
-    assert "merge the adapter, round 1" not in run.digests
-    expansions = Store(str(tmp_path)).manifest(run.artifact("expand the test queries, round 1").key)
-    adapter, base = (
-        run.artifact(title).key for title in ("align by DPO, round 1", "train the tiny LLM")
-    )
+    assert "merge" not in {step.stage for step in run.digests}
+    written = run.artifact("expand", 1, "test/sampled/0")
+    expansions = Store(str(tmp_path)).manifest(written.key)
+    adapter, base = run.artifact("dpo", 1).key, run.artifact("tiny_llm").key
     assert expansions["inputs"]["adapter"]["key"] == adapter
     assert expansions["inputs"]["llm"]["key"] == base
     assert run.record.models["llm"].key in (adapter, base)
