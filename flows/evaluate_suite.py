@@ -7,20 +7,17 @@ dataset --> corpus --encode------------------------> vectors -------+
 training data --> audit of leakage -------------------------------------------------+--> compare
 """
 
-from datetime import UTC, datetime
 from typing import Annotated
 
 from prefect import flow
-from prefect.runtime import flow_run
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from expandr_core.data.catalog import find_datasets
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
-from expandr_core.store.run_records import Step
 from flows.model_pairs import MeasuredModels, ModelPair, find_pairs
 from flows.presets import Preset, place, resolve
-from flows.run_record import Started, noted
+from flows.run_record import Record, Started, end_record, noted
 from tasks.comparison import Comparison
 from tasks.datasets import get_dataset
 from tasks.pipeline import Pipeline
@@ -30,28 +27,10 @@ DEFAULTS, MODELS, HERE = JointLoopOptions(), MeasuredModels(), Placement()
 Seeds = Annotated[int, Field(ge=0)]
 
 
-class SuiteSummary(BaseModel):
-    """What a run of the suite leaves behind.
+class SuiteSummary(Record):
+    """What a run of the suite leaves behind; `datasets` are those that it was asked for."""
 
-    Attributes:
-        name: of the run in the store.
-        report: the comparison of all systems.
-        steps: every step, in order.
-        datasets: what was measured on, as it was asked for.
-        preset: that it started from.
-        tags: of the run in Prefect.
-    """
-
-    name: str
-    flow_run_id: str
-    store: str
-    started: datetime
-    finished: datetime
-    report: Artifact
-    steps: list[Step]
-    datasets: list[str] = []
-    preset: str = "none"
-    tags: list[str] = []
+    datasets: list[str]
 
 
 @flow(name="evaluate-suite")
@@ -132,18 +111,7 @@ def record_suite(
     pipeline: Pipeline, started: Started, report: Artifact, datasets: list[str]
 ) -> SuiteSummary:
     """Write the record of this run into the store, which keeps what it made from `expandr gc`."""
-    summary = SuiteSummary(
-        name=started.name,
-        flow_run_id=str(flow_run.id),
-        store=pipeline.store,
-        started=started.at,
-        finished=datetime.now(UTC),
-        report=report,
-        steps=list(pipeline.steps),
-        datasets=datasets,
-        preset=started.preset,
-        tags=started.tags,
-    )
+    summary = SuiteSummary(**end_record(pipeline, started, report), datasets=datasets)
     record = {"kind": "evaluate-suite", **summary.model_dump(mode="json")}
     pipeline.open().write_record(summary.name, record)
     return summary

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
@@ -41,14 +42,12 @@ class Started:
     tags: list[str]
 
 
-class RunRecord(BaseModel):
-    """What a run of the joint loop leaves behind.
+class Record(BaseModel):
+    """What a run leaves behind, whatever its flow.
 
     Attributes:
         name: of the run, in the store and for `expandr show`.
         report: the comparison of all systems.
-        best_round: the round that was best on dev; 0 if none beat the start.
-        models: the best LLM and retriever, and the corpus.
         steps: every step, in order.
         preset: that it started from.
         tags: of the run in Prefect.
@@ -59,13 +58,24 @@ class RunRecord(BaseModel):
     store: str
     started: datetime
     finished: datetime
-    options: JointLoopOptions
     report: Artifact
-    best_round: int
-    models: dict[str, Artifact]
     steps: list[Step]
     preset: str = "none"
     tags: list[str] = []
+
+
+class RunRecord(Record):
+    """What a run of the joint loop leaves behind.
+
+    Attributes:
+        options: of the run.
+        best_round: the round that was best on dev; 0 if none beat the start.
+        models: the best LLM and retriever, and the corpus.
+    """
+
+    options: JointLoopOptions
+    best_round: int
+    models: dict[str, Artifact]
 
 
 def find_run(store: Store, name: str) -> RunRecord | None:
@@ -156,23 +166,31 @@ def noted(pipeline: Pipeline, flow: str, data: str, preset: str) -> Iterator[Sta
     store.drop_note(started.name)
 
 
-def record_run(
-    pipeline: Pipeline, started: Started, report: Artifact, best: Models, corpus: Artifact
-) -> RunRecord:
-    """Write the record of this run into the store."""
-    record = RunRecord(
+def end_record(pipeline: Pipeline, started: Started, report: Artifact) -> dict[str, Any]:
+    """Return the fields of the record of a run that ends now."""
+    record = Record(
         name=started.name,
         flow_run_id=str(flow_run.id),
         store=pipeline.store,
         started=started.at,
         finished=datetime.now(UTC),
-        options=pipeline.options,
         report=report,
-        best_round=best.round,
-        models={"llm": best.llm, "retriever": best.retriever, "corpus": corpus},
         steps=list(pipeline.steps),
         preset=started.preset,
         tags=started.tags,
+    )
+    return dict(record)
+
+
+def record_run(
+    pipeline: Pipeline, started: Started, report: Artifact, best: Models, corpus: Artifact
+) -> RunRecord:
+    """Write the record of this run into the store."""
+    record = RunRecord(
+        **end_record(pipeline, started, report),
+        options=pipeline.options,
+        best_round=best.round,
+        models={"llm": best.llm, "retriever": best.retriever, "corpus": corpus},
     )
     pipeline.open().write_record(record.name, record.model_dump(mode="json"))
     return record
