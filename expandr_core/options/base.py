@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 Positive = Annotated[int, Field(ge=1)]
 Device = Literal["auto", "cpu", "cuda"]
@@ -27,18 +28,31 @@ def runtime(default: Any, **field: Any) -> Any:
     return Field(default=default, json_schema_extra={"in_key": False}, **field)
 
 
+def added(default: Any, **field: Any) -> Any:
+    """Declare an option that is newer than its stage: at its default it leaves earlier keys valid."""
+    return Field(default=default, json_schema_extra={"in_key": "if changed"}, **field)
+
+
 def identity(options: Options) -> dict[str, Any]:
-    """Return the options that enter the artifact's key: all but those made with `runtime`.
+    """Return the options that enter the artifact's key.
+
+    Those made with `runtime` never do, those made with `added` only if they differ from the default.
 
     >>> from expandr_core.options.retriever import EncodingOptions
     >>> sorted(identity(EncodingOptions()))  # without batch_size
     ['max_tokens', 'precision', 'similarity']
     """
     return {
-        name: _plain(getattr(options, name))
+        name: _plain(value)
         for name, field in type(options).model_fields.items()
-        if not (isinstance(field.json_schema_extra, dict) and "in_key" in field.json_schema_extra)
+        if _in_key(field, value := getattr(options, name))
     }
+
+
+def _in_key(field: FieldInfo, value: Any) -> bool:
+    extra = field.json_schema_extra
+    rule = extra.get("in_key", True) if isinstance(extra, dict) else True
+    return value != field.default if rule == "if changed" else bool(rule)
 
 
 def _plain(value: Any) -> Any:
