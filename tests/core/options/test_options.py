@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from expandr_core.options.base import Options, identity, runtime
+from expandr_core.options.base import Options, added, identity, runtime
 from expandr_core.options.loop import JointLoopOptions
 
 
@@ -43,3 +43,12 @@ def test_infinity_and_nan_are_no_numbers_of_an_option(name, number):
         given = {part: given}
     with pytest.raises(ValidationError, match="finite number"):
         JointLoopOptions.model_validate(given)
+
+
+def test_an_added_option_is_in_the_key_only_where_it_differs_from_its_default():
+    class Stage(Options):
+        depth: int = 3
+        newer: int = added(5)
+
+    assert identity(Stage()) == identity(Stage(newer=5)) == {"depth": 3}
+    assert identity(Stage(newer=6)) == {"depth": 3, "newer": 6}
