@@ -1,4 +1,4 @@
-"""The command `expandr plan`: what a run will cost, and what one has cost."""
+"""The command `expandr plan`: the predicted cost of a run, beside the actual cost of one."""
 
 from collections.abc import Iterable
 from datetime import timedelta
@@ -44,7 +44,7 @@ def plan(
     Stage costs come from earlier runs with the same models or, if there are none, from one calibration
     round on a sample of the data. Hours are for one worker that makes everything from scratch.
     """
-    with user_errors("The same command goes on from what was finished"):
+    with user_errors("The same command continues from the finished stages"):
         from expandr_cli.preflight import check_run
         from expandr_cli.temporary_server import prefect_server, run_flow
         from expandr_core.planning.cost_model import measured
@@ -60,7 +60,7 @@ def plan(
         elif config:
             options = load_options(config, seed, changes or [])
         else:
-            fail("name a CONFIG to plan, or a run to compare with, by --run")
+            fail("name a CONFIG to plan, or the run to compare with: --run RUN")
         throughput = _read(throughputs) if throughputs else None
         check_run(options, absolute(store))
         with prefect_server(notify):
@@ -81,7 +81,7 @@ def plan(
 
 
 def _read(path: Path) -> "Throughput":
-    """Read throughputs from a YAML (or JSON) file."""
+    """Read throughputs from a YAML or JSON file."""
     from expandr_core.planning.cost_model import Throughput
 
     try:
@@ -91,7 +91,7 @@ def _read(path: Path) -> "Throughput":
 
 
 class Sum(NamedTuple):
-    """What the steps of a stage cost together."""
+    """The total cost of a stage's steps."""
 
     steps: int
     workload: str
@@ -100,14 +100,14 @@ class Sum(NamedTuple):
 
 
 def by_stage(steps: Iterable["StepCost"]) -> dict[str, Sum]:
-    """Sum up the steps of each stage, in the order of their first."""
+    """Sum the costs of each stage, in the order in which the stages first run."""
     grouped: dict[str, list[StepCost]] = {}
     for step in steps:
         grouped.setdefault(step.stage, []).append(step)
     return {
         stage: Sum(
             len(own),
-            _works_on(own),
+            _described_workload(own),
             sum(step.seconds for step in own),
             sum(step.bytes for step in own),
         )
@@ -115,17 +115,17 @@ def by_stage(steps: Iterable["StepCost"]) -> dict[str, Sum]:
     }
 
 
-def _works_on(steps: list["StepCost"]) -> str:
-    """Say what a stage works on: its texts and tokens, or its first workload."""
+def _described_workload(steps: list["StepCost"]) -> str:
+    """Describe a stage's workload: its texts and tokens, or its first quantity."""
     counted = [step.counts if step.stage == "expand" else step.workload for step in steps]
     names = ("texts", "tokens") if steps[0].stage == "expand" else list(counted[0])[:1]
     return ", ".join(f"{sum(each[name] for each in counted):,.0f} {name}" for name in names)
 
 
 def _table(planned: list["StepCost"], measured: list["StepCost"]) -> Table:
-    """Lay out the stages; with what was measured beside it, if something was."""
+    """Lay out the predicted cost of each stage, beside the measured cost if there is one."""
     sums, real = by_stage(planned), by_stage(measured)
-    table = Table("stage", "steps", "works on")
+    table = Table("stage", "steps", "workload")
     for name in ("time", "disk", *(("measured", "disk", "time / measured") if real else ())):
         table.add_column(name, justify="right")
     for stage, own in sums.items():
@@ -149,7 +149,7 @@ def _total(sums: Iterable[Sum]) -> tuple[float, float]:
 
 
 def _cost(own: Sum) -> tuple[str, str]:
-    """Write time and disk.
+    """Format time and disk.
 
     >>> _cost(Sum(1, "", 93784, 2_500_000))
     ('1 day, 2:03:04', '2.5 MB')

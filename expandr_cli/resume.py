@@ -1,4 +1,4 @@
-"""Go on with a run of the joint loop that has ended too early."""
+"""Continue a run of the joint loop that ended early."""
 
 import contextlib
 from datetime import UTC, datetime
@@ -24,17 +24,17 @@ from flows.run_record import RunRecord, said_of_it
 
 
 def resume(out: Console, reference: str) -> RunRecord | None:
-    """Let a run's workers go on with it; one that was started in a terminal goes on here.
+    """Continue a run: on its workers if a deployment started it, otherwise in this process.
 
     Args:
-        out: where to say what happens.
+        out: reports what happens.
         reference: name or id of the run in Prefect, or "latest".
 
     Returns:
-        The summary, if it went on here.
+        The record of the run if it continued in this process.
 
     Raises:
-        DataError: if there is no such run, or it needs nothing.
+        DataError: if there is no such run, or it is complete or still active.
     """
     with get_client(sync_client=True) as client:
         run = _find(client, reference)
@@ -43,20 +43,22 @@ def resume(out: Console, reference: str) -> RunRecord | None:
             raise DataError(f"run {run.name} is {state}; there is nothing left to do")
         if run.deployment_id:
             if run.state and not run.state.is_final():
-                raise DataError(f"run {run.name} is {state}: it goes on by itself; cancel it first")
+                raise DataError(
+                    f"run {run.name} is {state} and continues by itself; cancel it first"
+                )
             client.set_flow_run_state(
                 run.id, AwaitingRetry(scheduled_time=datetime.now(UTC)), force=True
             )
-            out.print(f"{run.name} ({run.id}) was {state}; it waits for a worker of its pool")
+            out.print(f"{run.name} ({run.id}) was {state}; it now waits for a worker of its pool")
             return None
-    out.print(f"{run.name} ({run.id}) is {state}; it goes on here")
+    out.print(f"{run.name} ({run.id}) is {state}; it continues here")
     with said_of_it(run.tags):
         parameters = joint_loop.validate_parameters(run.parameters)
         return RunRecord.model_validate(run_flow(joint_loop, **parameters))
 
 
 def _find(client: SyncPrefectClient, reference: str) -> FlowRun:
-    """Find the newest run of the joint loop of that name or id."""
+    """Find the latest run of the joint loop with this name or id."""
     wanted = FlowRunFilter(name=FlowRunFilterName(any_=[reference]))
     if reference == "latest":
         wanted = FlowRunFilter()

@@ -53,11 +53,11 @@ def evaluate_suite(
         preset: A configuration to start from; "none" is the paper's, as far as its code tells.
         options: The options of every stage; models, expand, evaluate and seed matter here. What
             differs from its default changes the preset.
-        back_to_default: Options of the preset that get their default back, such as dpo.beta.
+        back_to_default: Options of the preset to set back to their defaults, such as dpo.beta.
         models: Which models are measured, if not those that the options name.
         seeds: How many seeds of sampled expansions, apart from the greedy one.
-        placement: Where each kind of stage runs. What a deployment's form begins with means "here" for
-            the preset tiny, which one worker of the pool cpu can run alone.
+        placement: Where each kind of stage runs. For the preset tiny, the form's initial value means
+            "here": one worker of the pool cpu runs everything.
         fresh: Make every artifact again, even if the store has it.
         store: Folder or s3:// URL that keeps every artifact.
     """

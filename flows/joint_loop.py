@@ -47,14 +47,14 @@ def joint_loop(
     fresh: bool = False,
     store: str = "store",
 ) -> RunRecord:
-    """Align an LLM with a dense retriever and the retriever with the LLM, and prove the gain.
+    """Align an LLM and a dense retriever with each other, and test the gain.
 
     Args:
         preset: A configuration to start from; "none" is the paper's, as far as its code tells.
         options: The options of every stage. What differs from its default changes the preset.
-        back_to_default: Options of the preset that get their default back, such as loop.rounds.
-        placement: Where each kind of stage runs. What a deployment's form begins with means "here" for
-            the preset tiny, which one worker of the pool cpu can run alone.
+        back_to_default: Options of the preset to set back to their defaults, such as loop.rounds.
+        placement: Where each kind of stage runs. For the preset tiny, the form's initial value means
+            "here": one worker of the pool cpu runs everything.
         fresh: Make every artifact again, even if the store has it.
         store: Folder or s3:// URL that keeps every artifact.
     """

@@ -25,7 +25,7 @@ def resolve(
     Args:
         preset: where to begin.
         options: what differs from its default changes the preset.
-        back_to_default: options or groups of the preset that get their default back, such as
+        back_to_default: options or groups of the preset to set back to their defaults, such as
             "loop.rounds" or "dpo".
 
     Raises:

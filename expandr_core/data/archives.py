@@ -1,7 +1,6 @@
-"""Archives of datasets: downloaded by beir, verified by us, and read without being unpacked.
+"""Archives of datasets: downloaded by beir, verified here, and read without unpacking.
 
-beir itself verifies nothing: it takes a file that is there for the whole archive, and an error page of
-the server for its beginning.
+beir verifies nothing: it accepts a partial file as the whole archive, and a server's error page as data.
 """
 
 import hashlib
@@ -16,16 +15,16 @@ log = logging.getLogger(__name__)
 
 
 def fetch_archive(url: str, md5: str, folder: Path) -> Path:
-    """Download a zip archive into a folder, unless it is there whole from before a kill.
+    """Download a zip archive into a folder, unless a complete copy is already there.
 
     Args:
-        url: where it is.
-        md5: what it must have.
-        folder: where to put it.
+        url: of the archive.
+        md5: its checksum.
+        folder: receives it.
 
     Raises:
-        OSError: if it could not be fetched whole; asking again may help.
-        DataError: if it is an archive, but not the one with this checksum, or not a safe one.
+        OSError: if the download failed or was incomplete; a retry may help.
+        DataError: if it is an archive with another checksum, or has paths outside itself.
     """
     path = folder / "archive.zip"
     if not (path.exists() and _md5(path) == md5):
@@ -39,7 +38,7 @@ def fetch_archive(url: str, md5: str, folder: Path) -> Path:
             inner = PurePosixPath(name.replace("\\", "/"))
             if inner.is_absolute() or ".." in inner.parts:
                 raise DataError(
-                    f"{url}: the archive has a file outside itself, {name!r}; use another"
+                    f"{url}: the archive has a path outside itself, {name!r}; use another copy"
                 )
     return path
 
@@ -51,7 +50,7 @@ def _download(url: str, path: Path) -> None:
 
 
 def _require(path: Path, md5: str, url: str) -> None:
-    """Check a download; what is no archive at all is taken for an outage."""
+    """Check a download; anything but an archive counts as a server failure."""
     found = _md5(path)
     if found == md5:
         return
@@ -59,9 +58,9 @@ def _require(path: Path, md5: str, url: str) -> None:
     message = f"{url}: {size} bytes with the MD5 {found} arrived, not the archive with {md5}"
     if zipfile.is_zipfile(path):
         raise DataError(
-            f"{message}; it is another one, so get the dataset elsewhere: NAME=LOCATION"
+            f"{message}; it is a different archive, so name another copy of the dataset: NAME=LOCATION"
         )
-    raise OSError(f"{message}; the server may have failed meanwhile")
+    raise OSError(f"{message}; the server may have failed")
 
 
 def _md5(path: Path) -> str:

@@ -1,11 +1,10 @@
-"""The words of a text, in any script: what BM25 searches for, and what the audits compare.
+"""The words of a text in any script, for BM25 and the audits.
 
-Most scripts have spaces: a word is a run of letters, digits and the marks on them. Han, Hiragana,
-Katakana, Bopomofo, Hangul and Yi, and the scripts of South East Asia (Thai, Lao, Khmer, Myanmar,
-Javanese, Balinese and their neighbours) have none, or none between words. There every two characters
-that follow each other are a word, as in Lucene's CJK analyser, and a character that stands alone is
-one; the marks on a character belong to it. Forms that differ in their width only are one, and so are a
-character, the sign of its radical and the variants that a selector chooses.
+In scripts with spaces a word is a run of letters, digits and their marks. Han, Hiragana, Katakana,
+Bopomofo, Hangul, Yi and the scripts of South East Asia (Thai, Lao, Khmer, Myanmar, Javanese, Balinese
+and related ones) do not separate words by spaces. There every two adjacent characters form a word, as
+in Lucene's CJK analyser, and so does a character that stands alone; marks belong to their character.
+Full-width and half-width forms are equal, and so are a character, its radical sign and its variants.
 """
 
 import functools
@@ -35,8 +34,8 @@ def terms(text: str, shortest: int = 1) -> list[str]:
     """Return the words of a text in order.
 
     Args:
-        text: in the case in which its words are wanted.
-        shortest: a word of a script with spaces that has fewer characters is left out.
+        text: not case-folded here.
+        shortest: drops words with fewer characters, in scripts with spaces.
 
     >>> terms("the bird's 3 songs", shortest=2)
     ['the', 'bird', 'songs']
@@ -61,7 +60,7 @@ def terms(text: str, shortest: int = 1) -> list[str]:
 
 
 def count_words(text: str) -> int:
-    """Return a text's length in words; each character of a script without spaces counts as one.
+    """Count the words of a text; in a script without spaces each character counts as one.
 
     >>> count_words("it's the  bird's song"), count_words("鳥の歌 is a song")
     (4, 6)

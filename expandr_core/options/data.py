@@ -46,23 +46,23 @@ class DataOptions(Options):
 
 
 class DemoWorldOptions(Options):
-    """The built-in world: invented things, their documents, and questions in lay words."""
+    """The built-in world: invented entities, their documents, and questions in everyday words."""
 
     instruct_entities: Positive = Field(
-        default=50, description="Things whose questions teach the tiny LLM."
+        default=50, description="Entities whose questions train the tiny LLM."
     )
     train_entities: Positive = Field(
-        default=50, description="Things whose questions train the loop."
+        default=50, description="Entities whose questions train the loop."
     )
     dev_entities: Positive = Field(
-        default=25, description="Things whose questions choose the best round."
+        default=25, description="Entities whose questions choose the best round."
     )
     test_entities: Positive = Field(
-        default=50, description="Things whose questions measure the result."
+        default=50, description="Entities whose questions are the test set."
     )
     questions_per_aspect: int = Field(
         default=2,
         ge=1,
         le=4,
-        description="Differently worded training questions per thing and aspect.",
+        description="Paraphrased training questions per entity and aspect.",
     )

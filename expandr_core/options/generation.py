@@ -49,7 +49,7 @@ class TinyLLMOptions(Options):
     steps: Positive = Field(default=1400, description="Training steps.")
     batch_size: Positive = Field(default=16, description="Texts per step.")
     max_tokens: int = Field(
-        default=512, ge=64, description="Longer texts are cut into pieces this long."
+        default=512, ge=64, description="Longer texts are cut into pieces of this length."
     )
     learning_rate: float = Field(
         default=3e-3, gt=0, description="Peak learning rate of AdamW, linear decay."
@@ -84,22 +84,24 @@ class VLLMOptions(Options):
 
 
 class EndpointOptions(Options):
-    """An OpenAI-compatible server; its key is in OPENAI_API_KEY, in the environment of who asks."""
+    """An OpenAI-compatible server; the stage reads its API key from OPENAI_API_KEY."""
 
-    url: str = runtime("", description="Such as http://host:8000/v1, without a key in it.")
-    model: str = Field(
-        default="", description="Name under which the server has the model; the same as `model`."
+    url: str = runtime(
+        "", description="Base URL, such as http://host:8000/v1, without credentials."
     )
+    model: str = Field(default="", description="The server's name for the model given in `model`.")
     api: Literal["completions", "chat"] = Field(
         default="completions",
-        description="What to send: the prompt's token ids to /completions, where the server takes "
-        "them (vLLM does), or the user's turn to /chat/completions, where its template is used.",
+        description="completions sends the prompt as token ids, which the server must accept (vLLM "
+        "does); chat sends the user's turn and relies on the server's chat template.",
     )
-    concurrency: Positive = runtime(64, description="Texts asked for at once.")
+    concurrency: Positive = runtime(64, description="Requests in flight.")
     retries: int = runtime(
-        8, ge=0, description="Of a request that met a busy, failing or absent server; with pauses."
+        8,
+        ge=0,
+        description="Retries of a request, with pauses, while the server is busy, failing or down.",
     )
-    timeout_seconds: float = runtime(600, gt=0, description="Longest wait for one text.")
+    timeout_seconds: float = runtime(600, gt=0, description="Timeout of a request.")
 
 
 EngineOptions = TransformersOptions | VLLMOptions | EndpointOptions
@@ -116,18 +118,18 @@ class LLMOptions(Options):
     tiny: TinyLLMOptions = Field(default=TinyLLMOptions(), title="The tiny LLM, if 'tiny'")
     template: Variables = Field(
         default={},
-        description="Variables of the model's chat template, such as `enable_thinking: false`; those "
-        "that it does not read are refused.",
+        description="Variables of the chat template, such as `enable_thinking: false`; a variable that "
+        "the template does not read is refused.",
     )
     date: Day = Field(
         default=DEFAULT_DATE,
-        description="The date, as YEAR-MONTH-DAY, for chat templates that write today's. It is in the "
-        "key where the template reads it.",
+        description="Date (YYYY-MM-DD) for chat templates that print the current date; part of the key "
+        "only if the template reads it.",
     )
     engine: Engine = Field(
         default="transformers",
-        description="What runs the model: transformers, vLLM, or a server elsewhere ('endpoint', only "
-        "for a stage alone: the loop trains its model). Sampled texts differ between engines.",
+        description="Runs the model: transformers, vLLM, or a remote server ('endpoint', only for "
+        "single stages and evaluation, as the loop trains its model). Engines sample different texts.",
     )
     transformers: TransformersOptions = Field(
         default=TransformersOptions(), title="transformers, if it is the engine"

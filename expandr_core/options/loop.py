@@ -18,17 +18,17 @@ from expandr_core.options.training import (
 
 
 class LoopOptions(Options):
-    """How often, from where, and until when."""
+    """The rounds: how many, where each starts, and when to stop."""
 
     rounds: Positive = Field(default=2, description="Rounds at most (the paper's code: 1).")
     retriever_start: Literal["base", "previous"] = Field(
         default="base",
-        description="A round trains the base retriever anew, or the one of the models it starts from.",
+        description="Each round trains from the base retriever, or from the retriever it starts with.",
     )
     next_round: Literal["best", "latest"] = Field(
         default="best",
-        description="Models that the next round starts from: the best so far on the dev part, or the "
-        "latest, even if they are worse. A further round from the same models has another seed.",
+        description="Models that the next round starts from: the best so far on the dev queries, or the "
+        "latest, even if worse. Another round from the same models gets another seed.",
     )
     stop_without_gain: bool = Field(
         default=True, description="Stop when a round brings no significant gain on the dev queries."

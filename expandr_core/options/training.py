@@ -13,12 +13,12 @@ class LoRAOptions(Options):
     """The adapter that DPO trains (Hu et al., 2022)."""
 
     rank: Positive = Field(default=8, description="Rank of the adapter.")
-    alpha: Positive = Field(default=32, description="Its scale is alpha / rank.")
+    alpha: Positive = Field(default=32, description="The adapter's scale is alpha / rank.")
     targets: tuple[str, ...] = Field(
         default=("q_proj", "v_proj"),
         min_length=1,
-        description="Linear layers that are adapted, by the ends of their names; 'all-linear': all but "
-        "the head and a mixture's experts.",
+        description="Linear layers to adapt, by the ends of their names; 'all-linear': every one but "
+        "the output head and the experts of a mixture.",
     )
 
     @model_validator(mode="after")
@@ -49,34 +49,35 @@ class DPOTrainingOptions(Options):
     max_tokens: int = Field(
         default=612,
         ge=16,
-        description="Longest prompt plus text; longer texts are cut at the end, prompts never.",
+        description="Longest prompt plus text; a longer text loses its end, a prompt nothing.",
     )
     evaluation_steps: Positive = Field(
         default=100,
-        description="Steps between two measurements on the pairs of the dev part, and their "
-        "checkpoints; the adapter with the lowest loss is kept. Without a dev part, the last.",
+        description="Steps between evaluations on the dev pairs, each with a checkpoint; the adapter "
+        "with the lowest loss is kept. Without dev pairs, the last one is.",
     )
     device_batch_size: Positive = runtime(
-        16, description="Pairs per process at once; the rest accumulates."
+        16, description="Pairs per process and forward pass; gradients accumulate over the rest."
     )
     processes: Positive = runtime(
-        1, description="Processes that train together on one machine: GPUs, or shares of a CPU."
+        1,
+        description="Processes that train together on one machine, one per GPU, or sharing the CPU.",
     )
     zero: Literal["none", "2", "3"] = runtime(
         "none",
-        description="DeepSpeed's ZeRO: the processes share the optimiser's state and the gradients (2), "
-        "or the model's weights too (3), for a model that no GPU holds alone.",
+        description="DeepSpeed's ZeRO: shard the optimiser state and the gradients (2), or the weights "
+        "too (3), for a model that does not fit one GPU.",
     )
     gradient_checkpointing: bool = runtime(
-        False, description="Takes less memory, and about a third more time."
+        False, description="Saves memory for about a third more time."
     )
     checkpoint_steps: Positive = runtime(
-        50, description="Steps between checkpoints, if there is no dev part."
+        50, description="Steps between checkpoints, if there are no dev pairs."
     )
     merge: bool = runtime(
         True,
-        description="Write the model with the adapter folded in. Otherwise the adapter is kept apart, "
-        "and used so wherever the model writes: a round then writes megabytes, not the model.",
+        description="Write the whole model with the adapter merged. Otherwise only the adapter is "
+        "written, megabytes a round, and every later stage applies it to the base model.",
     )
 
 
@@ -84,14 +85,14 @@ class MiningOptions(Options):
     """Hard negatives from the collection, for training examples that bring none."""
 
     depth: Positive = Field(
-        default=30, description="Passages per query, from the first, that are candidates."
+        default=30, description="Top-ranked passages per query that are candidates."
     )
     margin: float = Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="Passages whose similarity to the query falls short of its positive's by less than "
-        "this share may be relevant and are left out (NV-Retriever: 0.05); 0 keeps all.",
+        description="Leave out passages less than this share below the positive's similarity, because "
+        "they may be relevant (NV-Retriever: 0.05); 0 keeps all.",
     )
 
 
@@ -109,8 +110,8 @@ class RetrieverTrainingOptions(Options):
     )
     batches: Literal["mixed", "by_source"] = Field(
         default="mixed",
-        description="'by_source' fills a batch from one source (a file of triples), whose passages "
-        "are harder to tell apart.",
+        description="'by_source' fills each batch from one source (a file of triples), so that its "
+        "in-batch negatives are harder.",
     )
     warmup_share: float = Field(
         default=0.1, ge=0, lt=1, description="Share of the steps until the peak learning rate."
@@ -139,10 +140,11 @@ class RetrieverTrainingOptions(Options):
     )
     mini_batch_size: Positive = runtime(
         256,
-        description="Texts per process whose activations are kept at once; a larger batch is embedded "
-        "twice. Lower it if memory runs out.",
+        description="Texts per process whose activations fit into memory at once; larger batches are "
+        "embedded twice (GradCache). Lower it if memory runs out.",
     )
     processes: Positive = runtime(
-        1, description="Processes that train together on one machine: GPUs, or shares of a CPU."
+        1,
+        description="Processes that train together on one machine, one per GPU, or sharing the CPU.",
     )
     checkpoint_steps: Positive = runtime(200, description="Steps between checkpoints.")

@@ -1,13 +1,14 @@
-"""Predict a run's texts, tokens, hours and disk from what its stages have cost before.
+"""Predict the texts, tokens, hours and disk of a run from the cost of earlier steps.
 
-A step has workloads, which its time depends on: tokens to write, passages to encode, pairs to learn.
+The time of a step depends on its workloads, such as tokens to write, passages to encode or pairs to
+train on:
 
     seconds = start + the sum of workload / throughput
 
-Start and throughputs are fitted to measured steps of earlier runs, or of a calibration. A stage that
-trains tells itself how long its start was. Of another one, steps of about one size tell nothing about
-the start: then all the time is put down to the workloads, so that a larger run is not taken for free.
-The first step of a stage in a process takes longer, as it loads libraries; a calibration tells how much.
+Start and throughputs are fitted to the steps of earlier runs or of a calibration. Training stages report
+how long they took to start. For other stages, steps of similar size do not separate the start from the
+work; all their time then counts as work, so that a larger run is never predicted to cost the same. The
+first step of a stage in a process also loads libraries; a calibration measures how long that takes.
 """
 
 import contextlib
@@ -31,17 +32,17 @@ from expandr_core.store.run_records import Step, StepId
 from expandr_core.store.store import Store
 
 Floats = NDArray[np.floating]
-VARIED = 2.0  # workloads that differ less tell nothing about the start
+VARIED = 2.0  # ratio of workloads from which the start can be estimated
 
 
 class StageThroughput(BaseModel):
-    """What a stage costs.
+    """The cost of a stage.
 
     Attributes:
-        start_seconds: of every step, whatever its workload.
-        load_seconds: of the first step in a process besides, to load libraries.
+        start_seconds: fixed time of every step.
+        load_seconds: extra time of the first step in a process, which loads libraries.
         per_second: throughput by workload.
-        bytes: written for each of what they grow with (`BYTES_GROW_WITH`), or by every step.
+        bytes: written per unit of `BYTES_GROW_WITH`, or per step if the stage has none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,45 +52,45 @@ class StageThroughput(BaseModel):
     bytes: float = 0
 
     def seconds(self, workload: dict[str, float]) -> float:
-        """Return what a step of that workload takes, where the libraries are loaded."""
+        """Return the time of a step with this workload, with the libraries already loaded."""
         work = (workload[name] / rate for name, rate in self.per_second.items() if name in workload)
         return self.start_seconds + sum(work)
 
 
 class Throughput(TextStatistics):
-    """What stages cost on a machine, and what their texts are like.
+    """The cost of each stage on a machine, and statistics of its texts.
 
     Attributes:
-        stages: by name.
+        stages: cost by name of the stage.
     """
 
     stages: dict[str, StageThroughput]
 
     def of(self, stage: str) -> StageThroughput:
-        """Return what a stage costs.
+        """Return the cost of a stage.
 
         Raises:
-            DataError: if that is not known.
+            DataError: if it is unknown.
         """
         if stage not in self.stages:
             raise DataError(
-                f"{self.source} says nothing about the stage {stage!r}; calibrate again, or add it"
+                f"{self.source} has no cost for the stage {stage!r}; calibrate again, or add one"
             )
         return self.stages[stage]
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """What a step of a run costs, measured or predicted.
+    """The measured or predicted cost of a step.
 
     Attributes:
         id: of the step in its run.
-        counts: what its artifact counts.
-        workload: what its time depends on.
-        seconds: it took, or takes.
-        bytes: it wrote, or writes.
+        counts: the counts in its manifest.
+        workload: the quantities that its time depends on.
+        seconds: its duration.
+        bytes: size of its artifact.
         options: of the stage.
-        start: seconds before the work began, if the stage told.
+        start: seconds before the work began, if the stage reported it.
     """
 
     id: StepId
@@ -107,14 +108,14 @@ class StepCost:
 
 
 def measured(store: Store, steps: Iterable[Step]) -> list[StepCost]:
-    """Read what the steps of a run have cost; each artifact counts once.
+    """Read the cost of a run's steps; each artifact counts once.
 
-    A stage that is cut into shards cost what they did: they may have been made at other times.
+    A sharded stage costs the sum of its shards, which earlier runs may have made.
     """
     found: dict[str, StepCost] = {}
     for step in steps:
         key = step.artifact.key
-        if key not in found:  # what an older version did not count, or is gone, tells nothing
+        if key not in found:  # skip what is gone, or counted otherwise
             with contextlib.suppress(KeyError, FileNotFoundError, ValidationError):
                 found[key] = _measured(store, step)
     return last_of_each(list(found.values()))
@@ -138,17 +139,24 @@ def _measured(store: Store, step: Step) -> StepCost:
 
 
 def last_of_each(steps: list[StepCost]) -> list[StepCost]:
-    """Leave out a limited step that a later one goes on from: that one has all of its shards."""
+    """Drop a step limited to some shards if a later one continues it and so includes its shards."""
     return list({step.id._replace(max_shards=0): step for step in steps}.values())
 
 
 def predicted(
     step_id: StepId, spec: StageSpec, throughput: Throughput, store: Store, first: bool = False
 ) -> StepCost:
-    """Predict a step, `first` of its stage in a process or not; its inputs may be predictions too.
+    """Predict the cost of a step, whose inputs may be predictions too.
+
+    Args:
+        step_id: of the step.
+        spec: of the step.
+        throughput: of each stage.
+        store: holds the tables that the run starts from.
+        first: the step is the first of its stage in the process, and loads libraries.
 
     Raises:
-        DataError: if the throughput says nothing about it.
+        DataError: if the cost of its stage is unknown.
     """
     counts = predicted_counts(spec, throughput, store)
     options = spec.runtime["options"]
@@ -167,12 +175,12 @@ def predicted(
 def throughput_of(
     steps: list[StepCost], source: str, loading: Sequence[StepCost] = ()
 ) -> Throughput:
-    """Fit what stages cost to measured steps.
+    """Fit the cost of each stage to measured steps.
 
     Args:
-        steps: what they cost.
-        source: where they are from.
-        loading: the same process's steps before, which loaded the libraries.
+        steps: the measured steps.
+        source: where the measurements come from.
+        loading: earlier steps of the same process, which loaded the libraries.
     """
     by_stage: dict[str, list[StepCost]] = {}
     for step in steps:
@@ -232,7 +240,7 @@ def fit(stage: str, steps: list[StepCost]) -> StageThroughput:
 
 
 def with_load(throughput: StageThroughput, loading: list[StepCost]) -> StageThroughput:
-    """Put down to loading what the first of the steps took longer than by the throughput.
+    """Attribute to loading the time by which the first step exceeds its predicted duration.
 
     >>> first = StepCost(StepId("mine"), {}, {"queries": 30.0}, 5.5, 0, {})
     >>> with_load(StageThroughput(start_seconds=1, per_second={"queries": 10}), [first]).load_seconds
@@ -243,7 +251,7 @@ def with_load(throughput: StageThroughput, loading: list[StepCost]) -> StageThro
 
 
 def _start_and_costs(workloads: Floats, seconds: Floats) -> tuple[float, Floats]:
-    """Tell the start from the rest, where the workloads differ enough; see `_costs`."""
+    """Separate the start from the work if the workloads differ enough; see `_costs`."""
     always = workloads.min(axis=0) > 0
     varied = workloads.max(axis=0) >= VARIED * workloads.min(axis=0)
     if (varied & always).any():
@@ -251,15 +259,12 @@ def _start_and_costs(workloads: Floats, seconds: Floats) -> tuple[float, Floats]
         if any(costs):
             return float(start), np.array(costs)
         largest = [int(np.argmax((workloads / workloads.mean(axis=0)).sum(axis=1)))]
-        workloads, seconds = (
-            workloads[largest],
-            seconds[largest],
-        )  # it bounds what the workloads can cost
+        workloads, seconds = workloads[largest], seconds[largest]  # an upper bound on the costs
     return 0.0, _costs(workloads, seconds)
 
 
 def _costs(workloads: Floats, seconds: Floats) -> Floats:
-    """Find what one of each workload costs by least squares, weighted by the size of the step.
+    """Fit the cost per unit of each workload by non-negative least squares, weighted by step size.
 
     Args:
         workloads: (steps, names)

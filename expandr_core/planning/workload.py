@@ -1,10 +1,8 @@
-"""What a stage tells about itself, so that runs are planned for from its own file.
+"""The part of a stage module that `expandr plan` uses, all of it optional.
 
-A stage module may have
-
-    workload(step)     what the time of a step depends on, by name; absent: it is always about the same
-    predict(step)      what the step's artifact will count, as far as later steps depend on it
-    BYTES_GROW_WITH    the count that the artifact's size grows with; absent: it does not grow
+workload(step)     the quantities that a step's time depends on; without it, constant
+predict(step)      the counts of the step's artifact that later steps depend on
+BYTES_GROW_WITH    the count that the artifact's size grows with; without it, constant
 """
 
 from collections.abc import Mapping
@@ -21,10 +19,10 @@ from expandr_core.store.store import Store
 
 
 class TextStatistics(BaseModel):
-    """What a run's texts and pairs are like.
+    """Statistics of a run's texts and pairs.
 
     Attributes:
-        source: where the numbers are from.
+        source: where the numbers come from.
         tokens_per_text: mean length of a text, by prompt.
         accepted_share: share of the rewarded queries that have an acceptable pair.
     """
@@ -42,8 +40,8 @@ class TextStatistics(BaseModel):
         """
         if prompt not in self.tokens_per_text:
             raise DataError(
-                f"{self.source} does not say how many tokens a text of the prompt {prompt!r} has; "
-                "calibrate again, or add it"
+                f"{self.source} has no mean text length for the prompt {prompt!r}; calibrate again, or "
+                "add it to tokens_per_text"
             )
         return self.tokens_per_text[prompt]
 
@@ -53,15 +51,15 @@ UNKNOWN = TextStatistics(source="nothing", tokens_per_text={})
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """A step whose workload is asked for.
+    """A step to be planned.
 
     Attributes:
         options: of the stage's type OPTIONS.
         inputs: artifacts by role; their counts may be predictions.
-        store: has the tables that the run starts from.
-        counts: of the step's artifact; `predict` is not given any.
-        max_shards: the step is limited to the first shards; 0 for all.
-        texts: what the run's texts are like; only `predict` is given it.
+        store: holds the tables that the run starts from.
+        counts: of the step's artifact; empty for `predict`.
+        max_shards: limits the step to the first shards; 0 for all.
+        texts: statistics of the run's texts; only for `predict`.
     """
 
     options: Any
@@ -77,7 +75,7 @@ class PlannedStep:
 
     @property
     def measured_texts(self) -> float:
-        """Queries and their expansions."""
+        """The number of queries and expansions together."""
         expansions = self.inputs.get("expansions")
         return self.counts["queries"] + (expansions.counts["texts"] if expansions else 0)
 
@@ -89,7 +87,7 @@ def workload(
     counts: dict[str, float],
     store: Store,
 ) -> dict[str, float]:
-    """Return what the time of a step depends on, by name."""
+    """Return the quantities that a step's time depends on, by name."""
     module = module_of(stage)
     if not hasattr(module, "workload"):
         return {}
@@ -97,7 +95,7 @@ def workload(
 
 
 def predicted_counts(spec: StageSpec, texts: TextStatistics, store: Store) -> dict[str, float]:
-    """Predict what a step's artifact will count, as far as later steps depend on it."""
+    """Predict the counts of a step's artifact that later steps depend on."""
     module = module_of(spec.stage)
     if not hasattr(module, "predict"):
         return {}
@@ -107,5 +105,5 @@ def predicted_counts(spec: StageSpec, texts: TextStatistics, store: Store) -> di
 
 
 def size_count(stage: str) -> str:
-    """Return the count that the size of a stage's artifact grows with; empty if it does not grow."""
+    """Return the count that the artifact's size is proportional to; empty if its size is constant."""
     return getattr(module_of(stage), "BYTES_GROW_WITH", "")

@@ -118,7 +118,7 @@ def test_texts_and_acceptance_are_averaged_over_the_steps():
     )
     assert throughput.tokens_per_text == {"q2d": 25}
     assert throughput.accepted_share == 0.75
-    with pytest.raises(DataError, match="four steps says nothing about the stage 'merge'"):
+    with pytest.raises(DataError, match="four steps has no cost for the stage 'merge'"):
         throughput.of("merge")
 
 
@@ -238,5 +238,5 @@ def test_a_step_costs_its_start_and_its_workload(store, queries):
         == 3 + found.seconds
     )
     answers = spec_of("expand", EXPAND | {"prompt": {"name": "q2a"}}, queries=queries)
-    with pytest.raises(DataError, match=r"a file does not say how many tokens.*'q2a'"):
+    with pytest.raises(DataError, match=r"a file has no mean text length.*'q2a'"):
         predicted(StepId("expand"), answers, throughput, store)
