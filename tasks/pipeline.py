@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future as ConcurrentFuture
 from dataclasses import dataclass, field, replace
 from functools import partial
-from threading import RLock
+from threading import RLock, current_thread, main_thread
 from typing import Any, Protocol, TypeVar
 
 from prefect.artifacts import create_markdown_artifact
@@ -210,8 +210,12 @@ class Pipeline:
 
     def make(self, step_id: StepId, title: str, spec: StageSpec) -> Artifact:
         """Run one stage as a Prefect task named by its title."""
+        in_branch = (
+            current_thread() is not main_thread()
+        )  # where Prefect cannot end a task, and warns
         run = make_artifact.with_options(
-            name=step_id.stage.replace("_", "-"), timeout_seconds=TIMEOUT_SECONDS
+            name=step_id.stage.replace("_", "-"),
+            timeout_seconds=None if in_branch else TIMEOUT_SECONDS,
         )
         position = self.steps.position(step_id)
         state = run(title, spec, self.store, self.placement, position, return_state=True)
