@@ -19,6 +19,7 @@ from flows.measurements import (
     measure_on_dev,
     measure_round,
     measure_start,
+    measure_start_on_dev,
     open_comparison,
     train_control,
 )
@@ -89,35 +90,49 @@ def count_steps(pipeline: Pipeline, data: Data, base: Models) -> int:
 def run_rounds(pipeline: Pipeline, data: Data, base: Models) -> tuple[Models, Artifact]:
     """Run round after round from the models of the start; return the best models and the report.
 
-    What needs nothing of each other overlaps: training the control, measuring the start, and aligning
-    the LLM; then measuring on the reported split and on dev.
+    Independent branches overlap: making pairs, training the control and measuring the start; then
+    retraining the retriever and expanding the queries to measure on; then measuring on both splits.
     """
     options = pipeline.options.loop
     best = current = base
     rounds_from: Counter[int] = Counter()  # by the round whose models they start from
-    first = pipeline.round(1)  # before all else: are there enough pairs?
-    pairs = make_pairs(first, data.preference, base.llm, base.retriever)
+    pairs = pipeline.round(1).submit(  # before all else: the run ends here if there are too few
+        "make the pairs", make_pairs, data.preference, base.llm, base.retriever
+    )
     systems, dev = open_comparison(data, data.reported), open_comparison(data, "dev", "choose/")
     control = pipeline.submit("train the control", train_control, data, base.retriever)
     start = pipeline.submit("measure the start", measure_start, systems, base, control)
-    on_dev = pipeline.submit("measure the start on dev", measure_on_dev, dev, base)
+    on_dev = pipeline.submit("measure the start on dev", measure_start_on_dev, dev, base)
 
     for number in range(1, options.rounds + 1):
         this, previous = pipeline.round(number), best if options.next_round == "best" else current
         train = this.changed(seed=pipeline.options.seed + rounds_from[previous.round])
         rounds_from[previous.round] += 1
         if number > 1:
-            pairs = make_pairs(train, data.preference, previous.llm, previous.retriever)
-        llm = align(train, previous.llm, pairs)
-        trained = base if options.retriever_start == "base" else previous
-        retriever = retrain_retriever(train, data, llm, trained.retriever, previous.retriever)
-        current = Models(number, llm, retriever)
+            pairs = train.submit(
+                "make the pairs", make_pairs, data.preference, previous.llm, previous.retriever
+            )
+        llm = align(train, previous.llm, pairs.result())
+        start_from = base if options.retriever_start == "base" else previous
+        models = (llm, start_from.retriever, previous.retriever)
+        retriever = train.submit("retrain the retriever", retrain_retriever, data, *models)
+        which = ("sampled", f"round {number}")
+        texts = this.submit(f"expand the {data.reported} queries", systems.expand, llm, *which)
+        dev_texts = this.submit("expand the dev queries", dev.expand, llm, *which)
+        current = Models(number, llm, retriever.result())
         for earlier in (start, on_dev):  # their systems come first in the reports
             earlier.result()
         measured = this.submit(
-            "measure the round", measure_round, systems, control.result(), base, previous, current
+            "measure the round",
+            measure_round,
+            systems,
+            control.result(),
+            base,
+            previous,
+            current,
+            texts.result(),
         )
-        measure_on_dev(this, dev, current)
+        measure_on_dev(this, dev, current, dev_texts.result())
         measured.result()
 
         difference, significant = dev.difference(this, f"round-{best.round}", f"round-{number}")

@@ -3,7 +3,7 @@
 from expandr_core.evaluation.comparison import MeasuredDataset
 from expandr_core.evaluation.verdict import Kept
 from expandr_core.store.artifacts import Artifact
-from tasks.comparison import Comparison, Measured
+from tasks.comparison import Comparison, Expansions, Measured
 from tasks.data import Data
 from tasks.models import Models
 from tasks.pipeline import Future, Pipeline
@@ -60,11 +60,11 @@ def measure_round(
     base: Models,
     previous: Models,
     current: Models,
+    expansions: Expansions,
 ) -> None:
     """Measure the models of a round together, and each beside what it replaces."""
     n, origin = current.round, previous.round
     aligned, joint, before = f"aligned-{n}", f"round-{n}", f"round-{origin}"
-    expansions = systems.expand(pipeline, current.llm, "sampled", f"round {n}")
     retriever = current.retriever
     systems.dense(pipeline, aligned, f"+ DPO'd expansion, round {n}", base.retriever, expansions)
     systems.dense(
@@ -98,11 +98,17 @@ def measure_round(
         systems.ask(before, joint, question)
 
 
-def measure_on_dev(pipeline: Pipeline, dev: Comparison, models: Models) -> None:
-    """Measure the models of a round on the part that chooses the best round."""
+def measure_start_on_dev(pipeline: Pipeline, dev: Comparison, base: Models) -> None:
+    """Measure the models of the start on the split that chooses the best round."""
+    expansions = dev.expand(pipeline, base.llm, "sampled", "untrained LLM")
+    measure_on_dev(pipeline, dev, base, expansions)
+
+
+def measure_on_dev(
+    pipeline: Pipeline, dev: Comparison, models: Models, expansions: Expansions
+) -> None:
+    """Measure the models of a round on the split that chooses the best round."""
     n = models.round
-    which = f"round {n}" if n else "untrained LLM"
-    expansions = dev.expand(pipeline, models.llm, "sampled", which)
     dev.dense(pipeline, f"round-{n}", f"round {n}", models.retriever, expansions)
 
 
