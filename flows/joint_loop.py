@@ -5,6 +5,8 @@ profit from the expansions; round after round, always rewarded by the current re
     preference queries --answer--> answers -----+--reward--> pairs --DPO--> merge --> LLM'
     retriever queries  --expand by LLM'--> expansions --mine, train--> retriever'
     dev, test          --expand by LLM'--> evaluate(LLM', retriever') --> keep best | stop | next
+
+`loop.order` can swap the first two lines with the third, or leave either out.
 """
 
 from collections import Counter
@@ -15,13 +17,11 @@ from prefect.logging import disable_run_logger
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
 from flows.measurements import (
+    RoundsReport,
     kept,
     measure_on_dev,
-    measure_round,
-    measure_start,
     measure_start_on_dev,
     open_comparison,
-    train_control,
 )
 from flows.presets import Preset, place, resolve
 from flows.run_record import RunRecord, noted, record_run
@@ -31,7 +31,7 @@ from tasks.dpo import align
 from tasks.dry_run import StepCount
 from tasks.expand import write_expansions
 from tasks.models import Models, build_llm, build_retriever, check_adapter, import_models
-from tasks.pipeline import Pipeline
+from tasks.pipeline import Future, Pipeline, done
 from tasks.placement import Placement
 from tasks.preferences import make_pairs
 from tasks.retriever import train_retriever
@@ -88,53 +88,56 @@ def count_steps(pipeline: Pipeline, data: Data, base: Models) -> int:
 
 @branches()
 def run_rounds(pipeline: Pipeline, data: Data, base: Models) -> tuple[Models, Artifact]:
-    """Run round after round from the models of the start; return the best models and the report.
+    """Run round after round from the models of the start; return the best models and the report."""
+    report = RoundsReport(data)
+    best, last = train_rounds(pipeline, data, base, report)
+    return best, report.systems.report(pipeline, kept=kept(pipeline, best, last.round))
+
+
+def train_rounds(
+    pipeline: Pipeline, data: Data, base: Models, report: RoundsReport | None = None
+) -> tuple[Models, Models]:
+    """Train round after round; return the models of the best round on dev, and of the last.
 
     Independent branches overlap: making pairs, training the control and measuring the start; then
     retraining the retriever and expanding the queries to measure on; then measuring on both splits.
+    Without a report only dev is measured, and that only to choose between rounds.
     """
     options = pipeline.options.loop
     best = current = base
     rounds_from: Counter[int] = Counter()  # by the round whose models they start from
-    pairs = pipeline.round(1).submit(  # before all else: the run ends here if there are too few
-        "make the pairs", make_pairs, data.preference, base.llm, base.retriever
-    )
-    systems, dev = open_comparison(data, data.reported), open_comparison(data, "dev", "choose/")
-    control = pipeline.submit("train the control", train_control, data, base.retriever)
-    start = pipeline.submit("measure the start", measure_start, systems, base, control)
-    on_dev = pipeline.submit("measure the start on dev", measure_start_on_dev, dev, base)
+    begun: list[Future[object]] = []
+    dev = open_comparison(data, "dev", "choose/") if report or options.rounds > 1 else None
 
     for number in range(1, options.rounds + 1):
         this, previous = pipeline.round(number), best if options.next_round == "best" else current
         train = this.changed(seed=pipeline.options.seed + rounds_from[previous.round])
         rounds_from[previous.round] += 1
-        if number > 1:
+        pairs = None
+        if options.order in ("align_first", "align_only"):  # the run ends here if they are too few
             pairs = train.submit(
                 "make the pairs", make_pairs, data.preference, previous.llm, previous.retriever
             )
-        llm = align(train, previous.llm, pairs.result())
-        start_from = base if options.retriever_start == "base" else previous
-        models = (llm, start_from.retriever, previous.retriever)
-        retriever = train.submit("retrain the retriever", retrain_retriever, data, *models)
+        if number == 1:
+            begun += report.begin(pipeline, base) if report else []
+            if dev:
+                title = "measure the start on dev"
+                begun.append(pipeline.submit(title, measure_start_on_dev, dev, base))
+        llm, retriever = train_models(train, data, base, previous, pairs)
         which = ("sampled", f"round {number}")
-        texts = this.submit(f"expand the {data.reported} queries", systems.expand, llm, *which)
-        dev_texts = this.submit("expand the dev queries", dev.expand, llm, *which)
+        texts = report.expand(this, llm, *which) if report else None
+        dev_texts = this.submit("expand the dev queries", dev.expand, llm, *which) if dev else None
         current = Models(number, llm, retriever.result())
-        for earlier in (start, on_dev):  # their systems come first in the reports
+        if not (dev and dev_texts):
+            best = current
+            continue
+        for earlier in begun:  # their systems come first in the reports
             earlier.result()
-        measured = this.submit(
-            "measure the round",
-            measure_round,
-            systems,
-            control.result(),
-            base,
-            previous,
-            current,
-            texts.result(),
-        )
+        if report and texts:
+            begun = [report.measure(this, base, previous, current, texts.result())]
         measure_on_dev(this, dev, current, dev_texts.result())
-        measured.result()
-
+        for measured in begun:
+            measured.result()
         difference, significant = dev.difference(this, f"round-{best.round}", f"round-{number}")
         gained = significant and difference > 0
         get_run_logger().info("round %d changes nDCG@10 on dev by %+.3f", number, difference)
@@ -142,13 +145,46 @@ def run_rounds(pipeline: Pipeline, data: Data, base: Models) -> tuple[Models, Ar
         if options.stop_without_gain and not gained:
             get_run_logger().info("that is no significant gain: the loop stops")
             break
-    return best, systems.report(pipeline, kept=kept(best, current.round))
+    return best, current
+
+
+def train_models(
+    pipeline: Pipeline,
+    data: Data,
+    base: Models,
+    previous: Models,
+    pairs: Future[Artifact] | None,
+) -> tuple[Artifact, Future[Artifact]]:
+    """Train the LLM and the retriever of a round, in the order of `loop.order`.
+
+    Args:
+        pipeline: of the round.
+        data: of the run.
+        base: the models of the start.
+        previous: the models that the round starts from.
+        pairs: rewarded by the previous retriever, if the LLM is aligned before a retriever is trained.
+    """
+    order, llm, retriever = pipeline.options.loop.order, previous.llm, done(previous.retriever)
+    start = base if pipeline.options.loop.retriever_start == "base" else previous
+
+    def retrain(writer: Artifact) -> Future[Artifact]:
+        models = (writer, start.retriever, previous.retriever)
+        return pipeline.submit("retrain the retriever", retrain_retriever, data, *models)
+
+    if order == "retriever_first":
+        retriever = retrain(llm)
+        pairs = done(make_pairs(pipeline, data.preference, llm, retriever.result()))
+    if pairs:
+        llm = align(pipeline, llm, pairs.result())
+    if order in ("align_first", "retriever_only"):
+        retriever = retrain(llm)
+    return llm, retriever
 
 
 def retrain_retriever(
     pipeline: Pipeline, data: Data, llm: Artifact, start: Artifact, miner: Artifact
 ) -> Artifact:
-    """Train the retriever on what the aligned LLM writes; the current retriever mines."""
+    """Train the retriever on what the LLM writes; the current retriever mines."""
     title, samples = (
         "expand the retriever's queries",
         pipeline.options.training.expansions_per_query,

@@ -16,15 +16,61 @@ def open_comparison(data: Data, split: str, purpose: str = "") -> Comparison:
     return Comparison([measured], purpose=purpose)
 
 
+class RoundsReport:
+    """What the loop measures on the reported split.
+
+    Attributes:
+        systems: measured so far.
+    """
+
+    def __init__(self, data: Data):
+        """Measure nothing yet."""
+        self.systems = open_comparison(data, data.reported)
+        self._data = data
+        self._control: Future[Artifact] | None = None
+
+    def begin(self, pipeline: Pipeline, base: Models) -> list[Future[object]]:
+        """Train the control, if a retriever is trained at all, and measure the start."""
+        if pipeline.options.loop.order != "align_only":
+            self._control = pipeline.submit(
+                "train the control", train_control, self._data, base.retriever
+            )
+        start = pipeline.submit(
+            "measure the start", measure_start, self.systems, base, self._control
+        )
+        return [start]
+
+    def expand(
+        self, pipeline: Pipeline, llm: Artifact, name: str, which: str
+    ) -> Future[Expansions]:
+        """Let the LLM of a round expand the queries to measure on."""
+        [measured] = self.systems.datasets
+        title = f"expand the {measured.dataset.name} queries"
+        return pipeline.submit(title, self.systems.expand, llm, name, which)
+
+    def measure(
+        self,
+        pipeline: Pipeline,
+        base: Models,
+        previous: Models,
+        current: Models,
+        expansions: Expansions,
+    ) -> Future[None]:
+        """Measure the models of a round together, and each beside what it replaces."""
+        control = self._control and self._control.result()
+        arguments = self.systems, control, base, previous, current, expansions
+        return pipeline.submit("measure the round", measure_round, *arguments)
+
+
 def train_control(pipeline: Pipeline, data: Data, start: Artifact) -> Artifact:
     """Train the retriever without expansions."""
     return train_retriever(pipeline, data.retriever, data.collection, None, start, start)
 
 
 def measure_start(
-    pipeline: Pipeline, systems: Comparison, base: Models, training: Future[Artifact]
-) -> Artifact:
-    """Measure what there is before the first round; `training` makes the control, which is returned."""
+    pipeline: Pipeline, systems: Comparison, base: Models, training: Future[Artifact] | None
+) -> None:
+    """Measure what there is before the first round; `training` makes the control, if there is one."""
     untrained = systems.expand(pipeline, base.llm, "sampled", "untrained LLM")
     systems.bm25(pipeline, "bm25", "BM25")
     systems.bm25(pipeline, "bm25-untrained", "BM25, + untrained expansion", untrained)
@@ -44,58 +90,119 @@ def measure_start(
         systems.dense(
             pipeline, "untrained-greedy", "+ untrained expansion, greedy", base.retriever, greedy
         )
+    if training is None:
+        return
     control = training.result()
     systems.dense(pipeline, "control", "SFT control", control)
     systems.dense(
         pipeline, "control-untrained", "SFT control, + untrained expansion", control, untrained
     )
     systems.ask("query", "control", "Does training without expansions help?", baseline=True)
-    return control
 
 
 def measure_round(
     pipeline: Pipeline,
     systems: Comparison,
-    control: Artifact,
+    control: Artifact | None,
     base: Models,
     previous: Models,
     current: Models,
     expansions: Expansions,
 ) -> None:
-    """Measure the models of a round together, and each beside what it replaces."""
-    n, origin = current.round, previous.round
-    aligned, joint, before = f"aligned-{n}", f"round-{n}", f"round-{origin}"
-    retriever = current.retriever
-    systems.dense(pipeline, aligned, f"+ DPO'd expansion, round {n}", base.retriever, expansions)
-    systems.dense(
-        pipeline, f"control-{aligned}", f"SFT control, + DPO'd, round {n}", control, expansions
-    )
-    if origin:
-        title = f"retriever of round {origin}, + DPO'd, round {n}"
-        systems.dense(pipeline, f"{before}-{aligned}", title, previous.retriever, expansions)
-    systems.dense(pipeline, joint, f"joint round {n}", retriever, expansions)
-    systems.dense(pipeline, f"{joint}-query", f"joint round {n}, query only", retriever)
-    alone = f"joint round {n}, expansion alone"
-    systems.dense(pipeline, f"{joint}-alone", alone, retriever, expansions, "expansion")
-    if pipeline.options.evaluate.greedy:
-        greedy = systems.expand_greedily(pipeline, current.llm, "greedy", f"round {n}")
-        systems.dense(
-            pipeline, f"{aligned}-greedy", f"+ DPO'd, round {n}, greedy", base.retriever, greedy
-        )
-        systems.dense(pipeline, f"{joint}-greedy", f"joint round {n}, greedy", retriever, greedy)
-        systems.ask(f"{aligned}-greedy", f"{joint}-greedy", "Does retraining help, greedily?")
+    """Measure the models of a round together, and each beside what it replaces.
 
-    before_dpo = f"aligned-{origin}" if origin else "untrained"
-    systems.ask(before_dpo, aligned, "Does DPO help the base retriever?")
-    question = "Is the query with a DPO'd expansion better than alone?"
-    systems.ask("query", aligned, question, baseline=True)
-    systems.ask(aligned, joint, "Does retraining the retriever help?")
-    systems.ask("query", joint, "Is the joint loop better than the query alone?", baseline=True)
-    systems.ask("control", joint, "Is the joint loop better than training without expansions?")
-    systems.ask(f"control-{aligned}", joint, "Do expansions in training help, expansions equal?")
+    A model that the rounds leave as it is (`loop.order`) brings no systems of its own.
+    """
+    order, n, origin = pipeline.options.loop.order, current.round, previous.round
+    plain = _plain(order, n)
+    if order != "retriever_only":
+        title = f"+ DPO'd expansion, round {n}"
+        systems.dense(pipeline, plain, title, base.retriever, expansions)
+    if control and order != "retriever_only":
+        title = f"SFT control, + DPO'd, round {n}"
+        systems.dense(pipeline, f"control-{plain}", title, control, expansions)
+        if origin:
+            title = f"retriever of round {origin}, + DPO'd, round {n}"
+            systems.dense(
+                pipeline, f"round-{origin}-{plain}", title, previous.retriever, expansions
+            )
+    if order != "align_only":
+        _measure_retrained(pipeline, systems, previous, current, expansions)
+    if pipeline.options.evaluate.greedy:
+        _measure_greedily(pipeline, systems, base, current)
+    _ask_about_round(order, systems, n, origin)
+
+
+def _plain(order: str, number: int) -> str:
+    """Name the system of the base retriever with what the LLM of a round writes."""
+    if order == "retriever_only" or not number:
+        return "untrained"
+    return f"round-{number}" if order == "align_only" else f"aligned-{number}"
+
+
+def _joint_title(order: str, number: int) -> str:
+    """Say what a round's LLM and retriever are together."""
+    if order == "retriever_only":
+        return f"retriever of round {number}, + untrained expansion"
+    return f"joint round {number}"
+
+
+def _measure_retrained(
+    pipeline: Pipeline,
+    systems: Comparison,
+    previous: Models,
+    current: Models,
+    expansions: Expansions,
+) -> None:
+    """Measure the retriever of a round, with the round's expansions and without."""
+    order, n, retriever = pipeline.options.loop.order, current.round, current.retriever
+    name, title = f"round-{n}", _joint_title(order, n)
+    if order == "retriever_first":
+        written = systems.expand(pipeline, previous.llm, "before", f"before round {n}")
+        before = f"retriever of round {n}, + expansion before its DPO"
+        systems.dense(pipeline, f"{name}-before", before, retriever, written)
+    systems.dense(pipeline, name, title, retriever, expansions)
+    alone = f"joint round {n}" if order != "retriever_only" else f"retriever of round {n}"
+    systems.dense(pipeline, f"{name}-query", f"{alone}, query only", retriever)
+    systems.dense(
+        pipeline, f"{name}-alone", f"{alone}, expansion alone", retriever, expansions, "expansion"
+    )
+
+
+def _measure_greedily(
+    pipeline: Pipeline, systems: Comparison, base: Models, current: Models
+) -> None:
+    """Measure the models of a round with the likeliest expansions."""
+    order, n = pipeline.options.loop.order, current.round
+    plain, joint = f"{_plain(order, n)}-greedy", f"round-{n}-greedy"
+    greedy = systems.expand_greedily(pipeline, current.llm, "greedy", f"round {n}")
+    if order != "retriever_only":
+        systems.dense(pipeline, plain, f"+ DPO'd, round {n}, greedy", base.retriever, greedy)
+    if order != "align_only":
+        title = f"{_joint_title(order, n)}, greedy"
+        systems.dense(pipeline, joint, title, current.retriever, greedy)
+        systems.ask(plain, joint, "Does retraining help, greedily?")
+
+
+def _ask_about_round(order: str, systems: Comparison, n: int, origin: int) -> None:
+    """Ask what each training of a round has brought."""
+    plain, joint = _plain(order, n), f"round-{n}"
+    if order != "retriever_only":
+        systems.ask(_plain(order, origin), plain, "Does DPO help the base retriever?")
+        question = "Is the query with a DPO'd expansion better than alone?"
+        systems.ask("query", plain, question, baseline=True)
+    if order == "align_only":
+        return
+    what = "retrained retriever" if order == "retriever_only" else "joint loop"
+    if order == "retriever_first":
+        systems.ask(f"{joint}-before", joint, "Does DPO help the retrained retriever?")
+    systems.ask(plain, joint, "Does retraining the retriever help?")
+    systems.ask("query", joint, f"Is the {what} better than the query alone?", baseline=True)
+    systems.ask("control", joint, f"Is the {what} better than training without expansions?")
+    systems.ask(f"control-{plain}", joint, "Do expansions in training help, expansions equal?")
     if origin:
         question = "Is this round better than the one whose models it started from?"
-        systems.ask(before, joint, question)
+        systems.ask(f"round-{origin}", joint, question)
 
 
 def measure_start_on_dev(pipeline: Pipeline, dev: Comparison, base: Models) -> None:
@@ -112,11 +219,12 @@ def measure_on_dev(
     dev.dense(pipeline, f"round-{n}", f"round {n}", models.retriever, expansions)
 
 
-def kept(best: Models, rounds: int) -> Kept:
+def kept(pipeline: Pipeline, best: Models, rounds: int) -> Kept:
     """Tell the report which models are kept, and why."""
     if not best.round:
         reason = "No round beat the start on the dev queries; the models of the start are kept."
         return Kept(expanded="untrained", alone="query", reason=reason)
     name = f"round-{best.round}"
     reason = f"Round {best.round} of {rounds} was best on the dev queries; its models are kept."
-    return Kept(expanded=name, alone=f"{name}-query", reason=reason)
+    alone = "query" if pipeline.options.loop.order == "align_only" else f"{name}-query"
+    return Kept(expanded=name, alone=alone, reason=reason)

@@ -126,6 +126,8 @@ def calibrated(pipeline: Pipeline, data: Data, models: Models, sample: int) -> T
 
 def with_run_options(small: Pipeline, options: JointLoopOptions) -> list[Step]:
     """Return the steps of a round on a sample, but with pairs as the run accepts them."""
+    if options.loop.order == "retriever_only":
+        return [step for step in small.steps if step.id.stage != "sample"]
     relaxed_pairs = StepId("pairs", 1)
     rewards = small.steps.artifact("reward", 1)
     view = replace(small, options=options).round(1)

@@ -77,6 +77,8 @@ def check_adapter(imported: Mapping[str, Artifact], options: JointLoopOptions) -
     Raises:
         DataError: if it lacks one.
     """
+    if options.loop.order == "retriever_only":
+        return
     layers: Iterable[str] = TINY_LAYERS
     if "llm" in imported:
         counts = imported["llm"].counts

@@ -41,6 +41,13 @@ class Future(Protocol[Outcome]):
         ...
 
 
+def done(outcome: Answer) -> "Future[Answer]":
+    """Return a branch that has ended."""
+    future = ConcurrentFuture[Answer]()
+    future.set_result(outcome)
+    return future
+
+
 class Steps:
     """The steps of a run so far, in the order of the code, whichever branch ends first.
 
@@ -161,9 +168,7 @@ class Pipeline:
         view = replace(self, steps=self.steps.branch())
         if self.placement.overlaps:
             return run_branch.submit(title, partial(branch, view, *arguments))
-        done = ConcurrentFuture[Answer]()
-        done.set_result(branch(view, *arguments))
-        return done
+        return done(branch(view, *arguments))
 
     def step(
         self,

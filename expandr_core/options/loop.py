@@ -21,6 +21,12 @@ class LoopOptions(Options):
     """The rounds: how many, where each starts, and when to stop."""
 
     rounds: Positive = Field(default=2, description="Rounds at most (the paper's code: 1).")
+    order: Literal["align_first", "retriever_first", "retriever_only", "align_only"] = Field(
+        default="align_first",
+        description="What a round trains. align_first: the LLM, then the retriever on what it writes. "
+        "retriever_first: the retriever on what the LLM writes so far, then the LLM, rewarded by that "
+        "retriever. retriever_only and align_only: one of them; the other stays.",
+    )
     retriever_start: Literal["base", "previous"] = Field(
         default="base",
         description="Each round trains from the base retriever, or from the retriever it starts with.",
