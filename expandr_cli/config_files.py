@@ -14,6 +14,7 @@ from expandr_core.errors import DataError
 from expandr_core.options.base import Options
 from expandr_core.options.loop import JointLoopOptions
 from flows.option_paths import OptionPath, meant, options_below
+from flows.prompt_file import with_prompt_text
 
 SetOption = Annotated[
     list[str] | None,
@@ -29,6 +30,7 @@ def load_options(config: Path, seed: int | None, changes: list[str]) -> JointLoo
         values = yaml.safe_load(config.read_text()) or {}
         if not isinstance(values, dict):
             raise DataError(f"{config}: no options; write them as `name: value`, see configs/")
+        values = with_prompt_text(values)
         with contextlib.suppress(
             ValidationError
         ):  # so that a change leaves what is beside it alone
@@ -37,7 +39,7 @@ def load_options(config: Path, seed: int | None, changes: list[str]) -> JointLoo
             said[_apply(values, change)] = f"--set {change}"
         if seed is not None:
             values["seed"] = seed
-        return JointLoopOptions.model_validate(values)
+        return JointLoopOptions.model_validate(with_prompt_text(values))
     except ValidationError as error:
         fail("\n".join(dict.fromkeys(_complaint(each, config, said) for each in error.errors())))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, DataError) as error:
@@ -64,6 +66,10 @@ def _apply(values: dict[str, Any], change: str) -> OptionPath:
         if not isinstance(below.get(part), dict):
             below[part] = {}
         below = below[part]
+    beside = below.get(path[-1])
+    if isinstance(value, str) and isinstance(beside, dict) and "name" in options_below(path):
+        # the group's name alone; a prompt's own text belonged to the former one
+        value = {name: each for name, each in beside.items() if name != "text"} | {"name": value}
     below[path[-1]] = value
     return path
 

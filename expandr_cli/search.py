@@ -24,8 +24,10 @@ def search_corpus(
     Raises:
         DataError: if there is no such run, or the question is empty.
     """
-    from expandr_core.encoders.encode import Encoder, encode_expanded
-    from expandr_core.retrieval.exact import open_index, search
+    from expandr_core.encoders.encode import Encoder
+    from expandr_core.options.evaluation import RankingOptions
+    from expandr_core.retrieval.exact import open_index
+    from expandr_core.retrieval.expanded import ExpandedSearch
 
     if not question.strip():
         raise DataError("the question is empty")
@@ -45,13 +47,19 @@ def search_corpus(
         run.options.device,
         retriever.encoding,
     )
-    expansions = [expansion] if expansion else []
-    vectors = encode_expanded(encoder, [question], [expansions], retriever.fusion.expansion_weight)
     encoded = _encoded(store, run)
     index = open_index(store.local(part) for part in store.shards(encoded))
+    ranking = RankingOptions(depth=max(passages, run.options.evaluate.depth), identical_ids="keep")
     memory_gb = retriever.index.search_memory_gb
-    found = search(pa.array(["question"]), vectors, index, passages, memory_gb, "keep")
-    _print(out, store, run, found)
+    block = pa.table(
+        {
+            "query_id": ["question"],
+            "query": [question],
+            "expansions": pa.array([[expansion] if expansion else []], pa.list_(pa.string())),
+        }
+    )
+    search = ExpandedSearch(encoder, index, retriever.fusion, ranking, memory_gb).search
+    _print(out, store, run, search(block, lambda _: None).slice(0, passages))
 
 
 def _expand(store: Store, run: RunRecord, question: str) -> str:
@@ -69,10 +77,10 @@ def _expand(store: Store, run: RunRecord, question: str) -> str:
     chat = chat_options(template_of(paths["llm"]), llm.template, llm.date)
     adapter = paths.get("adapter")
     generator = TransformersGenerator(paths["llm"], run.options.device, adapter, chat)
-    request = Request(options.prompt.name, question, "", (0,), (0.0,))
+    request = Request(options.prompt, question, "", (0,), (0.0,))
     batches = generator.generate([request], options.expansion, options.prompt.max_tokens)
     [[(_, [completion])]] = list(batches)
-    return remove_preamble(completion.text)
+    return remove_preamble(completion.text, options.prompt.name)
 
 
 def _encoded(store: Store, run: RunRecord) -> Artifact:

@@ -9,6 +9,7 @@ from expandr_core.errors import DataError
 from expandr_core.options.base import Options
 from expandr_core.options.loop import JointLoopOptions
 from flows.option_paths import meant, option_paths
+from flows.prompt_file import with_prompt_text
 from tasks.placement import SPREAD, Placement
 
 Preset = Literal["none", "tiny", "demo", "scifact", "paper", "cosine-0.02"]
@@ -49,7 +50,7 @@ def _values_of(preset: Preset) -> dict[str, Any]:
         raise DataError(
             f"{path} is missing; install from a clone, with `make install` or `pip install -e .`"
         )
-    return yaml.safe_load(path.read_text())
+    return with_prompt_text(yaml.safe_load(path.read_text()))
 
 
 def _put(values: dict[str, Any], path: tuple[str, ...], defaults: dict[str, Any]) -> None:

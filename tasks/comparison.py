@@ -145,7 +145,9 @@ class Comparison:
         """Measure BM25, the reference from outside."""
         for step, role, key, written in self._cells(pipeline, name, title, expansions):
             evaluation = self.evaluations[key]
-            chosen = EvaluateBM25Options.of(pipeline.options.evaluate, evaluation.identical_ids)
+            chosen = EvaluateBM25Options.of(
+                pipeline.options.evaluate, evaluation.identical_ids, bool(written)
+            )
             inputs = {"corpus": evaluation.corpus, "expansions": written}
             inputs |= {"queries": evaluation.queries, "qrels": evaluation.qrels}
             cell = self.purpose + role.removeprefix("measured/")

@@ -54,7 +54,7 @@ def _write(
 ) -> Artifact:
     """Write texts for `inputs["queries"]` with `inputs["llm"]`."""
     options, chat = pipeline.options, chat_of(pipeline, inputs["llm"])
-    resolved = stage.OPTIONS.of(options, sampling, prompt or options.expand.prompt.name, chat)
+    resolved = stage.OPTIONS.of(options, sampling, prompt, chat)
     inputs = {**inputs, **runnable(pipeline, inputs["llm"])}
     return pipeline.step("expand", inputs, title, options=resolved, name=name)
 

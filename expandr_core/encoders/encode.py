@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expandr_core.encoders.load import load_retriever, normalizes
-from expandr_core.options.retriever import EncodingOptions
+from expandr_core.options.retriever import EncodingOptions, FusionOptions
 
 if TYPE_CHECKING:
     from expandr_core.encoders.bulk import Kind
@@ -55,25 +55,33 @@ class Encoder:
         self.rounding = ROUNDING[encoding.precision]
         self.dimensions = int(self.model.get_embedding_dimension() or 0)
 
-    def encode_queries(self, texts: Sequence[str]) -> Vectors:
+    def encode_queries(self, texts: Sequence[str], raw: bool = False) -> Vectors:
         """Encode queries, with the model's own prompt for queries.
 
+        Args:
+            texts: the queries.
+            raw: return vectors as the model does, even if `normalize`.
+
         Returns:
             (texts, dimensions), in the order of the texts; of length 1 if `normalize`.
         """
-        return self._encode(texts, "query")
+        return self._encode(texts, "query", raw)
 
-    def encode_passages(self, texts: Sequence[str]) -> Vectors:
+    def encode_passages(self, texts: Sequence[str], raw: bool = False) -> Vectors:
         """Encode passages, expansions or answers, with the model's own prompt for passages.
 
+        Args:
+            texts: the passages.
+            raw: return vectors as the model does, even if `normalize`.
+
         Returns:
             (texts, dimensions), in the order of the texts; of length 1 if `normalize`.
         """
-        return self._encode(texts, "document")
+        return self._encode(texts, "document", raw)
 
-    def _encode(self, texts: Sequence[str], kind: "Kind") -> Vectors:
+    def _encode(self, texts: Sequence[str], kind: "Kind", raw: bool) -> Vectors:
         vectors = self._bulk.encode(texts, kind)
-        return unit(vectors) if self.normalize else vectors
+        return unit(vectors) if self.normalize and not raw else vectors
 
 
 def encoder_of(job: "Job", encoding: EncodingOptions) -> Encoder:
@@ -83,7 +91,7 @@ def encoder_of(job: "Job", encoding: EncodingOptions) -> Encoder:
 
 
 def encode_expanded(
-    encoder: Encoder, queries: list[str], expansions: list[list[str]], expansion_weight: float
+    encoder: Encoder, queries: list[str], expansions: list[list[str]], options: FusionOptions
 ) -> Vectors:
     """Encode expanded queries for search; texts without weight are not encoded.
 
@@ -91,7 +99,8 @@ def encode_expanded(
         encoder: the retriever's.
         queries: (queries,)
         expansions: each query's expansions; a query without any is searched alone.
-        expansion_weight: see `Fusion`.
+        options: see `Fusion`. Ranks ("rrf") are no vectors: there this
+            returns weighted means, for training; see `search_expanded`.
 
     Returns:
         (queries, dimensions)
@@ -100,12 +109,17 @@ def encode_expanded(
 
     from expandr_core.encoders.fusion import Fusion
 
-    if expansion_weight == 0:
+    weight = options.expansion_weight
+    if weight == 0:
         return encoder.encode_queries(queries)
-    needed = [row for row, texts in enumerate(expansions) if not texts or expansion_weight < 1]
+    fusion = Fusion.of(encoder.model, encoder.normalize, options)
+    if options.method == "concatenate":
+        pairs = zip(queries, expansions, strict=True)
+        return encoder.encode_queries([fusion.texts(*pair)[0] for pair in pairs])
+    raw = options.method == "hyde"
+    needed = [row for row, texts in enumerate(expansions) if not texts or weight < 1]
     vectors = np.zeros((len(queries), encoder.dimensions), dtype=np.float32)
-    vectors[needed] = encoder.encode_queries([queries[row] for row in needed])
-    expanded = encoder.encode_passages([text for texts in expansions for text in texts])
+    vectors[needed] = encoder.encode_queries([queries[row] for row in needed], raw)
+    expanded = encoder.encode_passages([text for texts in expansions for text in texts], raw)
     counts = torch.tensor([len(texts) for texts in expansions])
-    fusion = Fusion(encoder.normalize, expansion_weight)
     return fusion.fuse(torch.from_numpy(vectors), torch.from_numpy(expanded), counts).numpy()

@@ -28,6 +28,7 @@ from expandr_core.options.generation import (
     EndpointOptions,
     EngineOptions,
     Prompt,
+    PromptOptions,
     SamplingOptions,
     TransformersOptions,
     VLLMOptions,
@@ -45,14 +46,14 @@ class Request:
     """One prompt, and the seed and temperature of each text to write for it.
 
     Attributes:
-        prompt: name of the prompt.
+        prompt: the prompt, by name or with its wording.
         query: the query.
         passage: the relevant passage, for prompts that show one.
         seeds: one per text.
         sampling_temperatures: one per text; 0 is greedy.
     """
 
-    prompt: Prompt
+    prompt: Prompt | PromptOptions
     query: str
     passage: str
     seeds: tuple[int, ...]

@@ -6,7 +6,7 @@ from expandr_core.errors import DataError
 from expandr_core.generation.control_tokens import encode_text
 from expandr_core.generation.prompts import fit_prompt, turn_end_id
 from expandr_core.generation.thoughts import MARKERS, marker_at_end
-from expandr_core.options.generation import Prompt
+from expandr_core.options.generation import Prompt, PromptOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def preference_ids(
     tokenizer: "PreTrainedTokenizerBase",
     row: dict[str, Any],
-    prompt_name: Prompt,
+    asked: Prompt | PromptOptions,
     *,
     max_prompt_tokens: int,
     max_tokens: int,
@@ -28,7 +28,7 @@ def preference_ids(
     Raises:
         DataError: if the prompt leaves no room for a text.
     """
-    prompt = fit_prompt(tokenizer, prompt_name, row["query"], "", max_prompt_tokens).ids
+    prompt = fit_prompt(tokenizer, asked, row["query"], "", max_prompt_tokens).ids
     room = max_tokens - len(prompt)
     if room < 1:
         raise DataError(

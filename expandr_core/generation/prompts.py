@@ -1,15 +1,15 @@
-"""The prompts as token ids, and removal of the preamble that models put before their text.
+"""The prompts as token ids, and removal of the lead-in that models put before their text.
 
 The wording is that of the paper's code (`promptor.py`). Generation and DPO call the same `prompt_ids`,
 so both see identical prompts with exactly one beginning-of-sequence token (the paper's code had two).
 """
 
 import re
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 from expandr_core.errors import DataError
 from expandr_core.generation.control_tokens import control_tokens, encode_chat, encode_text
-from expandr_core.options.generation import Prompt
+from expandr_core.options.generation import OWN_PROMPT, Prompt, PromptOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,36 +27,73 @@ PROMPTS: dict[Prompt, str] = {
 
 # "Here is a passage that answers your question:" and variants; the paper's code missed
 # "Here is a passage:", matched anywhere in the text, and cut what followed a second match.
-_PREAMBLE = re.compile(
-    r"""^\s*here(?:\s+is|['\u2019]s)\s+(?:a|the)\s+(?:possible\s+|potential\s+)?passage
+_HERE = r"here(?:\s+is|\s+are|['\u2019]s|['\u2019]re)\s"
+_PASSAGE = r"""here(?:\s+is|['\u2019]s)\s+(?:a|the)\s+(?:possible\s+|potential\s+)?passage
     (?:\s+(?:that\s+(?:attempts\s+to\s+answer|answers)|to\s+answer|answering)
-       \s+(?:the|your)\s+question)?\s*:\s*""",
-    re.IGNORECASE | re.VERBOSE,
-)
+       \s+(?:the|your)\s+question)?\s*:"""
+
+
+def _lead_ins(about: str, label: str) -> str:
+    """Match "Here is ... about ...:", and a label such as "Answer:" or "**Answer:**"."""
+    here = rf"{_HERE}[^:\n]{{0,80}}?\b(?:{about})\b[^:\n]{{0,120}}:"
+    return rf"{_PASSAGE}|{here}|(?P<mark>[*_]*)(?:{label})(?::(?P=mark)|(?P=mark)\s*:)"
+
+
+_PREAMBLES: dict[str, re.Pattern[str]] = {
+    name: re.compile(rf"(?:{pattern})\s*", re.IGNORECASE | re.VERBOSE)
+    for name, pattern in {
+        "q2d": _PASSAGE,
+        "q2a": _lead_ins("answer|response", r"(?:the\s+)?answer"),
+        "q2q": _lead_ins(
+            "re-?writ\\w+|re-?phras\\w+|reformulat\\w+|query|question",
+            r"output|rewrite|(?:rewritten|rephrased|reformulated)\s+(?:query|question)",
+        ),
+        "q2e": _lead_ins("keywords?|key\\s+words?", r"(?:list\s+of\s+)?keywords"),
+        "q2c": _lead_ins("rationale|reasoning|explanation|answer", r"(?:the\s+)?rationale"),
+        OWN_PROMPT: rf"{_HERE}[^:\n]{{1,200}}:",
+    }.items()
+}
 
 _ANSWER = "\ue000"  # stands for the assistant's words when the end of a turn is looked up
 
 
-def render_prompt(name: Prompt, query: str, passage: str = "") -> str:
+def wording_of(prompt: Prompt | PromptOptions) -> str:
+    """Return a prompt's wording, with {query} and perhaps {passage} where these go."""
+    if not isinstance(prompt, PromptOptions):
+        return PROMPTS[prompt]
+    return prompt.text if prompt.name == OWN_PROMPT else PROMPTS[prompt.name]
+
+
+def render_prompt(prompt: Prompt | PromptOptions, query: str, passage: str = "") -> str:
     r"""Fill in a prompt's wording, which is the user's turn, before the chat template.
+
+    Other braces stay as they are; in a prompt of one's own also {passage}.
 
     >>> render_prompt("q2e", "moon dust")
     'Write a list of keywords for the given query:\nQuery: moon dust\nKeywords:'
+    >>> render_prompt(PromptOptions(text='{"about": "{query}"} {passage}'), "moon dust")
+    '{"about": "moon dust"} {passage}'
     """
     texts = {"query": query, "passage": passage}
-    return re.sub(r"\{(query|passage)\}", lambda field: texts[field[1]], PROMPTS[name])
+    own = isinstance(prompt, PromptOptions) and prompt.name == OWN_PROMPT
+    fields = r"\{(query)\}" if own else r"\{(query|passage)\}"
+    return re.sub(fields, lambda field: texts[field[1]], wording_of(prompt))
 
 
-def remove_preamble(text: str) -> str:
-    """Remove a leading "Here is a passage ...:", in any case, and the space around the text.
+def remove_preamble(text: str, name: Prompt | Literal["own"] = "q2d") -> str:
+    """Remove a lead-in such as "Here is a passage ...:", in any case, and the space around the text.
 
+    Each kind of text has lead-ins of its own, such as "Answer:" or "Here are the keywords:", besides the
+    passage's; what a prompt of one's own asks for has any "Here is ...:" or "Here are ...:" on one line.
     The same phrase inside a text stays, and removing twice changes nothing.
 
     >>> remove_preamble("Here's a possible passage: Dust is grey. Here is a passage: no.")
     'Dust is grey. Here is a passage: no.'
+    >>> remove_preamble("Here is the rewritten query:\\n\\nmoon dust colour", "q2q")
+    'moon dust colour'
     """
     text = text.strip()
-    while match := _PREAMBLE.match(text):
+    while match := _PREAMBLES[name].match(text):
         text = text[match.end() :].strip()
     return text
 
@@ -98,7 +135,11 @@ class FittedPrompt(NamedTuple):
 
 
 def fit_prompt(
-    tokenizer: "PreTrainedTokenizerBase", name: Prompt, query: str, passage: str, max_tokens: int
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: Prompt | PromptOptions,
+    query: str,
+    passage: str,
+    max_tokens: int,
 ) -> FittedPrompt:
     """Render a prompt of at most `max_tokens`; if it is longer, cut the passage, then the query.
 
@@ -109,7 +150,7 @@ def fit_prompt(
         DataError: if the prompt is too long even without query and passage.
     """
     texts = {"query": query, "passage": passage}
-    turn = render_prompt(name, query, passage)
+    turn = render_prompt(prompt, query, passage)
     ids = prompt_ids(tokenizer, turn)
     for shortened in ("passage", "query"):
         if len(ids) <= max_tokens:
@@ -119,12 +160,13 @@ def fit_prompt(
             tokens = tokens[: max(0, len(tokens) - (len(ids) - max_tokens))]
             text = cast(str, tokenizer.decode(tokens, skip_special_tokens=True))
             texts[shortened] = text.rstrip("\ufffd")  # part of a character
-            turn = render_prompt(name, texts["query"], texts["passage"])
+            turn = render_prompt(prompt, texts["query"], texts["passage"])
             ids = prompt_ids(tokenizer, turn)
     if len(ids) > max_tokens:
+        name = prompt.name if isinstance(prompt, PromptOptions) else prompt
         raise DataError(
-            f"prompt {name}: {len(ids)} tokens without query and passage; raise max_prompt_tokens "
-            f"above {max_tokens}"
+            f"prompt {name}: {len(ids)} tokens without query and passage; shorten it, or raise "
+            f"expand.prompt.max_tokens ({max_tokens}) to that and room for them"
         )
     return FittedPrompt(turn, ids)
 

@@ -46,6 +46,11 @@ class EvaluationOptions(Options):
         description="Language of BM25's stemmer and stop words. Scripts without spaces need none: "
         "there BM25 searches for pairs of characters.",
     )
+    bm25_query_repeats: Positive = Field(
+        default=1,
+        description="How often BM25 reads the query before its expansion, so that a long expansion does "
+        "not drown it (Query2Doc: 5).",
+    )
     significance: SignificanceOptions = Field(
         default=SignificanceOptions(), title="Significance of differences"
     )

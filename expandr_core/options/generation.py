@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
-from expandr_core.options.base import Options, Positive, runtime
+from expandr_core.options.base import Options, Positive, added, runtime
 
 Engine = Literal["transformers", "vllm", "endpoint"]
 QueriesPerShard = Annotated[
@@ -13,6 +13,8 @@ QueriesPerShard = Annotated[
     Field(ge=1, description="Queries per shard, an artifact; a kill loses one shard at most."),
 ]
 Prompt = Literal["q2d", "q2a", "q2q", "q2e", "q2c"]
+OWN_PROMPT = "own"
+LONGEST_PROMPT = 100_000  # characters; a longer file is hardly a prompt
 DEFAULT_DATE = "2024-07-26"  # what Llama's templates write where nobody tells them the date
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
 Variables = dict[Variable, bool | int | FiniteFloat | str]
@@ -180,20 +182,60 @@ class SamplingOptions(Options):
 class PromptOptions(Options):
     """What the language model is asked for."""
 
-    name: Prompt = Field(
+    name: Prompt | Literal["own"] = Field(
         default="q2d",
         description="Kind of text to ask for, as expandr_core/generation/prompts.py words it: a "
-        "passage (q2d, the paper's), an answer (q2a), or another.",
+        "passage (q2d, the paper's), an answer (q2a), a rewrite (q2q), keywords (q2e) or a rationale "
+        "(q2c); or 'own', worded by `text`.",
     )
     max_tokens: Positive = Field(
         default=1024,
         description="Longest prompt in tokens; a longer one is shortened within its query or passage.",
     )
+    text: str = added(
+        "",
+        description="A prompt of your own, with {query} where the query goes; space around it is "
+        "dropped. In a config or after --set, `expand.prompt: FILE.txt` reads it from a file.",
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _name_alone(cls, given: Any) -> Any:
-        return {"name": given} if isinstance(given, str) else given
+    def _name_or_text_alone(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            return {"name": given}
+        if not isinstance(given, dict) or not isinstance(text := given.get("text", ""), str):
+            return given
+        text = text.replace("\r\n", "\n").strip()
+        # a form always sends a name
+        named = {"name": OWN_PROMPT} if text and given.get("name", "q2d") == "q2d" else {}
+        return {**given, **named, **({"text": text} if "text" in given else {})}
+
+    @model_validator(mode="after")
+    def _text_is_a_prompt(self) -> "PromptOptions":
+        if self.name != OWN_PROMPT and self.text:
+            raise ValueError(
+                f"name {self.name!r} and a text of your own exclude each other; leave out one of them"
+            )
+        if self.name == OWN_PROMPT and (problem := fault_of_prompt(self.text)):
+            raise ValueError(problem)
+        return self
+
+
+def fault_of_prompt(text: str) -> str:
+    """Say what is wrong with a prompt of one's own; empty if nothing is.
+
+    >>> fault_of_prompt("Write about {query}.")
+    ''
+    >>> fault_of_prompt("Write.")[:27]
+    'the prompt has no {query};'
+    """
+    if not text.strip():
+        return "the prompt is empty; write what to ask for, with {query} where the query goes"
+    if len(text) > LONGEST_PROMPT:
+        return f"the prompt has {len(text)} characters; shorten it to {LONGEST_PROMPT} at most"
+    if "{query}" not in text:
+        return "the prompt has no {query}; write {query} where the query goes"
+    return ""
 
 
 class GenerationOptions(Options):

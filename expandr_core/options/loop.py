@@ -2,14 +2,14 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from expandr_core.options.base import Device, Options, Positive, runtime
 from expandr_core.options.data import DataOptions, DemoWorldOptions
 from expandr_core.options.evaluation import EvaluationOptions
 from expandr_core.options.generation import GenerationOptions, LLMOptions
 from expandr_core.options.preferences import PreferenceOptions
-from expandr_core.options.retriever import RetrieverOptions
+from expandr_core.options.retriever import FusionOptions, RetrieverOptions, useless_weight
 from expandr_core.options.training import (
     DPOTrainingOptions,
     MiningOptions,
@@ -61,3 +61,15 @@ class JointLoopOptions(Options):
     evaluate: EvaluationOptions = Field(default=EvaluationOptions(), title="Evaluate")
     loop: LoopOptions = Field(default=LoopOptions(), title="Loop")
     device: Device = runtime("auto", description="Where models run.")
+
+    @model_validator(mode="after")
+    def _training_weight_has_an_effect(self) -> "JointLoopOptions":
+        method, weight = self.retriever.fusion.method, self.training.expansion_weight
+        if method != "rrf" and weight is not None and (problem := useless_weight(method, weight)):
+            raise ValueError(f"training.expansion_weight {problem}")
+        return self
+
+    @property
+    def training_fusion(self) -> FusionOptions:
+        """How training and mining fuse a query with its expansions."""
+        return self.retriever.fusion.in_training(self.training.expansion_weight)

@@ -4,11 +4,12 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from expandr_core.options.base import Options, Positive, runtime
+from expandr_core.options.base import Options, Positive, added, runtime
 from expandr_core.options.conventions import ConventionName
 
 VectorType = Literal["float16", "float32"]
 Similarity = Literal["model", "cosine", "dot"]
+FusionMethod = Literal["vector", "hyde", "concatenate", "rrf"]
 
 
 class TinyRetrieverOptions(Options):
@@ -70,14 +71,45 @@ class ConventionOptions(Options):
 
 
 class FusionOptions(Options):
-    """How a query and its expansions become one vector."""
+    """How a query and its expansions are searched with together."""
 
     expansion_weight: float = Field(
         default=0.5,
         ge=0,
         le=1,
         description="Share of the expansions in an expanded query's vector (paper: 0.5); several "
-        "expansions are averaged first.",
+        "expansions are averaged first. 0: the query alone; 1: the expansions alone.",
+    )
+    method: FusionMethod = added(
+        "vector",
+        description="'vector': weighted mean of the vectors. 'hyde': plain mean of n expansions' "
+        "vectors and the query's. 'concatenate': encode query and expansions as one text (Query2Doc). "
+        "'rrf': fuse the ranks of query and expansions; training and mining use 'vector'.",
+    )
+
+    @model_validator(mode="after")
+    def _weight_has_an_effect(self) -> "FusionOptions":
+        if problem := useless_weight(self.method, self.expansion_weight):
+            raise ValueError(f"expansion_weight {problem}")
+        return self
+
+    def in_training(self, expansion_weight: float | None) -> "FusionOptions":
+        """Return how training and mining fuse: with vectors, and perhaps another weight."""
+        return FusionOptions(
+            method="vector" if self.method == "rrf" else self.method,
+            expansion_weight=self.expansion_weight
+            if expansion_weight is None
+            else expansion_weight,
+        )
+
+
+def useless_weight(method: FusionMethod, expansion_weight: float) -> str:
+    """Say why a method cannot use a weight between 0 and 1 that somebody chose; empty if it can."""
+    if method == "vector" or expansion_weight in (0, 0.5, 1):
+        return ""
+    return (
+        f"{expansion_weight:g} has no effect: method {method!r} weighs query and expansions alike; "
+        "leave it out, or set it to 0 (the query alone) or 1 (the expansions alone)"
     )
 
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from expandr_core.options.base import Options, Positive, runtime
+from expandr_core.options.base import Options, Positive, added, runtime
 
 ALL_LINEAR = "all-linear"
 
@@ -122,6 +122,14 @@ class RetrieverTrainingOptions(Options):
     hard_negatives: int = Field(default=1, ge=0, description="Hard negatives per query and epoch.")
     expansions_per_query: Positive = Field(
         default=1, description="Expansions written per training query."
+    )
+    expansion_weight: float | None = added(
+        None,
+        ge=0,
+        le=1,
+        description="Share of the expansion in training and in mining for it, if another than in "
+        "search (retriever.fusion.expansion_weight). 1 trains on the expansion instead of the query, as "
+        "LLM-QE does.",
     )
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32",

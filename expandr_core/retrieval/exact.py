@@ -239,6 +239,31 @@ def search(
     Returns:
         A run (see RUN): the queries in their order, ranks from 1.
     """
+    scores, positions, ranks = ranked(query_ids, queries, index, k, memory_gb, identical_ids)
+    kept = ranks > 0
+    columns = [
+        query_ids.take(pa.array(np.nonzero(kept)[0])),
+        index.passage_ids.take(pa.array(positions[kept])),
+        scores[kept],
+        ranks[kept],
+    ]
+    return pa.table(columns, schema=RUN)
+
+
+def ranked(
+    query_ids: pa.Array,
+    queries: Vectors,
+    index: Index,
+    k: int,
+    memory_gb: float,
+    identical_ids: IdenticalIds,
+) -> tuple[Vectors, Positions, NDArray[np.int32]]:
+    """Rank as `search` does.
+
+    Returns:
+        Scores, positions in the index, and ranks from 1, of the k + 1 nearest passages or fewer, each
+        (queries, passages). The rank of one that is left out is 0.
+    """
     # Search one more, drop passages with the query's id, and keep the first k of the others.
     scores, positions = nearest(queries, index, k + 1, memory_gb)
     lookup = pc.SetLookupOptions(value_set=index.passage_ids)
@@ -247,10 +272,4 @@ def search(
     kept |= identical_ids == "keep"
     ranks = kept.cumsum(axis=1, dtype=np.int32)
     kept &= ranks <= k
-    columns = [
-        query_ids.take(pa.array(np.nonzero(kept)[0])),
-        index.passage_ids.take(pa.array(positions[kept])),
-        scores[kept],
-        ranks[kept],
-    ]
-    return pa.table(columns, schema=RUN)
+    return scores, positions, np.where(kept, ranks, 0).astype(np.int32)

@@ -112,7 +112,7 @@ def prepare(job: Job) -> "DPOTask":
     limits = {"max_prompt_tokens": options.prompt.max_tokens, "max_tokens": training.max_tokens}
     pairs: dict[str, list[dict[str, list[int]]]] = {"train": [], "dev": []}
     for row in pq.read_table(job.inputs["pairs"] / "pairs.parquet").to_pylist():
-        pairs[row["split"]].append(preference_ids(tokenizer, row, options.prompt.name, **limits))
+        pairs[row["split"]].append(preference_ids(tokenizer, row, options.prompt, **limits))
     if not pairs["train"]:
         raise DataError("no preference pair is left for training; lower preferences.dpo_dev_share")
     for split, rows in pairs.items():

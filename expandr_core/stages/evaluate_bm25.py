@@ -1,7 +1,7 @@
 """Evaluate BM25 on queries and qrels, with or without expansions.
 
-Inputs: `corpus`, `queries`, `qrels` and, optionally, `expansions`, which are appended to the query.
-Writes the same files as `evaluate`.
+Inputs: `corpus`, `queries`, `qrels` and, optionally, `expansions`, which are appended to the query, or
+to so many repetitions of it (Query2Doc: Wang et al., 2023). Writes the same files as `evaluate`.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expandr_core.evaluation.run_queries import count_identical_ids, measure
-from expandr_core.options.base import Options
+from expandr_core.options.base import Options, Positive, added
 from expandr_core.options.data import IdenticalIds
 from expandr_core.options.evaluation import EvaluationOptions, Language, RankingOptions
 from expandr_core.planning.workload import PlannedStep
@@ -29,12 +29,14 @@ class EvaluateBM25Options(Options):
 
     ranking: RankingOptions = RankingOptions()
     language: Language = "english"
+    query_repeats: Positive = added(1)
 
     @classmethod
-    def of(cls, options: EvaluationOptions, identical_ids: IdenticalIds) -> Self:
-        """Measure on a dataset with this treatment of identical ids."""
+    def of(cls, options: EvaluationOptions, identical_ids: IdenticalIds, expanded: bool) -> Self:
+        """Measure on a dataset with this treatment of identical ids, with or without expansions."""
         ranking = RankingOptions.of(options, identical_ids)
-        return cls(ranking=ranking, language=options.bm25_language)
+        repeats = options.bm25_query_repeats if expanded else 1
+        return cls(ranking=ranking, language=options.bm25_language, query_repeats=repeats)
 
 
 OPTIONS = EvaluateBM25Options
@@ -62,7 +64,11 @@ def run(job: Job) -> None:
 
     def search_block(block: pa.Table, report: Callable[[int], None]) -> pa.Table:
         rows = zip(block["query"].to_pylist(), block["expansions"].to_pylist(), strict=True)
-        texts = [" ".join([query, *expansions]) for query, expansions in rows]
+        repeats = options.query_repeats
+        texts = [
+            " ".join([*[query] * (repeats if expansions else 1), *expansions])
+            for query, expansions in rows
+        ]
         query_ids = block["query_id"].combine_chunks()
         return index.search(query_ids, texts, ranking.depth, ranking.identical_ids)
 

@@ -1,7 +1,7 @@
 """Expand: the language model writes texts for each query, shard by shard.
 
 It writes candidates and expansions (q2d and similar prompts) and the self-reward's answers (q2a).
-Unlike in the paper's code, prompts are token ids, every text has its own seed, the preamble is removed
+Unlike in the paper's code, prompts are token ids, every text has its own seed, lead-ins are removed
 here and nowhere else, rows keep `finish_reason`, and rows have ids.
 """
 
@@ -64,11 +64,16 @@ class ExpandOptions(Options):
 
     @classmethod
     def of(
-        cls, options: JointLoopOptions, sampling: SamplingOptions, prompt: Prompt, chat: ChatOptions
+        cls,
+        options: JointLoopOptions,
+        sampling: SamplingOptions,
+        prompt: Prompt | None,
+        chat: ChatOptions,
     ) -> Self:
-        """Write with the language model of the loop."""
+        """Write with the language model of the loop; without a prompt, by that of the options."""
+        asked = options.expand.prompt
         return cls(
-            prompt=options.expand.prompt.model_copy(update={"name": prompt}),
+            prompt=PromptOptions(name=prompt, max_tokens=asked.max_tokens) if prompt else asked,
             sampling=sampling,
             queries_per_shard=options.expand.queries_per_shard,
             engine=options.llm.engine,
@@ -214,7 +219,7 @@ def _write_shard(
     queries = rows.to_pylist()
     requests = [
         Request(
-            prompt=prompt.name,
+            prompt=prompt,
             query=row["query"],
             passage=row["positive"] if prompt.name == "q2a" else "",
             seeds=tuple(
@@ -229,7 +234,7 @@ def _write_shard(
     counts: Counter[str] = Counter(queries=len(queries), texts=len(queries) * sampling.samples)
     for batch in generator.generate(requests, sampling, prompt.max_tokens):
         for index, completions in batch:
-            texts = [remove_preamble(completion.text) for completion in completions]
+            texts = [remove_preamble(completion.text, prompt.name) for completion in completions]
             counts["empty"] += texts.count("")
             counts["duplicate"] += len(texts) - len(set(texts))
             counts["truncated"] += sum(c.finish_reason == "length" for c in completions)

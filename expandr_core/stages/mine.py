@@ -4,6 +4,8 @@ Input roles: `examples` (a retriever.parquet), `retriever`, `embeddings` (the co
 with the same retriever), `corpus` (a corpus.parquet), and `expansions` (shards; optional). Writes
 negatives.parquet, one row per query, sorted by query_id, the nearest negative first.
 
+Queries are expanded as in training: by `training.expansion_weight`, if it is given, and never by ranks.
+
 Left out are the query's positives, passages with the text of a positive, empty passages, and, as in
 search, the passage that has the query's id. With a margin, passages about as similar to the query as
 its positive are left out too: they are often relevant but unjudged (NV-Retriever: Moreira et al., 2024,
@@ -54,7 +56,7 @@ class MineOptions(Options):
         return cls(
             mining=options.mining,
             encoding=options.retriever.encoding,
-            fusion=options.retriever.fusion,
+            fusion=options.training_fusion,
             index=options.retriever.index,
             expansions_per_query=options.training.expansions_per_query,
         )
@@ -115,8 +117,7 @@ def _mine(job: Job, encoder: "Encoder", index: "Index") -> None:
         for start in range(0, len(query_ids), QUERIES_AT_ONCE):
             block = slice(start, start + QUERIES_AT_ONCE)
             texts = [sample[block].to_pylist() for sample in samples]
-            weight = options.fusion.expansion_weight
-            vectors = _encode(encoder, queries[block].to_pylist(), texts, weight)
+            vectors = _encode(encoder, queries[block].to_pylist(), texts, options.fusion)
             memory = options.index.search_memory_gb
             scores, positions = nearest(vectors, index, options.mining.depth, memory)
 
@@ -144,13 +145,13 @@ def _mine(job: Job, encoder: "Encoder", index: "Index") -> None:
 
 
 def _encode(
-    encoder: "Encoder", queries: list[str], samples: list[list[str]], weight: float
+    encoder: "Encoder", queries: list[str], samples: list[list[str]], fusion: FusionOptions
 ) -> Vectors:
     """Encode queries, each fused with its non-empty expansions, one from each sample."""
     from expandr_core.encoders.encode import encode_expanded
 
     expansions = [[text for text in own if text] for own in zip(*samples, strict=True)]
-    return encode_expanded(encoder, queries, expansions or [[] for _ in queries], weight)
+    return encode_expanded(encoder, queries, expansions or [[] for _ in queries], fusion)
 
 
 def similarity_limit(

@@ -46,6 +46,11 @@ class TrainRetrieverOptions(Options):
         retriever = options.retriever
         return cls(training=options.training, encoding=retriever.encoding, fusion=retriever.fusion)
 
+    @property
+    def trained(self) -> FusionOptions:
+        """How query and expansion are fused in training."""
+        return self.fusion.in_training(self.training.expansion_weight)
+
 
 OPTIONS = TrainRetrieverOptions
 
@@ -74,7 +79,7 @@ def run(job: Job) -> None:
     options: TrainRetrieverOptions = job.options
     mined = job.inputs.get("negatives")
     expansions = None
-    if "expansions" in job.spec.inputs and options.fusion.expansion_weight > 0:
+    if "expansions" in job.spec.inputs and options.trained.expansion_weight > 0:
         shards = job.store.shards(job.spec.inputs["expansions"])
         expansions = [job.store.local(shard) for shard in shards]
     task = RetrieverTask(
@@ -129,25 +134,32 @@ def _measures(history: "History") -> dict[str, float]:
 
 
 def _write_use(job: Job, options: TrainRetrieverOptions) -> None:
-    """Write how queries are expanded, and how the vectors of query and expansions are fused."""
+    """Write how queries are expanded, how they are searched with, and how training differed."""
+    from expandr_core.encoders.fusion import RULES, separator_of
+    from expandr_core.encoders.load import load_sentence_model
+
     config = json.loads((job.out / SENTENCE_CONFIG).read_bytes())
+    fusion, trained = options.fusion, options.trained
+    expanded = fusion.expansion_weight or trained.expansion_weight
+    joined = "concatenate" in (fusion.method, trained.method)
     use = {
-        "expansion": _expansion(job) if options.fusion.expansion_weight else None,
-        "fusion": {
-            "expansion_weight": options.fusion.expansion_weight,
+        "expansion": _expansion(job) if expanded else None,
+        "fusion": identity(fusion)
+        | {
             "normalize": config["similarity_fn_name"] == "cosine",
-            "rule": "scale each vector to length 1 if normalize, average the expansions' vectors and "
-            "scale the mean likewise; expansion_weight of it and the rest of the query's vector, "
-            "scaled likewise, is searched with",
+            **({"separator": separator_of(load_sentence_model(job.out, "cpu"))} if joined else {}),
+            "rule": RULES[fusion.method],
         },
         "encoding": identity(options.encoding),
     }
+    if trained != fusion:
+        use["training"] = identity(trained) | {"rule": RULES[trained.method]}
     (job.out / USE).write_text(json.dumps(use, indent=1, ensure_ascii=False))
 
 
 def _expansion(job: Job) -> dict[str, Any] | None:
     """Return prompt and sampling of the expansions in the training, or None if there were none."""
-    from expandr_core.generation.prompts import PROMPTS
+    from expandr_core.generation.prompts import wording_of
     from expandr_core.stages import expand
 
     artifact = job.spec.inputs.get("expansions")
@@ -161,6 +173,6 @@ def _expansion(job: Job) -> dict[str, Any] | None:
         "prompt": options.prompt.name,
         "max_prompt_tokens": options.prompt.max_tokens,
         "engine": options.engine,
-        "text": PROMPTS[options.prompt.name],
+        "text": wording_of(options.prompt),
         "sampling": sampling,
     }

@@ -1,7 +1,8 @@
 """How well a retriever in training finds the positives of the held-out queries: nDCG@10.
 
-The queries are fused with their expansions, as in evaluation, and search all passages of the held-out
-examples, positives and hard negatives. All known positives of a query among them are relevant.
+The queries are fused with their expansions, as in evaluation (though never by ranks), and search all
+passages of the held-out examples, positives and hard negatives. All known positives of a query among
+them are relevant.
 """
 
 from typing import NamedTuple
@@ -95,12 +96,16 @@ def measure(encoder: GradCache, dev: DevSet, fusion: Fusion) -> float:
         share = shares(len(texts))[rank()]
         return gather(encoder.encode(texts[share], kind), len(texts)).cpu()
 
-    queries = embedded(dev.queries, "query")
-    expansions = embedded(dev.expansions, "document")
+    ends = dev.counts.cumsum(0).tolist()
+    own = [dev.expansions[end - n : end] for end, n in zip(ends, dev.counts.tolist(), strict=True)]
+    texts = [fusion.texts(*pair) for pair in zip(dev.queries, own, strict=True)]
+    counts = torch.tensor([len(expansions) for _, expansions in texts])
+    queries = embedded([query for query, _ in texts], "query")
+    expansions = embedded([text for _, expansions in texts for text in expansions], "document")
     passages = fusion.scaled(embedded(dev.passages, "document"))
     if rank():
         return float("nan")
     index = index_in_memory(dev.passage_ids, passages.numpy())
-    vectors = fusion.fuse(queries, expansions, dev.counts).numpy()
+    vectors = fusion.fuse(queries, expansions, counts).numpy()
     run = search(dev.query_ids, vectors, index, DEPTH, MEMORY_GB)
     return mean_metrics(score_queries(dev.qrels, run))["ndcg_at_10"]

@@ -37,7 +37,7 @@ class RetrieverTask:
         out: folder for the trained model.
         options: options of the training.
         encoding: how texts become vectors.
-        fusion: how the vectors of query and expansions are fused.
+        fusion: how queries and expansions are searched with; see `FusionOptions.in_training`.
         seed: seed of the run.
     """
 
@@ -66,10 +66,13 @@ def train(task: RetrieverTask, device: str, report: Progress) -> tuple[dict[str,
         log.warning("no example has a hard negative: only the passages of other queries are left")
     model = load_retriever(task.retriever, device, encoding)
     pairs = torch.from_numpy(rows.pools.positive_pairs).to(model.device)
-    fusion = Fusion(normalizes(model, encoding), task.fusion.expansion_weight)
+    searched, trained = task.fusion, task.fusion.in_training(options.expansion_weight)
+    search, fusion = (
+        Fusion.of(model, normalizes(model, encoding), each) for each in (searched, trained)
+    )
     loss = ContrastiveLoss(pairs, fusion, options.contrastive_temperature)
     seed = derive_seed("train_retriever", task.seed)
-    trainer = RetrieverTrainer(model, rows, loss, options, seed, task.checkpoints)
+    trainer = RetrieverTrainer(model, rows, loss, options, seed, task.checkpoints, search)
     history = trainer.train(report, task.checkpoint)
     if not rank():
         _save(history.best or model.state_dict(), task)

@@ -21,6 +21,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
 
+from expandr_core.encoders.fusion import Fusion
 from expandr_core.options.training import RetrieverTrainingOptions
 from expandr_core.runtime.job import Progress
 from expandr_core.seeding import derive_seed
@@ -30,7 +31,7 @@ from expandr_core.training.contrastive import ContrastiveLoss
 from expandr_core.training.dev_metric import DevSet, dev_set, measure
 from expandr_core.training.distributed import gather, rank, shares, sum_gradients
 from expandr_core.training.grad_cache import GradCache, TextBatch
-from expandr_core.training.rows import TrainingRows, batches_of
+from expandr_core.training.rows import Row, TrainingRows, batches_of
 
 log = logging.getLogger(__name__)
 MAX_GRADIENT_NORM = 1.0  # the default of transformers' Trainer
@@ -81,6 +82,7 @@ class RetrieverTrainer:
         options: RetrieverTrainingOptions,
         seed: int,
         checkpoints: Path,
+        search: Fusion,
     ):
         """Prepare a training; nothing is read or written yet.
 
@@ -91,7 +93,9 @@ class RetrieverTrainer:
             options: options of the training.
             seed: seed of dropout.
             checkpoints: folder for the checkpoints.
+            search: how queries are searched with, to find the best step; `loss` may fuse otherwise.
         """
+        self.search = search
         self.model, self.rows, self.options = model, rows, options
         self.loss, self.seed, self.checkpoints = loss, seed, checkpoints
         self.encoder = GradCache(model, options.precision, options.mini_batch_size)
@@ -142,11 +146,19 @@ class RetrieverTrainer:
         """Assemble and tokenise this process's share of a batch."""
         batch = self.batches[number]
         share = shares(len(batch))[rank()]
-        rows = [self.rows.row(int(row)) for row in batch[share]]
+        rows = [self._as_encoded(self.rows.row(int(row))) for row in batch[share]]
         width = self.rows.width
         texts = self.encoder.tokenise([row.texts for row in rows], width)
         labels = torch.tensor([row.label for row in rows], dtype=torch.long).reshape(-1, width)
         return Prepared(texts, labels, share, len(batch))
+
+    def _as_encoded(self, row: Row) -> Row:
+        """Join the texts of query and expansion if the fusion does."""
+        fusion, (query, expansion, *passages) = self.loss.fusion, row.texts
+        if fusion.method != "concatenate" or expansion is None:
+            return row
+        text, _ = fusion.texts(query or "", [expansion])
+        return Row([text, None, *passages], [row.label[0], -1, *row.label[2:]])
 
     def _take(self, batch: Prepared, step: int) -> None:
         """Take one step of the optimizer."""
@@ -185,7 +197,7 @@ class RetrieverTrainer:
         due = step % self.options.evaluation_steps == 0 or step == len(self.batches)
         if self.dev is None or not due:
             return
-        score = measure(self.encoder, self.dev, self.loss.fusion)
+        score = measure(self.encoder, self.dev, self.search)
         if rank():
             return
         log.info("dev nDCG@10 after %d steps: %.4f", step, score)

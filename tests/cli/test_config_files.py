@@ -1,5 +1,6 @@
 """Wrong options and inputs: one sentence that says which, where it was said, and what was meant."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,57 @@ def test_a_change_leaves_the_options_beside_it_as_they_are(config):
     after = load_options(config, None, ["expand.candidates.top_p=0.5"]).expand.candidates
     assert (before.samples, before.top_p) != (1, 0.5)
     assert after == before.model_copy(update={"top_p": 0.5})
+
+
+# A prompt of one's own
+
+
+@pytest.fixture
+def prompt(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "few shots.txt"
+    path.write_text("Like these: {...}\r\nQuery: {query}\n", encoding="utf-8-sig")
+    return path
+
+
+@pytest.mark.parametrize("in_file", [True, False])
+@pytest.mark.parametrize("name", ["few shots.txt", "{}"])
+def test_a_prompt_is_read_from_its_file_and_only_its_text_is_an_option(
+    config, prompt, in_file, name
+):
+    name = name.format(prompt)
+    config.write_text(f"expand: {{prompt: {name if in_file else '{max_tokens: 99}'}}}\n")
+    options = load_options(config, None, [] if in_file else [f"expand.prompt={name}"])
+    asked = options.expand.prompt
+    assert (asked.name, asked.text) == ("own", "Like these: {...}\nQuery: {query}")
+    assert asked.max_tokens == (1024 if in_file else 99)
+    assert "few shots" not in options.model_dump_json()
+    inline = load_options(config, None, [f"expand.prompt.text={json.dumps(prompt.read_text())}"])
+    assert inline.expand.prompt.text.lstrip("\ufeff") == asked.text
+
+
+def test_a_name_alone_leaves_the_length_beside_it_and_takes_the_place_of_a_text(config, prompt):
+    config.write_text("expand: {prompt: {text: 'On {query}', max_tokens: 99}}\n")
+    asked = load_options(config, None, ["expand.prompt=q2e"]).expand.prompt
+    assert (asked.name, asked.text, asked.max_tokens) == ("q2e", "", 99)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (None, "'mine.txt' is neither a file nor one of q2d, q2a, q2q, q2e, q2c; give the path"),
+        (b"Write.", "mine.txt: the prompt has no {query}; write {query} where the query goes"),
+        (b" \n", "mine.txt: the prompt is empty; write what to ask for"),
+        (b"{query}" + 100_000 * b"x", "mine.txt: the prompt has 100007 characters; shorten it"),
+        (b"\xff\xfe{query}", "mine.txt cannot be read as UTF-8 text"),
+    ],
+)
+def test_a_file_that_holds_no_prompt_is_refused_by_name(config, prompt, capsys, content, complaint):
+    if content is not None:
+        prompt.with_name("mine.txt").write_bytes(content)
+    with pytest.raises(Exception, match="2"):
+        load_options(config, None, ["expand.prompt=mine.txt"])
+    assert f"expand.prompt: {complaint}" in capsys.readouterr().err
 
 
 @pytest.fixture

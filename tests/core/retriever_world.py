@@ -159,11 +159,13 @@ def _word_tokenizer(special: dict[str, int]) -> Any:
 def mean_reciprocal_rank(folder: Path, things: list[tuple[int, int]], expanded: bool) -> float:
     """Search all passages for the things' queries with a retriever."""
     from expandr_core.encoders.encode import Encoder, encode_expanded
-    from expandr_core.options.retriever import EncodingOptions
+    from expandr_core.options.retriever import EncodingOptions, FusionOptions
 
     encoder = Encoder(folder, "cpu", EncodingOptions(max_tokens=32))
     expansions = [[f"tech{thing[0]}"] if expanded else [] for thing in things]
-    vectors = encode_expanded(encoder, [query(thing) for thing in things], expansions, 0.5)
+    vectors = encode_expanded(
+        encoder, [query(thing) for thing in things], expansions, FusionOptions()
+    )
     scores = vectors @ encoder.encode_passages([passage(thing) for thing in THINGS]).T
     own = scores[np.arange(len(things)), [THINGS.index(thing) for thing in things]]
     return float((1 / (scores >= own[:, None]).sum(axis=1)).mean())

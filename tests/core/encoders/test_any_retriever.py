@@ -33,7 +33,6 @@ TRAINING: dict[str, Any] = {
     "hard_negatives": 0,
     "expansions_per_query": 1,
     "encoding": ENCODING,
-    "expansion_weight": 0.5,
     "contrastive_temperature": 1.0,
 }
 NAMES = {world.passage_id(thing): world.passage(thing) for thing in world.THINGS}

@@ -8,7 +8,7 @@ from evaluation_world import WORDS, save_static_retriever
 
 from expandr_core.encoders.encode import Encoder, encode_expanded
 from expandr_core.errors import DataError
-from expandr_core.options.retriever import EncodingOptions
+from expandr_core.options.retriever import EncodingOptions, FusionOptions
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,8 @@ def test_bfloat16_changes_the_third_digit_at_most(retriever):
 @pytest.mark.parametrize("weight", [0, 0.3, 1])
 def test_an_expanded_query_is_the_weighted_mean_of_query_and_expansions(retriever, weight):
     encoder = Encoder(retriever, "cpu", EncodingOptions(similarity="dot"))
-    found = encode_expanded(encoder, ["red", "bird"], [["blue", "song"], []], weight)
+    options = FusionOptions(expansion_weight=weight)
+    found = encode_expanded(encoder, ["red", "bird"], [["blue", "song"], []], options)
     red, bird, blue, song = encoder.encode_passages(["red", "bird", "blue", "song"])
     expected = [(1 - weight) * red + weight * (blue + song) / 2, bird]
     np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -19,7 +19,7 @@ from expandr_core.encoders.check import check_retriever
 from expandr_core.encoders.encode import Encoder
 from expandr_core.errors import DataError
 from expandr_core.options.generation import PromptOptions, SamplingOptions
-from expandr_core.options.retriever import EncodingOptions
+from expandr_core.options.retriever import EncodingOptions, FusionOptions
 from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.model_folders import check_folder
 from expandr_core.runtime.model_source import model_source
@@ -39,7 +39,6 @@ SETTINGS = {
     "batch_size": 8,
     "hard_negatives": 1,
     "encoding": ENCODING,
-    "expansion_weight": 0.5,
     "contrastive_temperature": 1.0,
 }
 
@@ -134,7 +133,11 @@ def test_a_file_beside_it_says_how_queries_are_expanded_and_fused(store, tmp_pat
     fusion = {name: use["fusion"][name] for name in ("expansion_weight", "normalize")}
     assert fusion == {"expansion_weight": 0.5, "normalize": False}
     assert use["encoding"]["max_tokens"] == 8
-    alone = json.loads((trained(store, start, expansion_weight=0) / "expansion.json").read_text())
+    alone = json.loads(
+        (
+            trained(store, start, fusion=FusionOptions(expansion_weight=0)) / "expansion.json"
+        ).read_text()
+    )
     assert alone["expansion"] is None and alone["fusion"]["expansion_weight"] == 0
 
 

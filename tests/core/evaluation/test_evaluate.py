@@ -21,7 +21,9 @@ from expandr_core.encoders.encode import Encoder, unit
 from expandr_core.errors import DataError
 from expandr_core.evaluation import run_queries as evaluation
 from expandr_core.evaluation.metrics import METRICS
-from expandr_core.options.retriever import EncodingOptions
+from expandr_core.options.evaluation import EvaluationOptions
+from expandr_core.options.retriever import EncodingOptions, FusionOptions
+from expandr_core.retrieval import expanded
 from expandr_core.stages import encode, evaluate, evaluate_bm25
 from expandr_core.store.store import Store
 
@@ -106,7 +108,7 @@ def world(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def few_queries_at_once(monkeypatch):
     monkeypatch.setattr(evaluation, "QUERIES_AT_ONCE", 4)
-    monkeypatch.setattr(evaluate, "_ENCODED_AT_ONCE", 3)
+    monkeypatch.setattr(expanded, "ENCODED_AT_ONCE", 3)
 
 
 def found(folder) -> dict[str, list[str]]:
@@ -186,6 +188,28 @@ def test_the_order_of_queries_shards_and_blocks_does_not_change_the_metrics(worl
     _, second = world.evaluate(0.5, expansions=many, search_memory_gb=1)
     assert columns(first / "per_query.parquet") == columns(second / "per_query.parquet")
     assert found(first) == found(second)
+
+
+def test_by_rrf_the_run_of_a_query_fuses_its_own_and_its_expansions_runs(world):
+    """Two expansions, one of which may be empty; sums of reciprocal ranks worked out here."""
+    rows = [(id_, n, "" if (id_, n) == ("q04", 1) else text) for id_, n, text in expansions(2)]
+    artifact = put_expansions(world.store, "expand-rrf", shards_of(rows, 5))
+    fusion = FusionOptions(method="rrf")
+    options = flat(evaluate.OPTIONS, encoding=ENCODING, fusion=fusion, depth=10)
+    inputs = world.inputs(retriever=world.retriever, embeddings=world.embeddings)
+    _, folder = make(world.store, "evaluate", options, inputs | {"expansions": artifact})
+    rankings = [
+        world.plain(world.encoder.encode_queries(list(world.queries.values()))),
+        *(
+            world.plain(world.encoder.encode_passages([text for _, n, text in rows if n == sample]))
+            for sample in (0, 1)
+        ),
+    ]
+    for query_id, hits in found(folder).items():
+        own = [each[query_id] for each in rankings[: 2 if query_id == "q04" else 3]]
+        sums = {p: sum(1 / (61 + r.index(p)) for r in own if p in r) for r in own for p in r}
+        expected = sorted(sums, key=lambda p: (np.float32(sums[p]), p), reverse=True)[:10]
+        assert hits == expected
 
 
 def test_without_any_written_expansion_the_query_is_searched_alone_and_counted(world):
@@ -277,6 +301,39 @@ def test_bm25_searches_with_the_query_s_and_the_expansions_words(world):
     )
     assert found(expanded) == found(rewritten)
     assert found(expanded) != found(alone)
+
+
+def test_bm25_repeats_the_query_before_an_expansion_as_query2doc_does(world):
+    """As if each query were written five times, but only where there is an expansion."""
+    rows = [(id_, n, text if id_ != "q03" else "") for id_, n, text in expansions(2)]
+    artifact = put_expansions(world.store, "expand-repeats", shards_of(rows, 5))
+    inputs = world.inputs(corpus=world.data.at("corpus.parquet"))
+    texts = {id_: [text] * (1 if id_ == "q03" else 5) for id_, text in world.queries.items()}
+    for query_id, _, text in rows:
+        texts[query_id].append(text)
+    rewritten = [(query_id, " ".join(own), "") for query_id, own in texts.items()]
+    columns_ = ["query_id", "query", "cluster"]
+    joined = put(
+        world.store, "queries-repeated", {"queries.parquet": table(columns_, rewritten)}
+    ).at("queries.parquet")
+    usual, five = (flat(evaluate_bm25.OPTIONS, depth=10, query_repeats=n) for n in (1, 5))
+    expanded = inputs | {"expansions": artifact}
+    runs = [
+        found(make(world.store, "evaluate_bm25", options, given)[1])
+        for options, given in (
+            (five, expanded),
+            (usual, inputs | {"queries": joined}),
+            (usual, expanded),
+        )
+    ]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_a_report_s_bm25_repeats_the_query_only_with_expansions():
+    options = EvaluationOptions(bm25_query_repeats=5)
+    of = evaluate_bm25.OPTIONS.of
+    assert of(options, "ignore", expanded=True).query_repeats == 5
+    assert of(options, "ignore", expanded=False) == of(EvaluationOptions(), "ignore", True)
 
 
 def test_passages_left_out_for_the_query_s_id_are_counted_and_can_be_kept(tmp_path):

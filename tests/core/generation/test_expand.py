@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +17,9 @@ from evaluation_world import put
 from store_keys import full
 
 from expandr_core.errors import DataError
+from expandr_core.generation import engine
+from expandr_core.generation.engine import Codec, Completion
+from expandr_core.generation.prompts import fit_prompt, render_prompt
 from expandr_core.options.generation import (
     Prompt,
     PromptOptions,
@@ -121,6 +126,43 @@ def test_every_query_has_its_samples_in_order(store, expanded):
     assert len({row["text"] for row in rows}) > 60
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        *(prompt(name) for name in get_args(Prompt)),
+        PromptOptions(text="On {query}:", max_tokens=300),
+    ],
+    ids=lambda asked: asked.name,
+)
+def test_each_prompt_is_asked_and_its_lead_ins_are_removed(expanded, monkeypatch, asked):
+    """What the model writes follows the very prompt, and loses the lead-in of its kind."""
+    lead_in = {
+        "q2d": "Here is a passage:",
+        "q2a": "Answer:",
+        "q2q": "Output:",
+        "q2e": "Here are the keywords:",
+        "q2c": "Here is the rationale:",
+        "own": "Here is what I know:",
+    }[asked.name]
+    seen = []
+    complete = Codec.completion
+
+    def led_in(codec: Codec, ids: list[int]) -> Completion:
+        found = complete(codec, ids)
+        return replace(found, text=f"{lead_in} text {found.text}")
+
+    def fitted(*arguments):
+        seen.append(fit_prompt(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(Codec, "completion", led_in)
+    monkeypatch.setattr(engine, "fit_prompt", fitted)
+    _, rows = expanded({"q1": "why is dust grey?"}, prompt=asked)
+    passage = "text of a passage" if asked.name == "q2a" else ""
+    assert [each.turn for each in seen] == [render_prompt(asked, "why is dust grey?", passage)]
+    assert all(row["text"].startswith("text") for row in rows) and len(rows) == 4
+
+
 def test_a_query_with_several_positives_is_expanded_once(expanded):
     one, _ = expanded(QUERIES)
     several, rows = expanded(QUERIES, {id_: ["one", "two"] for id_ in QUERIES})
@@ -159,7 +201,7 @@ def test_only_the_answer_reads_the_passage(expanded):
 
 
 def test_a_prompt_without_room_is_a_data_error(expanded):
-    with pytest.raises(DataError, match="max_prompt_tokens"):
+    with pytest.raises(DataError, match=r"raise expand.prompt.max_tokens"):
         expanded(QUERIES, prompt=PROMPT.model_copy(update={"max_tokens": 10}))
 
 

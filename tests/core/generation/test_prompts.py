@@ -10,6 +10,7 @@ from tiny_models import ASSISTANT, BOS, EOS, TEMPLATE, USER, make_tokenizer
 
 from expandr_core.errors import DataError
 from expandr_core.generation.control_tokens import control_tokens, encode_text
+from expandr_core.generation.pair_tokens import preference_ids
 from expandr_core.generation.prompts import (
     PROMPTS,
     fit_prompt,
@@ -18,6 +19,8 @@ from expandr_core.generation.prompts import (
     render_prompt,
     turn_end_id,
 )
+from expandr_core.options.base import identity
+from expandr_core.options.generation import PromptOptions
 
 PHRASES = [
     *(
@@ -36,6 +39,12 @@ PHRASES = [
     "Here is the passage:",
     "Here's the passage:",
 ]
+
+
+LEAD_IN_PIECES = (
+    *("Here is", "Here are", " the ", "answer", "keywords", "rewritten query", ":", "\n", "*"),
+    *("Answer:", "Output:", "Rationale:"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +80,65 @@ def test_a_text_with_a_similar_beginning_stays(text):
     assert remove_preamble(text) == text
 
 
+@pytest.mark.parametrize(
+    ("name", "lead_in"),
+    [
+        ("q2a", "Here is the answer:"),
+        ("q2a", "Here's a direct and relevant answer to the query:"),
+        ("q2a", "Answer:"),
+        ("q2a", "**Answer:**"),
+        ("q2q", "Here is the rewritten query:"),
+        ("q2q", "Here\u2019s a rewrite of the input query:"),
+        ("q2q", "Output:"),
+        ("q2q", "Rewritten query:"),
+        ("q2e", "Here are the keywords:"),
+        ("q2e", "Here is a list of keywords for the given query:"),
+        ("q2e", "Keywords:"),
+        ("q2e", "**Keywords**:"),
+        ("q2c", "Here is the rationale before answering the query:"),
+        ("q2c", "Here's my reasoning:"),
+        ("q2c", "Rationale:"),
+        ("own", "Here is what you asked for:"),
+        ("own", "Here are three haiku about the moon:"),
+        *((name, "Here is a passage that answers the question:") for name in (*PROMPTS, "own")),
+    ],
+)
+@pytest.mark.parametrize("space", [" ", "\n\n"])
+def test_each_kind_of_text_has_lead_ins_that_are_removed(name, lead_in, space):
+    text = f"Dust is grey. {lead_in} no."
+    for written in (lead_in, lead_in.lower(), lead_in.upper()):
+        assert remove_preamble(f" {written}{space}{text}", name) == text
+        assert remove_preamble(text, name) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("q2d", "Answer: 42"),
+        ("q2d", "Here is the answer: 42"),
+        ("q2a", "Answers: 42"),
+        ("q2a", "Here is the moon: grey."),
+        ("q2a", "Here is a line\nand the answer: 42"),
+        ("q2q", "outputs: none"),
+        ("q2e", "Keywords of the moon: dust"),
+        ("q2c", "Here is the moon: grey."),
+        ("own", "There are two: dust"),
+        ("own", "Here is a line\nand another: dust"),
+    ],
+)
+def test_what_is_no_lead_in_of_the_kind_stays(name, text):
+    assert remove_preamble(text, name) == text
+
+
+@given(
+    st.sampled_from([*PROMPTS, "own"]),
+    st.lists(st.sampled_from([*LEAD_IN_PIECES, " ", "dust"]) | st.text(max_size=5)),
+)
+def test_removing_the_lead_ins_of_any_kind_twice_changes_nothing(name, pieces):
+    once = remove_preamble("".join(pieces), name)
+    assert remove_preamble(once, name) == once == once.strip()
+
+
 @given(
     st.lists(st.sampled_from([*PHRASES, " ", "\n", "dust", ":", "Here is"]) | st.text(max_size=9))
 )
@@ -99,7 +167,56 @@ def test_the_expansion_prompt_is_the_paper_s():
     )
 
 
+OWN = PromptOptions(text='Answer like {"of": "{query}", "in": {passage}}.\n{query}? {0}\n')
+
+
+def test_in_a_prompt_of_ones_own_only_the_query_is_filled_in():
+    assert render_prompt(OWN, "{query}", "p") == (
+        'Answer like {"of": "{query}", "in": {passage}}.\n{query}? {0}'
+    )
+    assert render_prompt(OWN, "why").startswith('Answer like {"of": "why", "in": {passage}}.\nwhy?')
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"text": "Write."}, r"the prompt has no \{query\}; write"),
+        ({"text": " \n", "name": "own"}, "the prompt is empty"),
+        ({"name": "own"}, "the prompt is empty"),
+        ({"text": "{query}" + "x" * 100_000}, "has 100007 characters; shorten it to 100000"),
+        ({"text": "{query}", "name": "q2e"}, "'q2e' and a text of your own exclude each other"),
+    ],
+)
+def test_a_prompt_of_ones_own_that_cannot_be_asked_is_refused(given, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        PromptOptions.model_validate(given)
+
+
+def test_the_text_and_not_the_space_around_it_is_in_the_key():
+    windows = PromptOptions.model_validate({"text": "Write:\r\n{query}\r\n"})
+    assert windows == PromptOptions.model_validate({"name": "q2d", "text": "Write:\n{query}"})
+    assert identity(windows)["text"] == "Write:\n{query}" and windows.name == "own"
+    assert "text" not in identity(PromptOptions())
+
+
 # Token ids
+
+
+def test_a_prompt_of_ones_own_is_shortened_within_its_query_too(tokenizer):
+    whole = prompt_ids(tokenizer, render_prompt(OWN, "why " * 200))
+    ids = fit_prompt(tokenizer, OWN, "why " * 200, "", len(whole) - 300).ids
+    text = tokenizer.decode(ids)
+    assert len(ids) <= len(whole) - 300
+    assert 'Answer like {"of": "why' in text and text.endswith("? {0}<|eos|><|assistant|>")
+
+
+@pytest.mark.parametrize("prompt", [*PROMPTS, OWN])
+def test_dpo_reads_every_prompt_as_generation_does(tokenizer, prompt):
+    pair = {"query_id": "q", "query": "why is dust grey?"}
+    for side in ("chosen", "rejected"):
+        pair |= {f"{side}_text": side, f"{side}_finish_reason": "stop"}
+    found = preference_ids(tokenizer, pair, prompt, max_prompt_tokens=500, max_tokens=600)
+    assert found["prompt_ids"] == fit_prompt(tokenizer, prompt, pair["query"], "", 500).ids
 
 
 @pytest.mark.parametrize("name", PROMPTS)
@@ -199,7 +316,7 @@ def make_tokenizer_once(made: list = []):  # noqa: B006
 
 
 def test_a_prompt_too_long_without_its_text_is_refused(tokenizer):
-    with pytest.raises(DataError, match="raise max_prompt_tokens"):
+    with pytest.raises(DataError, match=r"raise expand.prompt.max_tokens \(10\)"):
         fit_prompt(tokenizer, "q2d", "why?", "", 10)
 
 

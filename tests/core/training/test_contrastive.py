@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from expandr_core.encoders.encode import Encoder, encode_expanded
 from expandr_core.encoders.fusion import Fusion
 from expandr_core.encoders.load import load_retriever
-from expandr_core.options.retriever import EncodingOptions
+from expandr_core.options.retriever import EncodingOptions, FusionOptions
 from expandr_core.training.contrastive import (
     QUERIES_AT_ONCE,
     ContrastiveLoss,
@@ -145,7 +145,8 @@ def test_the_loss_is_that_of_the_encoders_own_vectors(static):
         encoding = EncodingOptions(similarity="cosine" if normalize else "dot", max_tokens=32)
         own = Encoder(static, "cpu", encoding)
         queries, expansions, positives, negatives = zip(*ROWS, strict=True)
-        fused = encode_expanded(own, list(queries), [[text] for text in expansions], 0.5)
+        each = [[text] for text in expansions]
+        fused = encode_expanded(own, list(queries), each, FusionOptions())
         passages = torch.from_numpy(own.encode_passages([*positives, *negatives]))
         expected = contrastive_loss(
             torch.from_numpy(fused), passages, NOTHING_MASKED, torch.arange(2), temperature

@@ -45,7 +45,6 @@ SETTINGS: dict[str, Any] = {
     "hard_negatives": 2,
     "expansions_per_query": 2,
     "encoding": EncodingOptions(max_tokens=32),
-    "expansion_weight": 0.5,
     "contrastive_temperature": 0.1,
     "precision": "float32",
 }

@@ -51,7 +51,7 @@ def inputs(store: Store, tmp_path: Path) -> dict[str, Artifact]:
 
 
 def mined(store: Store, inputs: dict[str, Artifact], examples: list[Any], **options: Any) -> dict:
-    settings = {"depth": 5, "expansions_per_query": 1, "expansion_weight": 0.5}
+    settings = {"depth": 5, "expansions_per_query": 1}
     chosen = flat(mine.OPTIONS, encoding=ENCODING, **(settings | options))
     inputs = inputs | {"examples": world.put_examples(store, "prepare-examples", examples)}
     spec = make_spec("mine", chosen, inputs, device="cpu")

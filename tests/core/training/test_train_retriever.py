@@ -47,7 +47,6 @@ SETTINGS = {
     "hard_negatives": 2,
     "expansions_per_query": 1,
     "encoding": EncodingOptions(max_tokens=32),
-    "expansion_weight": 0.5,
     "contrastive_temperature": 0.05,
 }
 

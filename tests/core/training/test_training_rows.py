@@ -13,7 +13,7 @@ from expandr_core.encoders.encode import Encoder, encode_expanded
 from expandr_core.encoders.fusion import Fusion
 from expandr_core.encoders.load import load_retriever
 from expandr_core.errors import DataError
-from expandr_core.options.retriever import EncodingOptions
+from expandr_core.options.retriever import EncodingOptions, FusionOptions
 from expandr_core.options.training import RetrieverTrainingOptions
 from expandr_core.records import NEGATIVES
 from expandr_core.store.store import Store
@@ -188,7 +188,7 @@ def test_the_dev_metric_is_that_of_the_evaluation(store):
         written.setdefault(query_id, []).extend([text] if text else [])
     ids = {row["query"]: row["query_id"] for row in EXAMPLES}
     expansions = [written[ids[query]] for query in dev.queries]
-    queries = encode_expanded(own, dev.queries, expansions, 0.5)
+    queries = encode_expanded(own, dev.queries, expansions, FusionOptions())
     scores = queries @ own.encode_passages(dev.passages).T
     positives = {row["query"]: row["positive"] for row in EXAMPLES}
     gains = []
