@@ -17,13 +17,16 @@ def with_prompt_text(values: dict[str, Any]) -> dict[str, Any]:
         DataError: if there is neither such a file nor a prompt of that name, or it holds no prompt.
     """
     expand = values.get("expand")
-    given = expand.get("prompt") if isinstance(expand, dict) else None
-    prompt = {"name": given} if isinstance(given, str) else given
-    name = prompt.get("name") if isinstance(prompt, dict) else None
+    prompt = expand.get("prompt") if isinstance(expand, dict) else None
+    if isinstance(prompt, str):
+        prompt = {"name": prompt}
+    if not isinstance(expand, dict) or not isinstance(prompt, dict):
+        return values
+    name = prompt.get("name")
     if not isinstance(name, str) or name in (*get_args(Prompt), OWN_PROMPT):
         return values
     return values | {
-        "expand": {**expand, "prompt": {**prompt, "name": OWN_PROMPT, "text": _read(name)}}
+        "expand": expand | {"prompt": prompt | {"name": OWN_PROMPT, "text": _read(name)}}
     }
 
 
