@@ -99,6 +99,24 @@ def save_static(folder: Path, dimensions: int = 16) -> Path:
     return folder
 
 
+def save_plane(folder: Path, vectors: dict[str, list[float]]) -> Path:
+    """Save a retriever that averages the given vectors of words, to compute with by hand."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    places = {word: place for place, word in enumerate(["[UNK]", *vectors])}
+    tokenizer = Tokenizer(models.WordLevel(places, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    dimensions = len(next(iter(vectors.values())))
+    module = StaticEmbedding(
+        tokenizer, embedding_weights=torch.tensor([[0.0] * dimensions, *vectors.values()])
+    )
+    SentenceTransformer(modules=[module], device="cpu").save(str(folder), create_model_card=False)
+    return folder
+
+
 def save_bert(folder: Path, dropout: float = 0.1) -> Path:
     """Save a retriever of random weights: BERT of two layers, mean pooling."""
     import torch

@@ -15,24 +15,9 @@ from expandr_core.options.retriever import EncodingOptions, FusionMethod, Fusion
 VECTORS = {"east": [3.0, 0.0], "north": [0.0, 4.0], "far": [0.0, 8.0]}
 
 
-def save_plane(folder: Path, words: dict[str, list[float]] = VECTORS) -> Path:
-    """Save a retriever that averages the given vectors of words."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    places = {word: place for place, word in enumerate(["[UNK]", *words])}
-    tokenizer = Tokenizer(models.WordLevel(places, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    weights = torch.tensor([[0.0, 0.0], *words.values()])
-    module = StaticEmbedding(tokenizer, embedding_weights=weights)
-    SentenceTransformer(modules=[module], device="cpu").save(str(folder), create_model_card=False)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory) -> Path:
-    return save_plane(tmp_path_factory.mktemp("plane"))
+    return world.save_plane(tmp_path_factory.mktemp("plane"), VECTORS)
 
 
 def searched(

@@ -1,14 +1,13 @@
 """Search with several rankings: reciprocal rank fusion, by hand and against fractions."""
 
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import retriever_world as world
 from hypothesis import given
 from hypothesis import strategies as st
-from test_fusion import save_plane
 
 from expandr_core.encoders.encode import Encoder
 from expandr_core.options.data import IdenticalIds
@@ -25,7 +24,7 @@ Rows = list[tuple[str, str, list[str]]]
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory) -> Encoder:
-    folder: Path = save_plane(tmp_path_factory.mktemp("plane"), WORDS)
+    folder = world.save_plane(tmp_path_factory.mktemp("plane"), WORDS)
     return Encoder(folder, "cpu", EncodingOptions(similarity="dot"))
 
 
