@@ -19,6 +19,7 @@ from prefect.types import SecretDict
 
 from deployments.changes import Change, result_of
 from deployments.plan import TAG, PoolType
+from flows.ablate import ablate
 from flows.evaluate_suite import evaluate_suite
 from flows.joint_loop import joint_loop
 from flows.single_stage import single_stage
@@ -38,7 +39,9 @@ OURS = ResourceSpecification(
 FOR_PEOPLE = ResourceSpecification(  # failures in a run of `stage` are reported by its parent
     {
         "prefect.resource.role": "flow",
-        "prefect.resource.name": [flow.name for flow in (joint_loop, evaluate_suite, single_stage)],
+        "prefect.resource.name": [
+            flow.name for flow in (joint_loop, evaluate_suite, ablate, single_stage)
+        ],
     }
 )
 

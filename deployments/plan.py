@@ -7,8 +7,12 @@ from typing import Any, Literal
 from prefect import Flow
 
 from expandr_core.errors import DataError
+from flows.ablate import ablate
+from flows.ablation_lines import read_ablations
 from flows.evaluate_suite import evaluate_suite
 from flows.joint_loop import joint_loop
+from flows.option_paths import put
+from flows.presets import CONFIGS
 from flows.single_stage import single_stage
 from flows.stage import stage
 from tasks.placement import SPREAD
@@ -98,6 +102,14 @@ def plan(store: str, timezone: str) -> list[Deployment]:
             {"placement": SPREAD.model_dump(), "store": store},
         ),
         Deployment(
+            ablate,
+            "manual",
+            "cpu",
+            "Change one thing after another, and compare all in one table. The lines are those of "
+            "configs/ablations.yaml; remove some, or write your own.",
+            {**loop, **_listed_ablations()},
+        ),
+        Deployment(
             single_stage,
             "manual",
             "cpu",
@@ -109,6 +121,15 @@ def plan(store: str, timezone: str) -> list[Deployment]:
             for pool in POOLS
         ),
     ]
+
+
+def _listed_ablations() -> dict[str, Any]:
+    """Return the initial lines and base of the ablations' form."""
+    listed = read_ablations(CONFIGS / "ablations.yaml")
+    options: dict[str, Any] = {}
+    for name, value in listed.base.items():
+        put(options, tuple(name.split(".")), value)
+    return {"lines": [line.model_dump(mode="json") for line in listed.lines], "options": options}
 
 
 def check_store(store: str) -> str:

@@ -6,15 +6,15 @@ from typing import Annotated, Literal
 
 import typer
 
+from expandr_cli.ablate import app as ablate_command
 from expandr_cli.cluster import app as cluster_commands
-from expandr_cli.config_files import SeedOption, SetOption, load_options
+from expandr_cli.config_files import SeedOption, SetOption, load_options, said_of
 from expandr_cli.plan import app as plan_command
-from expandr_cli.terminal import StoreOption, absolute, fail, notify, out, user_errors
+from expandr_cli.terminal import AGAIN, StoreOption, absolute, fail, notify, out, user_errors
 from expandr_core.errors import DataError
 from expandr_core.options.loop import JointLoopOptions
 from flows.presets import CONFIGS
 
-AGAIN = "The same command continues from what was finished"
 app = typer.Typer(
     name="expandr",
     no_args_is_help=True,
@@ -26,6 +26,7 @@ app = typer.Typer(
     Every result is an artifact in the store, so interrupted and repeated runs continue from there.""",
 )
 app.add_typer(plan_command)
+app.add_typer(ablate_command)
 app.add_typer(cluster_commands)
 
 
@@ -60,7 +61,7 @@ def run(
 
     After a crash or a kill, run it again: every finished stage and shard is reused from the store.
     """
-    said = [str(config), *_changes(seed, changes)]
+    said = [str(config), *said_of(seed, changes)]
     _run_loop(load_options(config, seed, changes or []), store, said)
 
 
@@ -72,7 +73,7 @@ def demo(store: StoreOption = "store", seed: SeedOption = None, changes: SetOpti
         fail(
             f"{config} is missing; install from a clone, with `make install` or `pip install -e .`"
         )
-    said = ["demo", *_changes(seed, changes)]
+    said = ["demo", *said_of(seed, changes)]
     _run_loop(load_options(config, seed, changes or []), store, said)
     out.print(
         "\nThis is a demonstration: an invented world and models of a million parameters, which "
@@ -179,7 +180,7 @@ def evaluate(
 
         models = MeasuredModels.of(runs or [], inputs or [])
         wanted, store = tuple(datasets.split(",")), absolute(store)
-        said = [str(config), *_changes(seed, changes)]
+        said = [str(config), *said_of(seed, changes)]
         check_suite(wanted, options, models, store)
         with prefect_server(notify), said_of_it(said):
             summary = run_flow(
@@ -266,11 +267,6 @@ def stage(
             )
             for step in steps:
                 out.print(f"{step.title}: {step.artifact.key}", highlight=False)
-
-
-def _changes(seed: int | None, changes: list[str] | None) -> list[str]:
-    """Return what was said on the command line to change a config."""
-    return [*(changes or []), *([] if seed is None else [f"seed={seed}"])]
 
 
 def _run_loop(options: JointLoopOptions, store: str, said: list[str]) -> None:

@@ -11,6 +11,7 @@ from expandr_core.runtime.runner import find, run_stage
 from expandr_core.stages import prepare
 from expandr_core.store.artifacts import Artifact, StageSpec
 from expandr_core.store.run_records import StepId
+from flows.ablation_lines import BASE, AblationLine, variants
 from flows.model_pairs import MeasuredModels, find_pairs
 from tasks.models import import_models
 from tasks.pipeline import Pipeline
@@ -36,6 +37,21 @@ def check_run(options: JointLoopOptions, store: str) -> None:
     check_store(store)
     check_data(options)
     check_models(options, store)
+
+
+def check_ablations(options: JointLoopOptions, lines: tuple[AblationLine, ...], store: str) -> None:
+    """Check all that the runs of an ablation start from.
+
+    Raises:
+        DataError: naming the line that is wrong, and in it the option.
+    """
+    for name, variant in variants(options, lines).items():
+        if name == BASE:
+            check_run(variant, store)
+            continue
+        with naming(f"line {name!r}"):
+            check_data(variant)
+            check_models(variant, store)
 
 
 def check_store(url: str) -> None:

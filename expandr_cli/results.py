@@ -99,7 +99,7 @@ def _means(comparison: dict[str, Any]) -> Table:
     """One row per system and one column per mean."""
     metric, means = comparison["metric"], comparison["means"]
     scopes = dict.fromkeys(mean["title"] for mean in means)
-    table = _table(f"{MEASURES[metric].title}, means over datasets", "system", *scopes)
+    table = plain_table(f"{MEASURES[metric].title}, means over datasets", "system", *scopes)
     for name, title in titles_of(comparison).items():
         cells = {
             mean["title"]: format_score(mean, metric) for mean in means if mean["system"] == name
@@ -111,7 +111,7 @@ def _means(comparison: dict[str, Any]) -> Table:
 def _results(comparison: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
     """The results on a dataset of the systems to look at first."""
     titles, shown = titles_of(comparison), _shown(comparison)
-    table = _table(
+    table = plain_table(
         f"{rows[0]['dataset']}: {rows[0]['queries']} queries",
         "system",
         *(MEASURES[name].title for name in SHOWN),
@@ -138,7 +138,7 @@ def _shown(comparison: dict[str, Any]) -> set[str]:
     return {"bm25", *baselines, *baselines.values()} | chosen
 
 
-def _table(title: str, first: str, *others: str) -> Table:
+def plain_table(title: str, first: str, *others: str) -> Table:
     table = Table(title=title, box=None, title_justify="left", pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(first)
     for name in others:

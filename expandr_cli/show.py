@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
+from expandr_cli.ablate import print_ablation
 from expandr_cli.results import print_comparison, print_suite, print_summary
 from expandr_core.errors import DataError
 from expandr_core.evaluation.comparison import read_comparison
@@ -28,8 +29,11 @@ def show_any(out: Console, url: str, what: str) -> None:
     if run:
         _show_run(out, store, run)
         return
-    suites = [each for each in store.records() if each.get("kind") == "evaluate-suite"]
-    named = [record for record in suites if record["name"].startswith(what)]
+    others = [each for each in store.records() if "kind" in each]
+    named = [record for record in others if record["name"].startswith(what)]
+    if named and named[-1]["kind"] == "ablate":
+        print_ablation(out, store, Artifact(**named[-1]["table"]))
+        return
     if named:
         print_suite(out, url, Artifact(**named[-1]["report"]))
         return

@@ -27,6 +27,7 @@ for _name, _value in {
 }.items():  # before anything imports Prefect or transformers; the user's settings win
     os.environ.setdefault(_name, _value)
 
+AGAIN = "The same command continues from what was finished"
 out = Console(width=None if sys.stdout.isatty() else 250)  # a pipe has no edge to wrap lines at
 StoreOption = Annotated[
     str,

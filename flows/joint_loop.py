@@ -63,19 +63,26 @@ def joint_loop(
     pipeline = Pipeline(store, options, place(preset, placement), fresh)
     named = options.data.collection or options.data.triples
     with noted(pipeline, "joint-loop", named, preset) as started:
-        imported = import_models(pipeline)
-        check_adapter(imported, options)
-        data = prepare_data(pipeline)
-        base = Models(
-            0,
-            imported.get("llm") or build_llm(pipeline, data),
-            imported.get("retriever") or build_retriever(pipeline, data),
-        )
+        data, base = start(pipeline)
         pipeline.steps.expected = len(list(pipeline.steps)) + count_steps(pipeline, data, base)
         best, report = run_rounds(pipeline, data, base)
         record = record_run(pipeline, started, report, best, data.corpus)
     pipeline.publish(report, "report.md", "joint-loop-report")
     return record
+
+
+def start(pipeline: Pipeline) -> tuple[Data, Models]:
+    """Return the data, and the models of round 0: imported, or built."""
+    imported = import_models(pipeline)
+    check_adapter(imported, pipeline.options)
+    data = prepare_data(pipeline)
+    return data, start_models(pipeline, data, imported)
+
+
+def start_models(pipeline: Pipeline, data: Data, imported: dict[str, Artifact]) -> Models:
+    """Return the models of round 0: those that are imported, and else built."""
+    llm = imported.get("llm") or build_llm(pipeline, data)
+    return Models(0, llm, imported.get("retriever") or build_retriever(pipeline, data))
 
 
 def count_steps(pipeline: Pipeline, data: Data, base: Models) -> int:

@@ -19,10 +19,10 @@ from expandr_core.runtime.runner import module_of
 from expandr_core.stages.sample import OPTIONS as SampleOptions
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.run_records import Step, StepId
-from flows.joint_loop import run_rounds
+from flows.joint_loop import run_rounds, start_models
 from tasks.data import Data, Evaluation, prepare_data
 from tasks.dry_run import DryRun
-from tasks.models import Models, build_llm, build_retriever, check_adapter, import_models
+from tasks.models import Models, check_adapter, import_models
 from tasks.pipeline import Pipeline
 from tasks.preferences import choose_pairs
 
@@ -79,12 +79,6 @@ def plan(
     with disable_run_logger():  # of rounds that do not take place
         run_rounds(planned, data, start_models(planned, data, imported))
     return Plan(throughput=throughput, steps=planned.costs)
-
-
-def start_models(pipeline: Pipeline, data: Data, imported: dict[str, Artifact]) -> Models:
-    """Return the models of round 0: imported, or built."""
-    llm = imported.get("llm") or build_llm(pipeline, data)
-    return Models(0, llm, imported.get("retriever") or build_retriever(pipeline, data))
 
 
 def learned(pipeline: Pipeline, before: datetime | None) -> Throughput | None:

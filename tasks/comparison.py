@@ -4,7 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from expandr_core.evaluation.comparison import Contrast, MeasuredDataset, System, read_comparison
+from expandr_core.evaluation.comparison import (
+    Contrast,
+    MeasuredDataset,
+    SubsetsAre,
+    System,
+    read_comparison,
+)
 from expandr_core.evaluation.run_queries import identical_ids_warning
 from expandr_core.evaluation.verdict import Kept
 from expandr_core.options.evaluation import RankingOptions
@@ -43,6 +49,7 @@ class Comparison:
         written: expansions, by title, whoever wrote them.
         vectors: of each dataset, by each retriever.
         purpose: begins the names of its steps, where a run measures a dataset for several purposes.
+        subsets_are: what the subsets of its datasets are.
     """
 
     datasets: list[Measured]
@@ -52,6 +59,7 @@ class Comparison:
     written: list[tuple[str, Artifact]] = field(default_factory=list)
     vectors: dict[tuple[str, str], Artifact] = field(default_factory=dict)
     purpose: str = ""
+    subsets_are: SubsetsAre = "parts"
 
     @property
     def evaluations(self) -> dict[str, Evaluation]:
@@ -230,6 +238,7 @@ class Comparison:
             significance=pipeline.options.evaluate.significance,
             kept=kept,
             warnings=self._warnings(pipeline),
+            subsets_are=self.subsets_are,
         )
         inputs = queries | self.inputs
         return pipeline.step("compare", inputs, title, options=options, name=name)

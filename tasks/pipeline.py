@@ -129,6 +129,7 @@ class Pipeline:
         placement: where each kind of stage runs.
         fresh: make every artifact again, even if the store has it.
         current_round: of the loop; 0 outside of the rounds.
+        part: of the run, if it has several with the same steps; begins their titles and names.
         max_shards: limits sharded stages to their first shards; 0 for all.
         steps: of the run so far, whichever view made them.
     """
@@ -138,12 +139,17 @@ class Pipeline:
     placement: Placement = field(default_factory=Placement)
     fresh: bool = False
     current_round: int = 0
+    part: str = ""
     max_shards: int = 0
     steps: Steps = field(default_factory=Steps)
 
     def round(self, number: int) -> "Pipeline":
         """View the pipeline in a round of the loop."""
         return replace(self, current_round=number)
+
+    def within(self, part: str) -> "Pipeline":
+        """View the pipeline in a part of the run."""
+        return replace(self, part=part)
 
     def first_shards(self, number: int) -> "Pipeline":
         """View the pipeline limited to the first shards of sharded stages."""
@@ -195,6 +201,7 @@ class Pipeline:
             ValueError: if the run has a step of that stage, round and name.
         """
         stop_if_asked()
+        name = f"{self.part}/{name}" if self.part else name
         step_id = StepId(stage, self.current_round, name, self.max_shards)
         self.steps.begin(step_id)
         spec = make_spec(
@@ -230,7 +237,8 @@ class Pipeline:
         """Add round and shards to a title, unless it names the round."""
         which = f"round {self.current_round}" if self.current_round else ""
         shards = f"first {self.max_shards} shards" if self.max_shards else ""
-        return ", ".join([title, *(words for words in (which, shards) if words not in title)])
+        title = ", ".join([title, *(words for words in (which, shards) if words not in title)])
+        return f"{self.part}: {title}" if self.part else title
 
     def ask(self, question: Callable[[Store], Answer], *, predicted: Answer) -> Answer:
         """Ask the store about artifacts; a dry run, which makes none, takes the prediction."""

@@ -6,7 +6,7 @@ Contrasts are tested on nDCG@10; the p-values of all contrasts on all datasets a
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from expandr_core.evaluation.significance import Difference, fewest_to_tell, hol
 from expandr_core.options.base import Options, Positive
 
 SCHEMA = 1  # of comparison.json
+SubsetsAre = Literal["parts", "seeds", "worlds"]
 SHOWN = 5  # wins and losses per contrast
 _DIGITS = 12  # so that a mean of equal scores equals them, and is no win
 
@@ -65,12 +66,15 @@ def dataset_key(dataset: str, subset: str) -> str:
     return f"{dataset}/{subset}" if subset else dataset
 
 
-def join_subsets(subsets: dict[str, list[pa.Table]], rounded: bool) -> tuple[pa.Table, pa.Table]:
+def join_subsets(
+    subsets: dict[str, list[pa.Table]], rounded: bool, subsets_are: SubsetsAre = "parts"
+) -> tuple[pa.Table, pa.Table]:
     """Join what a system reaches on each query: mean over seeds, all subsets together.
 
     Args:
         subsets: the per-query tables (query_id, cluster, HEADLINE) of each seed, by subset.
         rounded: whether scores are compared with means over seeds, which are not exact.
+        subsets_are: if "seeds", a cluster is the same in all subsets; else each has clusters of its own.
 
     Returns:
         Two tables with query_id (after "SUBSET/", if there are subsets), cluster and HEADLINE: once as
@@ -99,7 +103,8 @@ def join_subsets(subsets: dict[str, list[pa.Table]], rounded: bool) -> tuple[pa.
         if rounded:
             frame[HEADLINE] = frame[HEADLINE].round(_DIGITS)
         prefix = f"{subset}/" if subset else ""
-        frame[["query_id", "cluster"]] = prefix + frame[["query_id", "cluster"]]
+        prefixed = ["query_id"] if subsets_are == "seeds" else ["query_id", "cluster"]
+        frame[prefixed] = prefix + frame[prefixed]
         frames.append(frame)
     # A query of a small subset counts more; without subsets the weight is exactly 1.
     total = sum(map(len, frames))

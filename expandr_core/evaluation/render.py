@@ -17,8 +17,8 @@ EFFECTS = {
 }
 
 
-def render(comparison: dict[str, Any]) -> str:
-    """Render comparison.json as Markdown."""
+def fill(template: str, *values: dict[str, Any], **named: Any) -> str:
+    """Fill a template of this package with values."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -30,8 +30,14 @@ def render(comparison: dict[str, Any]) -> str:
     )
     filters = (cell, format_p, format_score, markdown_table, shortened)
     environment.filters |= {each.__name__: each for each in filters}
+    return environment.get_template(template).render(*values, **named)
+
+
+def render(comparison: dict[str, Any]) -> str:
+    """Render comparison.json as Markdown."""
     few = [each for each in comparison["contrasts"] if each["clusters"] < FEWEST]
-    return environment.get_template("comparison.md.j2").render(
+    return fill(
+        "comparison.md.j2",
         comparison,
         titles=titles_of(comparison),
         pairs=list(

@@ -69,6 +69,8 @@ def verdict(comparison: dict[str, Any]) -> Verdict:
     kept, several, scores = comparison["kept"], len(comparison["datasets"]) > 1, _scores(comparison)
     expand = scores[kept["expanded"]] >= scores[kept["alone"]] if kept else None
     sentences = [kept["reason"]] if kept else []
+    if "subsets_are" in comparison:
+        return Verdict([*sentences, *_by_baseline(comparison), *_best(comparison, several)], expand)
     for system in comparison["systems"]:
         contrasts = _with_baseline(comparison, system)
         if contrasts and (kept is None or system["name"] == kept["expanded"]):
@@ -140,6 +142,26 @@ def _effects(
             phrases.append(f"{what} on {number}{named}")
     pair = f"{titles[system['name']]} against {titles[system['baseline']]}"
     return f"{pair}: {', '.join(phrases)}."
+
+
+def _by_baseline(comparison: dict[str, Any]) -> list[str]:
+    """Say of each baseline which systems are better or worse, where systems are variants of it."""
+    titles, sentences = titles_of(comparison), []
+    for baseline in dict.fromkeys(each["baseline"] for each in comparison["systems"]):
+        own = [each for each in comparison["systems"] if baseline and each["baseline"] == baseline]
+        effects = {
+            each["name"]: contrast["effect"]
+            for each in own
+            for contrast in _with_baseline(comparison, each)
+        }
+        phrases = [
+            f"{what}: {', '.join(titles[name] for name, found in effects.items() if found == effect)}"
+            for effect, what in _ON.items()
+            if effect in effects.values()
+        ]
+        if phrases:
+            sentences.append(f"Against {titles[baseline]}, {'; '.join(phrases)}.")
+    return sentences
 
 
 def _best(comparison: dict[str, Any], several: bool) -> list[str]:

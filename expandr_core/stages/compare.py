@@ -15,7 +15,8 @@ report.md              comparison.json to read
 differences.parquet    of each contrast: dataset, before, after, query_id, both scores, difference, query
 
 Contrasts are tested on nDCG@10, two-sided, and corrected together (Holm). Of several seeds, each query
-has the mean.
+has the mean. Systems that were also trained with several seeds have one subset per seed (`subsets_are`):
+each seed's queries are paired with those of the same seed.
 """
 
 import json
@@ -31,6 +32,7 @@ from expandr_core.evaluation.comparison import (
     SCHEMA,
     Contrast,
     MeasuredDataset,
+    SubsetsAre,
     System,
     corrected,
     examples,
@@ -47,7 +49,7 @@ from expandr_core.evaluation.significance import (
     query_differences,
 )
 from expandr_core.evaluation.verdict import Kept, verdict
-from expandr_core.options.base import Options
+from expandr_core.options.base import Options, added
 from expandr_core.options.evaluation import SignificanceOptions
 from expandr_core.planning.workload import PlannedStep
 from expandr_core.runtime.job import Job
@@ -81,6 +83,11 @@ class CompareOptions(Options):
         default=None, description="The models that are kept, if any were chosen."
     )
     warnings: tuple[str, ...] = Field(default=(), description="Why numbers may be wrong.")
+    subsets_are: SubsetsAre = added(
+        "parts",
+        description="Parts of a dataset, whose mean is its result; or one for each seed that everything "
+        "was made with, of the same queries ('seeds') or of queries of its own ('worlds').",
+    )
 
 
 OPTIONS = CompareOptions
@@ -114,6 +121,8 @@ def run(job: Job) -> None:
         "warnings": list(options.warnings),
         "kept": options.kept and options.kept.model_dump(),
     }
+    if options.subsets_are != "parts":
+        comparison["subsets_are"] = options.subsets_are
     comparison["verdict"] = verdict(comparison)._asdict()
     text = json.dumps(comparison, indent=1, ensure_ascii=False, allow_nan=False)
     (job.out / "comparison.json").write_text(text, encoding="utf-8")
@@ -144,7 +153,7 @@ def _measured(job: Job) -> pd.DataFrame:
     options: CompareOptions = job.options
     rows = []
     for dataset in options.datasets:
-        for subset, key in dataset.keys().items():
+        for number, (subset, key) in enumerate(dataset.keys().items()):
             for system in options.systems:
                 for seed in range(system.seeds):
                     role = f"measured/{key}/{system.name}/{seed}"
@@ -152,8 +161,10 @@ def _measured(job: Job) -> pd.DataFrame:
                         raise DataError(f"there is no evaluation {role!r} among the inputs")
                     metrics = json.loads((job.inputs[role] / "metrics.json").read_text())
                     names = {"system": system.name, "dataset": dataset.name, "subset": subset}
-                    numbers = {name: metrics[name] for name in ("queries", *METRICS)}
-                    rows.append(names | {"seed": seed} | numbers)
+                    names |= {"seed": seed}
+                    if options.subsets_are != "parts":
+                        names |= {"subset": "", "seed": number}
+                    rows.append(names | {name: metrics[name] for name in ("queries", *METRICS)})
     return pd.DataFrame(rows)
 
 
@@ -198,7 +209,7 @@ def _per_query(job: Job, dataset: MeasuredDataset, system: System) -> tuple[pa.T
         ]
         for subset, key in dataset.keys().items()
     }
-    return join_subsets(tables, rounded=several_seeds)
+    return join_subsets(tables, several_seeds, options.subsets_are)
 
 
 def _texts(job: Job, dataset: MeasuredDataset) -> dict[str, str]:

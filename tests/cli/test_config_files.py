@@ -29,7 +29,7 @@ def config(tmp_path) -> Path:
         ),
         ("dop.beta=0.2", "there is no option dop; did you mean dpo"),
         ("hidden_size=64", "there is no option hidden_size; did you mean llm.tiny.hidden_size?"),
-        ("loop.zzz=1", "there is no option loop.zzz; here are rounds, order, "),
+        ("loop.zzz=1", "there is no option loop.zzz; here are rounds, "),
         ("dpo.beta=high", "dpo.beta: Input should be a valid number"),
         ("dpo.beta=-1", "dpo.beta: Input should be greater than 0, not -1"),
         ("loop.rounds=2.5", "loop.rounds: Input should be a valid integer"),

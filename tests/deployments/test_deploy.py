@@ -93,6 +93,7 @@ def test_everything_is_there(client):
         "joint-loop/weekly",
         "single-stage/manual",
         "evaluate-suite/manual",
+        "ablate/manual",
         "stage/cpu",
         "stage/gpu-infer",
         "stage/gpu-train",
