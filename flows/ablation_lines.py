@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
-from expandr_core.errors import DataError
+from expandr_core.errors import DataError, naming
 from expandr_core.options.base import Options, identity
 from expandr_core.options.loop import JointLoopOptions
 from flows.option_paths import OptionPath, complaints, put
@@ -75,8 +75,10 @@ def changed(options: JointLoopOptions, changes: Mapping[str, Any], where: str) -
         path = tuple(name.split("."))
         put(values, path, value)
         said[path] = f"{where}, {name}"
+    with naming(where):
+        values = with_prompt_text(values)
     try:
-        return JointLoopOptions.model_validate(with_prompt_text(values))
+        return JointLoopOptions.model_validate(values)
     except ValidationError as error:
         raise DataError("\n".join(complaints(error, where, said))) from error
 
