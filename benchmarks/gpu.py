@@ -47,7 +47,7 @@ from expandr_core.generation.transformers_engine import TransformersGenerator
 from expandr_core.options.generation import SamplingOptions, VLLMOptions
 from expandr_core.options.retriever import EncodingOptions
 from expandr_core.options.training import DPOTrainingOptions
-from expandr_core.training import dpo as training
+from expandr_core.training import alignment as training
 
 PEAKS = {  # FLOP/s in bfloat16, dense; bytes/s
     "H100 80GB HBM3": (989e12, 3.35e12),
@@ -220,7 +220,7 @@ def measure_dpo(shape: Shape, chip: Chip, llm: Path, folder: Path) -> None:
         }
         for _ in range(shape.pairs * shape.steps)
     ]
-    training.save_pairs({"train": rows}, folder / "pairs")
+    training.save_rows({"train": rows}, folder / "pairs")
     length = PROMPT_TOKENS + TEXT_TOKENS
     flops = 2 * length * 2 * forward_flops(LlamaConfig.from_pretrained(llm), length / 2)
     kernels = "Liger's kernels" if training.is_liger_kernel_available() else "no Liger kernels"
@@ -233,8 +233,8 @@ def measure_dpo(shape: Shape, chip: Chip, llm: Path, folder: Path) -> None:
             epochs=1,
         )
         own = folder / str(number)
-        task = training.DPOTask(
-            llm, None, folder / "pairs", own, None, own / "events", own / "out", options, 0
+        task = training.AlignmentTask(
+            "dpo", llm, None, folder / "pairs", own, None, own / "events", own / "out", options, 0
         )
         name = f"{at_once} at once, {'' if checkpointing else 'no '}checkpointing"
         ends: list[float] = []

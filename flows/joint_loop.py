@@ -25,9 +25,9 @@ from flows.measurements import (
 )
 from flows.presets import Preset, place, resolve
 from flows.run_record import RunRecord, noted, record_run
+from tasks.align import align
 from tasks.branches import branches
 from tasks.data import Data, prepare_data
-from tasks.dpo import align
 from tasks.dry_run import StepCount
 from tasks.expand import write_expansions
 from tasks.models import Models, build_llm, build_retriever, check_adapter, import_models

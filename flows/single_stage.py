@@ -11,9 +11,9 @@ from expandr_core.options.base import Options
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.run_records import Step
+from tasks.align import align
 from tasks.comparison import Comparison, Measured
 from tasks.data import Evaluation, prepare_data
-from tasks.dpo import align
 from tasks.expand import write_answers, write_candidates, write_expansions, write_greedy
 from tasks.pipeline import Pipeline
 from tasks.placement import Placement

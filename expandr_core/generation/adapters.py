@@ -23,7 +23,7 @@ _EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 
 def language_model(store: Store, llm: Artifact) -> dict[str, Artifact]:
     """Return the artifacts of a language model by role: "llm" and, if it is separate, "adapter"."""
-    if llm.key.rpartition("-")[0] != "dpo":
+    if llm.key.rpartition("-")[0] not in ("dpo", "sft", "kto"):
         return {"llm": llm}
     return {"llm": Artifact(**store.manifest(llm.key)["inputs"]["llm"]), "adapter": llm}
 

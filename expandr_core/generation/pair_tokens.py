@@ -1,5 +1,6 @@
 """Preference pairs as token ids: the prompt as in generation, and both texts as the model wrote them."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from expandr_core.errors import DataError
@@ -20,10 +21,38 @@ def preference_ids(
     max_prompt_tokens: int,
     max_tokens: int,
 ) -> dict[str, list[int]]:
-    """Tokenise a pair; texts are cut to fit, and end the turn only if the model did.
+    """Tokenise a pair as `completion_ids` does.
 
     Returns:
-        `prompt_ids`, `chosen_ids`, `rejected_ids`; the prompt and either text fit `max_tokens`.
+        `prompt_ids`, `chosen_ids`, `rejected_ids`.
+
+    Raises:
+        DataError: if the prompt leaves no room for a text.
+    """
+    texts = [(row[f"{side}_text"], row[f"{side}_finish_reason"]) for side in ("chosen", "rejected")]
+    limits = {"max_prompt_tokens": max_prompt_tokens, "max_tokens": max_tokens}
+    prompt, (chosen, rejected) = completion_ids(tokenizer, row, texts, asked, **limits)
+    return {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+
+
+def completion_ids(
+    tokenizer: "PreTrainedTokenizerBase",
+    row: dict[str, Any],
+    texts: Iterable[tuple[str, str]],
+    asked: Prompt | PromptOptions,
+    *,
+    max_prompt_tokens: int,
+    max_tokens: int,
+) -> tuple[list[int], list[list[int]]]:
+    """Tokenise a prompt and texts for it; texts are cut to fit, and end the turn only if the model did.
+
+    Args:
+        tokenizer: of the language model.
+        row: with `query_id` and `query`, which the texts are for.
+        texts: each with its finish reason.
+        asked: the prompt that they were written for.
+        max_prompt_tokens: a longer prompt is shortened, as in generation.
+        max_tokens: most that the prompt and any text have together.
 
     Raises:
         DataError: if the prompt leaves no room for a text.
@@ -35,12 +64,12 @@ def preference_ids(
             f"query {row['query_id']!r}: its prompt has {len(prompt)} tokens and dpo.max_tokens is "
             f"{max_tokens}; raise it, or lower expand.prompt.max_tokens"
         )
-    ids = {"prompt_ids": prompt}
     end = MARKERS.get(marker_at_end(tokenizer, prompt), "")  # a text comes after the thoughts
     before = tokenizer.encode(f"\n{end}\n\n", add_special_tokens=False) if end else []
-    for side in ("chosen", "rejected"):
-        text = before + encode_text(tokenizer, row[f"{side}_text"])
-        if row[f"{side}_finish_reason"] == "stop":
-            text.append(turn_end_id(tokenizer))
-        ids[f"{side}_ids"] = text[:room]
-    return ids
+    completions = []
+    for text, finish_reason in texts:
+        ids = before + encode_text(tokenizer, text)
+        if finish_reason == "stop":
+            ids.append(turn_end_id(tokenizer))
+        completions.append(ids[:room])
+    return prompt, completions

@@ -11,6 +11,7 @@ from expandr_core.options.generation import GenerationOptions, LLMOptions
 from expandr_core.options.preferences import PreferenceOptions
 from expandr_core.options.retriever import FusionOptions, RetrieverOptions, useless_weight
 from expandr_core.options.training import (
+    AlignOptions,
     DPOTrainingOptions,
     MiningOptions,
     RetrieverTrainingOptions,
@@ -53,7 +54,10 @@ class JointLoopOptions(Options):
     retriever: RetrieverOptions = Field(default=RetrieverOptions(), title="Retriever")
     expand: GenerationOptions = Field(default=GenerationOptions(), title="Expand")
     preferences: PreferenceOptions = Field(default=PreferenceOptions(), title="Reward and pairs")
-    dpo: DPOTrainingOptions = Field(default=DPOTrainingOptions(), title="DPO")
+    align: AlignOptions = Field(default=AlignOptions(), title="How the language model is aligned")
+    dpo: DPOTrainingOptions = Field(
+        default=DPOTrainingOptions(), title="DPO, and what SFT and KTO share with it"
+    )
     mining: MiningOptions = Field(default=MiningOptions(), title="Hard negatives")
     training: RetrieverTrainingOptions = Field(
         default=RetrieverTrainingOptions(), title="Retriever training"

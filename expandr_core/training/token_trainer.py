@@ -1,54 +1,76 @@
-"""TRL's trainer for DPO on token ids, with dev measures that do not depend on the batching."""
+"""What TRL's trainers lack for us: rows of token ids, and dev measures that no batching changes."""
 
 from typing import Any
 
 import torch
 from datasets import Dataset
+from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
-from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.sft_trainer import SFTTrainer
 
 
-class TokenTrainer(DPOTrainer):
-    """TRL's trainer for pairs of token ids; on its own it goes through strings and the chat template.
+class TokenTrainer(Trainer):
+    """A trainer on rows of token ids; TRL's own go through strings and the chat template.
 
-    Its dev measures are means over pairs. TRL's own are means over batches, and the last batch is
-    smaller, or filled up with pairs of the first.
+    Its dev measures are means over rows. TRL's own are means over batches, and the last batch is
+    smaller, or filled up with rows of the first.
     """
 
-    _rewards: list[torch.Tensor]  # of each batch: (pairs, 2), chosen and rejected
+    _scores: list[torch.Tensor]  # of each dev batch: (rows, columns)
+
+    def score(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """Return what the measures of a dev batch are made of: (rows, columns)."""
+        raise NotImplementedError
+
+    def measures(self, scores: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the measures of all dev rows by name, "loss" among them, each a number.
+
+        Args:
+            scores: (dev rows, columns), as `score` has returned them.
+        """
+        raise NotImplementedError
 
     def _prepare_dataset(self, dataset: Dataset, *arguments: Any, **named: Any) -> Dataset:
         return dataset
 
     def evaluation_loop(self, *arguments: Any, **named: Any) -> EvalLoopOutput:
-        """Measure loss, rewards, accuracy and margin as means over pairs."""
-        self._rewards = []
+        """Score the dev rows, and measure all of them together."""
+        self._scores = []
         output = super().evaluation_loop(*arguments, **named)
-        chosen, rejected = torch.cat(self._rewards).double().unbind(dim=1)
-        margins = chosen - rejected
-        means = {
-            "loss": -torch.nn.functional.logsigmoid(margins),
-            "rewards/chosen": chosen,
-            "rewards/rejected": rejected,
-            "rewards/accuracies": (margins > 0).double(),
-            "rewards/margins": margins,
-        }
-        measured = {f"eval_{name}": value.mean().item() for name, value in means.items()}
+        scores = torch.cat(self._scores).double()
+        measured = {f"eval_{name}": value.item() for name, value in self.measures(scores).items()}
         return output._replace(metrics=(output.metrics or {}) | measured)
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], *arguments: Any, **named: Any
     ) -> tuple[None, None, None]:
-        """Compute the rewards of a batch's pairs, as TRL's loss does."""
+        """Score a batch."""
         inputs = self._prepare_inputs(inputs)
-        scored = inputs.pop("completion_mask")
-        reference = [inputs.pop(f"ref_{side}_logps") for side in ("chosen", "rejected")]
-        labels = inputs["input_ids"].masked_fill(scored == 0, -100)
         with torch.no_grad(), self.compute_loss_context_manager():
-            output = model(**inputs, labels=labels, use_cache=False, fused_lm_head=True)
-        ratios = output.log_probs.sum(dim=1) - torch.cat(reference)  # (chosen, then rejected)
-        rewards = self.beta * torch.stack(ratios.chunk(2), dim=1)  # (pairs, 2)
-        # without the pairs that fill up a batch
-        gathered: Any = self.accelerator.gather_for_metrics(rewards)
-        self._rewards.append(gathered)
+            scores = self.score(model, inputs)
+        # without the rows that fill up a batch
+        gathered: Any = self.accelerator.gather_for_metrics(scores)
+        self._scores.append(gathered)
         return None, None, None
+
+
+class TextTrainer(TokenTrainer, SFTTrainer):
+    """TRL's trainer for SFT. The loss is a mean over the tokens of a step, in every layout.
+
+    TRL divides by the tokens of a batch, not of the step, if the model's `forward` takes no keywords.
+    The rows bring labels: from a `completion_mask` TRL would make some only if told to.
+    """
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
+        self.model_accepts_loss_kwargs = True  # the trainer computes the loss, not the model
+        return super()._get_num_items_in_batch(batch_samples, device)
+
+    def score(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """Return -log p(text) and the number of tokens of each text."""
+        output = model(**inputs, use_cache=False, fused_lm_head=True)
+        return torch.stack([-output.log_probs.sum(dim=1), output.label_mask.sum(dim=1)], dim=1)
+
+    def measures(self, scores: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the mean loss over all tokens."""
+        losses, tokens = scores.unbind(dim=1)
+        return {"loss": losses.sum() / tokens.sum()}

@@ -23,6 +23,13 @@ def train_all(tasks: list[Any], device: str, report: Progress) -> list[Any]:
     return [train(task, device, report) for task in tasks]
 
 
+def align_all(tasks: list[Any], device: str, report: Progress) -> list[Any]:
+    """Train one adapter after the other; return the logs."""
+    from expandr_core.training.alignment import train
+
+    return [train(task, device, report) for task in tasks]
+
+
 def fail(where: int, message: str, device: str, report: Progress) -> None:
     """Fail in one process while the others wait for it."""
     import torch

@@ -14,7 +14,7 @@ from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact, StageSpec
 from expandr_core.store.run_records import StepId
 from expandr_core.store.store import Store
-from tasks.dpo import align
+from tasks.align import align
 from tasks.expand import chat_of, write_answers, write_candidates, write_expansions, write_greedy
 from tasks.pipeline import Pipeline
 

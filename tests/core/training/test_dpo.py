@@ -35,8 +35,8 @@ from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages import dpo, merge
 from expandr_core.store.artifacts import Artifact, StageSpec
 from expandr_core.store.store import Store
+from expandr_core.training.alignment import AlignmentTask, make_trainer, train
 from expandr_core.training.checkpoints import newest_checkpoint
-from expandr_core.training.dpo import DPOTask, make_trainer, train
 
 LEGAL = ("LICENSE", "NOTICE.txt", "README.md")
 SETTINGS = {
@@ -88,7 +88,7 @@ def no_progress(done: int, total: int, unit: str) -> None:
     """Report to nobody."""
 
 
-def task_of(store: Store, inputs: dict[str, Artifact], **options: Any) -> DPOTask:
+def task_of(store: Store, inputs: dict[str, Artifact], **options: Any) -> AlignmentTask:
     return dpo.prepare(job_of(store, spec_of(inputs, **options), store.scratch / "job"))
 
 
