@@ -186,7 +186,7 @@ class PromptOptions(Options):
         default="q2d",
         description="Kind of text to ask for, as expandr_core/generation/prompts.py words it: a "
         "passage (q2d, the paper's), an answer (q2a), a rewrite (q2q), keywords (q2e) or a rationale "
-        "(q2c); or 'own', worded by `text`.",
+        "(q2c); or 'own', worded by `text`. An answer that is to be an expansion sees no document.",
     )
     max_tokens: Positive = Field(
         default=1024,

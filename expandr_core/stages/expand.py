@@ -1,6 +1,7 @@
 """Expand: the language model writes texts for each query, shard by shard.
 
-It writes candidates and expansions (q2d and similar prompts) and the self-reward's answers (q2a).
+It writes candidates and expansions (q2d and similar prompts) and the self-reward's answers (q2a), which
+are the only texts that are written with the positive passage in view.
 Unlike in the paper's code, prompts are token ids, every text has its own seed, lead-ins are removed
 here and nowhere else, rows keep `finish_reason`, and rows have ids.
 """
@@ -25,7 +26,7 @@ from expandr_core.generation.engine import (
     open_engine,
 )
 from expandr_core.generation.prompts import remove_preamble
-from expandr_core.options.base import Options
+from expandr_core.options.base import Options, added
 from expandr_core.options.generation import (
     ChatOptions,
     Engine,
@@ -61,6 +62,7 @@ class ExpandOptions(Options):
     engine: Engine = "transformers"
     settings: EngineOptions = TransformersOptions()
     chat: ChatOptions = ChatOptions()
+    hides_positive: bool = added(False)  # from q2a, where the answer is to be an expansion
 
     @classmethod
     def of(
@@ -79,6 +81,7 @@ class ExpandOptions(Options):
             engine=options.llm.engine,
             settings=options.llm.settings,
             chat=chat,
+            hides_positive=prompt is None and asked.name == "q2a",
         )
 
 
@@ -217,11 +220,12 @@ def _write_shard(
     repeats = sampling.samples // len(sampling.sampling_temperatures)
     temperatures = tuple(t for t in sampling.sampling_temperatures for _ in range(repeats))
     queries = rows.to_pylist()
+    shown = prompt.name == "q2a" and not options.hides_positive
     requests = [
         Request(
             prompt=prompt,
             query=row["query"],
-            passage=row["positive"] if prompt.name == "q2a" else "",
+            passage=row["positive"] if shown else "",
             seeds=tuple(
                 derive_seed("expand", job.seed, prompt.name, row["query_id"], sample)
                 for sample in range(sampling.samples)

@@ -21,11 +21,13 @@ from expandr_core.generation import engine
 from expandr_core.generation.engine import Codec, Completion
 from expandr_core.generation.prompts import fit_prompt, render_prompt
 from expandr_core.options.generation import (
+    ChatOptions,
     Prompt,
     PromptOptions,
     SamplingOptions,
     TransformersOptions,
 )
+from expandr_core.options.loop import JointLoopOptions
 from expandr_core.records import EXPANSIONS
 from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import count_shards, make_spec, run_slice, run_stage
@@ -161,6 +163,32 @@ def test_each_prompt_is_asked_and_its_lead_ins_are_removed(expanded, monkeypatch
     passage = "text of a passage" if asked.name == "q2a" else ""
     assert [each.turn for each in seen] == [render_prompt(asked, "why is dust grey?", passage)]
     assert all(row["text"].startswith("text") for row in rows) and len(rows) == 4
+
+
+def test_an_answer_that_is_to_be_an_expansion_sees_no_positive(store, llm_folder):
+    """Nor could it: the queries that are searched for have none."""
+    loop = JointLoopOptions.model_validate({"expand": {"prompt": {"name": "q2a"}}})
+    blind, seeing = (
+        expand.OPTIONS.of(loop, SAMPLING, name, ChatOptions()) for name in (None, "q2a")
+    )
+    assert (blind.hides_positive, seeing.hides_positive) == (True, False)
+    assert seeing == expand.OPTIONS.of(JointLoopOptions(), SAMPLING, "q2a", ChatOptions())
+    with_positive = put_queries(store, QUERIES, {id_: [f"text {id_}"] for id_ in QUERIES})
+    rows = pa.Table.from_pylist([{"query_id": id_, "query": text} for id_, text in QUERIES.items()])
+    without = put(store, "prepare-test", {"test.parquet": rows}).at("test.parquet")
+    chosen = {"prompt": prompt("q2a"), "sampling": SAMPLING}
+    made = [
+        rows_of(
+            store,
+            run_stage(
+                specified(store, llm_folder, queries, **chosen, hides_positive=hidden),
+                store,
+                no_progress,
+            ),
+        )
+        for queries, hidden in ((without, True), (with_positive, True), (with_positive, False))
+    ]
+    assert made[0] == made[1] != made[2]
 
 
 def test_a_query_with_several_positives_is_expanded_once(expanded):
