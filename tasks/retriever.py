@@ -45,7 +45,7 @@ def train_retriever(
         start: the retriever whose weights training starts from.
         miner: the current retriever, which mines.
     """
-    options = pipeline.options
+    options = pipeline.options if expansions else pipeline.options.without_expansions
     name, trained = ("", "retriever") if expansions else ("control", "SFT control")
     negatives = None
     if corpus and options.training.hard_negatives:

@@ -5,11 +5,11 @@ so both see identical prompts with exactly one beginning-of-sequence token (the 
 """
 
 import re
-from typing import TYPE_CHECKING, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from expandr_core.errors import DataError
 from expandr_core.generation.control_tokens import control_tokens, encode_chat, encode_text
-from expandr_core.options.generation import OWN_PROMPT, Prompt, PromptOptions
+from expandr_core.options.generation import OWN_PROMPT, Prompt, PromptName, PromptOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,7 +61,7 @@ def wording_of(prompt: Prompt | PromptOptions) -> str:
     """Return a prompt's wording, with {query} and perhaps {passage} where these go."""
     if not isinstance(prompt, PromptOptions):
         return PROMPTS[prompt]
-    return prompt.text if prompt.name == OWN_PROMPT else PROMPTS[prompt.name]
+    return prompt.text if prompt.name == "own" else PROMPTS[prompt.name]
 
 
 def render_prompt(prompt: Prompt | PromptOptions, query: str, passage: str = "") -> str:
@@ -80,7 +80,7 @@ def render_prompt(prompt: Prompt | PromptOptions, query: str, passage: str = "")
     return re.sub(fields, lambda field: texts[field[1]], wording_of(prompt))
 
 
-def remove_preamble(text: str, name: Prompt | Literal["own"] = "q2d") -> str:
+def remove_preamble(text: str, name: PromptName = "q2d") -> str:
     """Remove a lead-in such as "Here is a passage ...:", in any case, and the space around the text.
 
     Each kind of text has lead-ins of its own, such as "Answer:" or "Here are the keywords:", besides the

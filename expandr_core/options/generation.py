@@ -13,7 +13,8 @@ QueriesPerShard = Annotated[
     Field(ge=1, description="Queries per shard, an artifact; a kill loses one shard at most."),
 ]
 Prompt = Literal["q2d", "q2a", "q2q", "q2e", "q2c"]
-OWN_PROMPT = "own"
+PromptName = Literal["q2d", "q2a", "q2q", "q2e", "q2c", "own"]
+OWN_PROMPT: PromptName = "own"
 LONGEST_PROMPT = 100_000  # characters; a longer file is hardly a prompt
 DEFAULT_DATE = "2024-07-26"  # what Llama's templates write where nobody tells them the date
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
@@ -182,7 +183,7 @@ class SamplingOptions(Options):
 class PromptOptions(Options):
     """What the language model is asked for."""
 
-    name: Prompt | Literal["own"] = Field(
+    name: PromptName = Field(
         default="q2d",
         description="Kind of text to ask for, as expandr_core/generation/prompts.py words it: a "
         "passage (q2d, the paper's), an answer (q2a), a rewrite (q2q), keywords (q2e) or a rationale "

@@ -77,3 +77,13 @@ class JointLoopOptions(Options):
     def training_fusion(self) -> FusionOptions:
         """How training and mining fuse a query with its expansions."""
         return self.retriever.fusion.in_training(self.training.expansion_weight)
+
+    @property
+    def without_expansions(self) -> "JointLoopOptions":
+        """The options of a training without expansions, which is the same however others fuse theirs."""
+        return self.model_copy(
+            update={
+                "retriever": self.retriever.model_copy(update={"fusion": FusionOptions()}),
+                "training": self.training.model_copy(update={"expansion_weight": None}),
+            }
+        )

@@ -43,7 +43,8 @@ def test_every_field_has_a_title_a_description_and_a_default_or_is_required(name
         assert field.get("title"), path
         assert len(field.get("description", "")) > 5, path
         assert required or "default" in field, path
-        assert field.get("default", "") is not None, path
+        nullable = {"type": "null"} in field.get("anyOf", [])
+        assert nullable or field.get("default", "") is not None, path
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -175,3 +175,14 @@ def test_a_training_weight_without_effect_is_refused_before_anything_runs():
         JointLoopOptions.model_validate(values)
     values["retriever"] = {"fusion": {"method": "rrf"}}  # trained with vectors
     assert JointLoopOptions.model_validate(values).training_fusion.method == "vector"
+
+
+def test_the_control_is_the_same_however_others_fuse_their_expansions():
+    values = {
+        "training": {"expansion_weight": 1},
+        "retriever": {"fusion": {"method": "rrf"}, "encoding": {"max_tokens": 99}},
+    }
+    options = JointLoopOptions.model_validate(values).without_expansions
+    plain = JointLoopOptions.model_validate({"retriever": {"encoding": {"max_tokens": 99}}})
+    for stage in (mine, train_retriever):
+        assert stage.OPTIONS.of(options) == stage.OPTIONS.of(plain)
