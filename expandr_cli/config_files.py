@@ -49,7 +49,7 @@ def load_options(
         for name, value in between[1].items():
             path = tuple(name.split("."))
             put(values, path, value)
-            said[path] = f"{between[0]}, base, {name}"
+            said[path] = f"{between[0]}, base"
         for change in changes:
             said[_apply(values, change)] = f"--set {change}"
         if seed is not None:

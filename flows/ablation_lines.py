@@ -74,7 +74,7 @@ def changed(options: JointLoopOptions, changes: Mapping[str, Any], where: str) -
     for name, value in changes.items():
         path = tuple(name.split("."))
         put(values, path, value)
-        said[path] = f"{where}, {name}"
+        said[path] = where
     with naming(where):
         values = with_prompt_text(values)
     try:

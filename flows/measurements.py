@@ -2,6 +2,8 @@
 
 from expandr_core.evaluation.comparison import MeasuredDataset
 from expandr_core.evaluation.verdict import Kept
+from expandr_core.options.loop import JointLoopOptions
+from expandr_core.options.training import AlignOptions
 from expandr_core.store.artifacts import Artifact
 from tasks.comparison import Comparison, Expansions, Measured
 from tasks.data import Data
@@ -114,15 +116,15 @@ def measure_round(
     A model that the rounds leave as it is (`loop.order`) brings no systems of its own.
     """
     order, n, origin = pipeline.options.loop.order, current.round, previous.round
-    plain = _plain(order, n)
+    plain, aligned = _plain(order, n), _aligned(pipeline.options.align)
     if order != "retriever_only":
-        title = f"+ DPO'd expansion, round {n}"
+        title = f"+ {aligned} expansion, round {n}"
         systems.dense(pipeline, plain, title, base.retriever, expansions)
     if control and order != "retriever_only":
-        title = f"SFT control, + DPO'd, round {n}"
+        title = f"SFT control, + {aligned}, round {n}"
         systems.dense(pipeline, f"control-{plain}", title, control, expansions)
         if origin:
-            title = f"retriever of round {origin}, + DPO'd, round {n}"
+            title = f"retriever of round {origin}, + {aligned}, round {n}"
             systems.dense(
                 pipeline, f"round-{origin}-{plain}", title, previous.retriever, expansions
             )
@@ -130,7 +132,7 @@ def measure_round(
         _measure_retrained(pipeline, systems, previous, current, expansions)
     if pipeline.options.evaluate.greedy:
         _measure_greedily(pipeline, systems, base, current)
-    _ask_about_round(order, systems, n, origin)
+    _ask_about_round(pipeline.options, systems, n, origin)
 
 
 def _plain(order: str, number: int) -> str:
@@ -138,6 +140,11 @@ def _plain(order: str, number: int) -> str:
     if order == "retriever_only" or not number:
         return "untrained"
     return f"round-{number}" if order == "align_only" else f"aligned-{number}"
+
+
+def _aligned(options: AlignOptions) -> str:
+    """Say how an expansion's LLM was aligned."""
+    return "DPO'd" if options.method == "dpo" else f"{options.method.upper()}-aligned"
 
 
 def _joint_title(order: str, number: int) -> str:
@@ -159,7 +166,7 @@ def _measure_retrained(
     name, title = f"round-{n}", _joint_title(order, n)
     if order == "retriever_first":
         written = systems.expand(pipeline, previous.llm, "before", f"before round {n}")
-        before = f"retriever of round {n}, + expansion before its DPO"
+        before = f"retriever of round {n}, + expansion before its alignment"
         systems.dense(pipeline, f"{name}-before", before, retriever, written)
     systems.dense(pipeline, name, title, retriever, expansions)
     alone = f"joint round {n}" if order != "retriever_only" else f"retriever of round {n}"
@@ -173,29 +180,38 @@ def _measure_greedily(
     pipeline: Pipeline, systems: Comparison, base: Models, current: Models
 ) -> None:
     """Measure the models of a round with the likeliest expansions."""
-    order, n = pipeline.options.loop.order, current.round
+    order, n, aligned = (
+        pipeline.options.loop.order,
+        current.round,
+        _aligned(pipeline.options.align),
+    )
     plain, joint = f"{_plain(order, n)}-greedy", f"round-{n}-greedy"
     greedy = systems.expand_greedily(pipeline, current.llm, "greedy", f"round {n}")
     if order != "retriever_only":
-        systems.dense(pipeline, plain, f"+ DPO'd, round {n}, greedy", base.retriever, greedy)
+        systems.dense(pipeline, plain, f"+ {aligned}, round {n}, greedy", base.retriever, greedy)
     if order != "align_only":
         title = f"{_joint_title(order, n)}, greedy"
         systems.dense(pipeline, joint, title, current.retriever, greedy)
         systems.ask(plain, joint, "Does retraining help, greedily?")
 
 
-def _ask_about_round(order: str, systems: Comparison, n: int, origin: int) -> None:
+def _ask_about_round(options: JointLoopOptions, systems: Comparison, n: int, origin: int) -> None:
     """Ask what each training of a round has brought."""
+    order, method, aligned = (
+        options.loop.order,
+        options.align.method.upper(),
+        _aligned(options.align),
+    )
     plain, joint = _plain(order, n), f"round-{n}"
     if order != "retriever_only":
-        systems.ask(_plain(order, origin), plain, "Does DPO help the base retriever?")
-        question = "Is the query with a DPO'd expansion better than alone?"
+        systems.ask(_plain(order, origin), plain, f"Does {method} help the base retriever?")
+        question = f"Is the query with a {aligned} expansion better than alone?"
         systems.ask("query", plain, question, baseline=True)
     if order == "align_only":
         return
     what = "retrained retriever" if order == "retriever_only" else "joint loop"
     if order == "retriever_first":
-        systems.ask(f"{joint}-before", joint, "Does DPO help the retrained retriever?")
+        systems.ask(f"{joint}-before", joint, f"Does {method} help the retrained retriever?")
     systems.ask(plain, joint, "Does retraining the retriever help?")
     systems.ask("query", joint, f"Is the {what} better than the query alone?", baseline=True)
     systems.ask("control", joint, f"Is the {what} better than training without expansions?")
