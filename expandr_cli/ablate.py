@@ -68,6 +68,9 @@ def print_ablation(out: Console, store: Store, table: Artifact) -> None:
         f"{metric} on {ablation['dataset']}" + (f", {ablation['seeds']} seeds" if several else ""),
         *("line", "joint", "vs. base", "p", "base retr.", "vs. base", "cost"),
     )
+    for column in shown.columns:
+        if column.header == "vs. base":
+            column.justify = "left"  # so that the numbers stand below each other
     for row in ablation["rows"]:
         cells = ["none", "", "", "", ""]
         if not row["error"]:

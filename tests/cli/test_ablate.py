@@ -1,12 +1,20 @@
 """`expandr ablate` before anything runs: what a file of lines may say, and what is refused."""
 
+import json
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
+from store_keys import full
 from typer.testing import CliRunner
 
+from expandr_cli.ablate import print_ablation
 from expandr_cli.main import app
+from expandr_core.evaluation.ablation import Row, ablation_of, flat, render_ablation
 from expandr_core.options.loop import JointLoopOptions
+from expandr_core.store.store import Store
 from flows.ablation_lines import read_ablations, variants
 from flows.presets import CONFIGS, resolve
 
@@ -73,3 +81,82 @@ def test_the_papers_ablations_are_valid_on_the_demo_and_each_tells_its_differenc
     assert len(found) > 10
     assert found["q2e"].expand.prompt.max_tokens == 448  # the rest of the group stays
     assert all(line.title for line in listed.lines)
+
+
+def result(system: str, score: float, difference: float | None, **more: Any) -> dict[str, Any]:
+    """Return a row of a comparison's results."""
+    tested = difference is not None
+    return {
+        "system": system, "ndcg_at_10": score, "ndcg_at_10_deviation": 0.0125,
+        "difference": difference, "p": 0.01 if tested else None,
+        "corrected_p": 0.04 if tested else None, "significant": tested or None,
+        "effect": ("better" if difference > 0 else "worse") if difference is not None else None,
+        **more,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def ablation() -> dict[str, Any]:
+    comparison = {
+        "metric": "ndcg_at_10", "test": "t", "significance_level": 0.05, "warnings": [],
+        "datasets": [{"name": "test", "subsets": ["seed-0", "seed-1", "seed-2"]}],
+        "subsets_are": "worlds", "contrasts": [{}] * 4,
+        "verdict": {"sentences": ["Against base, significantly worse: LLM-QE (expansion alone)."]},
+        "results": [
+            result("query", 0.164, None),
+            result("base", 0.643, 0.479),
+            result("base_base-retriever", 0.349, 0.185),
+            result("llm-qe", 0.612, -0.031),
+            result("q2e", 0.655, 0.012, significant=False, effect="unclear", corrected_p=0.31),
+            result("q2e_base-retriever", 0.251, -0.098),
+        ],
+    }  # fmt: skip
+    cost = {"made": 9, "artifacts": 22, "seconds": 130.4, "tokens": 123456}
+    plain = "base_base-retriever"
+    rows = [
+        Row(name="base", title="base", plain=plain, **cost),
+        Row(name="llm-qe", title="LLM-QE (expansion alone)", plain=plain, **cost,
+            changes={"training.expansion_weight": 1}),
+        Row(name="q2e", title="prompt q2e", plain="q2e_base-retriever", **cost),
+        Row(name="bad", title="too strict", plain=plain, error="seed 0: too few pairs [x]", **cost),
+    ]  # fmt: skip
+    return ablation_of(comparison, rows, "query")
+
+
+def test_the_table_fits_into_a_terminal(ablation, tmp_path):
+    store = Store(str(tmp_path / "store"))
+    folder = store.scratch / "table"
+    folder.mkdir()
+    (folder / "ablation.json").write_text(json.dumps(ablation))
+    made = store.commit(full("ablation-1"), folder, [], {"counts": {}})
+    file = StringIO()
+    print_ablation(Console(file=file, width=80), store, made)
+    lines = [line.rstrip() for line in file.getvalue().splitlines()]
+    assert max(map(len, lines[:12])) <= 80
+    assert lines[1:9] == [
+        "nDCG@10 on test, 3 seeds",
+        "line                      joint  vs. base      p  base retr.  vs. base     cost",
+        "query only                0.164",
+        "base                      0.643  +0.479 *  0.040       0.349  +0.185 *  0:02:10",
+        "LLM-QE (expansion alone)  0.612  -0.031 *  0.040           =            0:02:10",
+        "prompt q2e                0.655  +0.012    0.310       0.251  -0.098 *  0:02:10",
+        "too strict                 none                                         0:02:10",
+        "",
+    ]
+    assert "too strict: seed 0: too few pairs [x]" in lines
+
+
+def test_the_table_as_markdown_and_csv(ablation):
+    rows = [line for line in render_ablation(ablation).splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert len({len(each) for each in cells}) == 1
+    assert cells[4][:8] == [
+        *("LLM-QE (expansion alone)", "training.expansion_weight=1"),
+        *("0.612 ± 0.013", "-0.031 * worse", "0.040", "=", "", ""),
+    ]
+    assert cells[5][5:] == ["0.251 ± 0.013", "-0.098 * worse", "0.040", "9 of 22", "130", "123,456"]
+    assert cells[6][2:6] == ["none", "", "", ""]
+    found = {row["name"]: row for row in flat(ablation)}
+    assert found["q2e"]["base_retriever_difference"] == -0.098
+    assert found["llm-qe"]["base_retriever_ndcg_at_10"] is None
+    assert found["bad"]["joint_ndcg_at_10"] is None and found["bad"]["error"]
