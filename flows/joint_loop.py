@@ -33,7 +33,7 @@ from tasks.expand import write_expansions
 from tasks.models import Models, build_llm, build_retriever, check_adapter, import_models
 from tasks.pipeline import Future, Pipeline, done
 from tasks.placement import Placement
-from tasks.preferences import make_pairs
+from tasks.preferences import make_pairs, reward_corpus
 from tasks.retriever import train_retriever
 
 DEFAULTS, HERE = JointLoopOptions(), Placement()
@@ -82,7 +82,8 @@ def start(pipeline: Pipeline) -> tuple[Data, Models]:
 def start_models(pipeline: Pipeline, data: Data, imported: dict[str, Artifact]) -> Models:
     """Return the models of round 0: those that are imported, and else built."""
     llm = imported.get("llm") or build_llm(pipeline, data)
-    return Models(0, llm, imported.get("retriever") or build_retriever(pipeline, data))
+    retriever = imported.get("retriever") or build_retriever(pipeline, data)
+    return Models(0, llm, retriever, imported.get("reward_encoder"))
 
 
 def count_steps(pipeline: Pipeline, data: Data, base: Models) -> int:
@@ -122,8 +123,9 @@ def train_rounds(
         rounds_from[previous.round] += 1
         pairs = None
         if options.order in ("align_first", "align_only"):  # the run ends here if they are too few
+            encoder, corpus = base.reward_encoder or previous.retriever, reward_corpus(train, data)
             pairs = train.submit(
-                "make the pairs", make_pairs, data.preference, previous.llm, previous.retriever
+                "make the pairs", make_pairs, data.preference, previous.llm, encoder, corpus
             )
         if number == 1:
             begun += report.begin(pipeline, base) if report else []

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from expandr_core.errors import DataError
 from expandr_core.options.loop import JointLoopOptions
+from expandr_core.options.preferences import ACCEPT_ALL
 from expandr_core.planning.cost_model import StepCost, Throughput, measured, throughput_of
 from expandr_core.runtime.runner import module_of
 from expandr_core.stages.sample import OPTIONS as SampleOptions
@@ -133,8 +134,9 @@ def relaxed(options: JointLoopOptions) -> JointLoopOptions:
     """Change options so that one round on a few queries runs to its end."""
     accept_all = {
         "acceptance": "threshold",
-        "acceptance_value": -2,
+        "acceptance_value": ACCEPT_ALL,
         "minimum_margin": 0,
+        "beats_query": False,
         "lazy": False,
         "dpo_dev_share": 0,
         "minimum_pairs": 1,

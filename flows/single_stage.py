@@ -15,9 +15,10 @@ from tasks.align import align
 from tasks.comparison import Comparison, Measured
 from tasks.data import Evaluation, prepare_data
 from tasks.expand import write_answers, write_candidates, write_expansions, write_greedy
+from tasks.models import import_models
 from tasks.pipeline import Pipeline
 from tasks.placement import Placement
-from tasks.preferences import audit_pairs, choose_pairs, reward
+from tasks.preferences import audit_pairs, choose_pairs, judge_by, ranks_in_corpus, reward
 from tasks.retriever import train_retriever
 
 Stage = Literal[
@@ -27,12 +28,16 @@ Stage = Literal[
 NEEDED = {
     "prepare": (),
     **dict.fromkeys(("expansions", "greedy", "candidates", "answers"), ("llm", "queries")),
-    "preferences": ("candidates", "answers", "queries", "retriever"),
+    "preferences": ("candidates", "queries"),  # and what the reward needs
     "dpo": ("llm", "pairs"),
     "retriever": ("retriever", "queries"),
     "evaluate": ("retriever", "corpus", "queries", "qrels"),
 }
-OPTIONAL = {"retriever": ("corpus", "expansions"), "evaluate": ("expansions",)}
+OPTIONAL = {
+    "preferences": ("answers", "corpus"),
+    "retriever": ("corpus", "expansions"),
+    "evaluate": ("expansions",),
+}
 
 
 class Inputs(Options):
@@ -53,8 +58,8 @@ class Inputs(Options):
     )
     corpus: str = Field(
         default="",
-        description="Passages, such as prepare-1f3a/corpus.parquet, for evaluate, and for retriever to "
-        "mine in; empty if the queries bring hard negatives.",
+        description="Passages, such as prepare-1f3a/corpus.parquet, for evaluate, for retriever to "
+        "mine in (empty if the queries bring hard negatives), and for preferences to rank positives in.",
     )
     expansions: str = Field(
         default="", description="Of the queries, for retriever (empty: the control) and evaluate."
@@ -100,13 +105,10 @@ def single_stage(
         case "answers":
             write_answers(pipeline, found["queries"], found["llm"])
         case "preferences":
-            rewards = reward(
-                pipeline,
-                found["candidates"],
-                found["answers"],
-                found["queries"],
-                found["retriever"],
-            )
+            imported = import_models(pipeline, {"reward_encoder"}).get("reward_encoder")
+            judge = judge_by(pipeline, imported or found["retriever"], found.get("corpus"))
+            written = (found["candidates"], found.get("answers"), found["queries"])
+            rewards = reward(pipeline, *written, judge)
             audit_pairs(pipeline, rewards, choose_pairs(pipeline, rewards))
         case "dpo":
             align(pipeline, found["llm"], found["pairs"])
@@ -126,8 +128,9 @@ def find_inputs(pipeline: Pipeline, stage: Stage, inputs: Inputs) -> dict[str, A
         DataError: if one is missing, or given to a stage that does not read it.
     """
     given = {role: key for role in Inputs.model_fields if (key := getattr(inputs, role))}
-    missing = [role for role in NEEDED[stage] if role not in given]
-    unread = sorted(set(given) - {*NEEDED[stage], *OPTIONAL.get(stage, ())})
+    needed = [*NEEDED[stage], *(reward_inputs(pipeline) if stage == "preferences" else ())]
+    missing = [role for role in needed if role not in given]
+    unread = sorted(set(given) - {*needed, *OPTIONAL.get(stage, ())})
     if missing:
         raise DataError(
             f"{stage} needs {' and '.join(f'inputs.{role}' for role in missing)}: give the key of an "
@@ -136,6 +139,17 @@ def find_inputs(pipeline: Pipeline, stage: Stage, inputs: Inputs) -> dict[str, A
     if unread:
         raise DataError(f"{stage} does not read inputs.{unread[0]}; leave it empty")
     return {role: pipeline.find(key) for role, key in given.items()}
+
+
+def reward_inputs(pipeline: Pipeline) -> list[str]:
+    """Return the inputs that the reward of the options needs, beside candidates and queries."""
+    options = pipeline.options
+    needed = {
+        "answers": options.preferences.self_weight > 0,
+        "retriever": options.preferences.reward_encoder.model == "current",
+        "corpus": ranks_in_corpus(options),
+    }
+    return [role for role, asked in needed.items() if asked]
 
 
 def evaluate(pipeline: Pipeline, found: dict[str, Artifact]) -> None:

@@ -8,6 +8,7 @@ from expandr_core.generation.adapters import check_targets
 from expandr_core.generation.chat_templates import chat_options, template_of
 from expandr_core.generation.engine import check_trainable
 from expandr_core.options.loop import JointLoopOptions
+from expandr_core.options.retriever import RetrieverOptions
 from expandr_core.runtime.model_source import model_source
 from expandr_core.stages.import_model import LAYERS, ImportOptions
 from expandr_core.stages.tiny_llm import CHAT_TEMPLATE
@@ -16,23 +17,28 @@ from expandr_core.store.artifacts import Artifact
 from tasks.data import Data, training_texts
 from tasks.pipeline import Pipeline
 
-ROLES = frozenset({"llm", "retriever"})
+ROLES = frozenset({"llm", "retriever", "reward_encoder"})
 
 
 @dataclass(frozen=True)
 class Models:
-    """The language model and the retriever after a round; round 0 is before the first."""
+    """The language model and the retriever after a round; round 0 is before the first.
+
+    `reward_encoder` rewards in every round, if it is not the retriever of the round.
+    """
 
     round: int
     llm: Artifact
     retriever: Artifact
+    reward_encoder: Artifact | None = None
 
 
 def import_models(pipeline: Pipeline, roles: Set[str] = ROLES) -> dict[str, Artifact]:
     """Check and import the models that are named; the first step, so that it costs nothing to fail.
 
     Returns:
-        By role, "llm" and "retriever"; what is to be built, or not asked for, is absent.
+        By role, "llm", "retriever" and "reward_encoder"; what is to be built, or not asked for, is
+        absent.
 
     Raises:
         DataError: if a model cannot be used, or the LLM is to be run where it cannot be changed.
@@ -42,7 +48,11 @@ def import_models(pipeline: Pipeline, roles: Set[str] = ROLES) -> dict[str, Arti
     imported, llm = {}, options.llm
     if "retriever" in roles and options.retriever.model != "tiny":
         with naming("retriever.model"):
-            imported["retriever"] = _import_retriever(pipeline)
+            imported["retriever"] = _import_retriever(pipeline, options.retriever, "retriever")
+    if "reward_encoder" in roles and options.rewarding != options.retriever:
+        with naming("preferences.reward_encoder"):
+            encoder = _import_retriever(pipeline, options.rewarding, "reward encoder")
+            imported["reward_encoder"] = encoder
     if "llm" in roles and llm.model == "tiny":
         chat_options(CHAT_TEMPLATE, llm.template, llm.date)  # so that it says what is wrong
     elif "llm" in roles:
@@ -57,16 +67,15 @@ def import_models(pipeline: Pipeline, roles: Set[str] = ROLES) -> dict[str, Arti
     return imported
 
 
-def _import_retriever(pipeline: Pipeline) -> Artifact:
-    retriever = pipeline.options.retriever
+def _import_retriever(pipeline: Pipeline, retriever: RetrieverOptions, name: str) -> Artifact:
     folder, sources = model_source(retriever.model)
     resolved = ImportOptions.of(retriever, folder)
     return pipeline.step(
         "import_model",
         {},
-        "import the retriever",
+        f"import the {name}",
         options=resolved,
-        name="retriever",
+        name=name,
         sources=sources,
     )
 

@@ -1,70 +1,130 @@
 """Reward the candidates, choose the preference pairs, and audit these before anything is trained."""
 
+from dataclasses import dataclass
+
 from expandr_core.errors import DataError
+from expandr_core.options.loop import JointLoopOptions
 from expandr_core.options.preferences import PreferenceOptions
 from expandr_core.preferences.audit import reason_to_stop
 from expandr_core.preferences.lazy import next_step, shards_with
 from expandr_core.preferences.pairs import settled
 from expandr_core.runtime.shards import shard_sizes
 from expandr_core.stages import audit_pairs as audit_stage
+from expandr_core.stages import example_passages
 from expandr_core.stages import pairs as pairs_stage
 from expandr_core.stages import reward as reward_stage
 from expandr_core.store.artifacts import Artifact
+from tasks.data import Data
 from tasks.expand import write_answers, write_candidates
 from tasks.pipeline import Pipeline
+from tasks.retriever import encode_corpus
+
+
+def ranks_in_corpus(options: JointLoopOptions) -> bool:
+    """Tell whether the reward needs the encoded corpus."""
+    return reward_stage.OPTIONS.of(options).ranked
+
+
+def reward_corpus(pipeline: Pipeline, data: Data) -> Artifact | None:
+    """Return the passages among which positives are ranked, or None if the reward needs none.
+
+    Without a collection these are the positives and negatives of the training examples.
+    """
+    if not ranks_in_corpus(pipeline.options):
+        return None
+    inputs = {"preference": data.preference, "retriever": data.retriever}
+    return data.collection or pipeline.step(
+        "example_passages",
+        inputs,
+        "collect the passages to rank positives in",
+        options=example_passages.OPTIONS(),
+    ).at(example_passages.CORPUS)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What rewards the candidates: an encoder, and the corpus that it has encoded, if it ranks in it."""
+
+    encoder: Artifact
+    embeddings: Artifact | None
+
+
+def judge_by(pipeline: Pipeline, encoder: Artifact, corpus: Artifact | None) -> Judge:
+    """Encode the corpus, if the reward needs it; then it must be given."""
+    if not ranks_in_corpus(pipeline.options):
+        return Judge(encoder, None)
+    assert corpus, "a reward by ranks needs a corpus"
+    rewarding = pipeline.changed(retriever=pipeline.options.rewarding)
+    title = "to reward the candidates"
+    return Judge(encoder, encode_corpus(rewarding, corpus, encoder, title, "reward"))
 
 
 def make_pairs(
-    pipeline: Pipeline, queries: Artifact, llm: Artifact, retriever: Artifact
+    pipeline: Pipeline,
+    queries: Artifact,
+    llm: Artifact,
+    encoder: Artifact,
+    corpus: Artifact | None = None,
 ) -> Artifact:
     """Let the LLM write candidates and answers, reward them, and choose pairs.
 
     With `preferences.lazy` it writes for the first shards of the queries only, and for more of them
     until enough pairs are accepted. The pairs are the first of those that all shards would bring, and
     a step finds the shards of the one before.
+
+    Args:
+        pipeline: of the run.
+        queries: with their positives.
+        llm: writes.
+        encoder: rewards: the current retriever, or another encoder.
+        corpus: see `reward_corpus`.
     """
     options, path = pipeline.options, pipeline.open().local(queries)
     wanted = options.preferences.max_pairs
     sizes = shard_sizes(path, options.expand.queries_per_shard)
+    judge = judge_by(pipeline, encoder, corpus)
     first = shards_with(wanted, sizes) if options.preferences.lazy else len(sizes)
     while first < len(sizes):
         some = pipeline.first_shards(first)
-        rewards, pairs = _rewarded_pairs(some, queries, llm, retriever)
+        rewards, pairs = _rewarded_pairs(some, queries, llm, judge)
         accepted = int(pairs.counts["accepted"])
         if accepted >= wanted:
             break
         first = next_step(wanted, accepted, first, sizes)
     else:
-        rewards, pairs = _rewarded_pairs(pipeline, queries, llm, retriever)
+        rewards, pairs = _rewarded_pairs(pipeline, queries, llm, judge)
     audit_pairs(pipeline, rewards, pairs)
     return pairs
 
 
 def _rewarded_pairs(
-    pipeline: Pipeline, queries: Artifact, llm: Artifact, retriever: Artifact
+    pipeline: Pipeline, queries: Artifact, llm: Artifact, judge: Judge
 ) -> tuple[Artifact, Artifact]:
     """Make the rewards and the pairs of the pipeline's shards."""
     candidates = pipeline.submit("candidates", write_candidates, queries, llm)
-    answers = pipeline.submit("answers", write_answers, queries, llm)
-    rewards = reward(pipeline, candidates.result(), answers.result(), queries, retriever)
+    answers = None
+    if pipeline.options.preferences.self_weight:
+        answers = pipeline.submit("answers", write_answers, queries, llm).result()
+    rewards = reward(pipeline, candidates.result(), answers, queries, judge)
     return rewards, choose_pairs(pipeline, rewards, partial=pipeline.max_shards > 0)
 
 
 def reward(
     pipeline: Pipeline,
     candidates: Artifact,
-    answers: Artifact,
+    answers: Artifact | None,
     examples: Artifact,
-    retriever: Artifact,
+    judge: Judge,
 ) -> Artifact:
-    """Rank the candidates by the current retriever: nearness to the positive and to the answer."""
+    """Reward the candidates, by nearness to the positive and to the answer, or by retrieval."""
+    options = reward_stage.OPTIONS.of(pipeline.options)
     inputs = {
         "candidates": candidates,
-        "answers": answers,
+        "answers": answers if options.self_weight else None,
         "examples": examples,
-        "retriever": retriever,
+        "retriever": judge.encoder,
+        "embeddings": judge.embeddings,
     }
-    options = reward_stage.OPTIONS.of(pipeline.options.retriever)
     return pipeline.step("reward", inputs, "reward the candidates", options=options)
 
 

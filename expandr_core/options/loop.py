@@ -87,3 +87,35 @@ class JointLoopOptions(Options):
                 "training": self.training.model_copy(update={"expansion_weight": None}),
             }
         )
+
+    @model_validator(mode="after")
+    def _rewards_expansions(self) -> "JointLoopOptions":
+        if not self.preferences.measures_retrieval:
+            return self
+        compared = (
+            f"preferences.reward {self.preferences.reward!r} or beats_query compares retrieval with and "
+            "without the expansion"
+        )
+        if not self.retriever.fusion.expansion_weight:
+            raise ValueError(f"{compared}, and retriever.fusion.expansion_weight is 0; raise it")
+        if self.retriever.fusion.method == "rrf":
+            raise ValueError(
+                f"{compared} by one vector, and retriever.fusion.method 'rrf' fuses ranks; choose "
+                "another method, or the reward 'candidate_rank' without beats_query"
+            )
+        return self
+
+    @property
+    def rewarding(self) -> RetrieverOptions:
+        """The options of the encoder that rewards: the retriever, or another one."""
+        encoder, own = self.preferences.reward_encoder, self.retriever
+        if encoder.model == "current":
+            return own
+        encoding = own.encoding.model_copy(update={"similarity": encoder.similarity})
+        return RetrieverOptions(
+            model=encoder.model,
+            convention=encoder.convention,
+            encoding=encoding,
+            fusion=own.fusion,
+            index=own.index,
+        )

@@ -5,8 +5,9 @@ So the audit compares chosen and rejected texts in length, in how much of the qu
 how many were cut off; and the components of the reward with each other and with the length.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations, groupby, islice
 from operator import itemgetter
 from typing import Any
@@ -14,9 +15,13 @@ from typing import Any
 import numpy as np
 
 from expandr_core.data.terms import count_words, terms
+from expandr_core.options.preferences import ACCEPT_ALL
+from expandr_core.preferences.pairs import RETRIEVAL, WORSE
 from expandr_core.preferences.rewards import COMPONENTS, names
 
-BIN = 0.25  # width of the margins' bins; a margin is below the number of components
+BIN = 0.25  # width of the margins' bins; a margin of ranks is below the number of components
+BINS = round(len(COMPONENTS) / BIN)
+NO_OPINION = 0.5  # agreement that a single component is held to
 AGREEMENT_QUERIES = 2000  # enough for a mean within 0.01
 CERTAIN = 0.01  # p of the sign test above which a preference for a length may be chance
 
@@ -36,9 +41,13 @@ class Audit:
             `rejected_overlap`.
         chosen_cut: chosen texts that were cut at max_new_tokens; also `rejected_cut`.
         agreement: Kendall's tau-b between the similarities of the reward's components among the
-            candidates of a query, averaged over queries.
+            candidates of a query, averaged over queries; 0.5 if there is one component alone.
         length_agreement: the same between the reward and the number of words.
         margins: histogram of the margins: below 0.25, below 0.5, and so on.
+        bin: width of the histogram's bins, if another.
+        retrieval: if it was measured, in the unit of the reward, the means by the query alone, with any
+            candidate, and of the pairs with the chosen and with the rejected text; and the share of the
+            candidates that beat the query.
     """
 
     pairs: int
@@ -56,10 +65,19 @@ class Audit:
     agreement: float
     length_agreement: float
     margins: tuple[int, ...]
+    bin: float | None = None
+    retrieval: dict[str, float] | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Return the numbers by name, without those that are None."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def audit(
-    pairs: list[dict[str, Any]], candidates: Iterable[dict[str, Any]], counts: Mapping[str, float]
+    pairs: list[dict[str, Any]],
+    candidates: Iterable[dict[str, Any]],
+    counts: Mapping[str, float],
+    rewarded: Mapping[str, float],
 ) -> Audit:
     """Measure pairs and the candidates that they were chosen from.
 
@@ -67,6 +85,7 @@ def audit(
         pairs: rows of pairs.parquet, at least one.
         candidates: rows of rewards.parquet, grouped by query; read up to AGREEMENT_QUERIES queries.
         counts: the counts of the stage `pairs`.
+        rewarded: the counts of the stage `reward`.
     """
     words, overlap, cut = {}, {}, {}
     for side in ("chosen", "rejected"):
@@ -78,7 +97,7 @@ def audit(
     longer = int((words["chosen"] > words["rejected"]).sum())
     shorter = int((words["chosen"] < words["rejected"]).sum())
     agreement, length_agreement = mean_agreements(candidates)
-    bins = np.arange(0, len(COMPONENTS) + BIN / 2, BIN)
+    margins, width = histogram([pair["margin"] for pair in pairs], f"query_{RETRIEVAL}" in pairs[0])
     return Audit(
         pairs=len(pairs),
         queries=int(counts["queries"]),
@@ -94,8 +113,52 @@ def audit(
         rejected_cut=cut["rejected"],
         agreement=agreement,
         length_agreement=length_agreement,
-        margins=tuple(np.histogram([pair["margin"] for pair in pairs], bins)[0].tolist()),
+        margins=margins,
+        bin=None if width == BIN else width,
+        retrieval=_retrieval(pairs, rewarded),
     )
+
+
+def histogram(margins: Sequence[float], measured: bool) -> tuple[tuple[int, ...], float]:
+    """Count margins in bins of equal width, from 0.
+
+    Bins of 0.25 are for ranks among the candidates with weights of 1; other rewards have any scale.
+
+    Args:
+        margins: of the pairs, at least one.
+        measured: whether they are of another reward than ranks among the candidates.
+
+    Returns:
+        The counts, and the width: 1, 2 or 5 times a power of ten, if it is not 0.25.
+
+    >>> histogram([0.3, 1.4], measured=False)
+    ((0, 1, 0, 0, 0, 1, 0, 0), 0.25)
+    >>> histogram([0.01, 0.06], measured=True)
+    ((0, 1, 0, 0, 0, 0, 1, 0), 0.01)
+    """
+    largest, width = max(margins), BIN
+    if measured or largest > BIN * BINS:
+        power = 10.0 ** math.floor(math.log10(largest / BINS))
+        width = next(step * power for step in (1, 2, 5, 10) if step * power * BINS > largest)
+    edges = width * np.arange(BINS + 1)
+    return tuple(np.histogram(margins, edges)[0].tolist()), width
+
+
+def _retrieval(
+    pairs: list[dict[str, Any]], rewarded: Mapping[str, float]
+) -> dict[str, float] | None:
+    if f"query_{RETRIEVAL}" not in pairs[0]:
+        return None
+    sides = {
+        side: float(np.mean([pair[f"{side}_{RETRIEVAL}"] for pair in pairs]))
+        for side in ("chosen", "rejected")
+    }
+    return {
+        "query alone": rewarded[f"mean_query_{RETRIEVAL}"],
+        "candidates": rewarded[f"mean_{RETRIEVAL}"],
+        **sides,
+        "candidates that beat the query": rewarded["mean_beats_query"],
+    }
 
 
 def query_overlap(query: str, text: str) -> float:
@@ -122,7 +185,8 @@ def sign_test(one: int, other: int) -> float:
 def mean_agreements(candidates: Iterable[dict[str, Any]]) -> tuple[float, float]:
     """Average Kendall's tau-b over queries: between any two components, and of reward and length.
 
-    A query whose candidates are all alike in one of the two counts as 0.
+    A query whose candidates are all alike in one of the two counts as 0. Components are compared by
+    their similarities, or if retrieval was measured by their rewards.
 
     >>> def row(text, positive, answer, reward):
     ...     return {"query_id": "q", "text": text, "retriever_similarity": positive,
@@ -134,8 +198,10 @@ def mean_agreements(candidates: Iterable[dict[str, Any]]) -> tuple[float, float]
     by_query = groupby(candidates, key=itemgetter("query_id"))
     for _, group in islice(by_query, AGREEMENT_QUERIES):
         rows = list(group)
-        similarities = [[row[f"{name}_similarity"] for row in rows] for name in names()]
-        agreements += [_tau(*two) for two in combinations(similarities, 2)]
+        kind = "reward" if rows[0].get(RETRIEVAL) is not None else "similarity"
+        columns = [[row[f"{name}_{kind}"] for row in rows] for name in names()]
+        opinions = [column for column in columns if column[0] is not None]
+        agreements += [_tau(*two) for two in combinations(opinions, 2)] or [NO_OPINION]
         words = [count_words(row["text"]) for row in rows]
         length_agreements.append(_tau([row["reward"] for row in rows], words))
     return float(np.mean(agreements)), float(np.mean(length_agreements))
@@ -156,7 +222,8 @@ def reason_to_stop(facts: Mapping[str, float], minimum_pairs: int, max_length_bi
     1. The chosen text is the longer one, or the shorter one, in more than `max_length_bias` of the
        pairs (equal lengths count half), and the sign test rules out chance.
     2. Among all candidates, the reward agrees with the length at least as well as its components
-       agree with each other: length alone would judge as well as either of them.
+       agree with each other: length alone would judge as well as either of them. (A component alone
+       is compared with an agreement of 0.5.)
 
     Args:
         facts: the numbers of an `Audit`, by name.
@@ -198,43 +265,10 @@ def _remedy_of_few(facts: Mapping[str, float], minimum_pairs: int) -> str:
     possible = int(facts.get("with_preference", 0))
     if possible >= minimum_pairs:
         return (
-            f"set preferences.acceptance to threshold and preferences.acceptance_value to -2, which "
-            f"accepts {possible}, or lower preferences.minimum_pairs"
+            f"set preferences.acceptance to threshold and preferences.acceptance_value to "
+            f"{ACCEPT_ALL:g}, which accepts {possible}, or lower preferences.minimum_pairs"
         )
+    kept = int(facts.get("accepted", 0) + facts.get(WORSE, 0))
+    if kept >= minimum_pairs:
+        return f"set preferences.beats_query to false, which accepts {kept}"
     return f"give more queries, or lower preferences.minimum_pairs to {int(facts['pairs'])}"
-
-
-def render(facts: Audit) -> str:
-    """Write the audit as Markdown."""
-
-    def share(count: int) -> str:
-        return f"{count / facts.pairs:.0%}"
-
-    bins = [
-        f"| {k * BIN:.2f} to {(k + 1) * BIN:.2f} | {count} |"
-        for k, count in enumerate(facts.margins)
-    ]
-    return "\n".join(
-        [
-            f"{facts.pairs} pairs; of {facts.queries} rewarded queries {facts.accepted} were accepted.",
-            "",
-            "| | chosen | rejected |",
-            "|---|--:|--:|",
-            f"| words | {facts.chosen_words:.1f} | {facts.rejected_words:.1f} |",
-            f"| the longer of the two | {share(facts.chosen_longer)} | {share(facts.rejected_longer)} |",
-            f"| query words repeated | {facts.chosen_overlap:.0%} | {facts.rejected_overlap:.0%} |",
-            f"| cut at max_new_tokens | {share(facts.chosen_cut)} | {share(facts.rejected_cut)} |",
-            "",
-            f"Sign test of the lengths: p = {facts.length_p:.2g}.",
-            "",
-            "| agreement among the candidates of a query | Kendall's tau |",
-            "|---|--:|",
-            f"| the components of the reward | {facts.agreement:.2f} |",
-            f"| reward and number of words | {facts.length_agreement:.2f} |",
-            "",
-            "| margin | pairs |",
-            "|---|--:|",
-            *bins,
-            "",
-        ]
-    )

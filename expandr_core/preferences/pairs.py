@@ -11,36 +11,41 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from expandr_core.errors import DataError
 from expandr_core.options.preferences import PreferenceOptions
-from expandr_core.preferences.rewards import by_preference
-from expandr_core.records import PAIR_SIDE
+from expandr_core.preferences.rewards import MEASURED, by_preference
+from expandr_core.records import PAIR_SIDE, PAIRS
 from expandr_core.seeding import derive_seed, unit_interval
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.manifests import reference
 from expandr_core.store.store import Store
 
 ROUNDING = 1e-6  # similarities are float32: 0.35 + 0.25 falls short of 0.6 by 6e-9
+RETRIEVAL = "retrieval"  # column of MEASURED
+WORSE = "dropped/does_not_beat_the_query"  # a count
 LOWEST_SHARE = 0.1  # of the queries, rejected by default if the threshold is a quantile
 Row = dict[str, Any]
 
 
 def settled(options: PreferenceOptions, rewards: Artifact, store: Store) -> PreferenceOptions:
-    """Replace the acceptance rule "auto" by the rule that suits the retriever.
+    """Replace the acceptance rule "auto" by the rule that suits the encoder that rewarded.
 
     That is the paper's threshold for Contriever and for lazy pairs, which need a threshold, and a
-    quantile otherwise.
+    quantile otherwise. The paper sums two similarities, so the threshold is for a mean weight of 1.
     """
     if options.acceptance != "auto":
         return options
     if options.lazy or _is_contriever(rewards, store):
-        return options.model_copy(update={"acceptance": "threshold"})
+        weight = (options.retriever_weight + options.self_weight) / 2
+        value = options.acceptance_value * weight
+        return options.model_copy(update={"acceptance": "threshold", "acceptance_value": value})
     return options.model_copy(update={"acceptance": "quantile", "acceptance_value": LOWEST_SHARE})
 
 
 def _is_contriever(rewards: Artifact, store: Store) -> bool:
-    """Tell whether the retriever was Contriever before any training."""
+    """Tell whether the encoder that rewarded was Contriever before any training."""
     manifest = store.manifest(rewards.key)
     with contextlib.suppress(
         FileNotFoundError
@@ -73,7 +78,16 @@ def choose_pair(rows: list[Row]) -> Row:
     }
     for side, row in (("chosen", best), ("rejected", worst)):
         pair |= {f"{side}_{name}": row[name] for name, _ in PAIR_SIDE}
-    return pair
+        if RETRIEVAL in row:
+            pair[f"{side}_{RETRIEVAL}"] = row[RETRIEVAL]
+    return pair | {name: best[name] for name in MEASURED.names if name in best}
+
+
+def pairs_schema(measured: bool) -> pa.Schema:
+    """Return the schema of pairs.parquet; if retrieval was measured, with its columns."""
+    kind = pa.float64()
+    columns = [f"query_{RETRIEVAL}", f"chosen_{RETRIEVAL}", f"rejected_{RETRIEVAL}"]
+    return pa.schema([*PAIRS, *((name, kind) for name in columns if measured)])
 
 
 def acceptance_threshold(pairs: list[Row], options: PreferenceOptions) -> float:
@@ -85,18 +99,21 @@ def acceptance_threshold(pairs: list[Row], options: PreferenceOptions) -> float:
 
 
 def accept(
-    pairs: list[Row], threshold: float, minimum_margin: float, counts: Counter[str]
+    pairs: list[Row], threshold: float, options: PreferenceOptions, counts: Counter[str]
 ) -> list[Row]:
     """Drop the pairs that nothing can be learned from; count the dropped by reason."""
-    accepted = []
+    minimum_margin, accepted = options.minimum_margin, []
     for pair in pairs:
-        counts["with_preference"] += 0 < pair["margin"] >= minimum_margin
+        beats = not options.beats_query or pair["beats_query"]
+        counts["with_preference"] += 0 < pair["margin"] >= minimum_margin and beats
         if pair["best_similarity"] < threshold - ROUNDING:
             counts["dropped/below_acceptance"] += 1
         elif pair["chosen_text"] == pair["rejected_text"] or pair["margin"] <= 0:
             counts["dropped/no_preference"] += 1
         elif pair["margin"] < minimum_margin:
             counts["dropped/below_minimum_margin"] += 1
+        elif not beats:
+            counts[WORSE] += 1
         else:
             accepted.append(pair)
     counts["accepted"] += len(accepted)
@@ -121,6 +138,11 @@ def nothing_left(pairs: list[Row], threshold: float, counts: Counter[str]) -> Da
     dropped = {name: number for name, number in counts.items() if name.startswith("dropped/")}
     if counts["with_preference"]:
         remedy = "lower preferences.acceptance_value, or use acceptance 'quantile'"
+    elif counts[WORSE]:
+        remedy = (
+            "no chosen text finds the positives better than its query does: set "
+            "preferences.beats_query to false"
+        )
     elif counts["dropped/below_minimum_margin"]:
         remedy = "lower preferences.minimum_margin"
     else:

@@ -5,14 +5,14 @@ run: `preferences.audit.reason_to_stop` decides by its counts.
 """
 
 import json
-from dataclasses import asdict
-from typing import Any
 
 import pyarrow.parquet as pq
 
 from expandr_core.options.base import Options
 from expandr_core.planning.workload import PlannedStep
-from expandr_core.preferences.audit import audit, render
+from expandr_core.preferences.audit import audit
+from expandr_core.preferences.audit_page import render
+from expandr_core.preferences.pairs import RETRIEVAL
 from expandr_core.preferences.rewards import names
 from expandr_core.runtime.job import Job
 
@@ -43,13 +43,17 @@ def run(job: Job) -> None:
     """Measure the pairs and the candidates of the first shards."""
     pairs = pq.read_table(job.inputs["pairs"] / "pairs.parquet").to_pylist()
     columns = ["query_id", "text", "reward", *(f"{name}_similarity" for name in names())]
+    if f"query_{RETRIEVAL}" in pairs[0]:
+        columns += [RETRIEVAL, *(f"{name}_reward" for name in names())]
     candidates = (
         row
         for shard in job.shards("rewards")
         for row in pq.read_table(shard / "rewards.parquet", columns=columns).to_pylist()
     )
-    facts = audit(pairs, candidates, job.spec.inputs["pairs"].counts)
-    values: dict[str, Any] = asdict(facts)
+    inputs = job.spec.inputs
+    found = audit(pairs, candidates, inputs["pairs"].counts, inputs["rewards"].counts)
+    values = found.facts()
     (job.out / "pair_audit.json").write_text(json.dumps(values, indent=1, allow_nan=False))
-    (job.out / "pair_audit.md").write_text(render(facts))
-    job.counts |= {name: value for name, value in values.items() if name != "margins"}
+    (job.out / "pair_audit.md").write_text(render(found))
+    lists = ("margins", "bin", "retrieval")
+    job.counts |= {name: value for name, value in values.items() if name not in lists}

@@ -26,9 +26,9 @@ from expandr_core.preferences.pairs import (
     choose_pair,
     limit,
     nothing_left,
+    pairs_schema,
     split_of,
 )
-from expandr_core.records import PAIRS
 from expandr_core.runtime.job import Job
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def run(job: Job) -> None:
     pairs = [choose_pair(rows) for rows in _queries(job)]
     counts = Counter({"queries": len(pairs)})
     threshold = acceptance_threshold(pairs, options)
-    accepted = accept(pairs, threshold, options.minimum_margin, counts)
+    accepted = accept(pairs, threshold, options, counts)
     if not accepted and not stage.partial:
         raise nothing_left(pairs, threshold, counts)
     kept = limit(accepted, options, job.seed)
@@ -78,7 +78,9 @@ def run(job: Job) -> None:
     for pair in kept:
         pair["split"] = split_of(pair["query_id"], job.seed, options.dpo_dev_share)
         counts[f"pairs/{pair['split']}"] += 1
-    table = pa.Table.from_pylist(kept, schema=PAIRS)
+    table = pa.Table.from_pylist(
+        kept, schema=pairs_schema(any("retrieval" in each for each in kept))
+    )
     pq.write_table(table, job.out / "pairs.parquet", compression="zstd")
     job.counts |= counts | {"acceptance_threshold": threshold}
     if kept:

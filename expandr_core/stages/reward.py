@@ -1,32 +1,43 @@
-"""Reward: rank each query's candidates by the current retriever.
+"""Reward: what each query's candidates are worth to the encoder that rewards.
 
 Its shards are those of the candidates: rewards.parquet, a row a candidate, sorted by (query_id, sample).
 Candidates, positives and answers of a shard are encoded together, each distinct text once. Similarities
 that differ by no more than the encoder's rounding are equal. Empty and repeated candidates of a query
 are dropped first and counted. Rows are joined by id; a missing answer or candidate is an error.
+
+Inputs: `candidates`, `examples`, `retriever` (the encoder that rewards), `answers` if the self-reward
+has a weight, and for a reward by ranks `embeddings`: the corpus as `encode` wrote it with that encoder.
+The corpus is read once for several shards, as many as a quarter of `search_memory_gb` holds.
 """
 
+import contextlib
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Callable
-from functools import cache
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from expandr_core.encoders.encode import Encoder, encoder_of
+from expandr_core.encoders.encode import Encoder, Vectors, encoder_of
 from expandr_core.errors import DataError
-from expandr_core.options.base import Options
-from expandr_core.options.retriever import EncodingOptions, RetrieverOptions
+from expandr_core.options.base import Options, added, runtime
+from expandr_core.options.loop import JointLoopOptions
+from expandr_core.options.preferences import Reward
+from expandr_core.options.retriever import EncodingOptions, FusionOptions
 from expandr_core.planning.workload import PlannedStep
-from expandr_core.preferences.rewards import Candidates, names, schema, score, tie_seed
+from expandr_core.preferences.candidates import Encoded, Measures, Row, Written, encode, judge
+from expandr_core.preferences.rewards import MEASURED, names, schema
+from expandr_core.records import rows_with_ids
 from expandr_core.runtime.job import Job
 from expandr_core.runtime.runner import run_shard
 from expandr_core.runtime.shards import one_row_a_query, rows_digest
 from expandr_core.store.artifacts import Artifact
+
+if TYPE_CHECKING:
+    from expandr_core.evaluation.positive_ranks import Corpus
 
 log = logging.getLogger(__name__)
 VERSION = 6
@@ -35,14 +46,46 @@ ISOLATION = "on-gpu"
 
 
 class RewardOptions(Options):
-    """How texts become vectors; the same as in retrieval."""
+    """What a candidate is rewarded for, and how texts become vectors: the same as in retrieval."""
 
     encoding: EncodingOptions
+    reward: Reward = added("candidate_rank")
+    k: int = added(0)  # ranks that count for ndcg_delta
+    retriever_weight: float = added(1.0)
+    self_weight: float = added(1.0)
+    beats_query: bool = added(False)  # whether candidate_rank measures retrieval, too
+    fusion: FusionOptions = added(FusionOptions())
+    search_memory_gb: float = runtime(2.0)
 
     @classmethod
-    def of(cls, options: RetrieverOptions) -> Self:
-        """Rank by this retriever."""
-        return cls(encoding=options.encoding)
+    def of(cls, options: JointLoopOptions) -> Self:
+        """Reward as the preferences say, by the encoder that rewards."""
+        chosen, encoder = options.preferences, options.rewarding
+        return cls(
+            encoding=encoder.encoding,
+            reward=chosen.reward,
+            k=chosen.reward_k if chosen.reward == "ndcg_delta" else 0,
+            retriever_weight=chosen.retriever_weight,
+            self_weight=chosen.self_weight,
+            beats_query=chosen.beats_query and chosen.reward == "candidate_rank",
+            fusion=encoder.fusion if chosen.measures_retrieval else FusionOptions(),
+            search_memory_gb=encoder.index.search_memory_gb,
+        )
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weights of the components."""
+        return {"retriever": self.retriever_weight, "self": self.self_weight}
+
+    @property
+    def measured(self) -> bool:
+        """Whether retrieval is measured, with each candidate and by the query alone."""
+        return self.reward != "candidate_rank" or self.beats_query
+
+    @property
+    def ranked(self) -> bool:
+        """Whether it is measured in the corpus."""
+        return self.reward in ("corpus_rank", "ndcg_delta")
 
 
 OPTIONS = RewardOptions
@@ -50,8 +93,15 @@ BYTES_GROW_WITH = "candidates"
 
 
 def workload(step: PlannedStep) -> dict[str, float]:
-    """Return the candidates to encode."""
-    return {"candidates": step.counts["candidates"]}
+    """Return the candidates to encode, and the similarities to compute."""
+    candidates = step.counts["candidates"]
+    if "embeddings" not in step.inputs:
+        return {"candidates": candidates}
+    vectors = candidates + step.counts["queries"]
+    return {
+        "candidates": candidates,
+        "similarities": vectors * step.inputs["embeddings"].counts["passages"],
+    }
 
 
 def predict(step: PlannedStep) -> dict[str, float]:
@@ -66,135 +116,161 @@ def shards(job: Job) -> int:
     Raises:
         DataError: if the answers are cut into another number of shards.
     """
-    candidates, answers = (
-        len(job.store.shards(job.spec.inputs[role])) for role in ("candidates", "answers")
-    )
-    if candidates != answers:
+    return len(_parts(job))
+
+
+class Part(NamedTuple):
+    """A shard's part of the inputs."""
+
+    number: int
+    candidates: Artifact
+    answers: Artifact | None
+
+
+def _parts(job: Job) -> list[Part]:
+    candidates = job.store.shards(job.spec.inputs["candidates"])
+    if not job.options.self_weight:
+        return [Part(number, each, None) for number, each in enumerate(candidates)]
+    if "answers" not in job.spec.inputs:
         raise DataError(
-            f"candidates have {candidates} shards and answers {answers}; write both for the same "
-            "queries with the same queries_per_shard"
+            "the self-reward needs answers; write them for the same queries, or set "
+            "preferences.self_weight to 0"
         )
-    return candidates
+    answers = job.store.shards(job.spec.inputs["answers"])
+    if len(candidates) != len(answers):
+        raise DataError(
+            f"candidates have {len(candidates)} shards and answers {len(answers)}; write both for the "
+            "same queries with the same queries_per_shard"
+        )
+    return [Part(n, *both) for n, both in enumerate(zip(candidates, answers, strict=True))]
 
 
 def run(job: Job) -> None:
     """Reward each shard of the candidates that is not there yet."""
-    total = shards(job)
     options: RewardOptions = job.options
-    encoder = cache(lambda: encoder_of(job, options.encoding))  # loaded if a shard is missing
-
+    parts = _parts(job)
     counts: Counter[str] = Counter()
-    shards_of = (job.store.shards(job.spec.inputs[role]) for role in ("candidates", "answers"))
-    for number, (candidates, answers) in enumerate(zip(*shards_of, strict=True)):
-        if job.takes(number):
-            counts.update(_run_shard(job, candidates, answers, encoder).counts)
-        job.progress(number + 1, total, "shards")
+    with contextlib.ExitStack() as held:
+        encoder = cache(lambda: encoder_of(job, options.encoding))  # loaded if a shard is missing
+        corpus = cache(lambda: _open_corpus(job, held, encoder()))
+        for group in _groups(job, parts):
+            for shard in _run_group(job, group, encoder, corpus):
+                counts.update(shard.counts)
+            job.progress(group[-1].number + 1, len(parts), "shards")
     if job.slice:
         return
-    similarities = {name: counts.pop(f"{name}_similarity") for name in names()}
+    sums = {name: counts.pop(name) for name in _summed(options) if name in counts}
     if not counts["candidates"]:
         raise DataError(f"no candidate is left to reward; dropped by reason: {dict(counts)}")
     job.counts |= counts
-    for name, summed in similarities.items():
-        job.counts[f"mean_{name}_similarity"] = summed / counts["candidates"]
+    for name, summed in sums.items():
+        job.counts[f"mean_{name}"] = summed / counts["candidates"]
     log.info("rewarded %d candidates of %d queries", counts["candidates"], counts["queries"])
 
 
-def _run_shard(
-    job: Job, candidates: Artifact, answers: Artifact, encoder: Callable[[], Encoder]
-) -> Artifact:
-    """Make one shard's artifact from that of its candidates, its answers and its examples."""
-    written, answered = (
-        pq.read_table(job.store.local(part) / "expansions.parquet")
-        for part in (candidates, answers)
-    )
-    ids = written["query_id"].unique().sort()
-    examples = one_row_a_query(job.inputs["examples"], ids, ["query", "positive"])
+def _open_corpus(job: Job, held: contextlib.ExitStack, encoder: Encoder) -> "Corpus":
+    from expandr_core.evaluation.positive_ranks import Corpus
 
-    def write(out: Path) -> dict[str, float]:
-        rows, counts = _reward_shard(job.seed, written, answered, examples, encoder())
-        table = pa.Table.from_pylist(rows, schema=schema())
-        pq.write_table(table, out / "rewards.parquet", compression="zstd")
-        columns = (f"{name}_similarity" for name in names())
-        return counts | {each: float(sum(row[each] for row in rows)) for each in columns}
-
-    sources = {
-        "candidates": candidates.digest,
-        "answers": answers.digest,
-        "examples": rows_digest(examples),
-    }
-    return run_shard(job, sources, write)
+    corpus = Corpus(held.enter_context(job.all_shards("embeddings")), job.options.search_memory_gb)
+    if corpus.index.dimensions != encoder.dimensions:
+        raise DataError(
+            f"the embeddings have {corpus.index.dimensions} dimensions, the encoder that rewards "
+            f"{encoder.dimensions}; encode the corpus with this encoder"
+        )
+    return corpus
 
 
-def _reward_shard(
-    seed: int, candidates: pa.Table, answers: pa.Table, examples: pa.Table, encoder: Encoder
-) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """Reward the queries of one shard; return the rows, and what was dropped and why."""
-    counts: Counter[str] = Counter()
-    by_query = _by_query(candidates, "candidate")
-    answer_of = {id_: rows[0]["text"] for id_, rows in _by_query(answers, "answer").items()}
-    example_of = {row["query_id"]: row for row in examples.to_pylist()}
-    for query_id in sorted(by_query.keys() | answer_of.keys()):
-        for role, ids in (("candidate", by_query), ("answer", answer_of), ("example", example_of)):
-            if query_id not in ids:
-                raise DataError(
-                    f"query {query_id!r} has no {role}; candidates, answers and examples must come "
-                    "from the same queries"
-                )
-    kept: dict[str, list[dict[str, Any]]] = {}
-    for query_id, rows in by_query.items():
-        rows = _distinct(rows, counts)
-        if not answer_of[query_id]:
-            counts["dropped_queries/empty_answer"] += 1
-        elif len(rows) < 2:
-            counts["dropped_queries/fewer_than_two_candidates"] += 1
-        else:
-            kept[query_id] = rows
-    texts = [row["text"] for rows in kept.values() for row in rows]
-    texts += [example_of[query_id]["positive"] for query_id in kept]
-    texts += [answer_of[query_id] for query_id in kept]
-    distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-    vectors = encoder.encode_passages(list(distinct))[[distinct[text] for text in texts]]
-    positives = dict(zip(kept, vectors[-2 * len(kept) :], strict=False))
-    answers_by_query = dict(zip(kept, vectors[len(vectors) - len(kept) :], strict=True))
-    rewarded: list[dict[str, Any]] = []
-    for query_id, rows in kept.items():
-        own = vectors[len(rewarded) : len(rewarded) + len(rows)]  # (candidates, dimensions)
-        positive, answer = positives[query_id], answers_by_query[query_id]
-        longest = max(np.linalg.norm(positive), np.linalg.norm(answer))
-        rounding = encoder.rounding * float(np.linalg.norm(own, axis=1).max() * longest)
-        ties = [tie_seed(seed, query_id, row["text"]) for row in rows]
-        query = example_of[query_id]["query"]
-        scores = score(Candidates(own, positive, answer, float(np.float32(rounding))), ties)
-        rewarded += [
-            {**row, "query": query, **each} for row, each in zip(rows, scores, strict=True)
+def _groups(job: Job, parts: list[Part]) -> Iterator[list[Part]]:
+    """Group the parts that this job takes: those of a group share a pass over the corpus.
+
+    The groups change no byte, so they need not be those of an earlier run.
+    """
+    most = 0.0
+    if job.options.ranked:
+        dimensions = job.spec.inputs["embeddings"].counts.get("dimensions", 1)
+        most = job.options.search_memory_gb * 1e9 / 4 / (4 * dimensions)
+    group: list[Part] = []
+    texts = 0.0
+    for part in parts:
+        if not job.takes(part.number):
+            continue
+        own = part.candidates.counts.get("texts", 0)
+        if group and texts + own > most:
+            yield group
+            group, texts = [], 0
+        group.append(part)
+        texts += own
+    if group:
+        yield group
+
+
+def _run_group(
+    job: Job, group: list[Part], encoder: Callable[[], Encoder], corpus: Callable[[], "Corpus"]
+) -> list[Artifact]:
+    """Make the shards of a group; the first that is missing computes the rewards of all."""
+    options: RewardOptions = job.options
+    read = [_read(job, part) for part in group]
+
+    @cache
+    def rewarded() -> list[tuple[list[Row], Counter[str]]]:
+        shards = [encode(written, encoder()) for written, _ in read]
+        measured = _measure(options, shards, encoder(), corpus) if options.measured else []
+        judged = (encoder(), options.reward, options.weights, job.seed)
+        return [
+            (judge(shard, *judged, measured[place] if measured else None), shard.counts)
+            for place, shard in enumerate(shards)
         ]
-    counts["queries"] += len(kept)
-    counts["candidates"] += len(rewarded)
-    return rewarded, counts
+
+    def write(place: int, out: Path) -> dict[str, float]:
+        rows, counts = rewarded()[place]
+        table = pa.Table.from_pylist(rows, schema=schema(options.measured))
+        pq.write_table(table, out / "rewards.parquet", compression="zstd")
+        return counts | {each: float(sum(row[each] for row in rows)) for each in _summed(options)}
+
+    return [
+        run_shard(job, sources, partial(write, place)) for place, (_, sources) in enumerate(read)
+    ]
 
 
-def _by_query(table: pa.Table, what: str) -> dict[str, list[dict[str, Any]]]:
-    """Group rows by query, in the order of ids and samples, however they come."""
-    found: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in table.sort_by([("query_id", "ascending"), ("sample", "ascending")]).to_pylist():
-        rows = found[row["query_id"]]
-        if rows and rows[-1]["sample"] == row["sample"]:
-            raise DataError(
-                f"query {row['query_id']!r} has {what} {row['sample']} twice; write them again"
-            )
-        rows.append(row)
-    return found
+def _read(job: Job, part: Part) -> tuple[Written, dict[str, str]]:
+    """Read a part's rows, and say what its shard is made of.
+
+    A reward that measures retrieval reads all positives of a query.
+    """
+    candidates, answers = (
+        pq.read_table(job.store.local(each) / "expansions.parquet") if each else None
+        for each in (part.candidates, part.answers)
+    )
+    assert candidates is not None
+    ids, path = candidates["query_id"].unique().sort(), job.inputs["examples"]
+    if job.options.measured:
+        columns = ["query_id", "query", "positive_id", "positive"]
+        examples = rows_with_ids(path, "query_id", ids, columns)
+        examples = examples.sort_by([("query_id", "ascending"), ("positive_id", "ascending")])
+    else:
+        examples = one_row_a_query(path, ids, ["query", "positive"])
+    sources = {"candidates": part.candidates.digest, "examples": rows_digest(examples)}
+    if part.answers:
+        sources["answers"] = part.answers.digest
+    return Written(candidates, answers, examples), sources
 
 
-def _distinct(rows: list[dict[str, Any]], counts: Counter[str]) -> list[dict[str, Any]]:
-    """Drop empty texts and repetitions, keeping the first sample of each text."""
-    kept: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        if not row["text"]:
-            counts["dropped_candidates/empty"] += 1
-        elif row["text"] in kept:
-            counts["dropped_candidates/duplicate"] += 1
-        else:
-            kept[row["text"]] = row
-    return list(kept.values())
+def _summed(options: RewardOptions) -> list[str]:
+    """Return the columns whose means are counted."""
+    weighted = [name for name in names() if name != "self" or options.self_weight]
+    measured = ["reward", *MEASURED.names] if options.measured else []
+    return [*(f"{name}_similarity" for name in weighted), *measured]
+
+
+def _measure(
+    options: RewardOptions,
+    shards: list[Encoded],
+    encoder: Encoder,
+    corpus: Callable[[], "Corpus"],
+) -> list[tuple[Vectors, Measures]]:
+    """Measure retrieval by the queries of some shards, alone and with each candidate."""
+    from expandr_core.evaluation.positive_ranks import measure_cosines, measure_ranks
+
+    if options.ranked:
+        return measure_ranks(shards, encoder, options.fusion, corpus(), options.k)
+    return [measure_cosines(shard, encoder, options.fusion) for shard in shards]

@@ -113,8 +113,12 @@ def test_a_max_length_bias_of_one_never_stops():
     ("facts", "remedy"),
     [
         ({"accepted": 80}, "raise preferences.max_pairs to 60"),
-        ({"accepted": 20, "with_preference": 70}, "acceptance_value to -2, which accepts 70"),
+        ({"accepted": 20, "with_preference": 70}, "acceptance_value to -10000, which accepts 70"),
         ({"accepted": 20, "with_preference": 50}, "lower preferences.minimum_pairs to 20"),
+        (
+            {"accepted": 20, "with_preference": 20, "dropped/does_not_beat_the_query": 45},
+            "set preferences.beats_query to false, which accepts 65",
+        ),
     ],
 )
 def test_of_too_few_pairs_the_remedy_is_one_that_works(facts, remedy):

@@ -13,6 +13,8 @@ from store_keys import full
 
 from expandr_core.encoders.encode import Encoder
 from expandr_core.errors import DataError
+from expandr_core.options.base import identity
+from expandr_core.options.loop import JointLoopOptions
 from expandr_core.options.preferences import PreferenceOptions
 from expandr_core.options.retriever import EncodingOptions
 from expandr_core.preferences.pairs import settled
@@ -96,8 +98,9 @@ def rewarded(
     queries: list[str],
     encoding: EncodingOptions = DOT,
     story: dict[str, Any] | None = None,
+    **weights: Any,
 ):
-    """Run the stage on shards of (query_id, sample, text) rows."""
+    """Run the stage on shards of (query_id, sample, text) rows; without answers, without that input."""
     name = str(len(store.keys()))
     model = store.scratch / "model"
     model.mkdir(exist_ok=True)
@@ -115,10 +118,10 @@ def rewarded(
             full(f"retriever-{name}"), model, [], {"counts": {}} | (story or {})
         ),
         "candidates": expansions(store, f"candidates-{name}", candidates),
-        "answers": expansions(store, f"answers-{name}", answers),
+        **({"answers": expansions(store, f"answers-{name}", answers)} if answers else {}),
         "examples": put(store, f"examples-{name}", {"e.parquet": examples}).at("e.parquet"),
     }
-    return make(store, "reward", reward.OPTIONS(encoding=encoding), inputs)[0]
+    return make(store, "reward", reward.OPTIONS(encoding=encoding, **weights), inputs)[0]
 
 
 @pytest.fixture
@@ -417,3 +420,106 @@ def test_every_query_is_a_pair_or_counted_as_dropped(paired):
     counts, rows = paired(texts, max_pairs=1, acceptance_value=0.61)
     dropped = sum(count for name, count in counts.items() if name.startswith("dropped/"))
     assert len(rows) + dropped == counts["queries"] == 4
+
+
+# Weights
+
+
+def weighted(store, retriever_folder, answers=(("q", 0, "answer"),), **weights: Any):
+    """Reward q: a, b, c, d with weights; return the rows as columns, and the pair's texts and margin."""
+    rows, asked = [candidate_rows({"q": FOUR})], [list(answers)] if answers else []
+    made = rewarded(store, retriever_folder, rows, asked, ["q"], DOT, None, **weights)
+    chosen = {"acceptance_value": -2, "dpo_dev_share": 0} | weights
+    _, folder = make(store, "pairs", flat(pairs_stage.OPTIONS, **chosen), {"rewards": made})
+    [pair] = pq.read_table(folder / "pairs.parquet").to_pylist()
+    which = pair["chosen_text"], pair["rejected_text"], pytest.approx(pair["margin"])
+    return of_shards(store, made, "rewards.parquet"), which
+
+
+def test_the_retrievers_reward_alone_by_hand(store, retriever_folder):
+    rows, pair = weighted(store, retriever_folder, retriever_weight=1, self_weight=0)
+    assert rows["reward"] == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
+    assert rows["similarity"] == pytest.approx([0.9, 0.5, 0.3, 0.1])
+    assert pair == ("a", "d", 0.75)
+
+
+def test_the_self_reward_alone_by_hand(store, retriever_folder):
+    rows, pair = weighted(store, retriever_folder, retriever_weight=0, self_weight=1)
+    assert rows["reward"] == pytest.approx([1 / 4, 1, 1 / 3, 1 / 2])
+    assert rows["similarity"] == pytest.approx([0.1, 0.8, 0.3, 0.6])
+    assert pair == ("b", "a", 0.75)
+
+
+def test_weights_can_turn_the_pair(store, retriever_folder):
+    rows, pair = weighted(store, retriever_folder, retriever_weight=3, self_weight=1)
+    assert rows["reward"] == pytest.approx([13 / 4, 5 / 2, 4 / 3, 5 / 4])
+    assert rows["similarity"] == pytest.approx([2.8, 2.3, 1.2, 0.9])
+    assert pair == ("a", "d", 2.0)
+
+
+def test_without_self_reward_no_answer_is_needed_and_none_decides(store, retriever_folder):
+    given, pair = weighted(store, retriever_folder, self_weight=0)
+    none, same = weighted(store, retriever_folder, (), self_weight=0)
+    empty, _ = weighted(store, retriever_folder, (("q", 0, ""),), self_weight=0)
+    assert given == none == empty and pair == same
+    assert none["self_reward"] == none["self_similarity"] == [None] * 4
+    with pytest.raises(DataError, match=r"needs answers.*set preferences\.self_weight to 0"):
+        weighted(store, retriever_folder, ())
+
+
+@pytest.mark.parametrize(
+    ("alike", "weights"),
+    [
+        (["edge", "below"], {"self_weight": 0}),
+        (["positive", "x"], {"retriever_weight": 0}),  # neither is near the answer
+    ],
+)
+def test_a_component_without_weight_breaks_no_tie(store, retriever_folder, alike, weights):
+    rows = [candidate_rows({"q": alike, "r": FOUR})]
+    made = rewarded(
+        store,
+        retriever_folder,
+        rows,
+        [[(id_, 0, "answer") for id_ in "qr"]],
+        ["q", "r"],
+        DOT,
+        None,
+        **weights,
+    )
+    found = of_shards(store, made, "rewards.parquet")
+    assert (found["reward"][:2], found["apart"][:2]) == ([1, 1], [False, False])
+    options = flat(pairs_stage.OPTIONS, acceptance_value=-2, dpo_dev_share=0, **weights)
+    pairs, _ = make(store, "pairs", options, {"rewards": made})
+    assert pairs.counts["dropped/no_preference"] == 1
+
+
+def test_acceptance_uses_the_weighted_similarities(store, retriever_folder):
+    texts = {"q1": ["edge", "far"], "q2": ["d", "far"]}
+    rows, answers = [candidate_rows(texts)], [[(id_, 0, "answer") for id_ in texts]]
+    for weights, expected in (
+        ({"self_weight": 0}, ["q1"]),  # 0.35, and 0.1
+        ({"retriever_weight": 0}, ["q2"]),  # 0.25, and 0.6
+        ({"retriever_weight": 2}, ["q1", "q2"]),  # 0.95, and 0.8
+    ):
+        made = rewarded(store, retriever_folder, rows, answers, list(texts), DOT, None, **weights)
+        options = flat(pairs_stage.OPTIONS, acceptance_value=0.3, dpo_dev_share=0, **weights)
+        _, folder = make(store, "pairs", options, {"rewards": made})
+        found = pq.read_table(folder / "pairs.parquet")["query_id"].to_pylist()
+        assert found == expected
+
+
+def test_the_papers_threshold_is_scaled_with_the_weights(store, retriever_folder):
+    story = {"stage": "import_model", "inputs": {}, "options": {"convention": "contriever"}}
+    rows = [candidate_rows({"q": FOUR})]
+    made = rewarded(store, retriever_folder, rows, [[("q", 0, "answer")]], ["q"], DOT, story)
+    for self_weight, threshold in ((1, 0.6), (0, 0.3), (3, 1.2)):
+        chosen = settled(PreferenceOptions(self_weight=self_weight), made, store)
+        assert (chosen.acceptance, chosen.acceptance_value) == ("threshold", threshold)
+
+
+def test_new_options_at_their_defaults_leave_the_keys_of_rewards_and_pairs_as_they_were():
+    loop = JointLoopOptions()
+    assert identity(reward.OPTIONS.of(loop)) == {"encoding": identity(EncodingOptions())}
+    assert sorted(identity(pairs_stage.OPTIONS().preferences)) == [
+        "acceptance", "acceptance_value", "dpo_dev_share", "lazy", "max_pairs", "minimum_margin",
+    ]  # fmt: skip
