@@ -38,7 +38,7 @@ def filled(folder: Path, llm: Path) -> Store:
     store.commit(full("tiny_retriever-1"), retriever, [], {"counts": {}})
     rows = [
         {"query_id": f"q{n:03}", "query": f"why is thing {n} grey?", "positive_id": f"p{n:03}",
-         "positive": f"thing {n} is of grey text"}
+         "positive": f"thing {n} is of grey text", "negative_ids": [], "negatives": []}
         for n in range(QUERIES)
     ]  # fmt: skip
     table = store.scratch / "queries"
