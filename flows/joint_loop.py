@@ -123,10 +123,8 @@ def train_rounds(
         rounds_from[previous.round] += 1
         pairs = None
         if options.order in ("align_first", "align_only"):  # the run ends here if they are too few
-            encoder, corpus = base.reward_encoder or previous.retriever, reward_corpus(train, data)
-            pairs = train.submit(
-                "make the pairs", make_pairs, data.preference, previous.llm, encoder, corpus
-            )
+            models = (base, previous.llm, previous.retriever)
+            pairs = train.submit("make the pairs", rewarded_pairs, data, *models)
         if number == 1:
             begun += report.begin(pipeline, base) if report else []
             if dev:
@@ -157,6 +155,14 @@ def train_rounds(
     return best, current
 
 
+def rewarded_pairs(
+    pipeline: Pipeline, data: Data, base: Models, llm: Artifact, retriever: Artifact
+) -> Artifact:
+    """Make the pairs of a round, rewarded by the retriever or by the encoder that was asked for."""
+    encoder, corpus = base.reward_encoder or retriever, reward_corpus(pipeline, data)
+    return make_pairs(pipeline, data.preference, llm, encoder, corpus)
+
+
 def train_models(
     pipeline: Pipeline,
     data: Data,
@@ -182,7 +188,7 @@ def train_models(
 
     if order == "retriever_first":
         retriever = retrain(llm)
-        pairs = done(make_pairs(pipeline, data.preference, llm, retriever.result()))
+        pairs = done(rewarded_pairs(pipeline, data, base, llm, retriever.result()))
     if pairs:
         llm = align(pipeline, llm, pairs.result())
     if order in ("align_first", "retriever_only"):
