@@ -46,7 +46,9 @@ def put_world(
     by_query = []
     for n in range(queries):
         less = [(one - n / 200, two - n / 200) for one, two in SIMILARITIES]
-        texts = [f"text {'very ' * (n % 5 * place)}good {place}" for place in range(len(less))]
+        texts = [
+            f"text {'very ' * (n % 5 * (place + 1))}good {place}" for place in range(len(less))
+        ]
         by_query.append(judged(less, texts=texts, query_id=f"q{n:02}", query=f"why is {n} grey?"))
     shards = [by_query[: queries // 2], by_query[queries // 2 :]]
     parts = []

@@ -2,9 +2,14 @@
 
 import pytest
 import tiny_loop
+from store_keys import full
 
 from expandr_core.errors import DataError
+from expandr_core.options.training import AlignOptions
+from expandr_core.store.store import Store
 from flows.single_stage import Inputs, single_stage
+from tasks.align import rewards_of
+from tasks.pipeline import Pipeline
 
 QUERIES = "preference.parquet"
 
@@ -65,6 +70,42 @@ def test_a_stage_alone_finds_what_the_loop_has_made(first, store, stage, inputs,
     assert last.id.stage == made[0]
     if len(made) > 1:  # the loop has the same
         assert last.artifact.key == first.artifact(*made).key
+
+
+@pytest.mark.parametrize(
+    ("method", "stages"),
+    [
+        ("sft", ["sft", "merge"]),
+        ("kto", ["kto", "merge"]),
+        ("sft+dpo", ["sft", "dpo"]),
+    ],
+)
+def test_the_method_of_alignment_chooses_the_stages(first, store, method, stages):
+    merge = stages[-1] == "merge"
+    options = tiny_loop.OPTIONS.model_copy(
+        update={
+            "align": AlignOptions(method=method, sft_epochs=1),
+            "dpo": tiny_loop.OPTIONS.dpo.model_copy(update={"epochs": 1, "merge": merge}),
+        }
+    )
+    llm, pairs = first.artifact("tiny_llm"), first.artifact("pairs", 1)
+    steps = single_stage("dpo", options, Inputs(llm=llm.key, pairs=pairs.key), store=str(store))
+    assert [step.id.stage for step in steps] == stages
+    if method == "sft+dpo":
+        inputs = Store(str(store)).manifest(steps[1].artifact.key)["inputs"]
+        assert inputs["adapter"]["key"] == steps[0].artifact.key
+
+
+def test_kto_refuses_pairs_without_rewards(prefect_server, tmp_path):
+    imported = Store(str(tmp_path))
+    folder = imported.scratch / "pairs"
+    folder.mkdir(parents=True)
+    pairs = imported.commit(full("import_pairs-1"), folder, [], {"counts": {}})
+    options = tiny_loop.OPTIONS.model_copy(update={"align": AlignOptions(method="kto")})
+    with pytest.raises(
+        DataError, match=r"these pairs were imported; set align\.method to dpo, sft"
+    ):
+        rewards_of(Pipeline(str(tmp_path), options), pairs)
 
 
 def test_a_missing_or_needless_input_is_named(prefect_server, tmp_path):

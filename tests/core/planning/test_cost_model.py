@@ -201,6 +201,10 @@ def test_pairs_are_the_accepted_queries_up_to_the_most(store):
     [
         ("dpo", {"training": {"epochs": 2, "batch_size": 16, "evaluation_steps": 5}}, {},
          {"train_pairs": 90, "dev_pairs": 10}, {"pairs": 180, "dev pairs": 30}),
+        ("sft", {"training": {"epochs": 2, "batch_size": 16, "evaluation_steps": 5}}, {},
+         {"train_texts": 90, "dev_texts": 10}, {"texts": 180, "dev texts": 30}),
+        ("kto", {"training": {"epochs": 1, "batch_size": 16, "evaluation_steps": 5}}, {},
+         {"train_texts": 720, "dev_texts": 80}, {"texts": 720, "dev texts": 720}),
         ("mine", MINE, {"embeddings": {"passages": 50}}, {"queries": 4},
          {"queries": 4, "similarities": 200}),
         ("evaluate", EVALUATE, {"embeddings": {"passages": 50}, "expansions": {"texts": 12}},
@@ -217,6 +221,15 @@ def test_pairs_are_the_accepted_queries_up_to_the_most(store):
 def test_what_the_time_of_a_stage_depends_on(store, stage, options, inputs, counts, expected):
     given_inputs = {role: artifact(**own) for role, own in inputs.items()}
     assert workload(stage, options, given_inputs, counts, store) == expected
+
+
+def test_the_texts_of_kto_are_the_candidates_of_pairs_and_of_as_many_rejected_queries(store):
+    pairs = artifact(queries=100, accepted=80, pairs=40, train=36)
+    inputs = {"pairs": pairs, "rewards": artifact(queries=100, candidates=800)}
+    found = predicted_counts(spec_of("kto", {}, **inputs), texts(), store)
+    assert found == {"train_texts": (36 + 10) * 8, "dev_texts": 4 * 8}
+    of_sft = predicted_counts(spec_of("sft", {}, pairs=pairs), texts(), store)
+    assert of_sft == {"train_texts": 36, "dev_texts": 4}
 
 
 def test_a_step_costs_its_start_and_its_workload(store, queries):
