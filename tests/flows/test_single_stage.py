@@ -96,11 +96,12 @@ def test_the_method_of_alignment_chooses_the_stages(first, store, method, stages
         assert inputs["adapter"]["key"] == steps[0].artifact.key
 
 
-def test_kto_refuses_pairs_without_rewards(prefect_server, tmp_path):
+def test_kto_refuses_pairs_without_rewards(tmp_path):
     imported = Store(str(tmp_path))
     folder = imported.scratch / "pairs"
     folder.mkdir(parents=True)
-    pairs = imported.commit(full("import_pairs-1"), folder, [], {"counts": {}})
+    (folder / "pairs.parquet").touch()
+    pairs = imported.commit(full("import_pairs-1"), folder, [], {"counts": {}, "inputs": {}})
     options = tiny_loop.OPTIONS.model_copy(update={"align": AlignOptions(method="kto")})
     with pytest.raises(
         DataError, match=r"these pairs were imported; set align\.method to dpo, sft"
