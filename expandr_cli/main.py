@@ -9,9 +9,9 @@ import typer
 from expandr_cli.ablate import app as ablate_command
 from expandr_cli.cluster import app as cluster_commands
 from expandr_cli.config_files import SeedOption, SetOption, load_options, said_of
+from expandr_cli.export import app as export_commands
 from expandr_cli.plan import app as plan_command
 from expandr_cli.terminal import AGAIN, StoreOption, absolute, fail, notify, out, user_errors
-from expandr_core.errors import DataError
 from expandr_core.options.loop import JointLoopOptions
 from flows.presets import CONFIGS
 
@@ -25,6 +25,7 @@ app = typer.Typer(
     Start with `expandr demo`. Then write a config for your own data (see configs/) and `expandr run` it.
     Every result is an artifact in the store, so interrupted and repeated runs continue from there.""",
 )
+app.add_typer(export_commands)
 app.add_typer(plan_command)
 app.add_typer(ablate_command)
 app.add_typer(cluster_commands)
@@ -194,36 +195,9 @@ def evaluate(
         print_suite(out, summary.store, summary.report)
 
 
-@app.command()
-def export_run(
-    key: Annotated[str, typer.Argument(help="Key of an evaluation, or its beginning.")],
-    target: Annotated[Path, typer.Argument(help="File to write.")] = Path("run.trec"),
-    tag: Annotated[str, typer.Option(help="The system's name in the file.")] = "expandr",
-    store: StoreOption = "store",
-) -> None:
-    """Write the ranking of an evaluation in TREC's format, for trec_eval, ir_measures or ranx.
-
-    Equal scores are written as the next lower number, so that every tool reads the same order.
-    `expandr show REPORT` lists the keys of its evaluations.
-    """
-    from expandr_core.evaluation.trec import write_trec
-    from tasks.stage import open_store
-
-    with user_errors():
-        opened = open_store(store)
-        found = [each for each in opened.keys(key) if each.startswith("evaluate")]
-        artifact = opened.lookup(found[0]) if len(found) == 1 else None
-        if artifact is None:
-            raise DataError(
-                f"{key!r} is the beginning of the keys of {len(found)} intact evaluations in {store}"
-            )
-        hits = write_trec(opened.local(artifact) / "run.parquet", target, tag)
-    out.print(f"{hits:,} hits in {target}", highlight=False)
-
-
 Stage = Literal[
-    "prepare", "expansions", "greedy", "candidates", "answers", "preferences", "dpo", "retriever",
-    "evaluate",
+    "prepare", "import_pairs", "import_expansions", "expansions", "greedy", "candidates", "answers",
+    "preferences", "dpo", "retriever", "evaluate",
 ]  # fmt: skip
 
 

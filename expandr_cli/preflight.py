@@ -3,6 +3,7 @@
 import uuid
 
 from expandr_core.data.catalog import find_datasets
+from expandr_core.data.formats.pairs import pairs_files
 from expandr_core.errors import DataError, first_line, naming
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.runtime.child import needs_child, run_in_child
@@ -13,6 +14,7 @@ from expandr_core.store.artifacts import Artifact, StageSpec
 from expandr_core.store.run_records import StepId
 from flows.ablation_lines import BASE, AblationLine, variants
 from flows.model_pairs import MeasuredModels, find_pairs
+from tasks.imports import check_start
 from tasks.models import import_models
 from tasks.pipeline import Pipeline
 from tasks.stage import on_this_machine, open_store
@@ -34,6 +36,7 @@ def check_run(options: JointLoopOptions, store: str) -> None:
     Raises:
         DataError: naming the option that is wrong.
     """
+    check_start(options)
     check_store(store)
     check_data(options)
     check_models(options, store)
@@ -72,10 +75,13 @@ def check_store(url: str) -> None:
 
 
 def check_data(options: JointLoopOptions) -> None:
-    """Check that the collection and the triples are there."""
+    """Check that the collection, the triples and the pairs are there."""
     named = [name for name in ("collection", "triples") if getattr(options.data, name)]
     with naming(" and ".join(f"data.{name}" for name in named) or "data", OSError):
         prepare.find_sources(options.data)
+    if options.data.pairs:
+        with naming("data.pairs", OSError):
+            pairs_files(options.data.pairs)
 
 
 def check_models(options: JointLoopOptions, store: str) -> None:

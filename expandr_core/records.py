@@ -67,6 +67,8 @@ PAIRS = pa.schema(  # pairs.parquet: a row a query, sorted by query_id
         *((f"{side}_{name}", kind) for side in ("chosen", "rejected") for name, kind in PAIR_SIDE),
     ]
 )
+# of imported pairs: the user's turn as it is, or null where it is in the prompt's wording
+PROMPT_TEXT = pa.field("prompt_text", pa.string())
 NEGATIVES = pa.schema(  # negatives.parquet: a row a query, the nearest negative first
     [
         ("query_id", pa.string()),

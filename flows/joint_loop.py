@@ -18,6 +18,7 @@ from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
 from flows.measurements import (
     RoundsReport,
+    as_trained,
     kept,
     measure_on_dev,
     measure_start_on_dev,
@@ -30,6 +31,7 @@ from tasks.branches import branches
 from tasks.data import Data, prepare_data
 from tasks.dry_run import StepCount
 from tasks.expand import write_expansions
+from tasks.imports import check_start, import_start
 from tasks.models import Models, build_llm, build_retriever, check_adapter, import_models
 from tasks.pipeline import Future, Pipeline, done
 from tasks.placement import Placement
@@ -72,11 +74,13 @@ def joint_loop(
 
 
 def start(pipeline: Pipeline) -> tuple[Data, Models]:
-    """Return the data, and the models of round 0: imported, or built."""
+    """Return the data, with what is imported, and the models of round 0: imported, or built."""
+    check_start(pipeline.options)
     imported = import_models(pipeline)
     check_adapter(imported, pipeline.options)
     data = prepare_data(pipeline)
-    return data, start_models(pipeline, data, imported)
+    base = start_models(pipeline, data, imported)
+    return import_start(pipeline, data, base.llm), base
 
 
 def start_models(pipeline: Pipeline, data: Data, imported: dict[str, Artifact]) -> Models:
@@ -131,6 +135,7 @@ def train_rounds(
                 title = "measure the start on dev"
                 begun.append(pipeline.submit(title, measure_start_on_dev, dev, base))
         llm, retriever = train_models(train, data, base, previous, pairs)
+        this = as_trained(this, base, llm)
         which = ("sampled", f"round {number}")
         texts = report.expand(this, llm, *which) if report else None
         dev_texts = this.submit("expand the dev queries", dev.expand, llm, *which) if dev else None
@@ -157,8 +162,16 @@ def train_rounds(
 
 def rewarded_pairs(
     pipeline: Pipeline, data: Data, base: Models, llm: Artifact, retriever: Artifact
-) -> Artifact:
-    """Make the pairs of a round, rewarded by the retriever or by the encoder that was asked for."""
+) -> Artifact | None:
+    """Make the pairs of a round, rewarded by the retriever or by the encoder that was asked for.
+
+    The first round takes the imported pairs, or none if it starts behind them.
+    """
+    if pipeline.current_round == 1:
+        if data.pairs:
+            return data.pairs
+        if data.expansions and pipeline.options.loop.order != "retriever_first":
+            return None
     encoder, corpus = base.reward_encoder or retriever, reward_corpus(pipeline, data)
     return make_pairs(pipeline, data.preference, llm, encoder, corpus)
 
@@ -168,7 +181,7 @@ def train_models(
     data: Data,
     base: Models,
     previous: Models,
-    pairs: Future[Artifact] | None,
+    pairs: Future[Artifact | None] | None,
 ) -> tuple[Artifact, Future[Artifact]]:
     """Train the LLM and the retriever of a round, in the order of `loop.order`.
 
@@ -199,10 +212,15 @@ def train_models(
 def retrain_retriever(
     pipeline: Pipeline, data: Data, llm: Artifact, start: Artifact, miner: Artifact
 ) -> Artifact:
-    """Train the retriever on what the LLM writes; the current retriever mines."""
+    """Train the retriever on what the LLM writes; the current retriever mines.
+
+    The first round trains it on the imported expansions, if there are any.
+    """
     title, samples = (
         "expand the retriever's queries",
         pipeline.options.training.expansions_per_query,
     )
-    expansions = write_expansions(pipeline, data.retriever, llm, title, "training", samples)
+    expansions = data.expansions if pipeline.current_round == 1 else None
+    if expansions is None:
+        expansions = write_expansions(pipeline, data.retriever, llm, title, "training", samples)
     return train_retriever(pipeline, data.retriever, data.collection, expansions, start, miner)

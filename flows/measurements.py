@@ -102,6 +102,14 @@ def measure_start(
     systems.ask("query", "control", "Does training without expansions help?", baseline=True)
 
 
+def as_trained(pipeline: Pipeline, base: Models, llm: Artifact) -> Pipeline:
+    """View a round that leaves the LLM of the start as it is as one that trains the retriever only."""
+    if llm != base.llm:
+        return pipeline
+    loop = pipeline.options.loop.model_copy(update={"order": "retriever_only"})
+    return pipeline.changed(loop=loop)
+
+
 def measure_round(
     pipeline: Pipeline,
     systems: Comparison,
@@ -132,7 +140,8 @@ def measure_round(
         _measure_retrained(pipeline, systems, previous, current, expansions)
     if pipeline.options.evaluate.greedy:
         _measure_greedily(pipeline, systems, base, current)
-    _ask_about_round(pipeline.options, systems, n, origin)
+    before = _plain(order, origin if previous.llm != base.llm else 0)
+    _ask_about_round(pipeline.options, systems, n, origin, before)
 
 
 def _plain(order: str, number: int) -> str:
@@ -195,7 +204,9 @@ def _measure_greedily(
         systems.ask(plain, joint, "Does retraining help, greedily?")
 
 
-def _ask_about_round(options: JointLoopOptions, systems: Comparison, n: int, origin: int) -> None:
+def _ask_about_round(
+    options: JointLoopOptions, systems: Comparison, n: int, origin: int, before: str
+) -> None:
     """Ask what each training of a round has brought."""
     order, method, aligned = (
         options.loop.order,
@@ -204,7 +215,7 @@ def _ask_about_round(options: JointLoopOptions, systems: Comparison, n: int, ori
     )
     plain, joint = _plain(order, n), f"round-{n}"
     if order != "retriever_only":
-        systems.ask(_plain(order, origin), plain, f"Does {method} help the base retriever?")
+        systems.ask(before, plain, f"Does {method} help the base retriever?")
         question = f"Is the query with a {aligned} expansion better than alone?"
         systems.ask("query", plain, question, baseline=True)
     if order == "align_only":

@@ -23,6 +23,7 @@ from expandr_core.store.run_records import Step, StepId
 from flows.joint_loop import run_rounds, start_models
 from tasks.data import Data, Evaluation, prepare_data
 from tasks.dry_run import DryRun
+from tasks.imports import check_start, import_start
 from tasks.models import Models, check_adapter, import_models
 from tasks.pipeline import Pipeline
 from tasks.preferences import choose_pairs
@@ -62,6 +63,7 @@ def plan(
     Raises:
         DataError: if there is nothing to predict by, or too few pairs are predicted.
     """
+    check_start(options)
     pipeline = Pipeline(store, options)
     imported = import_models(pipeline)
     check_adapter(imported, options)
@@ -76,6 +78,8 @@ def plan(
     if not throughput:
         throughput = calibrated(pipeline, data, start_models(pipeline, data, imported), sample)
     get_run_logger().info("planned by %s", throughput.source)
+    if options.loop.start_from != "data":  # what is imported is in the store, as the data is
+        data = import_start(pipeline, data, start_models(pipeline, data, imported).llm)
     planned = DryRun(store, options, throughput=throughput)
     with disable_run_logger():  # of rounds that do not take place
         run_rounds(planned, data, start_models(planned, data, imported))
@@ -168,6 +172,8 @@ def subset_of(pipeline: Pipeline, data: Data, queries: int) -> Data:
 
     return replace(
         data,
+        pairs=None,  # these are made in a calibration, to measure it
+        expansions=None,
         corpus=passages(data.corpus),
         collection=passages(data.collection) if data.collection else None,
         preference=some(data.preference, queries),

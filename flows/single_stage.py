@@ -15,18 +15,28 @@ from tasks.align import align
 from tasks.comparison import Comparison, Measured
 from tasks.data import Evaluation, prepare_data
 from tasks.expand import write_answers, write_candidates, write_expansions, write_greedy
+from tasks.imports import import_expansions
 from tasks.models import import_models
 from tasks.pipeline import Pipeline
 from tasks.placement import Placement
-from tasks.preferences import audit_pairs, choose_pairs, judge_by, ranks_in_corpus, reward
+from tasks.preferences import (
+    audit_pairs,
+    choose_pairs,
+    import_pairs,
+    judge_by,
+    ranks_in_corpus,
+    reward,
+)
 from tasks.retriever import train_retriever
 
 Stage = Literal[
-    "prepare", "expansions", "greedy", "candidates", "answers", "preferences", "dpo", "retriever",
-    "evaluate",
+    "prepare", "import_pairs", "import_expansions", "expansions", "greedy", "candidates", "answers",
+    "preferences", "dpo", "retriever", "evaluate",
 ]  # fmt: skip
 NEEDED = {
     "prepare": (),
+    "import_pairs": ("llm",),
+    "import_expansions": ("queries",),
     **dict.fromkeys(("expansions", "greedy", "candidates", "answers"), ("llm", "queries")),
     "preferences": ("candidates", "queries"),  # and what the reward needs
     "dpo": ("llm", "pairs"),
@@ -43,7 +53,9 @@ OPTIONAL = {
 class Inputs(Options):
     """Artifacts by KEY or KEY/FILE, as `expandr show RUN` lists them; each stage needs some of them."""
 
-    llm: str = Field(default="", description="Language model, to expand or for dpo.")
+    llm: str = Field(
+        default="", description="Language model, to expand, or for import_pairs and dpo."
+    )
     retriever: str = Field(
         default="",
         description="Retriever, for preferences, evaluate, or retriever (to start from).",
@@ -51,7 +63,8 @@ class Inputs(Options):
     queries: str = Field(
         default="",
         description="Queries, such as prepare-1f3a/test_queries.parquet; for preferences and retriever "
-        "those with positives, such as prepare-1f3a/preference.parquet.",
+        "those with positives, such as prepare-1f3a/preference.parquet; for import_expansions "
+        "prepare-1f3a/pseudo_docs.parquet.",
     )
     qrels: str = Field(
         default="", description="For evaluate, such as prepare-1f3a/test_qrels.parquet."
@@ -84,7 +97,8 @@ def single_stage(
 
     Args:
         stage: What to make. The LLM writes expansions, greedy expansions, candidates or answers;
-            "preferences" rewards the candidates, chooses pairs and audits them.
+            "preferences" rewards the candidates, chooses pairs and audits them. "import_pairs" reads
+            `data.pairs`; "import_expansions" reads what "prepare" found in the training triples.
         options: The options of every stage; those of other stages do not matter.
         inputs: The artifacts to start from.
         placement: Where each kind of stage runs.
@@ -95,15 +109,12 @@ def single_stage(
     match stage:
         case "prepare":
             prepare_data(pipeline)
-        case "expansions":
-            samples = options.training.expansions_per_query
-            write_expansions(pipeline, found["queries"], found["llm"], "expand", "", samples)
-        case "greedy":
-            write_greedy(pipeline, found["queries"], found["llm"], "expand greedily", "")
-        case "candidates":
-            write_candidates(pipeline, found["queries"], found["llm"])
-        case "answers":
-            write_answers(pipeline, found["queries"], found["llm"])
+        case "import_pairs":
+            import_pairs(pipeline, found["llm"])
+        case "import_expansions":
+            import_expansions(pipeline, found["queries"])
+        case "expansions" | "greedy" | "candidates" | "answers":
+            write_texts(pipeline, stage, found["queries"], found["llm"])
         case "preferences":
             imported = import_models(pipeline, {"reward_encoder"}).get("reward_encoder")
             judge = judge_by(pipeline, imported or found["retriever"], found.get("corpus"))
@@ -119,6 +130,20 @@ def single_stage(
         case "evaluate":
             evaluate(pipeline, found)
     return list(pipeline.steps)
+
+
+def write_texts(pipeline: Pipeline, stage: Stage, queries: Artifact, llm: Artifact) -> None:
+    """Let the language model write what the stage says."""
+    match stage:
+        case "greedy":
+            write_greedy(pipeline, queries, llm, "expand greedily", "")
+        case "candidates":
+            write_candidates(pipeline, queries, llm)
+        case "answers":
+            write_answers(pipeline, queries, llm)
+        case _:
+            samples = pipeline.options.training.expansions_per_query
+            write_expansions(pipeline, queries, llm, "expand", "", samples)
 
 
 def find_inputs(pipeline: Pipeline, stage: Stage, inputs: Inputs) -> dict[str, Artifact]:

@@ -9,14 +9,16 @@ from tasks.expand import chat_of, runnable
 from tasks.pipeline import Pipeline
 
 
-def align(pipeline: Pipeline, llm: Artifact, pairs: Artifact) -> Artifact:
+def align(pipeline: Pipeline, llm: Artifact, pairs: Artifact | None) -> Artifact:
     """Train an adapter by `align.method`; return the language model with it, merged if so asked.
 
-    The prompt is the one that the texts were written for.
+    The prompt is the one that the texts were written for. Without pairs the model stays as it is.
 
     Raises:
         DataError: if the method is KTO and the pairs come without rewards.
     """
+    if pairs is None:
+        return llm
     chat, start = chat_of(pipeline, llm), runnable(pipeline, llm)
     adapter = _train(pipeline, start | {"pairs": pairs}, chat)
     if not pipeline.options.dpo.merge:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from expandr_core.errors import DataError
 from expandr_core.options.data import IdenticalIds
 from expandr_core.stages import collection_texts, prepare
+from expandr_core.stages.prepare import PSEUDO_DOCS
 from expandr_core.store.artifacts import Artifact
 from tasks.pipeline import Pipeline
 
@@ -20,6 +21,9 @@ class Data:
         preference: training queries that align the LLM.
         retriever: training queries of the retriever.
         evaluations: queries, qrels and corpus by split: "dev", and "test" if there is one.
+        pseudo_docs: expansions of the retriever's queries in the training triples, if there are any.
+        pairs: imported pairs that the first round aligns the LLM with, or None.
+        expansions: imported expansions that the first round trains the retriever on, or None.
     """
 
     world: Artifact | None
@@ -28,6 +32,9 @@ class Data:
     preference: Artifact
     retriever: Artifact
     evaluations: dict[str, "Evaluation"]
+    pseudo_docs: Artifact | None = None
+    pairs: Artifact | None = None
+    expansions: Artifact | None = None
 
     @property
     def reported(self) -> str:
@@ -68,6 +75,12 @@ def prepare_data(pipeline: Pipeline) -> Data:
             "qrels/dev.tsv to the collection"
         )
 
+    if pipeline.options.loop.start_from == "expansions" and PSEUDO_DOCS not in prepared.files:
+        raise DataError(
+            f"{options.triples}: no row has a pseudo_doc that is not empty, so there are no expansions "
+            "to start from; set loop.start_from to 'data'"
+        )
+
     def file(*names: str) -> Artifact:
         return next(prepared.at(name) for name in names if name in prepared.files)
 
@@ -87,6 +100,7 @@ def prepare_data(pipeline: Pipeline) -> Data:
         preference=file("preference.parquet"),
         retriever=file("retriever.parquet"),
         evaluations=evaluations,
+        pseudo_docs=file(PSEUDO_DOCS) if PSEUDO_DOCS in prepared.files else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""Reward the candidates, choose the preference pairs, and audit these before anything is trained."""
+"""Choose preference pairs by the reward, or import them; audit them before anything is trained."""
 
 from dataclasses import dataclass
 
@@ -11,11 +11,12 @@ from expandr_core.preferences.pairs import settled
 from expandr_core.runtime.shards import shard_sizes
 from expandr_core.stages import audit_pairs as audit_stage
 from expandr_core.stages import example_passages
+from expandr_core.stages import import_pairs as import_stage
 from expandr_core.stages import pairs as pairs_stage
 from expandr_core.stages import reward as reward_stage
 from expandr_core.store.artifacts import Artifact
 from tasks.data import Data
-from tasks.expand import write_answers, write_candidates
+from tasks.expand import runnable, write_answers, write_candidates
 from tasks.pipeline import Pipeline
 from tasks.retriever import encode_corpus
 
@@ -153,8 +154,29 @@ def _accepting(pipeline: Pipeline, rewards: Artifact) -> PreferenceOptions:
     return pipeline.ask(lambda store: settled(options, rewards, store), predicted=options)
 
 
-def audit_pairs(pipeline: Pipeline, rewards: Artifact, pairs: Artifact) -> Artifact:
+def import_pairs(pipeline: Pipeline, llm: Artifact) -> Artifact:
+    """Import the pairs of `data.pairs` for a language model, and audit them.
+
+    Raises:
+        DataError: if there are none, or too few.
+    """
+    options = import_stage.OPTIONS.of(pipeline.options)
+    if not options.location:
+        raise DataError("there are no pairs to import; name them in data.pairs")
+    inputs, sources = {"llm": runnable(pipeline, llm)["llm"]}, import_stage.source_digests(options)
+    title = "import the pairs"
+    pairs = pipeline.step("import_pairs", inputs, title, options=options, sources=sources)
+    audit_pairs(pipeline, None, pairs)
+    return pairs
+
+
+def audit_pairs(pipeline: Pipeline, rewards: Artifact | None, pairs: Artifact) -> Artifact:
     """Show in Prefect what the pairs are like, and stop if nothing should be trained on them.
+
+    Args:
+        pipeline: of the run.
+        rewards: that the pairs were chosen from; None if they are imported.
+        pairs: to audit.
 
     Raises:
         DataError: if the pairs are too few, or teach only length.

@@ -77,7 +77,7 @@ FLOORS = [
     ("flows",),
     ("tasks",),
     ("expandr_core.stages",),
-    ("expandr_core.planning", "expandr_core.demo"),
+    ("expandr_core.planning", "expandr_core.demo", "expandr_core.exports"),
     ("expandr_core.training",),
     ("expandr_core.evaluation",),
     ("expandr_core.retrieval", "expandr_core.preferences"),
@@ -133,11 +133,12 @@ def test_no_file_is_over_300_lines_and_no_function_over_60():
 @pytest.mark.parametrize(
     ("rooms", "most"),
     [
-        ("preferences training generation encoders retrieval evaluation", 9080),
+        ("preferences training generation encoders retrieval evaluation", 9100),
         ("store runtime planning", 3450),
-        ("stages", 3560),
-        ("data", 1800),
+        ("stages", 3840),
+        ("data", 1980),
         ("anchordr demo", 1200),
+        ("exports", 340),
     ],
 )
 def test_rooms_stay_within_their_size(rooms, most):

@@ -1,4 +1,4 @@
-"""Raw files, local or on S3: find them, and read them row by row."""
+"""Raw files, local, on S3 or on the hub: find them, and read them row by row."""
 
 import codecs
 import contextlib
@@ -21,6 +21,7 @@ from expandr_core.store.filesystems import kind_of, open_filesystem
 Row = TypeVar("Row")
 Content = TypeVar("Content")
 GZIP = ".gz"
+HUB = "hub:"
 _GZIP_MAGIC = b"\x1f\x8b"
 _BLOCK = 1 << 20
 _ROWS = 8192
@@ -76,6 +77,28 @@ class RawFile(NamedTuple):
             while block := file.read(_BLOCK):
                 digest.update(block)
         return digest.hexdigest()
+
+
+def hub_copy(location: str, patterns: list[str]) -> str:
+    """Return where files lie; those on the hub are downloaded into its cache.
+
+    Args:
+        location: a folder or URL, which is returned as it is, or "hub:" and a dataset on the hub.
+        patterns: of the files that are needed.
+
+    Raises:
+        DataError: if the hub has no such dataset.
+    """
+    if not location.startswith(HUB):
+        return location
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    name = location.removeprefix(HUB)
+    try:
+        return snapshot_download(name, repo_type="dataset", allow_patterns=patterns)
+    except RepositoryNotFoundError as error:
+        raise DataError(f"{location}: no such dataset on the hub; correct its name") from error
 
 
 def find_files(location: str, names: list[str], role: str) -> dict[str, RawFile]:

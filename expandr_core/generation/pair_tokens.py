@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from expandr_core.errors import DataError
 from expandr_core.generation.control_tokens import encode_text
-from expandr_core.generation.prompts import fit_prompt, turn_end_id
+from expandr_core.generation.prompts import fit_prompt, prompt_ids, turn_end_id
 from expandr_core.generation.thoughts import MARKERS, marker_at_end
 from expandr_core.options.generation import Prompt, PromptOptions
 
@@ -57,7 +57,10 @@ def completion_ids(
     Raises:
         DataError: if the prompt leaves no room for a text.
     """
-    prompt = fit_prompt(tokenizer, asked, row["query"], "", max_prompt_tokens).ids
+    if turn := row.get("prompt_text"):  # of an imported pair, which is taken as it is
+        prompt = prompt_ids(tokenizer, turn)
+    else:
+        prompt = fit_prompt(tokenizer, asked, row["query"], "", max_prompt_tokens).ids
     room = max_tokens - len(prompt)
     if room < 1:
         raise DataError(

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from expandr_core.options.base import Options, Positive, runtime
+from expandr_core.options.base import Options, Positive, added, runtime
 
 IdenticalIds = Literal["ignore", "keep"]
 
@@ -20,7 +20,18 @@ class DataOptions(Options):
     triples: str = runtime(
         "",
         description="Folder or s3:// URL of training triples (*.jsonl with query, positive, "
-        "negative). Empty: the training queries are those of the collection's qrels/train.tsv.",
+        "negative), or hub:NAME. Empty: the training queries are those of the collection's "
+        "qrels/train.tsv.",
+    )
+    pseudo_docs: Literal["use", "ignore"] = added(
+        "use",
+        description="Whether the `pseudo_doc` of training triples is kept as an expansion of its "
+        "query, for `loop.start_from: expansions`.",
+    )
+    pairs: str = runtime(
+        "",
+        description="Preference pairs that exist, for `loop.start_from: pairs`: folder, file, s3:// URL "
+        "or hub:NAME of *.json or *.jsonl in the layout of the paper's release or of TRL.",
     )
     preference_share: float = Field(
         default=0.5,

@@ -28,6 +28,12 @@ class LoopOptions(Options):
         "retriever_first: the retriever on what the LLM writes so far, then the LLM, rewarded by that "
         "retriever. retriever_only and align_only: one of them; the other stays.",
     )
+    start_from: Literal["data", "pairs", "expansions"] = Field(
+        default="data",
+        description="What the first round starts from: the data; the pairs of `data.pairs`, so that it "
+        "writes no candidates; or the expansions in `data.triples`, so that it writes none. With the "
+        "order align_first it then aligns the LLM only if there are `data.pairs` too.",
+    )
     retriever_start: Literal["base", "previous"] = Field(
         default="base",
         description="Each round trains from the base retriever, or from the retriever it starts with.",

@@ -41,9 +41,10 @@ class Audit:
             `rejected_overlap`.
         chosen_cut: chosen texts that were cut at max_new_tokens; also `rejected_cut`.
         agreement: Kendall's tau-b between the similarities of the reward's components among the
-            candidates of a query, averaged over queries; 0.5 if there is one component alone.
+            candidates of a query, averaged over queries; 0.5 if there is one component alone, and None
+            without candidates.
         length_agreement: the same between the reward and the number of words.
-        margins: histogram of the margins: below 0.25, below 0.5, and so on.
+        margins: histogram of the margins that are known: below 0.25, below 0.5, and so on.
         bin: width of the histogram's bins, if another.
         retrieval: if it was measured, in the unit of the reward, the means by the query alone, with any
             candidate, and of the pairs with the chosen and with the rejected text; and the share of the
@@ -62,8 +63,8 @@ class Audit:
     rejected_overlap: float
     chosen_cut: int
     rejected_cut: int
-    agreement: float
-    length_agreement: float
+    agreement: float | None
+    length_agreement: float | None
     margins: tuple[int, ...]
     bin: float | None = None
     retrieval: dict[str, float] | None = None
@@ -84,8 +85,9 @@ def audit(
     Args:
         pairs: rows of pairs.parquet, at least one.
         candidates: rows of rewards.parquet, grouped by query; read up to AGREEMENT_QUERIES queries.
+            There are none of imported pairs.
         counts: the counts of the stage `pairs`.
-        rewarded: the counts of the stage `reward`.
+        rewarded: the counts of the stage `reward`; none of imported pairs.
     """
     words, overlap, cut = {}, {}, {}
     for side in ("chosen", "rejected"):
@@ -97,7 +99,8 @@ def audit(
     longer = int((words["chosen"] > words["rejected"]).sum())
     shorter = int((words["chosen"] < words["rejected"]).sum())
     agreement, length_agreement = mean_agreements(candidates)
-    margins, width = histogram([pair["margin"] for pair in pairs], f"query_{RETRIEVAL}" in pairs[0])
+    known = [pair["margin"] for pair in pairs if pair["margin"] is not None]
+    margins, width = histogram(known, f"query_{RETRIEVAL}" in pairs[0])
     return Audit(
         pairs=len(pairs),
         queries=int(counts["queries"]),
@@ -125,7 +128,7 @@ def histogram(margins: Sequence[float], measured: bool) -> tuple[tuple[int, ...]
     Bins of 0.25 are for ranks among the candidates with weights of 1; other rewards have any scale.
 
     Args:
-        margins: of the pairs, at least one.
+        margins: of the pairs; none of imported ones.
         measured: whether they are of another reward than ranks among the candidates.
 
     Returns:
@@ -136,6 +139,8 @@ def histogram(margins: Sequence[float], measured: bool) -> tuple[tuple[int, ...]
     >>> histogram([0.01, 0.06], measured=True)
     ((0, 1, 0, 0, 0, 0, 1, 0), 0.01)
     """
+    if not margins:
+        return (), BIN
     largest, width = max(margins), BIN
     if measured or largest > BIN * BINS:
         power = 10.0 ** math.floor(math.log10(largest / BINS))
@@ -147,7 +152,7 @@ def histogram(margins: Sequence[float], measured: bool) -> tuple[tuple[int, ...]
 def _retrieval(
     pairs: list[dict[str, Any]], rewarded: Mapping[str, float]
 ) -> dict[str, float] | None:
-    if f"query_{RETRIEVAL}" not in pairs[0]:
+    if f"query_{RETRIEVAL}" not in pairs[0] or not rewarded:
         return None
     sides = {
         side: float(np.mean([pair[f"{side}_{RETRIEVAL}"] for pair in pairs]))
@@ -182,11 +187,14 @@ def sign_test(one: int, other: int) -> float:
     return float(stats.binomtest(one, one + other).pvalue) if one + other else 1.0
 
 
-def mean_agreements(candidates: Iterable[dict[str, Any]]) -> tuple[float, float]:
+def mean_agreements(
+    candidates: Iterable[dict[str, Any]],
+) -> tuple[float, float] | tuple[None, None]:
     """Average Kendall's tau-b over queries: between any two components, and of reward and length.
 
-    A query whose candidates are all alike in one of the two counts as 0. Components are compared by
-    their similarities, or if retrieval was measured by their rewards.
+    A query whose candidates are all alike in one of the two counts as 0; without candidates there is
+    no agreement. Components are compared by their similarities, or if retrieval was measured by their
+    rewards.
 
     >>> def row(text, positive, answer, reward):
     ...     return {"query_id": "q", "text": text, "retriever_similarity": positive,
@@ -204,6 +212,8 @@ def mean_agreements(candidates: Iterable[dict[str, Any]]) -> tuple[float, float]
         agreements += [_tau(*two) for two in combinations(opinions, 2)] or [NO_OPINION]
         words = [count_words(row["text"]) for row in rows]
         length_agreements.append(_tau([row["reward"] for row in rows], words))
+    if not length_agreements:
+        return None, None
     return float(np.mean(agreements)), float(np.mean(length_agreements))
 
 
@@ -223,7 +233,7 @@ def reason_to_stop(facts: Mapping[str, float], minimum_pairs: int, max_length_bi
        pairs (equal lengths count half), and the sign test rules out chance.
     2. Among all candidates, the reward agrees with the length at least as well as its components
        agree with each other: length alone would judge as well as either of them. (A component alone
-       is compared with an agreement of 0.5.)
+       is compared with an agreement of 0.5. Of imported pairs nobody knows that, so they never stop.)
 
     Args:
         facts: the numbers of an `Audit`, by name.
@@ -245,7 +255,8 @@ def reason_to_stop(facts: Mapping[str, float], minimum_pairs: int, max_length_bi
         )
     share = 0.5 + (facts["chosen_longer"] - facts["rejected_longer"]) / (2 * pairs)
     one_sided = max(share, 1 - share) > max_length_bias and facts["length_p"] < CERTAIN
-    if one_sided and abs(facts["length_agreement"]) >= facts["agreement"]:
+    rewarded = "agreement" in facts
+    if one_sided and rewarded and abs(facts["length_agreement"]) >= facts["agreement"]:
         which = "longer" if share > 0.5 else "shorter"
         return (
             f"the pairs teach only length: the chosen text is the {which} in "

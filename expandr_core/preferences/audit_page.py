@@ -19,9 +19,20 @@ def render(facts: Audit) -> str:
     if retrieval:
         title = "| retrieval of the positives, as the reward measures it | mean |"
         retrieval = ["", title, "|---|--:|", *retrieval]
+    agreement = []
+    if facts.agreement is not None and facts.length_agreement is not None:
+        agreement = [
+            "| agreement among the candidates of a query | Kendall's tau |",
+            "|---|--:|",
+            f"| the components of the reward | {facts.agreement:.2f} |",
+            f"| reward and number of words | {facts.length_agreement:.2f} |",
+            "",
+        ]
+    if bins:
+        bins = ["| margin | pairs |", "|---|--:|", *bins]
     return "\n".join(
         [
-            f"{facts.pairs} pairs; of {facts.queries} rewarded queries {facts.accepted} were accepted.",
+            _origin(facts),
             "",
             "| | chosen | rejected |",
             "|---|--:|--:|",
@@ -32,15 +43,17 @@ def render(facts: Audit) -> str:
             "",
             f"Sign test of the lengths: p = {facts.length_p:.2g}.",
             "",
-            "| agreement among the candidates of a query | Kendall's tau |",
-            "|---|--:|",
-            f"| the components of the reward | {facts.agreement:.2f} |",
-            f"| reward and number of words | {facts.length_agreement:.2f} |",
-            "",
-            "| margin | pairs |",
-            "|---|--:|",
+            *agreement,
             *bins,
             *retrieval,
             "",
         ]
+    )
+
+
+def _origin(facts: Audit) -> str:
+    if facts.agreement is None:
+        return f"{facts.pairs} imported pairs of {facts.queries} queries."
+    return (
+        f"{facts.pairs} pairs; of {facts.queries} rewarded queries {facts.accepted} were accepted."
     )

@@ -1,7 +1,7 @@
 """Audit the pairs: how chosen and rejected texts differ. Writes pair_audit.json and pair_audit.md.
 
-Inputs: `pairs`, and the `rewards` that they were chosen from. The stage measures and never fails the
-run: `preferences.audit.reason_to_stop` decides by its counts.
+Inputs: `pairs`, and unless they are imported the `rewards` that they were chosen from. The stage
+measures and never fails the run: `preferences.audit.reason_to_stop` decides by its counts.
 """
 
 import json
@@ -47,11 +47,12 @@ def run(job: Job) -> None:
         columns += [RETRIEVAL, *(f"{name}_reward" for name in names())]
     candidates = (
         row
-        for shard in job.shards("rewards")
+        for shard in (job.shards("rewards") if "rewards" in job.spec.inputs else ())
         for row in pq.read_table(shard / "rewards.parquet", columns=columns).to_pylist()
     )
     inputs = job.spec.inputs
-    found = audit(pairs, candidates, inputs["pairs"].counts, inputs["rewards"].counts)
+    rewarded = inputs["rewards"].counts if "rewards" in inputs else {}
+    found = audit(pairs, candidates, inputs["pairs"].counts, rewarded)
     values = found.facts()
     (job.out / "pair_audit.json").write_text(json.dumps(values, indent=1, allow_nan=False))
     (job.out / "pair_audit.md").write_text(render(found))

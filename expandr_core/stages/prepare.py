@@ -2,6 +2,7 @@
 
 corpus.parquet                              the collection's passages
 preference.parquet, retriever.parquet       training queries with positives and negatives
+pseudo_docs.parquet                         expansions of retriever.parquet, if the triples bring some
 dev_queries.parquet, dev_qrels.parquet      to choose the best round
 dev_corpus.parquet                          the corpus of dev, if dev comes from triples
 test_queries.parquet, test_qrels.parquet    to measure on, if the collection has test judgements
@@ -33,12 +34,18 @@ from expandr_core.data.formats.beir import (
     read_qrels,
     read_queries,
 )
-from expandr_core.data.formats.triples import TripleTable, read_triples, triples_files
+from expandr_core.data.formats.triples import (
+    TripleRow,
+    TripleTable,
+    read_triples,
+    triples_files,
+)
 from expandr_core.data.rows import RawFile, Reader, write_parquet
 from expandr_core.data.split import SPLIT_NAMES, Split, SplitName, normalise
 from expandr_core.errors import DataError
+from expandr_core.generation.prompts import remove_preamble
 from expandr_core.options.data import DataOptions
-from expandr_core.records import EXAMPLES, PASSAGES, Example, Passage
+from expandr_core.records import EXAMPLES, EXPANSIONS, PASSAGES, Example, Passage
 from expandr_core.runtime.job import Job
 
 log = logging.getLogger(__name__)
@@ -46,6 +53,7 @@ VERSION = 2
 ROLE = "data"
 ISOLATION = "never"
 OPTIONS = DataOptions
+PSEUDO_DOCS = "pseudo_docs.parquet"
 
 
 def source_digests(options: DataOptions) -> dict[str, str]:
@@ -190,10 +198,7 @@ def _split_triples(job: Job, reader: Reader, files: list[RawFile], split: Split)
     path = job.checkpoints / "triples.sqlite"
     table = TripleTable(path)
     for file in files:
-        for triple in read_triples(reader, file):
-            name = split.of(triple.query)
-            if name and not table.add(triple, file.source, name):
-                reader.count(f"dropped/{file.name}/repeated triple")
+        _add_triples(job, reader, table, file, split)
     if false_negatives := table.drop_false_negatives():
         reader.count("dropped/negatives that are a positive of their query", false_negatives)
     for name in SPLIT_NAMES:
@@ -205,8 +210,44 @@ def _split_triples(job: Job, reader: Reader, files: list[RawFile], split: Split)
         _write_evaluation(job, "dev", queries, qrels)
         passages = ((passage_id, "", text) for passage_id, text in table.passages("dev"))
         write_parquet(job.out / "dev_corpus.parquet", PASSAGES, passages)
+    if job.counts.get("pseudo_docs/kept"):
+        none = (None, None)  # finish reason and tokens
+        rows = ((each[0], each[1], None, each[2], *none) for each in table.expansions("retriever"))
+        write_parquet(job.out / PSEUDO_DOCS, EXPANSIONS, rows)
     table.close()
     path.unlink()
+
+
+def _add_triples(job: Job, reader: Reader, table: TripleTable, file: RawFile, split: Split) -> None:
+    """Add the triples of a file that are not held out, and the expansions of the retriever's queries."""
+    for row in read_triples(reader, file):
+        name = split.of(row.triples[0].query)
+        if name is None:
+            continue
+        for triple in row.triples:
+            if not table.add(triple, file.source, name):
+                reader.count(f"dropped/{file.name}/repeated triple")
+        if row.expansion and name == "retriever":
+            _add_expansion(job, reader, table, file, row)
+
+
+def _add_expansion(
+    job: Job, reader: Reader, table: TripleTable, file: RawFile, row: TripleRow
+) -> None:
+    """Keep the expansion of a row without its lead-in, once for each query; count what is dropped."""
+    options: DataOptions = job.options
+    if options.pseudo_docs == "ignore":
+        reader.count("pseudo_docs/ignored")
+        return
+    text = remove_preamble(row.expansion)
+    if text != row.expansion:
+        reader.count("pseudo_docs/lead-ins removed")
+    if not text:
+        reader.count("pseudo_docs/empty")
+    elif table.add_expansion(row.triples[0], file.source, text):
+        reader.count("pseudo_docs/kept")
+    else:
+        reader.count("pseudo_docs/repeated")
 
 
 def _write_examples(job: Job, split: SplitName, examples: Iterable[Example]) -> None:

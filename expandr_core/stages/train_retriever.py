@@ -158,11 +158,16 @@ def _write_use(job: Job, options: TrainRetrieverOptions) -> None:
 
 
 def _expansion(job: Job) -> dict[str, Any] | None:
-    """Return prompt and sampling of the expansions in the training, or None if there were none."""
+    """Return prompt and sampling of the expansions in the training, or None if there were none.
+
+    Of imported ones nobody knows that.
+    """
     from expandr_core.generation.prompts import wording_of
     from expandr_core.stages import expand
 
     artifact = job.spec.inputs.get("expansions")
+    if artifact and artifact.stage == "import_expansions":
+        return {"imported": True}
     said = job.store.manifest(artifact.key).get("options") if artifact else None
     if not said:
         return None

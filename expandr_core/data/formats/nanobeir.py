@@ -14,35 +14,20 @@ import pyarrow.parquet as pq
 
 from expandr_core.data.collection import Collection, QrelTable, passage_of, query_of
 from expandr_core.data.fields import text_field
-from expandr_core.data.rows import RawFile, Reader
+from expandr_core.data.rows import RawFile, Reader, hub_copy
 from expandr_core.errors import DataError
 from expandr_core.store.filesystems import kind_of, open_filesystem
 
 FOLDERS = ("corpus", "queries", "qrels")
-HUB = "hub:"
 
 
 def local_copy(location: str, split: str) -> str:
-    """Return where the files lie; those on the hub are downloaded into its cache.
-
-    Args:
-        location: a folder or URL, which is returned as it is, or "hub:" and a dataset on the hub.
-        split: the split whose files are needed.
+    """Return where the files of a split lie; those on the hub are downloaded into its cache.
 
     Raises:
         DataError: if the hub has no such dataset.
     """
-    if not location.startswith(HUB):
-        return location
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    name = location.removeprefix(HUB)
-    patterns = [f"{folder}/{split}-*.parquet" for folder in FOLDERS]
-    try:
-        return snapshot_download(name, repo_type="dataset", allow_patterns=patterns)
-    except RepositoryNotFoundError as error:
-        raise DataError(f"{location}: no such dataset on the hub; correct its name") from error
+    return hub_copy(location, [f"{folder}/{split}-*.parquet" for folder in FOLDERS])
 
 
 def claims(location: str) -> bool:

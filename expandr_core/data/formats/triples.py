@@ -10,9 +10,10 @@ import itertools
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from expandr_core.data.fields import parse_object
-from expandr_core.data.rows import GZIP, RawFile, Reader
+from expandr_core.data.fields import parse_object, text_field
+from expandr_core.data.rows import GZIP, RawFile, Reader, hub_copy
 from expandr_core.data.split import SplitName, normalise
 from expandr_core.data.triple_rows import Triple, triples_of
 from expandr_core.errors import DataError
@@ -20,6 +21,14 @@ from expandr_core.records import Example
 from expandr_core.store.filesystems import kind_of, open_filesystem
 
 _ENDING = ".jsonl"
+EXPANSION = "pseudo_doc"  # field of the paper's release
+
+
+class TripleRow(NamedTuple):
+    """The triples of a row, and the expansion of their query that it brings; "" if it brings none."""
+
+    triples: list[Triple]
+    expansion: str
 
 
 def triples_files(location: str) -> list[RawFile]:
@@ -30,7 +39,7 @@ def triples_files(location: str) -> list[RawFile]:
     Raises:
         DataError: if there are none.
     """
-    filesystem, path = open_filesystem(location)
+    filesystem, path = open_filesystem(hub_copy(location, [f"*{_ENDING}*"]))
     if path.endswith((_ENDING, _ENDING + GZIP)):
         paths = [path] if kind_of(filesystem, path) == "file" else []
     else:
@@ -49,16 +58,17 @@ def triples_files(location: str) -> list[RawFile]:
     return files
 
 
-def read_triples(reader: Reader, file: RawFile) -> Iterator[Triple]:
-    """Yield the triples of a file, without white space around the texts."""
+def read_triples(reader: Reader, file: RawFile) -> Iterator[TripleRow]:
+    """Yield the rows of a file, without white space around the texts."""
 
-    def parse(line: int, content: str) -> list[Triple]:
-        triples, instruction = triples_of(parse_object(content))
+    def parse(line: int, content: str) -> TripleRow:
+        record = parse_object(content)
+        triples, instruction = triples_of(record)
         if instruction:
             reader.count(f"dropped/{file.name}/instruction")
-        return triples
+        return TripleRow(triples, text_field(record, EXPANSION, "").strip())
 
-    return itertools.chain.from_iterable(reader.rows(file, parse))
+    return reader.rows(file, parse)
 
 
 def text_id(text: str) -> str:
@@ -68,6 +78,11 @@ def text_id(text: str) -> str:
     'c047caef95b4d3e8d7f7'
     """
     return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def query_id_of(triple: Triple, source: str) -> str:
+    """Return the id of a triple's query: all its spellings in a source share it."""
+    return f"{source}-{text_id(normalise(triple.query))}"
 
 
 class TripleTable:
@@ -87,6 +102,7 @@ class TripleTable:
             CREATE TABLE query (id TEXT UNIQUE, text TEXT, source TEXT, split TEXT);
             CREATE TABLE triple (query TEXT, positive TEXT, negative TEXT,
                 PRIMARY KEY (query, positive, negative)) WITHOUT ROWID;
+            CREATE TABLE expansion (query TEXT, id TEXT, text TEXT, UNIQUE (query, id));
             BEGIN;
             """
         )
@@ -98,7 +114,7 @@ class TripleTable:
         """
         passages = [triple.positive, triple.negative] if triple.negative else [triple.positive]
         ids = [text_id(text) for text in passages]
-        query_id = f"{source}-{text_id(normalise(triple.query))}"
+        query_id = query_id_of(triple, source)
         new = self.database.execute(
             "INSERT OR IGNORE INTO triple VALUES (?, ?, ?)",
             (query_id, ids[0], ids[1] if triple.negative else ""),
@@ -113,6 +129,29 @@ class TripleTable:
             (query_id, triple.query, source, split),
         )
         return bool(new)
+
+    def add_expansion(self, triple: Triple, source: str, text: str) -> bool:
+        """Add an expansion of a triple's query; return False if it is there already."""
+        row = (query_id_of(triple, source), text_id(text), text)
+        return bool(
+            self.database.execute("INSERT OR IGNORE INTO expansion VALUES (?, ?, ?)", row).rowcount
+        )
+
+    def expansions(self, split: SplitName) -> Iterator[tuple[str, int, str]]:
+        """Yield query id, number and text of the expansions of a split's queries, sorted by query id.
+
+        A query's expansions are numbered from 0 as they came; one without any has an empty one.
+        """
+        rows = self.database.execute(
+            """
+            SELECT query.id, coalesce(expansion.text, '') FROM query
+            LEFT JOIN expansion ON expansion.query = query.id
+            WHERE query.split = ? ORDER BY query.id, expansion.rowid
+            """,
+            (split,),
+        )
+        for query_id, group in itertools.groupby(rows, key=lambda row: row[0]):
+            yield from ((query_id, number, text) for number, (_, text) in enumerate(group))
 
     def drop_false_negatives(self) -> int:
         """Blank the negatives that are a positive of the same query; return how many there were."""

@@ -274,7 +274,7 @@ def test_a_document_without_title_and_text_is_kept(tmp_path: Path) -> None:
 def test_byte_order_mark_blank_lines_and_windows_line_ends_are_tolerated(tmp_path: Path) -> None:
     path = tmp_path / "nq.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"query": " a ", "positive": "b"}\r\n\r\n')
-    assert list(read_triples(Reader(), local_file(path))) == [("a", "b", "")]
+    assert list(read_triples(Reader(), local_file(path))) == [([("a", "b", "")], "")]
 
 
 @pytest.mark.parametrize(
