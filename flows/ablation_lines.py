@@ -8,7 +8,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from expandr_core.errors import DataError, naming
-from expandr_core.options.base import Options, identity
+from expandr_core.options.base import Options
 from expandr_core.options.loop import JointLoopOptions
 from flows.option_paths import OptionPath, complaints, put
 from flows.prompt_file import with_prompt_text
@@ -106,8 +106,8 @@ def variants(
                     + (", or use --seeds" if path == "seed" else "")
                 )
         for other, known in found.items():
-            if identity(variant) == identity(known):
-                raise DataError(f"{where}: its results are those of {other!r}; remove it")
+            if variant == known:
+                raise DataError(f"{where}: its options are those of {other!r}; remove it")
         found[line.name] = variant
     return found
 
