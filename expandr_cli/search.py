@@ -41,7 +41,7 @@ def search_corpus(
     expansion = _expand(store, run, question) if expand else ""
     if expansion:
         out.print(f"expansion: {expansion}\n", markup=False, highlight=False, style="dim")
-    retriever = run.options.retriever
+    retriever = run.options.measured_retriever
     encoder = Encoder(
         store.local(run.models["retriever"]),
         run.options.device,
@@ -87,7 +87,7 @@ def _encoded(store: Store, run: RunRecord) -> Artifact:
     """Find the encoded corpus of the run's retriever, in a store that may be read-only, or encode it."""
     spec = make_spec(
         "encode",
-        encode_stage.OPTIONS.of(run.options.retriever),
+        encode_stage.OPTIONS.of(run.options.measured_retriever),
         {"corpus": run.models["corpus"], "retriever": run.models["retriever"]},
         seed=run.options.seed,
         device=run.options.device,

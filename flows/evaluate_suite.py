@@ -91,7 +91,8 @@ def measure_pair(
         return f"{kind}-{number + 1}" if number else kind
 
     options = pair.options
-    pipeline = pipeline.changed(llm=options.llm, retriever=options.retriever, expand=options.expand)
+    retriever = options.measured_retriever
+    pipeline = pipeline.changed(llm=options.llm, retriever=retriever, expand=options.expand)
     systems.dense(pipeline, name("query"), f"{prefix}query only", pair.retriever)
     written = {}
     if pipeline.options.evaluate.greedy:

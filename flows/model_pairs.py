@@ -10,7 +10,7 @@ from expandr_core.options.base import Options
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
 from flows.run_record import RunRecord, find_run
-from tasks.models import import_models
+from tasks.models import import_models, with_adapter
 from tasks.pipeline import Pipeline
 
 EXAMPLES = ("preference.parquet", "retriever.parquet")
@@ -107,8 +107,11 @@ def _named_models(
             "the key of one, or name a run whose models are measured"
         )
     found = {role: pipeline.find(key) for role in names if (key := getattr(wanted, role))}
+    if "llm" in found:
+        found["llm"] = with_adapter(pipeline, found["llm"])
     found |= import_models(pipeline, set(names) - set(found))
-    title = " and ".join(Path(name).name for name in names.values())
+    adapter = f" + {Path(options.llm.adapter).name}" if options.llm.adapter else ""
+    title = f"{Path(names['llm']).name}{adapter} and {Path(names['retriever']).name}"
     return [ModelPair(title, found["llm"], found["retriever"], options, training)]
 
 

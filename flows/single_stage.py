@@ -16,7 +16,7 @@ from tasks.comparison import Comparison, Measured
 from tasks.data import Evaluation, prepare_data
 from tasks.expand import write_answers, write_candidates, write_expansions, write_greedy
 from tasks.imports import import_expansions
-from tasks.models import import_models
+from tasks.models import import_models, with_adapter
 from tasks.pipeline import Pipeline
 from tasks.placement import Placement
 from tasks.preferences import (
@@ -147,7 +147,7 @@ def write_texts(pipeline: Pipeline, stage: Stage, queries: Artifact, llm: Artifa
 
 
 def find_inputs(pipeline: Pipeline, stage: Stage, inputs: Inputs) -> dict[str, Artifact]:
-    """Find the artifacts that a stage starts from, by role.
+    """Find the artifacts that a stage starts from, by role; `llm.adapter` goes on the LLM.
 
     Raises:
         DataError: if one is missing, or given to a stage that does not read it.
@@ -163,7 +163,10 @@ def find_inputs(pipeline: Pipeline, stage: Stage, inputs: Inputs) -> dict[str, A
         )
     if unread:
         raise DataError(f"{stage} does not read inputs.{unread[0]}; leave it empty")
-    return {role: pipeline.find(key) for role, key in given.items()}
+    found = {role: pipeline.find(key) for role, key in given.items()}
+    if "llm" in found:
+        found["llm"] = with_adapter(pipeline, found["llm"])
+    return found
 
 
 def reward_inputs(pipeline: Pipeline) -> list[str]:

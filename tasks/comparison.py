@@ -14,6 +14,7 @@ from expandr_core.evaluation.comparison import (
 from expandr_core.evaluation.run_queries import identical_ids_warning
 from expandr_core.evaluation.verdict import Kept
 from expandr_core.options.evaluation import RankingOptions
+from expandr_core.options.retriever import EncodingOptions
 from expandr_core.stages.audit import AuditOptions
 from expandr_core.stages.compare import CompareOptions
 from expandr_core.stages.evaluate import EvaluateOptions
@@ -47,7 +48,7 @@ class Comparison:
         contrasts: the family of tests.
         inputs: of the stage compare, by role.
         written: expansions, by title, whoever wrote them.
-        vectors: of each dataset, by each retriever.
+        vectors: of each dataset, by each retriever and encoding.
         purpose: begins the names of its steps, where a run measures a dataset for several purposes.
         subsets_are: what the subsets of its datasets are.
     """
@@ -57,7 +58,7 @@ class Comparison:
     contrasts: list[Contrast] = field(default_factory=list)
     inputs: dict[str, Artifact] = field(default_factory=dict)
     written: list[tuple[str, Artifact]] = field(default_factory=list)
-    vectors: dict[tuple[str, str], Artifact] = field(default_factory=dict)
+    vectors: dict[tuple[str, str, EncodingOptions], Artifact] = field(default_factory=dict)
     purpose: str = ""
     subsets_are: SubsetsAre = "parts"
 
@@ -124,13 +125,14 @@ class Comparison:
         mode: Mode = "fused",
     ) -> None:
         """Measure a retriever with the mean of query and expansion, or with one of them alone."""
-        options, measure = pipeline.options.retriever, pipeline.options.evaluate
+        options, measure = pipeline.options.measured_retriever, pipeline.options.evaluate
         weights = {"fused": options.fusion.expansion_weight, "expansion": 1.0, "query": 0.0}
         for step, role, key, written in self._cells(pipeline, name, title, expansions):
             evaluation = self.evaluations[key]
-            if (key, retriever.key) not in self.vectors:
-                self.vectors[key, retriever.key] = encode_corpus(
-                    pipeline,
+            encoding = key, retriever.key, options.encoding
+            if encoding not in self.vectors:
+                self.vectors[encoding] = encode_corpus(
+                    pipeline.changed(retriever=options),
                     evaluation.corpus,
                     retriever,
                     f"{key}: {title}",
@@ -141,8 +143,8 @@ class Comparison:
                 RankingOptions.of(measure, evaluation.identical_ids),
                 weights[mode if written else "query"],
             )
-            vectors = self.vectors[key, retriever.key]
-            inputs = {"retriever": retriever, "embeddings": vectors, "expansions": written}
+            inputs = {"retriever": retriever, "expansions": written}
+            inputs |= {"embeddings": self.vectors[encoding]}
             inputs |= {"queries": evaluation.queries, "qrels": evaluation.qrels}
             cell = self.purpose + role.removeprefix("measured/")
             self.inputs[role] = pipeline.step("evaluate", inputs, step, options=chosen, name=cell)

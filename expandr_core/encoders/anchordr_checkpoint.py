@@ -7,6 +7,7 @@ trained decoder is lost.
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,16 @@ from expandr_core.encoders.sentence_transformer import fill_config
 from expandr_core.errors import DataError
 from expandr_core.options.retriever import ConventionOptions, Similarity
 from expandr_core.runtime.model_folders import model_files
+from expandr_core.store.store import sha256_of
 
 if TYPE_CHECKING:
     from expandr_core.anchordr.model import AnchorDR
 
 log = logging.getLogger(__name__)
 _SIGN = "encoder.pos_embed.weight"  # a T5 has no learned positions
-_TOKENIZERS = ("sp.model", "spiece.model")
+TOKENIZERS = ("sp.model", "spiece.model")
+PUBLISHED = "yiqingx/AnchorDR"
+PUBLISHED_TOKENIZER = "1f7dda6f68d6676a944418205def0e463eaa7b9aa3868f99b1ac122c849af152"  # SHA-256
 _ALIASES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 _FIXED = {
     "relative_attention_num_buckets": 32,
@@ -105,10 +109,62 @@ def read_published(folder: Path) -> "AnchorDR":
                 f"{folder}: {name} differs from shared.weight, but AnchorDR has a single table of "
                 "token embeddings; get the model again"
             )
-    tokenizers = [folder / name for name in _TOKENIZERS if (folder / name).is_file()]
+    tokenizers = _tokenizers(folder)
     if not tokenizers:
-        raise DataError(f"{folder}: no {' or '.join(_TOKENIZERS)}; get the model's own tokenizer")
+        raise DataError(
+            f"{folder}: no {' or '.join(TOKENIZERS)}; get the model's own tokenizer, or set "
+            f"retriever.tokenizer to {PUBLISHED}, or to a folder that has it"
+        )
     return AnchorDR.of_weights(config, AnchorDRTokenizer(tokenizers[0]), weights, folder)
+
+
+def _tokenizers(folder: Path) -> list[Path]:
+    return [folder / name for name in TOKENIZERS if (folder / name).is_file()]
+
+
+def add_tokenizer(folder: Path, tokenizer: Path, sha256: str) -> None:
+    """Copy AnchorDR's tokenizer into a model folder that lacks it.
+
+    Args:
+        folder: of the model.
+        tokenizer: a SentencePiece model.
+        sha256: what its content must be.
+
+    Raises:
+        DataError: if the model is not AnchorDR, has another tokenizer, or the file has changed.
+    """
+    if not claims(folder):
+        raise DataError(
+            f"{folder}: retriever.tokenizer is for AnchorDR, which this is not; leave it empty"
+        )
+    own = _tokenizers(folder)
+    if own and sha256_of(own[0]) != sha256:
+        raise DataError(
+            f"{folder}: {own[0].name} differs from retriever.tokenizer ({tokenizer}); leave that empty "
+            "to use the model's own tokenizer"
+        )
+    copy = shutil.copyfile(tokenizer, folder / TOKENIZERS[0])
+    if sha256_of(copy) != sha256:
+        raise DataError(f"{tokenizer} changed during the run; start the run again")
+
+
+def check_published(name: str, tokenizer: Path, sha256: str) -> None:
+    """Compare a tokenizer with the one that AnchorDR was published with.
+
+    Another one is refused under AnchorDR's name on the hub, and elsewhere allowed: the import checks
+    that it fits the model's embeddings.
+
+    Raises:
+        DataError: if the published one has changed.
+    """
+    if sha256 == PUBLISHED_TOKENIZER:
+        return
+    if name == PUBLISHED and not Path(name).is_dir():
+        raise DataError(
+            f"{tokenizer}: not the tokenizer that AnchorDR was published with (its SHA-256 begins with "
+            f"{sha256[:8]}, not {PUBLISHED_TOKENIZER[:8]}); get the file again"
+        )
+    log.warning("%s is not the tokenizer that AnchorDR was published with", tokenizer)
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -20,7 +20,7 @@ _OLD, _NEW = "pytorch_model", "model"
 
 
 def convert(folder: Path) -> list[Path]:
-    """Convert `pytorch_model*.bin` of a model and of its sentence-transformers modules.
+    """Convert `pytorch_model*.bin` of a model and its sentence-transformers modules, or an adapter's.
 
     Returns:
         The written files.
@@ -31,10 +31,13 @@ def convert(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     pickles = [
-        path for part in module_folders(folder) for path in sorted(part.glob(f"{_OLD}*.bin"))
+        path
+        for part in module_folders(folder)
+        for pattern in (f"{_OLD}*.bin", "adapter_model.bin")
+        for path in sorted(part.glob(pattern))
     ]
     if not pickles:
-        raise DataError(f"{folder}: no {_OLD}.bin, so nothing to convert")
+        raise DataError(f"{folder}: no {_OLD}.bin or adapter_model.bin, so nothing to convert")
     written = [_convert_file(path) for path in pickles]
     for part in module_folders(folder):
         index = part / f"{_OLD}.bin.index.json"
@@ -46,6 +49,14 @@ def convert(folder: Path) -> list[Path]:
             target.write_text(json.dumps(listed, indent=2))
             written.append(target)
     return written
+
+
+def replace_pickles(folder: Path) -> None:
+    """Convert the pickled weights in a copy of a model, and delete them; see `convert`."""
+    convert(folder)
+    for part in module_folders(folder):
+        for path in [*part.glob(f"{_OLD}*.bin"), *part.glob(f"{_OLD}.bin.index.json")]:
+            path.unlink()
 
 
 def _renamed(path: Path) -> Path:

@@ -21,9 +21,14 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 
 
+def is_adapter(llm: Artifact) -> bool:
+    """Tell whether an artifact is an adapter, which DPO trained or which was imported."""
+    return CONFIG in llm.files
+
+
 def language_model(store: Store, llm: Artifact) -> dict[str, Artifact]:
     """Return the artifacts of a language model by role: "llm" and, if it is separate, "adapter"."""
-    if llm.key.rpartition("-")[0] not in ("dpo", "sft", "kto"):
+    if not is_adapter(llm):
         return {"llm": llm}
     return {"llm": Artifact(**store.manifest(llm.key)["inputs"]["llm"]), "adapter": llm}
 
@@ -34,23 +39,30 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def write_config(folder: Path, **changes: Any) -> None:
-    """Change the configuration of an adapter.
+    """Change the configuration of an adapter, or write one.
 
     PEFT writes the adapted layers as a set, in random order; here they are sorted.
     """
-    values = read_config(folder) | changes
+    path = folder / CONFIG
+    values = (read_config(folder) if path.is_file() else {}) | changes
     values["target_modules"] = sorted(values["target_modules"])
-    (folder / CONFIG).write_text(json.dumps(values, indent=1, allow_nan=False))
+    path.write_text(json.dumps(values, indent=1, allow_nan=False))
 
 
 def add(other: Path, folder: Path) -> None:
-    """Add another adapter of the same model, perhaps of other layers, to the adapter in a folder."""
+    """Add another adapter of the same model, perhaps of other layers, to the adapter in a folder.
+
+    The sum is in float32: one that was published may be in bfloat16, which would round what is added.
+    """
     import torch
     from safetensors.torch import load_file, save_file
 
     paths = (other, folder)
     configs = [read_config(path) for path in paths]
-    weights = [load_file(path / WEIGHTS) for path in paths]
+    weights = [
+        {name: matrix.float() for name, matrix in load_file(path / WEIGHTS).items()}
+        for path in paths
+    ]
     rank = sum(config["r"] for config in configs)
     stacked = {}
     for name, like in sorted((weights[0] | weights[1]).items()):
@@ -90,7 +102,7 @@ def load_adapted(llm: Path, adapter: Path | None, dtype: Any) -> Any:
 
 def linear_layers(model: Any) -> dict[str, int]:
     """Count the layers that an adapter can adapt, by name, with `*` for a layer's number."""
-    return dict(Counter(_without_numbers(name) for name in _adaptable(model)))
+    return dict(Counter(without_numbers(name) for name in _adaptable(model)))
 
 
 def _adaptable(model: Any) -> list[str]:
@@ -146,8 +158,7 @@ def check_targets(layers: Iterable[str], targets: Iterable[str]) -> None:
     wrong = [
         target
         for target in targets
-        if target != ALL_LINEAR
-        and not any(e.endswith("." + _without_numbers(target)) for e in ends)
+        if target != ALL_LINEAR and not any(e.endswith("." + without_numbers(target)) for e in ends)
     ]
     if wrong or not ends:
         names = sorted({end.rpartition(".")[2] for end in ends})
@@ -157,5 +168,6 @@ def check_targets(layers: Iterable[str], targets: Iterable[str]) -> None:
         )
 
 
-def _without_numbers(name: str) -> str:
+def without_numbers(name: str) -> str:
+    """Write `*` for the numbers in the name of a layer."""
     return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)

@@ -129,6 +129,11 @@ def open_engine(llm: LLMSpec, options: EngineOptions) -> AbstractContextManager[
         case EndpointOptions():
             from expandr_core.generation.endpoint_engine import EndpointGenerator
 
+            if llm.adapter:
+                raise DataError(
+                    "llm.engine is 'endpoint', but the language model is an adapter, which a server "
+                    "does not take; use 'transformers' or 'vllm'"
+                )
             return nullcontext(EndpointGenerator(llm.folder, options, llm.chat))
         case TransformersOptions():
             from expandr_core.generation.transformers_engine import TransformersGenerator

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field
 
-from expandr_core.options.base import Options, Positive
+from expandr_core.options.base import Options, Positive, added
 from expandr_core.options.data import IdenticalIds
 
 Language = Literal[
@@ -40,6 +40,12 @@ class EvaluationOptions(Options):
         default="dataset",
         description="Whether a run ignores the passage that has the query's id, as beir does, or keeps "
         "it. 'dataset': as the dataset's library does (NanoBEIR keeps it, all others ignore it).",
+    )
+    similarity: Literal["retriever", "cosine", "dot"] = added(
+        "retriever",
+        description="How vectors are compared in evaluation and in `expandr search`: as "
+        "retriever.encoding.similarity says, or otherwise (the paper trains by dot, and evaluates by "
+        "cosine).",
     )
     bm25_language: Language = Field(
         default="english",

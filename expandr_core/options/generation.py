@@ -118,6 +118,11 @@ class LLMOptions(Options):
         description="Folder or hub name of a causal LM with a chat template, or 'tiny' to build one "
         "from the collection's text (paper: meta-llama/Meta-Llama-3-8B-Instruct).",
     )
+    adapter: str = added(
+        "",
+        description="Folder or hub name of a LoRA adapter for `model` that PEFT wrote (the paper's: "
+        "chengpingan/ExpandR_LLM); the loop then starts from both. Empty: the model alone.",
+    )
     tiny: TinyLLMOptions = Field(default=TinyLLMOptions(), title="The tiny LLM, if 'tiny'")
     template: Variables = Field(
         default={},
@@ -141,6 +146,15 @@ class LLMOptions(Options):
     endpoint: EndpointOptions = Field(
         default=EndpointOptions(), title="The server, if the engine is 'endpoint'"
     )
+
+    @model_validator(mode="after")
+    def _adapter_runs_here(self) -> "LLMOptions":
+        if self.adapter and self.engine == "endpoint":
+            raise ValueError(
+                "adapter: a server keeps its model as it is; set llm.engine to 'transformers' or "
+                "'vllm', or leave llm.adapter empty"
+            )
+        return self
 
     @property
     def settings(self) -> EngineOptions:

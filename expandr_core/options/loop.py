@@ -80,6 +80,11 @@ class JointLoopOptions(Options):
         return self
 
     @property
+    def measured_retriever(self) -> RetrieverOptions:
+        """How evaluation and search use the retriever."""
+        return self.retriever.comparing_by(self.evaluate.similarity)
+
+    @property
     def training_fusion(self) -> FusionOptions:
         """How training and mining fuse a query with its expansions."""
         return self.retriever.fusion.in_training(self.training.expansion_weight)
@@ -120,6 +125,7 @@ class JointLoopOptions(Options):
         encoding = own.encoding.model_copy(update={"similarity": encoder.similarity})
         return RetrieverOptions(
             model=encoder.model,
+            allow_pickle_conversion=own.allow_pickle_conversion,
             convention=encoder.convention,
             encoding=encoding,
             fusion=own.fusion,

@@ -137,6 +137,16 @@ class RetrieverOptions(Options):
         "sentence-transformers model, or of an encoder with a convention; or 'tiny' to build one "
         "from the collection's text.",
     )
+    allow_pickle_conversion: bool = runtime(
+        False,
+        description="Whether to convert a model's pickled weights (pytorch_model.bin) if it has no "
+        "safetensors; of a pickle, only tensors are read.",
+    )
+    tokenizer: str = added(
+        "",
+        description="Folder or hub name to take AnchorDR's sp.model from if the model brings none, such "
+        "as yiqingx/AnchorDR; empty: the model's own.",
+    )
     convention: ConventionOptions = Field(
         default=ConventionOptions(), title="How the model is used"
     )
@@ -146,3 +156,19 @@ class RetrieverOptions(Options):
     encoding: EncodingOptions = Field(default=EncodingOptions(), title="Texts to vectors")
     fusion: FusionOptions = Field(default=FusionOptions(), title="Query and expansions")
     index: IndexOptions = Field(default=IndexOptions(), title="Stored vectors and their search")
+
+    def comparing_by(self, similarity: Literal["retriever", "cosine", "dot"]) -> "RetrieverOptions":
+        """Return these options with vectors compared otherwise; "retriever" leaves it to them."""
+        if similarity == "retriever":
+            return self
+        encoding = self.encoding.model_copy(update={"similarity": similarity})
+        return self.model_copy(update={"encoding": encoding})
+
+    @model_validator(mode="after")
+    def _published_parts(self) -> "RetrieverOptions":
+        if self.tokenizer and self.model == "tiny":
+            raise ValueError(
+                "tokenizer is AnchorDR's, but the model is 'tiny', which brings its own; leave "
+                "retriever.tokenizer empty, or name a model"
+            )
+        return self

@@ -30,17 +30,36 @@ PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"}
 CODE = {".py", ".pyc", ".pyd", ".so", ".dll", ".dylib", ".sh", ".bat", ".exe", ".ipynb"}
 OTHERS = {".h5", ".msgpack", ".onnx", ".gguf", ".ggml", ".ot", ".tflite", ".mlmodel"}
 LEFT_OUT = PICKLES | CODE | OTHERS
+_ADAPTER_ALONE = (
+    "an adapter, not a model; for an LLM, name its base model in llm.model and the adapter in "
+    "llm.adapter; otherwise merge it into its base model first"
+)
 _NO_CODE = "code that comes with a model is not run; use a model that the library supports itself"
 
 
-def model_files(folder: Path) -> list[str]:
-    """Return the files of a model, relative to its folder, sorted."""
+def model_files(folder: Path, pickles: bool = False) -> list[str]:
+    """Return the files of a model, relative to its folder, sorted.
+
+    Args:
+        folder: of the model.
+        pickles: whether pickled weights belong to it where there are no safetensors.
+    """
     return sorted(
         path.relative_to(folder).as_posix()
         for part in module_folders(folder)
         for path in _files_of(part)
-        if _belongs(path)
+        if _belongs(path) or (pickles and path in _pickled_weights(part))
     )
+
+
+def _pickled_weights(part: Path) -> list[Path]:
+    """Return the weights that can be converted, if there are no safetensors."""
+    return [] if _weights_of(part) else sorted(part.glob("pytorch_model*.bin"))
+
+
+def has_weights(folder: Path) -> bool:
+    """Tell whether there are safetensors."""
+    return any(map(_weights_of, module_folders(folder)))
 
 
 def module_folders(folder: Path) -> list[Path]:
@@ -72,7 +91,7 @@ def _weights_of(part: Path) -> list[str]:
         return [WEIGHTS]
     if not (part / INDEX).is_file():
         return []
-    return sorted(set(_read_object(part / INDEX).get("weight_map", {}).values()))
+    return sorted(set(read_json_object(part / INDEX).get("weight_map", {}).values()))
 
 
 def _read_json(path: Path) -> Any:
@@ -82,7 +101,12 @@ def _read_json(path: Path) -> Any:
         raise DataError(f"{path}: not valid JSON ({error}); get the file again") from error
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a file that holds a JSON object.
+
+    Raises:
+        DataError: if it does not.
+    """
     found = _read_json(path)
     if not isinstance(found, dict):
         raise DataError(f"{path}: not a JSON object; get the file again")
@@ -91,7 +115,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Read config.json."""
-    return _read_object(folder / "config.json")
+    return read_json_object(folder / "config.json")
 
 
 def _modules(folder: Path) -> list[dict[str, Any]]:
@@ -124,8 +148,12 @@ def routed(folder: Path, path: str) -> list[dict[str, str]]:
     return []
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, pickles: bool = False) -> None:
     """Check a model folder without loading it; log which weights are ignored.
+
+    Args:
+        folder: of the model.
+        pickles: whether pickled weights will do; they are not opened.
 
     Raises:
         DataError: if it is not a model folder, needs its own code, has no safetensors weights, or may
@@ -135,17 +163,16 @@ def check_folder(folder: Path) -> None:
         raise DataError(f"{folder}: no such folder; correct the model")
     if not (folder / "modules.json").is_file() and not (folder / "config.json").is_file():
         if (folder / ADAPTER).exists():
-            raise DataError(
-                f"{folder}: an adapter, not a model; merge it into its base model first"
-            )
+            raise DataError(f"{folder}: {_ADAPTER_ALONE}")
         raise DataError(
             f"{folder}: no config.json, so not a model; name the folder that save_pretrained wrote"
         )
     _check_code(folder)
     for part in module_folders(folder):
         _check_adapter(part)
-        _check_files(folder, part)
-    _check_weights(folder)
+        if not (pickles and _pickled_weights(part)):
+            _check_files(folder, part)
+    _check_weights(folder, pickles)
 
 
 def _check_code(folder: Path) -> None:
@@ -169,7 +196,7 @@ def _check_code(folder: Path) -> None:
                     f"sentence-transformers would substitute another; {_NO_CODE}"
                 )
     config = folder / SENTENCE_CONFIG
-    kind = _read_object(config).get("model_type") if config.is_file() else None
+    kind = read_json_object(config).get("model_type") if config.is_file() else None
     if kind not in (None, "SentenceTransformer"):
         raise DataError(
             f"{config}: model_type is {kind!r}, whose modules sentence-transformers would replace; "
@@ -190,8 +217,8 @@ def _check_adapter(part: Path) -> None:
     if not path.is_file():
         return
     if not _weights_of(part) or not (part / "config.json").is_file():
-        raise DataError(f"{part}: an adapter, not a model; merge it into its base model first")
-    base = _read_object(path).get("base_model_name_or_path")
+        raise DataError(f"{part}: {_ADAPTER_ALONE}")
+    base = read_json_object(path).get("base_model_name_or_path")
     if isinstance(base, str) and Path(base).is_dir() and Path(base).samefile(part):
         raise DataError(
             f"{path}: the adapter belongs to the weights beside it, which may or may not have it "
@@ -216,7 +243,8 @@ def _check_files(folder: Path, part: Path) -> None:
     if pickles and not names:
         raise DataError(
             f"{part}: the weights are pickle only ({pickles[0]}), which can run any code; "
-            f"convert them with `{CONVERT} {folder}`, or use a revision with {WEIGHTS}"
+            f"convert them with `{CONVERT} {folder}`, use a revision with {WEIGHTS}, or, for a "
+            "retriever, set retriever.allow_pickle_conversion"
         )
     for name in names:
         if Path(name).name != name or not (part / name).is_file():
@@ -224,7 +252,7 @@ def _check_files(folder: Path, part: Path) -> None:
     if names == [WEIGHTS] and (part / INDEX).is_file():
         log.warning("%s: %s is used, and the shards in %s are not", part, WEIGHTS, INDEX)
     config = part / "config.json"
-    explicit = _read_object(config).get("transformers_weights") if config.is_file() else None
+    explicit = read_json_object(config).get("transformers_weights") if config.is_file() else None
     if explicit not in (None, WEIGHTS, INDEX) or (explicit == INDEX and names == [WEIGHTS]):
         raise DataError(
             f"{config}: transformers_weights names {explicit}, which vLLM would not read; rename the "
@@ -232,15 +260,16 @@ def _check_files(folder: Path, part: Path) -> None:
         )
 
 
-def _check_weights(folder: Path) -> None:
+def _check_weights(folder: Path, pickles: bool) -> None:
     from safetensors import SafetensorError, safe_open
 
     weights = [folder / name for name in model_files(folder) if name.endswith(".safetensors")]
-    if not weights:
+    if not weights and not (pickles and any(map(_pickled_weights, module_folders(folder)))):
         raise DataError(
             f"{folder}: no weights; a {WEIGHTS} is needed. Pickled weights (pytorch_model.bin) are "
             "not downloaded from the hub: get them with `hf download NAME --local-dir FOLDER`, "
-            f"convert them with `{CONVERT} FOLDER`, and name the folder"
+            f"convert them with `{CONVERT} FOLDER`, and name the folder; for a retriever, "
+            "retriever.allow_pickle_conversion does all of it"
         )
     for path in weights:
         try:
