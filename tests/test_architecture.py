@@ -203,7 +203,12 @@ def test_every_option_is_read_on_a_value_of_its_class(tmp_path):
     read = options_read(
         {each.__name__ for each in classes}, tmp_path, {"MiningOptions": "epochs: int = 3"}
     )
-    every = {f"{each.__name__}.{field}" for each in classes for field in each.model_fields}
+    every = {  # each once, in the class that declares it
+        f"{each.__name__}.{field}"
+        for each in classes
+        for field in each.model_fields
+        if field in each.__annotations__
+    }
     assert (every | dead) - read == dead
 
 
