@@ -171,7 +171,8 @@ def run(job: Job) -> None:
 def _open_corpus(job: Job, held: contextlib.ExitStack, encoder: Encoder) -> "Corpus":
     from expandr_core.evaluation.positive_ranks import Corpus
 
-    corpus = Corpus(held.enter_context(job.all_shards("embeddings")), job.options.search_memory_gb)
+    options: RewardOptions = job.options
+    corpus = Corpus(held.enter_context(job.all_shards("embeddings")), options.search_memory_gb)
     if corpus.index.dimensions != encoder.dimensions:
         raise DataError(
             f"the embeddings have {corpus.index.dimensions} dimensions, the encoder that rewards "
@@ -185,10 +186,11 @@ def _groups(job: Job, parts: list[Part]) -> Iterator[list[Part]]:
 
     The groups change no byte, so they need not be those of an earlier run.
     """
+    options: RewardOptions = job.options
     most = 0.0
-    if job.options.ranked:
+    if options.ranked:
         dimensions = job.spec.inputs["embeddings"].counts.get("dimensions", 1)
-        most = job.options.search_memory_gb * 1e9 / 4 / (4 * dimensions)
+        most = options.search_memory_gb * 1e9 / 4 / (4 * dimensions)
     group: list[Part] = []
     texts = 0.0
     for part in parts:
