@@ -26,7 +26,7 @@ TOKENIZER += ("special_tokens_map.json", "added_tokens.json", "chat_template.jin
 _ALLOWED = {  # settings that change nothing of an adapter that has been trained, by their values
     "peft_type": ("LORA",),
     "task_type": ("CAUSAL_LM", None),
-    "init_lora_weights": (True, False, "gaussian"),  # others change the weights of the model
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),  # others change the model
     "bias": ("none",),
 }
 _ANY = {"r", "lora_alpha", "target_modules", "lora_dropout", "fan_in_fan_out", "inference_mode"}

@@ -222,7 +222,9 @@ def test_an_adapter_fits_a_tiny_llm_that_the_run_builds(release, tmp_path):
     stages = [step.artifact.stage for step in second.steps]
     assert stages.index("import_adapter") > stages.index("tiny_llm")
     assert "merge" in stages
-    with pytest.raises(DataError, match=r"llm\.adapter: .* this language model"):
+    with pytest.raises(
+        DataError, match=r"llm\.adapter: .* another id than in the language model's"
+    ):
         wider = options.llm.model_copy(update={"adapter": str(release.adapter)})
         joint_loop(options=options.model_copy(update={"llm": wider}), store=store)
 
