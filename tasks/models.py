@@ -53,7 +53,7 @@ def import_models(pipeline: Pipeline, roles: Set[str] = ROLES) -> dict[str, Arti
         imported["retriever"] = _import_retriever(
             pipeline, options.retriever, "retriever", "retriever.model"
         )
-    if "reward_encoder" in roles and options.rewarding != options.retriever:
+    if "reward_encoder" in roles and options.preferences.reward_encoder.model != "current":
         imported["reward_encoder"] = _import_retriever(
             pipeline, options.rewarding, "reward encoder", "preferences.reward_encoder"
         )
