@@ -17,7 +17,7 @@ from expandr_core.errors import DataError, first_line
 from expandr_core.evaluation.comparison import MeasuredDataset, System
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.planning.added_cost import added_costs
-from expandr_core.stages.ablation import AblationOptions, Row
+from expandr_core.stages.ablation import AblationOptions, TableRow
 from expandr_core.store.artifacts import Artifact
 from flows.ablation_lines import BASE, QUERY, AblationLine, variants
 from flows.joint_loop import start, train_rounds
@@ -237,7 +237,7 @@ def lay_out(
     """Make the table: what every line reaches, and what it has cost beyond those above it."""
     costs = added_costs(pipeline.open(), dict(_artifacts(pipeline, lines)))
     rows = [
-        Row(
+        TableRow(
             name=name,
             title=title,
             changes=next((dict(line.set) for line in lines if line.name == name), {}),

@@ -14,7 +14,7 @@ from expandr_core.options.base import Options
 SCHEMA = 1  # of ablation.json
 
 
-class Row(Options):
+class TableRow(Options):
     """A line of an ablation.
 
     `plain` names the system of its LLM with the base retriever: the base's, if the line leaves it as it
@@ -33,7 +33,7 @@ class Row(Options):
     tokens: int = Field(default=0, ge=0)
 
 
-def ablation_of(comparison: dict[str, Any], rows: Sequence[Row], query: str) -> dict[str, Any]:
+def ablation_of(comparison: dict[str, Any], rows: Sequence[TableRow], query: str) -> dict[str, Any]:
     """Lay an ablation out, as ablation.json has it.
 
     Args:
@@ -44,15 +44,23 @@ def ablation_of(comparison: dict[str, Any], rows: Sequence[Row], query: str) -> 
     """
     results = {row["system"]: row for row in comparison["results"]}
     [dataset] = comparison["datasets"]
-    first = Row(name=query, title="query only")
+    first = TableRow(name=query, title="query only")
     laid_out = []
     for row in (first, *rows):
         own = not row.error and (row is first or row.plain.startswith(f"{row.name}_"))
         laid_out.append(
-            row.model_dump(mode="json")
-            | {"changes": written(row.changes)}
-            | {"joint": None if row.error else results[row.name]}
-            | {"plain": results[row.plain] if own and row.plain else None}
+            {
+                "name": row.name,
+                "title": row.title,
+                "changes": written(row.changes),
+                "joint": None if row.error else results[row.name],
+                "plain": results[row.plain] if own and row.plain else None,
+                "error": row.error,
+                "made": row.made,
+                "artifacts": row.artifacts,
+                "seconds": row.seconds,
+                "tokens": row.tokens,
+            }
         )
     return {
         "schema": SCHEMA,

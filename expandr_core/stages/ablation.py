@@ -9,7 +9,7 @@ import json
 import pandas as pd
 from pydantic import Field
 
-from expandr_core.evaluation.ablation import Row, ablation_of, flat, render_ablation
+from expandr_core.evaluation.ablation import TableRow, ablation_of, flat, render_ablation
 from expandr_core.evaluation.comparison import read_comparison
 from expandr_core.options.base import Options
 from expandr_core.runtime.job import Job
@@ -22,7 +22,7 @@ ISOLATION = "never"
 class AblationOptions(Options):
     """The rows of the table, and which system is the query alone."""
 
-    rows: tuple[Row, ...] = Field(min_length=1)
+    rows: tuple[TableRow, ...] = Field(min_length=1)
     query: str
 
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from expandr_cli.ablate import print_ablation
 from expandr_cli.main import app
-from expandr_core.evaluation.ablation import Row, ablation_of, flat, render_ablation
+from expandr_core.evaluation.ablation import TableRow, ablation_of, flat, render_ablation
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.store import Store
 from flows.ablation_lines import read_ablations, variants
@@ -113,11 +113,11 @@ def ablation() -> dict[str, Any]:
     cost = {"made": 9, "artifacts": 22, "seconds": 130.4, "tokens": 123456}
     plain = "base_base-retriever"
     rows = [
-        Row(name="base", title="base", plain=plain, **cost),
-        Row(name="llm-qe", title="LLM-QE (expansion alone)", plain=plain, **cost,
+        TableRow(name="base", title="base", plain=plain, **cost),
+        TableRow(name="llm-qe", title="LLM-QE (expansion alone)", plain=plain, **cost,
             changes={"training.expansion_weight": 1}),
-        Row(name="q2e", title="prompt q2e", plain="q2e_base-retriever", **cost),
-        Row(name="bad", title="too strict", plain=plain, error="seed 0: too few pairs [x]", **cost),
+        TableRow(name="q2e", title="prompt q2e", plain="q2e_base-retriever", **cost),
+        TableRow(name="bad", title="too strict", plain=plain, error="seed 0: too few pairs [x]", **cost),
     ]  # fmt: skip
     return ablation_of(comparison, rows, "query")
 
