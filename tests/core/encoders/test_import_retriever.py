@@ -73,6 +73,11 @@ def published(model: AnchorDR, tmp_path: Path) -> Path:
     return save_published(tmp_path / "anchordr", model)
 
 
+def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
+    """Compare vectors up to rounding: products depend on how weights are aligned in memory."""
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def vectors_of(model: AnchorDR) -> np.ndarray:
     return SentenceTransformer(modules=[model], device="cpu").encode(SENTENCES)
 
@@ -81,8 +86,8 @@ def test_anchordr_is_imported_as_published_and_compares_by_inner_product(model, 
     folder = imported(published)
     encoder = Encoder(folder, "cpu", EncodingOptions())
     assert not encoder.normalize
-    assert np.array_equal(encoder.encode_passages(SENTENCES), vectors_of(model))
-    assert np.array_equal(encoder.encode_queries(SENTENCES), vectors_of(model))
+    assert_close(encoder.encode_passages(SENTENCES), vectors_of(model))
+    assert_close(encoder.encode_queries(SENTENCES), vectors_of(model))
     assert {path.name for path in folder.iterdir()} >= {"sp.model", "modules.json"}
 
 
@@ -104,7 +109,7 @@ def test_sentence_transformers_alone_loads_it_if_it_may_import_our_package(model
     ):
         SentenceTransformer(folder, device="cpu")
     loaded = SentenceTransformer(folder, device="cpu", trust_remote_code=True)
-    assert np.array_equal(loaded.encode(SENTENCES), vectors_of(model))
+    assert_close(loaded.encode(SENTENCES), vectors_of(model))
 
 
 def as_saved_by_the_papers_code(published: Path, whole: bool = False) -> Path:
@@ -142,7 +147,7 @@ def test_a_retriever_whose_decoder_the_papers_code_lost_is_refused(published):
 def test_a_whole_retriever_of_the_papers_code_is_read_as_anchordr(model, published):
     folder = imported(as_saved_by_the_papers_code(published, whole=True))
     found = Encoder(folder, "cpu", EncodingOptions()).encode_passages(SENTENCES)
-    assert np.array_equal(found, vectors_of(model))
+    assert_close(found, vectors_of(model))
 
 
 def test_anchordr_follows_no_convention(published):
@@ -161,7 +166,7 @@ def test_pickled_weights_are_refused_until_they_are_converted(model, published):
     assert convert(published) == [published / "model.safetensors"]
     assert (published / "pytorch_model.bin").is_file()
     found = Encoder(imported(published), "cpu", EncodingOptions()).encode_passages(SENTENCES)
-    assert np.array_equal(found, vectors_of(model))
+    assert_close(found, vectors_of(model))
 
 
 @pytest.mark.parametrize(
