@@ -47,9 +47,10 @@ from expandr_core.generation.transformers_engine import TransformersGenerator
 from expandr_core.options.data import DataOptions, DemoWorldOptions
 from expandr_core.options.generation import SamplingOptions, TinyLLMOptions, VLLMOptions
 from expandr_core.options.retriever import EncodingOptions
+from expandr_core.preferences.candidates import Written, encode, judge
 from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import make_spec, run_stage
-from expandr_core.stages import prepare, reward
+from expandr_core.stages import prepare
 from expandr_core.store.store import Store
 
 TEMPERATURES = (0.8, 0.9, 1.0, 1.1)
@@ -252,8 +253,7 @@ def measure_reward(world: World) -> dict[str, Compared]:
     for precision in ("float32", "bfloat16"):
         encoder = Encoder(folder, "cpu", EncodingOptions(precision=precision))
         encoder.encode_passages(["to warm up"] * 32)
-        work = partial(reward._reward_shard, *tables, examples, encoder)
-        seconds[precision] = timed(work)
+        seconds[precision] = timed(partial(reward_texts, Written(*tables, examples), encoder))
         print(f"{'reward, ours, ' + precision:<52}{seconds[precision]:8.1f} s")
     encoder = Encoder(folder, "cpu", EncodingOptions())
 
@@ -268,6 +268,12 @@ def measure_reward(world: World) -> dict[str, Compared]:
     theirs = timed(one_query_at_a_time)
     print(f"{'reward, one query after the other, float32':<52}{theirs:8.1f} s")
     return {"reward": Compared(min(seconds.values()), theirs)}
+
+
+def reward_texts(written: Written, encoder: Encoder) -> None:
+    """Reward texts as the stage reward does by default."""
+    weights = {"retriever": 1.0, "self": 1.0}
+    judge(encode(written, encoder), encoder, "candidate_rank", weights, 0, None)
 
 
 def expansions(ids: list[str], texts: list[list[Completion]]) -> pa.Table:
