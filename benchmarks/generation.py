@@ -247,13 +247,13 @@ def measure_reward(world: World) -> dict[str, Compared]:
     candidates, _ = write(engine, world.candidates, world.sampling)
     answers, _ = write(engine, world.answers, world.sampling)
     ids = [row["query_id"] for row in world.rows]
-    tables = [expansions(ids, candidates), expansions(ids, answers)]
     examples = pa.Table.from_pylist(world.rows)
+    written = Written(expansions(ids, candidates), expansions(ids, answers), examples)
     seconds = {}
     for precision in ("float32", "bfloat16"):
         encoder = Encoder(folder, "cpu", EncodingOptions(precision=precision))
         encoder.encode_passages(["to warm up"] * 32)
-        seconds[precision] = timed(partial(reward_texts, Written(*tables, examples), encoder))
+        seconds[precision] = timed(partial(reward_texts, written, encoder))
         print(f"{'reward, ours, ' + precision:<52}{seconds[precision]:8.1f} s")
     encoder = Encoder(folder, "cpu", EncodingOptions())
 
