@@ -149,7 +149,8 @@ class Reader:
     def bad(self, file: RawFile, line: int, row: BadRow) -> None:
         """Refuse a bad row, or count it."""
         if self.bad_rows == "refuse":
-            what = "" if file.name.startswith("triples/") else ", which changes the metrics"
+            trained_on = file.name.startswith(("triples/", "pairs/"))
+            what = "" if trained_on else ", which changes the metrics"
             raise DataError(
                 f"{file}:{line}: {row}, or set data.bad_rows to 'skip' to go on without such "
                 f"rows{what}"

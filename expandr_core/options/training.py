@@ -1,6 +1,6 @@
 """Training: alignment of the language model, and contrastive training of the retriever."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -95,7 +95,7 @@ class DPOTrainingOptions(AlignmentTrainingOptions):
         description="Losses to add up, by TRL's names. [sigmoid] is DPO as published; [sigmoid, sft] "
         "also keeps the likelihood of the chosen texts from falling.",
     )
-    loss_weights: tuple[float, ...] = added(
+    loss_weights: tuple[Annotated[float, Field(gt=0)], ...] = added(
         (), description="A weight for each loss, in the same order; empty: 1 for each."
     )
     ld_alpha: float = added(
@@ -125,6 +125,7 @@ class DPOTrainingOptions(AlignmentTrainingOptions):
     @field_validator("loss", mode="before")
     @classmethod
     def _trains_alike_in_every_layout(cls, given: Any) -> Any:
+        given = (given,) if isinstance(given, str) else given
         for name in given if isinstance(given, list | tuple) else ():
             if name in SORTING_LOSSES:
                 raise ValueError(

@@ -130,7 +130,7 @@ def _elements(reader: Reader, file: RawFile) -> Iterator[tuple[int, Any]]:
     with file.open() as opened:
         try:
             rows = json.loads(opened.read().decode("utf-8-sig"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{file}: no JSON array in UTF-8 ({error}); get it again") from error
     yield from enumerate(rows, 1)
 
@@ -159,12 +159,12 @@ def pair_of(record: Any) -> GivenPair:
                          [turns[-1:] for turns in (chosen, rejected)])  # fmt: skip
     if said[0] != said[1]:
         raise BadRow("chosen and rejected begin differently", "give both the same prompt")
-    if [who for who, _ in said[0]] != ["user"] or any(
-        [who for who, _ in turns] != ["assistant"] for turns in answers
-    ):
+    speakers = [[who for who, _ in turns] for turns in (said[0], *answers)]
+    if record.get("system") or speakers != [["user"], ["assistant"], ["assistant"]]:
         raise BadRow(
             "not one turn of the user and two answers",
-            "delete system turns and earlier turns, or leave the row out",
+            "give the user's turn alone, without system turns and earlier turns, as conversations or "
+            "prompt",
         )
     try:
         own = Own(**record[OWN]) if record.get(OWN) else None

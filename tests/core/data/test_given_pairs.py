@@ -38,15 +38,21 @@ def test_a_pair_is_read_in_each_layout(row):
         ({"chosen": None}, "chosen is null|neither a text nor turns"),
         ({"conversations": []}, "not one turn of the user"),
         ({"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}]},
-         "not one turn of the user and two answers; delete system turns"),
+         "not one turn of the user and two answers; .*without system turns"),
         ({"chosen": {"from": "human", "value": "a"}}, "not one turn of the user and two answers"),
         ({"chosen": {"from": "gpt", "value": 3}}, "chosen is not a string"),
         ({"expandr": {"query_id": 3}}, "expandr is not as our export writes it"),
+        ({"system": "You are brief."}, "not one turn of the user and two answers; give the user's"),
     ],
 )  # fmt: skip
 def test_a_row_that_cannot_be_told_is_refused_by_name(change, reason):
     with pytest.raises(BadRow, match=reason):
         pair_of(LAYOUTS["the release"] | change)
+
+
+def test_a_row_without_a_prompt_is_told_where_it_goes():
+    with pytest.raises(BadRow, match=r"the user's turn alone, .* as conversations or prompt"):
+        pair_of({"instruction": "Why?", "chosen": "Because.", "rejected": "Who knows?"})
 
 
 def test_different_prompts_of_the_two_sides_are_refused():
@@ -82,9 +88,10 @@ def test_bad_elements_of_an_array_are_named_or_counted(tmp_path: Path):
 
 def test_a_broken_array_and_a_missing_file_are_named(tmp_path: Path):
     path = tmp_path / "a.json"
-    path.write_text(json.dumps(PAIRS)[:-9])
-    with pytest.raises(DataError, match=r"a\.json: no JSON array"):
-        list(read_pairs(Reader(), *pairs_files(str(path))))
+    for broken in (json.dumps(PAIRS)[:-9], "[" * 100_000):
+        path.write_text(broken)
+        with pytest.raises(DataError, match=r"a\.json: no JSON array"):
+            list(read_pairs(Reader(), *pairs_files(str(path))))
     with pytest.raises(DataError, match=r"no such file or folder; correct data\.pairs"):
         pairs_files(str(tmp_path / "b.json"))
     (tmp_path / "empty").mkdir()

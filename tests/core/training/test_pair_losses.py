@@ -68,11 +68,14 @@ def test_every_loss_on_the_dev_pairs_is_trl_s_however_many_are_scored_at_once(
     ("wrong", "said"),
     [
         ({"loss": ["aot"]}, "aot compares the sorted pairs of a batch"),
+        ({"loss": "aot"}, "aot compares the sorted pairs of a batch"),
         ({"loss": ["aot_unpaired", "sft"]}, "aot_unpaired compares the sorted pairs"),
         ({"loss": ["simpo"]}, "Input should be 'sigmoid'"),
         ({"loss": []}, "at least 1 item"),
         ({"loss": ["sft", "sft"]}, "names a loss twice"),
         ({"loss": ["sigmoid", "sft"], "loss_weights": [1.0]}, "1 weights for 2 losses"),
+        ({"loss_weights": [0.0]}, "greater than 0"),
+        ({"loss": ["sigmoid", "sft"], "loss_weights": [1.0, -1.0]}, "greater than 0"),
         ({"loss": ["exo_pair"]}, "exo_pair needs a label_smoothing above 0"),
         ({"label_smoothing": 0.1}, "only on the losses robust and exo_pair"),
     ],
@@ -80,3 +83,7 @@ def test_every_loss_on_the_dev_pairs_is_trl_s_however_many_are_scored_at_once(
 def test_losses_that_cannot_be_trained_are_refused(wrong, said):
     with pytest.raises(ValidationError, match=said):
         DPOTrainingOptions(**wrong)
+
+
+def test_the_name_of_a_loss_alone_is_taken():
+    assert DPOTrainingOptions(loss="ipo") == DPOTrainingOptions(loss=("ipo",))  # type: ignore[arg-type]
