@@ -6,6 +6,7 @@ it is not followed.
 """
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,8 @@ def _check_settings(path: Path, config: dict[str, Any]) -> None:
     if config.get("peft_type") != "LORA":
         raise DataError(f"{path}: no peft_type, so not an adapter of PEFT; correct llm.adapter")
     rank, alpha, targets = (config.get(name) for name in ("r", "lora_alpha", "target_modules"))
-    numbers = type(rank) is int and isinstance(alpha, int | float) and min(rank, alpha) > 0
+    numbers = type(rank) is int and isinstance(alpha, int | float)
+    numbers = numbers and rank > 0 and 0 < alpha < float("inf")
     names = targets if isinstance(targets, list) else [targets]
     if not numbers or not names or not all(isinstance(name, str) and name for name in names):
         raise DataError(
@@ -100,7 +102,7 @@ def _check_layers(
 
     try:
         adapted: Any = get_peft_model(model, LoraConfig(**config), low_cpu_mem_usage=True)
-    except ValueError as error:
+    except (ValueError, re.error) as error:
         raise DataError(f"{folder / CONFIG}: {first_line(error)}; {_OTHER_BASE}") from error
     expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     shapes = {name: tuple(weight.shape) for name, weight in expected.items()}

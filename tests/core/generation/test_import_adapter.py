@@ -225,6 +225,8 @@ def another_beginning(folder: Path) -> None:
         (lambda f: edit_config(f, peft_type="IA3"), ["peft_type is 'IA3'"]),
         (lambda f: edit_config(f, r=0), ["r is 0"]),
         (lambda f: edit_config(f, lora_alpha="8"), ["lora_alpha '8'"]),
+        (lambda f: edit_config(f, lora_alpha=float("nan")), ["lora_alpha nan"]),
+        (lambda f: edit_config(f, target_modules="(q|v_proj"), ["unterminated", "llm.model"]),
         (lambda f: edit_config(f, target_modules=["c_attn"]), ["c_attn", "llm.model"]),
         (lambda f: edit_config(f, target_modules=None), ["target_modules None"]),
         (lambda f: (f / CONFIG).write_text("{"), ["not valid JSON"]),
