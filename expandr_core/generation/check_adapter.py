@@ -7,6 +7,7 @@ it is not followed.
 
 import logging
 import re
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,12 @@ def _check_settings(path: Path, config: dict[str, Any]) -> None:
     if config.get("peft_type") != "LORA":
         raise DataError(f"{path}: no peft_type, so not an adapter of PEFT; correct llm.adapter")
     rank, alpha, targets = (config.get(name) for name in ("r", "lora_alpha", "target_modules"))
-    numbers = type(rank) is int and isinstance(alpha, int | float)
-    numbers = numbers and rank > 0 and 0 < alpha < float("inf")
+    numbers = (
+        type(rank) is int
+        and isinstance(alpha, int | float)
+        and isfinite(alpha)
+        and min(rank, alpha) > 0
+    )
     names = targets if isinstance(targets, list) else [targets]
     if not numbers or not names or not all(isinstance(name, str) and name for name in names):
         raise DataError(
