@@ -7,6 +7,7 @@ on samples of the data.
 
 from dataclasses import replace
 from datetime import datetime
+from functools import cache, partial
 
 from prefect import flow, get_run_logger
 from prefect.logging import disable_run_logger
@@ -68,6 +69,7 @@ def plan(
     imported = import_models(pipeline)
     check_adapter(imported, options)
     data = prepare_data(pipeline)
+    models = cache(partial(start_models, pipeline, data, imported))
     if not throughput and not calibrate:
         throughput = learned(pipeline, before)
         if before and not throughput:
@@ -76,10 +78,10 @@ def plan(
                 "--throughputs FILE, as the plan's --save wrote it, or --calibrate"
             )
     if not throughput:
-        throughput = calibrated(pipeline, data, start_models(pipeline, data, imported), sample)
+        throughput = calibrated(pipeline, data, models(), sample)
     get_run_logger().info("planned by %s", throughput.source)
     if options.loop.start_from != "data":  # what is imported is in the store, as the data is
-        data = import_start(pipeline, data, start_models(pipeline, data, imported).llm)
+        data = import_start(pipeline, data, models().llm)
     planned = DryRun(store, options, throughput=throughput)
     with disable_run_logger():  # of rounds that do not take place
         run_rounds(planned, data, start_models(planned, data, imported))

@@ -8,6 +8,7 @@ import pytest
 import tiny_loop
 import yaml
 from prefect import flow
+from released import PAIRS, write_array
 from typer.testing import CliRunner
 
 from expandr_cli.plan import by_stage
@@ -59,6 +60,21 @@ def test_a_calibration_tells_what_every_stage_costs_whatever_steps_are_called(
     ran = measured(Store(first.record.store), first.record.steps)
     assert [each.id for each in found.steps] == ids_of(ran)
     assert all(each.seconds > 0 and each.bytes > 0 for each in found.steps)
+
+
+def test_a_calibrated_start_from_pairs_builds_each_model_once(first, tmp_path, monkeypatch):
+    known = planned(first.record.store).throughput
+    monkeypatch.setattr("flows.plan.calibrated", lambda *given: known)
+    tiny, pairs = tiny_loop.OPTIONS, write_array(tmp_path / "pairs.json", PAIRS)
+    changes = {
+        "data": tiny.data.model_copy(update={"pairs": str(pairs)}),
+        "loop": tiny.loop.model_copy(update={"start_from": "pairs"}),
+        "preferences": tiny.preferences.model_copy(update={"minimum_pairs": 5}),
+    }
+    options = tiny.model_copy(update=changes)
+    found: Any = plan(options=options, store=first.record.store, calibrate=True)
+    stages = {step.stage for step in found.steps}
+    assert "dpo" in stages and not {"reward", "pairs"} & stages
 
 
 def test_each_stage_loads_its_libraries_once(first):
