@@ -34,6 +34,12 @@ def export(
         opened = open_store(absolute(store))
         run = find_run(opened, what)
         with new_folder(folder) as partial:
+            other = next((each for each in opened.records() if each["name"] == what), None)
+            if other and not run:
+                raise DataError(
+                    f"{what} is a run of {other['kind']}, which trains no best models; name one of its "
+                    f"artifacts by key, as `expandr show {what}` lists them"
+                )
             if run:
                 written = export_models(opened, run.models["llm"], run.models["retriever"], partial)
             else:

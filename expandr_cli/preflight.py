@@ -53,6 +53,7 @@ def check_ablations(options: JointLoopOptions, lines: tuple[AblationLine, ...], 
             check_run(variant, store)
             continue
         with naming(f"line {name!r}"):
+            check_start(variant)
             check_data(variant)
             check_models(variant, store)
 

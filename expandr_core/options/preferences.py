@@ -57,7 +57,7 @@ class PreferenceOptions(Options):
         "query: similarity (its cosine to the positive, less that of the query alone), corpus_rank "
         "(1/rank of the positive in the whole corpus), ndcg_delta (nDCG, less that of the query alone).",
     )
-    reward_k: Positive = added(10, description="Ranks that count for ndcg_delta.")
+    reward_k: int = added(10, ge=1, le=10_000, description="Ranks that count for ndcg_delta.")
     retriever_weight: float = added(
         1.0, ge=0, le=1000, description="Weight of the retriever's reward; 0: it decides nothing."
     )

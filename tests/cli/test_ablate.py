@@ -54,6 +54,7 @@ def refused(folder: Path, text: str) -> str:
         ("[{name: a, set: {seed: 3}}]", "line 'a': seed is the same for the whole table"),
         ("[{name: a, set: {world.test_entities: 4}}]", "line 'a': world is the same for"),
         ("[{name: a, set: {retriever.model: no/such}}]", "line 'a': retriever.model"),
+        ("[{name: a, set: {loop.start_from: pairs}}]", "line 'a': loop.start_from is 'pairs', and"),
         ("[{name: A b, set: {dpo.beta: 0.3}}]", "lines.0.name: String should match pattern"),
         ("[{name: a}]", "lines.0.set: Field required"),
         ("[]", "lines: Tuple should have at least 1 item"),
