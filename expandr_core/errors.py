@@ -13,7 +13,7 @@ class DataError(ValueError):
 
 @contextlib.contextmanager
 def naming(option: str, *others: type[Exception]) -> Iterator[None]:
-    """Prefix the message of a DataError with the option at fault, unless it is mentioned.
+    """Prefix the message of a DataError with the option at fault, unless it names that already.
 
     Args:
         option: as the user writes it.
@@ -24,7 +24,8 @@ def naming(option: str, *others: type[Exception]) -> Iterator[None]:
     except (DataError, *others) as error:
         text = str(error).strip() or type(error).__name__
         text = text if isinstance(error, DataError) else text.splitlines()[0]
-        raise DataError(text if option in text else f"{option}: {text}") from error
+        fault = text.partition(";")[0]  # what follows is the remedy
+        raise DataError(text if option in fault else f"{option}: {text}") from error
 
 
 def first_line(error: Exception) -> str:

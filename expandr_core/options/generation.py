@@ -241,7 +241,7 @@ def fault_of_prompt(text: str) -> str:
 
     >>> fault_of_prompt("Write about {query}.")
     ''
-    >>> fault_of_prompt("Write.")[:27]
+    >>> fault_of_prompt("Write.")[:26]
     'the prompt has no {query};'
     """
     if not text.strip():
