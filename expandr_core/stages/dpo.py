@@ -10,7 +10,6 @@ adapted layers are explicit. Dropout is off, as it was in effect in the referenc
 """
 
 import logging
-import math
 from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Self
@@ -29,6 +28,8 @@ from expandr_core.training.alignment_stage import (
     Entry,
     Rows,
     prepare_training,
+    rows_to_train,
+    token_limits,
     train_adapter,
     write_log,
 )
@@ -63,10 +64,7 @@ OPTIONS = DPOOptions
 def workload(step: PlannedStep) -> dict[str, float]:
     """Return the pairs to train on, and those to measure on, each as often as that happens."""
     options: DPOOptions = step.options
-    training = options.training
-    pairs = step.counts["train_pairs"] * training.epochs
-    times = math.ceil(pairs / training.batch_size / training.evaluation_steps)
-    return {"pairs": pairs, "dev pairs": step.counts["dev_pairs"] * times}
+    return rows_to_train(step.counts, options.training, "pairs")
 
 
 def predict(step: PlannedStep) -> dict[str, float]:
@@ -99,10 +97,7 @@ def token_rows(job: Job) -> Rows:
     """Tokenise the pairs, and count their mean lengths."""
     options: DPOOptions = job.options
     tokenizer = load_tokenizer(job.inputs["llm"], options.chat)
-    limits = {
-        "max_prompt_tokens": options.prompt.max_tokens,
-        "max_tokens": options.training.max_tokens,
-    }
+    limits = token_limits(options.prompt, options.training)
     rows: Rows = {"train": [], "dev": []}
     for row in pq.read_table(job.inputs["pairs"] / "pairs.parquet").to_pylist():
         rows[row["split"]].append(preference_ids(tokenizer, row, options.prompt, **limits))

@@ -15,7 +15,6 @@ point of KTO.
 """
 
 import logging
-import math
 from collections.abc import Iterator
 from itertools import groupby
 from operator import itemgetter
@@ -35,7 +34,14 @@ from expandr_core.planning.workload import PlannedStep
 from expandr_core.preferences.pairs import ROUNDING, choose_pair
 from expandr_core.runtime.job import Job
 from expandr_core.seeding import derive_seed, unit_interval
-from expandr_core.training.alignment_stage import Rows, prepare_training, train_adapter, write_log
+from expandr_core.training.alignment_stage import (
+    Rows,
+    prepare_training,
+    rows_to_train,
+    token_limits,
+    train_adapter,
+    write_log,
+)
 
 if TYPE_CHECKING:
     from expandr_core.training.alignment import AlignmentTask
@@ -83,10 +89,7 @@ class Judged(NamedTuple):
 def workload(step: PlannedStep) -> dict[str, float]:
     """Return the texts to train on, and those to measure on, each as often as that happens."""
     options: KTOOptions = step.options
-    training = options.training
-    texts = step.counts["train_texts"] * training.epochs
-    times = math.ceil(texts / training.batch_size / training.evaluation_steps)
-    return {"texts": texts, "dev texts": step.counts["dev_texts"] * times}
+    return rows_to_train(step.counts, options.training, "texts")
 
 
 def predict(step: PlannedStep) -> dict[str, float]:
@@ -127,10 +130,7 @@ def token_rows(job: Job) -> Rows:
     """Tokenise every candidate, with a label and an unrelated text."""
     options: KTOOptions = job.options
     tokenizer = load_tokenizer(job.inputs["llm"], options.chat)
-    limits = {
-        "max_prompt_tokens": options.prompt.max_tokens,
-        "max_tokens": options.training.max_tokens,
-    }
+    limits = token_limits(options.prompt, options.training)
     queries = sorted(judged(job), key=lambda each: derive_seed("kto", job.seed, each.query_id))
     if len(queries) < 2:
         raise DataError(

@@ -5,7 +5,6 @@ of DPO, too, and only the text is learned, not the prompt.
 """
 
 import logging
-import math
 from typing import TYPE_CHECKING, Self
 
 import pyarrow.parquet as pq
@@ -18,7 +17,14 @@ from expandr_core.options.loop import JointLoopOptions
 from expandr_core.options.training import AlignmentTrainingOptions
 from expandr_core.planning.workload import PlannedStep
 from expandr_core.runtime.job import Job
-from expandr_core.training.alignment_stage import Rows, prepare_training, train_adapter, write_log
+from expandr_core.training.alignment_stage import (
+    Rows,
+    prepare_training,
+    rows_to_train,
+    token_limits,
+    train_adapter,
+    write_log,
+)
 
 if TYPE_CHECKING:
     from expandr_core.training.alignment import AlignmentTask
@@ -52,10 +58,7 @@ OPTIONS = SFTOptions
 def workload(step: PlannedStep) -> dict[str, float]:
     """Return the texts to train on, and those to measure on, each as often as that happens."""
     options: SFTOptions = step.options
-    training = options.training
-    texts = step.counts["train_texts"] * training.epochs
-    times = math.ceil(texts / training.batch_size / training.evaluation_steps)
-    return {"texts": texts, "dev texts": step.counts["dev_texts"] * times}
+    return rows_to_train(step.counts, options.training, "texts")
 
 
 def predict(step: PlannedStep) -> dict[str, float]:
@@ -85,13 +88,9 @@ def token_rows(job: Job) -> Rows:
     """Tokenise prompt and chosen text of each pair; the labels leave the prompt out."""
     options: SFTOptions = job.options
     tokenizer = load_tokenizer(job.inputs["llm"], options.chat)
-    limits = {
-        "max_prompt_tokens": options.prompt.max_tokens,
-        "max_tokens": options.training.max_tokens,
-    }
+    limits = token_limits(options.prompt, options.training)
     rows: Rows = {"train": [], "dev": []}
-    columns = ["query_id", "query", "split", "chosen_text", "chosen_finish_reason"]
-    for row in pq.read_table(job.inputs["pairs"] / "pairs.parquet", columns=columns).to_pylist():
+    for row in pq.read_table(job.inputs["pairs"] / "pairs.parquet").to_pylist():
         texts = [(row["chosen_text"], row["chosen_finish_reason"])]
         prompt, [text] = completion_ids(tokenizer, row, texts, options.prompt, **limits)
         labels = [IGNORED] * len(prompt) + text

@@ -1,12 +1,14 @@
 """What the stages dpo, sft and kto share: from rows of token ids to an adapter and its log."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from expandr_core.errors import DataError
+from expandr_core.options.generation import PromptOptions
 from expandr_core.options.training import AlignmentTrainingOptions
 from expandr_core.runtime.device import run_device
 from expandr_core.runtime.job import Job
@@ -17,6 +19,30 @@ if TYPE_CHECKING:
 AVERAGED = 5  # steps, for the measures at the beginning and at the end
 Rows = dict[str, list[dict[str, Any]]]  # by split: "train", "dev"
 Entry = dict[str, Any]
+
+
+def rows_to_train(
+    counts: Mapping[str, float], options: AlignmentTrainingOptions, unit: str
+) -> dict[str, float]:
+    """Return the rows to train on, and those to measure on, each as often as that happens.
+
+    Args:
+        counts: of the stage, see `prepare_training`.
+        options: how to train.
+        unit: what a row is: "pairs" or "texts".
+
+    >>> options = AlignmentTrainingOptions(epochs=2, batch_size=10, evaluation_steps=5)
+    >>> rows_to_train({"train_pairs": 100, "dev_pairs": 7}, options, "pairs")
+    {'pairs': 200.0, 'dev pairs': 28}
+    """
+    rows = counts[f"train_{unit}"] * options.epochs
+    times = math.ceil(rows / options.batch_size / options.evaluation_steps)
+    return {unit: rows, f"dev {unit}": counts[f"dev_{unit}"] * times}
+
+
+def token_limits(prompt: PromptOptions, options: AlignmentTrainingOptions) -> dict[str, int]:
+    """Return the limits in tokens of a prompt, and of a prompt with its text."""
+    return {"max_prompt_tokens": prompt.max_tokens, "max_tokens": options.max_tokens}
 
 
 def prepare_training(

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
@@ -24,7 +25,7 @@ from expandr_core.options.generation import PromptOptions
 from expandr_core.records import PAIRS as SCHEMA
 from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import make_spec, run_stage
-from expandr_core.stages import audit_pairs, dpo, import_pairs
+from expandr_core.stages import audit_pairs, dpo, import_pairs, sft
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
 
@@ -99,7 +100,11 @@ def test_a_turn_in_other_words_is_trained_on_as_it_is(store, tmp_path, llm_folde
     trained = pairs_of(task.rows / "train")
     tokenizer = load_tokenizer(llm_folder)
     expected = [*turns, TURN.format("why is thing 0 grey?")]
-    assert [each["prompt_ids"] for each in trained] == [encode_chat(tokenizer, t) for t in expected]
+    prompts = [encode_chat(tokenizer, turn) for turn in expected]
+    assert [each["prompt_ids"] for each in trained] == prompts
+    imitated = sft.token_rows(job_of(store, made, "sft", sft))["train"]
+    for row, pair in zip(imitated, trained, strict=True):
+        assert row["input_ids"] == pair["prompt_ids"] + pair["chosen_ids"]
 
 
 def pairs_of(folder: Path) -> list[dict[str, Any]]:
@@ -108,16 +113,17 @@ def pairs_of(folder: Path) -> list[dict[str, Any]]:
     return list(Dataset.load_from_disk(str(folder)))
 
 
-def job_of(store: Store, pairs: Artifact, name: str = "job"):
+def job_of(store: Store, pairs: Artifact, name: str = "job", stage: ModuleType = dpo):
     from expandr_core.runtime.job import Job
 
     inputs = {"llm": llm_of(store), "pairs": pairs}
-    spec = make_spec("dpo", flat(dpo.OPTIONS, **DPO), inputs, device="cpu")
+    called = stage.__name__.rpartition(".")[2]
+    spec = make_spec(called, flat(stage.OPTIONS, **DPO), inputs, device="cpu")
     folder = store.scratch / name
     for each in ("out", "checkpoints"):
         (folder / each).mkdir(parents=True)
     paths = {role: store.local(artifact) for role, artifact in inputs.items()}
-    options = dpo.OPTIONS(**spec.runtime["options"])
+    options = stage.OPTIONS(**spec.runtime["options"])
     return Job(spec, options, paths, folder / "out", folder / "checkpoints", store, no_progress)
 
 
