@@ -27,19 +27,19 @@ def export(
     """
     with user_errors():
         from expandr_core.exports.export import export_artifact, export_models, new_folder
-        from flows.run_record import find_run
+        from flows.run_record import find_other_run, find_run
         from tasks.pipeline import Pipeline
         from tasks.stage import open_store
 
         opened = open_store(absolute(store))
         run = find_run(opened, what)
+        other = None if run else find_other_run(opened, what)
+        if other:
+            raise DataError(
+                f"{other['name']} is a run of {other['kind']}, which keeps no best models; name a model "
+                "or other artifact by its key"
+            )
         with new_folder(folder) as partial:
-            other = next((each for each in opened.records() if each["name"] == what), None)
-            if other and not run:
-                raise DataError(
-                    f"{what} is a run of {other['kind']}, which trains no best models; name one of its "
-                    f"artifacts by key, as `expandr show {what}` lists them"
-                )
             if run:
                 written = export_models(opened, run.models["llm"], run.models["retriever"], partial)
             else:

@@ -14,7 +14,7 @@ from expandr_core.evaluation.comparison import read_comparison
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.manifests import DamagedArtifact, fact
 from expandr_core.store.store import Store
-from flows.run_record import RunRecord, find_run
+from flows.run_record import RunRecord, find_other_run, find_run
 from tasks.stage import open_store
 
 
@@ -29,13 +29,12 @@ def show_any(out: Console, url: str, what: str) -> None:
     if run:
         _show_run(out, store, run)
         return
-    others = [each for each in store.records() if "kind" in each]
-    named = [record for record in others if record["name"].startswith(what)]
-    if named and named[-1]["kind"] == "ablate":
-        print_ablation(out, store, Artifact(**named[-1]["table"]))
+    other = find_other_run(store, what)
+    if other and other["kind"] == "ablate":
+        print_ablation(out, store, Artifact(**other["table"]))
         return
-    if named:
-        print_suite(out, url, Artifact(**named[-1]["report"]))
+    if other:
+        print_suite(out, url, Artifact(**other["report"]))
         return
     keys = store.keys(what)
     if not keys:

@@ -97,6 +97,13 @@ def find_run(store: Store, name: str) -> RunRecord | None:
         ) from error
 
 
+def find_other_run(store: Store, name: str) -> dict[str, Any] | None:
+    """Find the record of another flow's run by the beginning of its name; its `kind` tells which."""
+    others = [record for record in store.records() if "kind" in record]
+    named = [record for record in others if record["name"].startswith(name)]
+    return named[-1] if named else None
+
+
 @contextlib.contextmanager
 def said_of_it(words: list[str]) -> Iterator[None]:
     """Tag the run that begins meanwhile, and not its tasks: Prefect asks of each tag of a task anew."""
