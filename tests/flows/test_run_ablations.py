@@ -163,7 +163,7 @@ def test_a_second_run_finds_everything_and_lays_out_the_same_table(done):
 
 
 def test_an_export_of_it_says_why_there_is_none(done, tmp_path):
-    command = ["export", done.name[:12], str(tmp_path / "out"), "--store", done.store]
+    command = ["export", done.name, str(tmp_path / "out"), "--store", done.store]
     result = CliRunner().invoke(app, command, env={"COLUMNS": "250"})
     assert result.exit_code == 2 and f"{done.name} is a run of ablate" in result.output
     assert not list(tmp_path.iterdir())
