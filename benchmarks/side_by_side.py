@@ -65,7 +65,7 @@ def take_turns(sides: Mapping[str, Side], rounds: int = 2) -> dict[str, list[dic
     """Run all sides once a round, in the opposite order every other round, and print each result."""
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     for number in range(rounds):
-        for name in list(sides) if number % 2 == 0 else list(reversed(sides)):
+        for name in list(sides) if number % 2 == 0 else list(sides)[::-1]:
             result = sides[name].run()
             results[name].append(result)
             print(f"{name}: {result['seconds']:.1f} s, {result['peak_gb']:.2f} GB", flush=True)
