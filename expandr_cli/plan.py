@@ -49,12 +49,12 @@ def plan(
         from expandr_cli.temporary_server import prefect_server, run_flow
         from expandr_core.planning.cost_model import measured
         from flows.plan import plan as plan_flow
-        from flows.run_record import find_run
+        from flows.run_record import loop_run
         from tasks.stage import open_store
 
-        run = find_run(open_store(absolute(store)), run_name) if run_name else None
-        if run_name and (run is None or config):
-            fail("--run takes no CONFIG" if run else f"there is no run {run_name!r} in {store}")
+        if run_name and config:
+            fail("--run takes no CONFIG")
+        run = loop_run(open_store(absolute(store)), run_name) if run_name else None
         if run:
             options = run.options
         elif config:

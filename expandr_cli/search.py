@@ -12,7 +12,7 @@ from expandr_core.runtime.runner import find, make_spec, run_stage
 from expandr_core.stages import encode as encode_stage
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
-from flows.run_record import RunRecord, find_run
+from flows.run_record import RunRecord, loop_run
 from tasks.stage import open_store
 
 
@@ -33,11 +33,7 @@ def search_corpus(
         raise DataError("the question is empty")
     logging.getLogger("expandr_core").setLevel(logging.WARNING)
     store = open_store(url)
-    run = find_run(store, run_name)
-    if run is None:
-        raise DataError(
-            f"no run {run_name!r} in {store.url}; `expandr demo` or `expandr run` first"
-        )
+    run = loop_run(store, run_name)
     expansion = _expand(store, run, question) if expand else ""
     if expansion:
         out.print(f"expansion: {expansion}\n", markup=False, highlight=False, style="dim")

@@ -9,7 +9,7 @@ from expandr_core.errors import DataError
 from expandr_core.options.base import Options
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
-from flows.run_record import RunRecord, find_run
+from flows.run_record import RunRecord, loop_run
 from tasks.models import import_models, with_adapter
 from tasks.pipeline import Pipeline
 
@@ -80,12 +80,7 @@ def find_pairs(pipeline: Pipeline, wanted: MeasuredModels) -> list[ModelPair]:
     training = tuple(file for key in wanted.training for file in _examples(pipeline.find(key)))
     pairs = _named_models(pipeline, wanted, training)
     for name in wanted.runs:
-        run = find_run(pipeline.open(), name)
-        if run is None:
-            raise DataError(
-                f"no run {name!r} in {pipeline.store}; `expandr show` prints the latest"
-            )
-        pairs.append(_best_models(run, training))
+        pairs.append(_best_models(loop_run(pipeline.open(), name), training))
     return pairs
 
 

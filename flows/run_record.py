@@ -97,6 +97,27 @@ def find_run(store: Store, name: str) -> RunRecord | None:
         ) from error
 
 
+def loop_run(store: Store, name: str) -> RunRecord:
+    """Return a run of the joint loop by the beginning of its name, or the latest.
+
+    Raises:
+        DataError: if there is none, or the name is another flow's run, which has no best models.
+    """
+    run = find_run(store, name)
+    if run:
+        return run
+    other = find_other_run(store, name)
+    if other:
+        raise DataError(
+            f"{other['name']} is a run of {other['kind']}, which keeps no best models; name a run of the "
+            "joint loop (`expandr runs` lists them)"
+        )
+    raise DataError(
+        f"there is no run {name!r} in {store.url}; `expandr runs` lists them, `expandr demo` and "
+        "`expandr run` make one"
+    )
+
+
 def find_other_run(store: Store, name: str) -> dict[str, Any] | None:
     """Find the record of another flow's run by the beginning of its name; its `kind` tells which."""
     others = [record for record in store.records() if "kind" in record]

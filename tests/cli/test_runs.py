@@ -126,3 +126,11 @@ def test_a_fresh_run_takes_what_it_made_itself_and_nothing_of_another_run(tmp_pa
 
     for own, makers in (fresh(), fresh()):
         assert makers == [own, own]
+
+
+@pytest.mark.parametrize("command", [["search", "wings", "--run"], ["plan", "--run"]])
+def test_a_run_that_keeps_no_best_models_is_named_as_what_it_is(tmp_path, command):
+    Store(str(tmp_path)).write_record("20260101-hare", {"kind": "ablate", "name": "20260101-hare"})
+    for name, what in {"2026": "20260101-hare is a run of ablate", "none": "no run 'none'"}.items():
+        result = CliRunner().invoke(app, [*command, name, "--store", str(tmp_path)])
+        assert result.exit_code == 2 and what in " ".join(result.output.split())

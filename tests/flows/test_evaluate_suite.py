@@ -261,7 +261,7 @@ def test_the_best_models_of_a_run_are_measured_with_its_options(both, world):
     report = json.loads((board(found) / "comparison.json").read_text())
     pairs = [(step["before"], step["after"]) for step in report["contrasts"]]
     assert ("sampled", "sampled-2") in pairs and ("query-2", "sampled-2") in pairs
-    with pytest.raises(DataError, match="no run 'nobody'"):
+    with pytest.raises(DataError, match="there is no run 'nobody'"):
         run(world, f"scifact={world.folder}/sf", models=MeasuredModels(runs=("nobody",)))
 
 
