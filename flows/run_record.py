@@ -109,8 +109,8 @@ def loop_run(store: Store, name: str) -> RunRecord:
     other = find_other_run(store, name)
     if other:
         raise DataError(
-            f"{other['name']} is a run of {other['kind']}, which keeps no best models; name a run of the "
-            "joint loop (`expandr runs` lists them)"
+            f"{other['name']} is a run of {other['kind']}, which keeps no best models; name a run of "
+            "the joint loop (`expandr runs` lists them)"
         )
     raise DataError(
         f"there is no run {name!r} in {store.url}; `expandr runs` lists them, `expandr demo` and "
