@@ -34,5 +34,5 @@ def run(job: Job) -> None:
                 (out / "number").write_text(str(number))
                 return {"shards": 1}
 
-            run_shard(job, {"number": str(number)}, write)
+            run_shard(job, number, {"number": str(number)}, write)
         job.progress(number + 1, job.options.shards, "shards")

@@ -1,34 +1,36 @@
 """Run one stage on a worker; other flows send their stages to work pools this way."""
 
+from typing import Any
+
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from expandr_core.errors import DataError
-from expandr_core.runtime.runner import run_slice, run_stage
-from expandr_core.store.artifacts import StageSpec
-from tasks.placement import BAD_INPUT
+from expandr_core.runtime.runner import run_stage, share_stage
+from expandr_core.store.specs import read_spec
+from tasks.pool_runs import BAD_INPUT
 from tasks.progress import core_logs, progress
 from tasks.stage import on_this_machine, open_store
 
 
 @flow(name="stage", flow_run_name="{title}")
-def stage(title: str, spec: StageSpec, store: str, slice: tuple[int, int] | None = None) -> State:
-    """Make one artifact, or a slice of its shards. Started by other flows, not by people.
+def stage(title: str, spec: str, store: str, shares: bool, about: dict[str, Any]) -> State:
+    """Make one artifact, or with other runs its shards. Started by other flows, not by people.
 
     Args:
         title: Title of the step.
-        spec: What to make: stage, options, seed, inputs.
+        spec: Name of the specification in the store, of what to make.
         store: Folder or s3:// URL that keeps every artifact.
-        slice: (i, n) to make every n-th shard, starting with the i-th; empty for the whole stage.
+        shares: Make the shards that no other run makes, instead of the whole artifact.
+        about: For you to read: stage, seed, options that determine the bytes, and inputs.
     """
     with core_logs(), progress(title) as report:
         try:
-            opened, spec = open_store(store), on_this_machine(spec)
-            if slice:
-                run_slice(spec, opened, report, slice)
-            else:
-                run_stage(spec, opened, report)
+            opened = open_store(store)
+            todo = on_this_machine(read_spec(opened, spec))
+            make = share_stage if shares else run_stage
+            make(todo, opened, report)
         except DataError as error:
             return Failed(name=BAD_INPUT, message=str(error))
-    return Completed(message=f"{spec.key} is in {store}")
+    return Completed(message=f"{about['stage']}: {todo.key} is in {store}")

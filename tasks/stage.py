@@ -26,7 +26,8 @@ from expandr_core.runtime.runner import find, run_stage
 from expandr_core.store.artifacts import StageSpec
 from expandr_core.store.store import Store
 from tasks.branches import Stopped, stop_if_asked, turn_in_this_process
-from tasks.placement import Placement, PoolError, run_on_pool
+from tasks.placement import Placement, run_on_pool
+from tasks.pool_runs import PoolError
 from tasks.progress import core_logs, progress
 
 
@@ -61,8 +62,8 @@ def make_artifact(
             return Completed(name="Cached", message=message, data=found)
         place = placement.of(spec.stage)
         if place != "here":
-            cut = run_on_pool(title, spec, store, place, placement.runs_at_once)
-            if cut:  # its shards are there; they are only put together
+            shared = run_on_pool(title, spec, store, place, placement.runs_at_once)
+            if shared:  # its shards are there; they are only put together
                 with turn_in_this_process():
                     return run_stage(spec, store, no_progress)
             found = store.lookup(spec.key)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from expandr_core.store.artifacts import Artifact, StageSpec
+from expandr_core.store.claims import Claims
 from expandr_core.store.store import Store
 
 Progress = Callable[[int, int, str], None]  # done, total, unit
@@ -31,7 +32,8 @@ class Job:
         progress: reports (done, total, unit).
         counts: numbers for the manifest: rows, rows dropped by reason, measures.
         made_shards: the shards that belong to the artifact.
-        slice: (i, n) to make only the shards whose number modulo n is i; None to make all.
+        claims: of a run that shares the shards with others; None for one that makes the artifact.
+        found: shards that are known to be whole, by key.
     """
 
     spec: StageSpec
@@ -43,18 +45,21 @@ class Job:
     progress: Progress
     counts: dict[str, float] = field(default_factory=dict)
     made_shards: list[Artifact] = field(default_factory=list)
-    slice: tuple[int, int] | None = None
+    claims: Claims | None = None
+    found: Mapping[str, Artifact] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
         """The run's seed."""
         return self.spec.seed
 
+    def includes(self, number: int) -> bool:
+        """Tell whether the artifact has the shard with that number."""
+        return not 0 < self.spec.max_shards <= number
+
     def takes(self, number: int) -> bool:
-        """Tell whether this job makes the shard with that number."""
-        if 0 < self.spec.max_shards <= number:
-            return False
-        return self.slice is None or number % self.slice[1] == self.slice[0]
+        """Tell whether this run makes the shard with that number; ask right before it does."""
+        return self.includes(number) and (self.claims is None or self.claims.take(number))
 
     def shards(self, role: str) -> Iterator[Path]:
         """Yield the local folders of a sharded input, one at a time."""

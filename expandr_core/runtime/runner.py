@@ -10,8 +10,8 @@ A stage is a module of `expandr_core.stages` with
     run(job)     read `job.inputs`, write files into `job.out`
     shards(job)  sharded stages only: the maximum number of shards
 
-A sharded stage makes each shard an artifact (`run_shard`). Several processes can share the work: each
-runs a `slice` of the shards, and the last run, without a slice, finds them all.
+A sharded stage makes each shard an artifact (`run_shard`). Several processes can share the work
+(`share_stage`): each makes the shards that no other makes, and a last run finds them all.
 
 As a program (`expandr_core.runtime.child` starts it, and so can you):
 
@@ -24,10 +24,12 @@ exits with status 65 if the input is at fault, so that nobody retries what canno
 import importlib
 import json
 import logging
+import secrets
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from expandr_core.options.base import Options, identity
 from expandr_core.runtime.child_protocol import die_with_parent, emit, report_events
 from expandr_core.runtime.job import Job, Progress, no_progress
 from expandr_core.store.artifacts import Artifact, StageSpec
+from expandr_core.store.claims import Claims, drop_marks, find_marked
 from expandr_core.store.provenance import provenance
 from expandr_core.store.store import Store
 
@@ -118,32 +121,41 @@ def run_stage(spec: StageSpec, store: Store, progress: Progress) -> Artifact:
         found = find(spec, store)
         if not found:
             started, progress = time.monotonic(), StartTimer(progress)
-            job = _run(spec, store, progress, work)
+            job = _job(spec, store, progress, work)
+            job = _run(replace(job, found=_made_together(spec, store)))
             facts = provenance(spec, job.counts, time.monotonic() - started)
             facts |= {"start_seconds": progress.seconds}
             _apply_umask(job.out)
             found = store.commit(spec.key, job.out, job.made_shards, facts)
+            if job.found:
+                drop_marks(store, shared_work(spec))
         shutil.rmtree(work, ignore_errors=True)
         return found
 
 
-def run_slice(spec: StageSpec, store: Store, progress: Progress, slice: tuple[int, int]) -> None:
-    """Make only some shards of a sharded stage in this process; see `Job.slice`."""
-    with store.lock(f"{spec.key}-slice-{slice[0]}-of-{slice[1]}") as work:
-        _run(spec, store, progress, work, slice)
+def share_stage(spec: StageSpec, store: Store, progress: Progress) -> None:
+    """Make shards of a stage in this process, with others that do the same, until all are there."""
+    if find(spec, store):  # this run came too late
+        return
+    name = f"{spec.key}-{secrets.token_hex(4)}"
+    with (
+        store.lock(name, lease=False) as work,
+        Claims(store, shared_work(spec), count_shards(spec, store)) as claims,
+    ):
+        while claims.one_is_free():
+            _run(replace(_job(spec, store, progress, work), claims=claims))
+            claims.end_pass()
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _run(
-    spec: StageSpec,
-    store: Store,
-    progress: Progress,
-    work: Path,
-    slice: tuple[int, int] | None = None,
-) -> Job:
-    job = _job(spec, store, progress, work, slice)
+def shared_work(spec: StageSpec) -> str:
+    """Name the work that the runs of a stage share; see `Claims`."""
+    return ".".join([spec.key, only_of(spec)]).strip(".")
+
+
+def _run(job: Job) -> Job:
     _make_folders(job)
-    module_of(spec.stage).run(job)
+    module_of(job.spec.stage).run(job)
     return job
 
 
@@ -165,22 +177,21 @@ def find(spec: StageSpec, store: Store) -> Artifact | None:
     return store.lookup(spec.key, only_of(spec))
 
 
+def _made_together(spec: StageSpec, store: Store) -> dict[str, Artifact]:
+    """Return the shards that runs have made together, by key."""
+    sharded = hasattr(module_of(spec.stage), "shards")
+    return find_marked(store, shared_work(spec), only_of(spec)) if sharded else {}
+
+
 def only_of(spec: StageSpec) -> str:
     """Return the id of the one flow run whose artifacts are accepted; empty if all are."""
     return spec.runtime["prefect_flow_run"] if spec.runtime.get("fresh") else ""
 
 
-def _job(
-    spec: StageSpec,
-    store: Store,
-    progress: Progress,
-    work: Path,
-    slice: tuple[int, int] | None = None,
-) -> Job:
+def _job(spec: StageSpec, store: Store, progress: Progress, work: Path) -> Job:
     options = module_of(spec.stage).OPTIONS(**spec.runtime["options"])
     inputs = _Inputs(store, spec.inputs)
-    out, checkpoints = work / "out", work / "checkpoints"
-    return Job(spec, options, inputs, out, checkpoints, store, progress, slice=slice)
+    return Job(spec, options, inputs, work / "out", work / "checkpoints", store, progress)
 
 
 def _make_folders(job: Job) -> None:
@@ -198,12 +209,13 @@ def _apply_umask(out: Path) -> None:
 
 
 def run_shard(
-    job: Job, sources: dict[str, str], write: Callable[[Path], dict[str, float]]
+    job: Job, number: int, sources: dict[str, str], write: Callable[[Path], dict[str, float]]
 ) -> Artifact:
     """Make one shard of a stage as an artifact, unless it exists; add it to the job.
 
     Args:
         job: the whole stage's job.
+        number: of the shard, one that the job takes.
         sources: digest of this shard's rows of each input that is cut into shards; the shard
             depends on these instead of the whole inputs.
         write: writes the shard's files into a folder and returns its counts.
@@ -217,17 +229,19 @@ def run_shard(
         inputs={role: value for role, value in job.spec.inputs.items() if role not in sources},
         sources=sources,
     )
-    shard = find(spec, job.store)
+    shard = job.found.get(spec.key) or find(spec, job.store)
     if shard:  # a kill right after a commit leaves the work folder behind
         shutil.rmtree(job.store.scratch / "work" / spec.key, ignore_errors=True)
     else:
         shard = _make_shard(job, spec, write)
+    if job.claims:
+        job.claims.made(number, shard)
     job.made_shards.append(shard)
     return shard
 
 
 def _make_shard(job: Job, spec: StageSpec, write: Callable[[Path], dict[str, float]]) -> Artifact:
-    with job.store.lock(spec.key, lease=False) as work:  # the stage, or the slice, has the lease
+    with job.store.lock(spec.key, lease=False) as work:  # the stage has a lease, or the run a claim
         shard = find(spec, job.store)
         if not shard:
             out = work / "out"

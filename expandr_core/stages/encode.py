@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import cache
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,7 @@ from expandr_core.encoders.encode import Encoder, encoder_of
 from expandr_core.encoders.vector_cache import (
     PASSAGES,
     VECTORS,
+    Digests,
     VectorCache,
     digests_of,
     encodings_with,
@@ -97,10 +98,12 @@ def run(job: Job) -> None:
     options: EncodeOptions = job.options
     encoder = cache(lambda: encoder_of(job, options.encoding))  # load it if a vector is missing
     job.counts |= {"passages": 0, "encoded": 0, "reused": 0}
-    with closing(_cached_vectors(job)) as cached:
-        for number, chunk in enumerate(_chunks(job.inputs["corpus"])):
+    contents = np.concatenate([digests_of(_contents(rows)) for rows in _batches(job)])
+    with closing(_cached_vectors(job, contents)) as cached:
+        for number, rows in enumerate(_batches(job)):
+            own, contents = np.split(contents, [len(rows)])
             if job.takes(number):
-                _make_shard(job, chunk, cached, encoder)
+                _make_shard(job, Chunk(number, rows, own), cached, encoder)
             job.progress(number + 1, count, "shards")
     (job.out / ENCODER).write_text(_describe_encoder(job))
 
@@ -113,9 +116,8 @@ def _describe_encoder(job: Job) -> str:
     return json.dumps(encoder, indent=1, sort_keys=True, allow_nan=False)
 
 
-def _cached_vectors(job: Job) -> VectorCache:
+def _cached_vectors(job: Job, contents: Digests) -> VectorCache:
     """Look up the contents of the corpus in earlier encodings."""
-    contents = np.concatenate([chunk.digests for chunk in _chunks(job.inputs["corpus"])])
     cached = VectorCache(job.store, contents)
     earlier = encodings_with(
         job.store,
@@ -129,25 +131,35 @@ def _cached_vectors(job: Job) -> VectorCache:
     return cached
 
 
-class Chunk:
-    """Some passages of the corpus."""
+def _batches(job: Job) -> Iterator[pa.RecordBatch]:
+    """Read the corpus, a batch for each shard."""
+    columns = list(Passage._fields)
+    yield from pq.ParquetFile(job.inputs["corpus"]).iter_batches(
+        PASSAGES_PER_SHARD, columns=columns
+    )
 
-    def __init__(self, rows: pa.RecordBatch):
-        self.passage_ids = rows["passage_id"]
-        self.contents = [passage.content for passage in passages_in(rows)]
-        self.digests = digests_of(self.contents)
+
+def _contents(rows: pa.RecordBatch) -> list[str]:
+    return [passage.content for passage in passages_in(rows)]
+
+
+class Chunk(NamedTuple):
+    """Some passages of the corpus: the number of their shard, their rows and their contents' digests."""
+
+    number: int
+    rows: pa.RecordBatch
+    digests: Digests
+
+    @property
+    def passage_ids(self) -> pa.Array:
+        """Return the id of each passage."""
+        return self.rows["passage_id"]
 
     @property
     def digest(self) -> str:
         """SHA-256 of ids and contents."""
         ids = json.dumps(self.passage_ids.to_pylist()).encode()
         return hashlib.sha256(ids + self.digests.tobytes()).hexdigest()
-
-
-def _chunks(path: Path) -> Iterator[Chunk]:
-    columns = list(Passage._fields)
-    for rows in pq.ParquetFile(path).iter_batches(PASSAGES_PER_SHARD, columns=columns):
-        yield Chunk(rows)
 
 
 def _make_shard(
@@ -162,14 +174,14 @@ def _make_shard(
         made = True
         return _write_shard(job, chunk, out, cached, encoder)
 
-    shard = run_shard(job, {"corpus": chunk.digest}, write)
+    shard = run_shard(job, chunk.number, {"corpus": chunk.digest}, write)
     cached.add(shard, chunk.digests)
     # An existing shard was made by this encoding before a kill, by another worker, or earlier; only
     # in the last case was it covered before.
     encoded = 0 if covered and not made else shard.counts["encoded"]
-    job.counts["passages"] += len(chunk.contents)
+    job.counts["passages"] += len(chunk.digests)
     job.counts["encoded"] += encoded
-    job.counts["reused"] += len(chunk.contents) - encoded
+    job.counts["reused"] += len(chunk.digests) - encoded
     job.counts["dimensions"] = shard.counts["dimensions"]
 
 
@@ -185,7 +197,8 @@ def _write_shard(
             chunk.digests[missing], axis=0, return_index=True, return_inverse=True
         )
         encoded = len(first)
-        texts = [chunk.contents[row] for row in missing[first]]
+        contents = _contents(chunk.rows)
+        texts = [contents[row] for row in missing[first]]
         options: EncodeOptions = job.options
         new = _stored(encoder().encode_passages(texts), options.index.vector_type)
         if vectors is None:

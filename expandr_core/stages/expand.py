@@ -135,12 +135,12 @@ def expand(job: Job, load: Callable[[], Generator]) -> None:
     counts: Counter[str] = Counter()
     per_shard, columns = options.queries_per_shard, ["query", "positive"]
     sizes = shard_sizes(job.inputs["queries"], per_shard)
-    queries = sum(size for number, size in enumerate(sizes) if job.takes(number))
-    total = queries * options.sampling.samples
-    for rows in query_shards(job.inputs["queries"], per_shard, columns, job.takes):
-        done = int(counts["texts"])
+    samples = options.sampling.samples
+    total = samples * sum(size for number, size in enumerate(sizes) if job.includes(number))
+    folder = job.out.parent
+    for number, rows in query_shards(job.inputs["queries"], per_shard, columns, job.takes, folder):
 
-        def report(texts: int, done: int = done) -> None:
+        def report(texts: int, done: int = samples * sum(sizes[:number])) -> None:
             job.progress(done + texts, total, "texts")
 
         def write(out: Path, rows: pa.Table = rows) -> dict[str, float]:
@@ -149,15 +149,15 @@ def expand(job: Job, load: Callable[[], Generator]) -> None:
                 raise _only_empty(options, written)
             return written
 
-        shard = run_shard(job, {"queries": rows_digest(rows)}, write)
+        shard = run_shard(job, number, {"queries": rows_digest(rows)}, write)
         counts.update(shard.counts)
-    if not job.slice and 0 < counts["texts"] == counts["empty"]:
+    if not job.claims and 0 < counts["texts"] == counts["empty"]:
         for shard in job.made_shards:  # or they would be reused even after the cause is mended
             job.store.remove(shard.key)
         raise _only_empty(options, counts)
     job.progress(total, total, "texts")
     job.counts.update(counts)
-    if job.spec.max_shards and not job.slice:
+    if job.spec.max_shards and not job.claims:
         _count_left_out(job)
     log.info(
         "%d texts for %d queries: %d empty, %d duplicate, %d cut at max_new_tokens",

@@ -35,7 +35,7 @@ OPTIONS = ImportExpansionsOptions
 
 def run(job: Job) -> None:
     """Write all expansions as one shard."""
-    job.counts |= run_shard(job, {}, lambda out: _write(job, out)).counts
+    job.counts |= run_shard(job, 0, {}, lambda out: _write(job, out)).counts
 
 
 def _write(job: Job, out: Path) -> dict[str, float]:

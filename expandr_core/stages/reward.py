@@ -30,10 +30,9 @@ from expandr_core.options.retriever import EncodingOptions, FusionOptions
 from expandr_core.planning.workload import PlannedStep
 from expandr_core.preferences.candidates import Encoded, Measures, Row, Written, encode, judge
 from expandr_core.preferences.rewards import MEASURED, names, schema
-from expandr_core.records import rows_with_ids
 from expandr_core.runtime.job import Job
 from expandr_core.runtime.runner import run_shard
-from expandr_core.runtime.shards import one_row_a_query, rows_digest
+from expandr_core.runtime.shards import Buckets, one_row_a_query, rows_digest, shard_count
 from expandr_core.store.artifacts import Artifact
 
 if TYPE_CHECKING:
@@ -43,6 +42,8 @@ log = logging.getLogger(__name__)
 VERSION = 6
 ROLE = "embed"
 ISOLATION = "on-gpu"
+EXAMPLES_AT_ONCE = 256  # queries, about
+MOST_GROUPS = 16  # of parts that are claimed together, or the last would be alone with many
 
 
 class RewardOptions(Options):
@@ -153,11 +154,12 @@ def run(job: Job) -> None:
     with contextlib.ExitStack() as held:
         encoder = cache(lambda: encoder_of(job, options.encoding))  # loaded if a shard is missing
         corpus = cache(lambda: _open_corpus(job, held, encoder()))
+        examples = cache(lambda: _cut(job))
         for group in _groups(job, parts):
-            for shard in _run_group(job, group, encoder, corpus):
+            for shard in _run_group(job, group, encoder, corpus, examples):
                 counts.update(shard.counts)
             job.progress(group[-1].number + 1, len(parts), "shards")
-    if job.slice:
+    if job.claims:
         return
     sums = {name: counts.pop(name) for name in _summed(options) if name in counts}
     if not counts["candidates"]:
@@ -186,6 +188,7 @@ def _groups(job: Job, parts: list[Part]) -> Iterator[list[Part]]:
 
     The groups change no byte, so they need not be those of an earlier run.
     """
+    most_parts = -(-len(parts) // MOST_GROUPS) if job.claims else len(parts)
     options: RewardOptions = job.options
     most = 0.0
     if options.ranked:
@@ -194,12 +197,12 @@ def _groups(job: Job, parts: list[Part]) -> Iterator[list[Part]]:
     group: list[Part] = []
     texts = 0.0
     for part in parts:
-        if not job.takes(part.number):
-            continue
         own = part.candidates.counts.get("texts", 0)
-        if group and texts + own > most:
+        if group and (texts + own > most or len(group) == most_parts):
             yield group
             group, texts = [], 0
+        if not job.takes(part.number):
+            continue
         group.append(part)
         texts += own
     if group:
@@ -207,11 +210,15 @@ def _groups(job: Job, parts: list[Part]) -> Iterator[list[Part]]:
 
 
 def _run_group(
-    job: Job, group: list[Part], encoder: Callable[[], Encoder], corpus: Callable[[], "Corpus"]
+    job: Job,
+    group: list[Part],
+    encoder: Callable[[], Encoder],
+    corpus: Callable[[], "Corpus"],
+    examples: Callable[[], Buckets],
 ) -> list[Artifact]:
     """Make the shards of a group; the first that is missing computes the rewards of all."""
     options: RewardOptions = job.options
-    read = [_read(job, part) for part in group]
+    read = [_read(job, part, examples()) for part in group]
 
     @cache
     def rewarded() -> list[tuple[list[Row], Counter[str]]]:
@@ -230,11 +237,19 @@ def _run_group(
         return counts | {each: float(sum(row[each] for row in rows)) for each in _summed(options)}
 
     return [
-        run_shard(job, sources, partial(write, place)) for place, (_, sources) in enumerate(read)
+        run_shard(job, group[place].number, sources, partial(write, place))
+        for place, (_, sources) in enumerate(read)
     ]
 
 
-def _read(job: Job, part: Part) -> tuple[Written, dict[str, str]]:
+def _cut(job: Job) -> Buckets:
+    """Cut the examples, so that each part reads only its own."""
+    path = job.inputs["examples"]
+    count = shard_count(path, EXAMPLES_AT_ONCE)
+    return Buckets(path, ["query", "positive"], count, job.out.parent)
+
+
+def _read(job: Job, part: Part, examples: Buckets) -> tuple[Written, dict[str, str]]:
     """Read a part's rows, and say what its shard is made of.
 
     A reward that measures retrieval reads all positives of a query.
@@ -244,17 +259,13 @@ def _read(job: Job, part: Part) -> tuple[Written, dict[str, str]]:
         for each in (part.candidates, part.answers)
     )
     assert candidates is not None
-    ids, path = candidates["query_id"].unique().sort(), job.inputs["examples"]
-    if job.options.measured:
-        columns = ["query_id", "query", "positive_id", "positive"]
-        examples = rows_with_ids(path, "query_id", ids, columns)
-        examples = examples.sort_by([("query_id", "ascending"), ("positive_id", "ascending")])
-    else:
-        examples = one_row_a_query(path, ids, ["query", "positive"])
-    sources = {"candidates": part.candidates.digest, "examples": rows_digest(examples)}
+    rows = examples.rows_of(candidates["query_id"].unique())
+    if not job.options.measured:
+        rows = one_row_a_query(rows)
+    sources = {"candidates": part.candidates.digest, "examples": rows_digest(rows)}
     if part.answers:
         sources["answers"] = part.answers.digest
-    return Written(candidates, answers, examples), sources
+    return Written(candidates, answers, rows), sources
 
 
 def _summed(options: RewardOptions) -> list[str]:

@@ -133,7 +133,7 @@ def flock(path: Path, wait: bool = True) -> Iterator[bool]:
                 try:
                     yield True
                 finally:
-                    path.unlink()  # waiters notice that it is gone, and start over
+                    path.unlink(missing_ok=True)  # waiters notice, and start over
                 return
 
 

@@ -21,7 +21,8 @@ from typing import Any
 from expandr_core.store.download_cache import last_change, size_of
 from expandr_core.store.filesystems import flock
 from expandr_core.store.manifests import MANIFEST, DamagedArtifact, is_key
-from expandr_core.store.run_records import NOTES, needs_of, read_record
+from expandr_core.store.run_records import NOTES, keys_in, needs_of, read_record
+from expandr_core.store.specs import SPECS
 from expandr_core.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -90,9 +91,7 @@ def find_garbage(store: Store, keep_runs: int | None, before: datetime) -> list[
     ]
     unneeded = _artifacts(store, artifacts, needed, before)
     found += sorted(unneeded, key=lambda each: each.changed)[::-1]
-    if not store.is_local:
-        found += _remote_rest(store, before)
-    return found + list(_scratch(store, before))
+    return found + list(_rest(store, before)) + list(_scratch(store, before))
 
 
 def remove_garbage(found: list[Garbage]) -> list[str]:
@@ -138,7 +137,7 @@ def _needs(store: Store, folder: str, name: str) -> tuple[set[str], str]:
     """Return the keys in a valid record or note, and its state."""
     record = read_record(store.filesystem, f"{store.root}/{folder}", name)
     needs_of(record, f"{store.root}/{folder}/{name}.json")
-    return set(_keys_in(record)), str(record.get("state", ""))
+    return set(keys_in(record)), str(record.get("state", ""))
 
 
 def _noted(store: Store, notes: Files, before: datetime) -> dict[str, set[str]]:
@@ -165,17 +164,6 @@ def _found_since(
     return _with_lineage(store, {key for keys in noted.values() for key in keys})
 
 
-def _keys_in(value: Any) -> Iterator[str]:
-    """Yield the keys of all artifacts in a record or manifest."""
-    if isinstance(value, dict):
-        if isinstance(value.get("key"), str) and "digest" in value:
-            yield value["key"]
-        value = list(value.values())
-    if isinstance(value, list):
-        for each in value:
-            yield from _keys_in(each)
-
-
 def _with_lineage(store: Store, keys: Iterable[str]) -> set[str]:
     """Add the inputs and shards of artifacts, recursively."""
 
@@ -187,7 +175,7 @@ def _with_lineage(store: Store, keys: Iterable[str]) -> set[str]:
         except DamagedArtifact as damage:
             log.warning("%s; its inputs are kept only if others need them", damage)
             return []
-        return list(_keys_in(manifest))
+        return list(keys_in(manifest))
 
     found, new = set(), set(keys)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -259,11 +247,15 @@ def _done(call: Callable[..., object], *arguments: Any) -> bool:
     return True
 
 
-def _remote_rest(store: Store, before: datetime) -> Iterator[Garbage]:
-    """Yield stale leases and incomplete multipart uploads."""
-    for path, (size, changed) in _list(store, "locks").items():
-        if changed < before:
-            yield Garbage("lease", path, size, changed, _remover(store, "locks", path))
+def _rest(store: Store, before: datetime) -> Iterator[Garbage]:
+    """Yield leases, specifications that no run waits for, and on S3 incomplete multipart uploads."""
+    unused = min(before, datetime.now(UTC) - _LONGEST_STEP)
+    for folder, kind, limit in (("locks", "lease", before), (SPECS, "specification", unused)):
+        for path, (size, changed) in _list(store, folder).items():
+            if changed < limit:
+                yield Garbage(kind, path, size, changed, _remover(store, folder, path))
+    if store.is_local:
+        return
     filesystem: Any = store.filesystem
     bucket, _, prefix = store.root.partition("/")
     for upload in filesystem.list_multipart_uploads(bucket):

@@ -7,8 +7,10 @@ A lease from the waiter's scratch folder is free at once: the waiter has locked 
 holder is dead.
 
 Leases save work; they protect nothing. A holder presumed dead may go on, and both commit the same
-artifact, intact either way. If a server does not honour conditional writes there are no leases: workers
-that need the same artifact at the same time each make it.
+artifact, intact either way. If a server does not honour conditional writes nobody waits for a lease:
+workers that need the same artifact at the same time each make it. There, who does not want to wait
+writes, lets a moment pass, and holds the lease if nobody has written since; that fails only if a request
+takes longer than the moment.
 """
 
 import contextlib
@@ -31,6 +33,7 @@ log = logging.getLogger(__name__)
 REFRESH = 10.0  # seconds between signs of life of a holder
 STALE = 60.0  # seconds without one until a lease is free
 FIRST_POLL, LONGEST_POLL = 1.0, 5.0  # seconds
+SETTLE = 2.0  # seconds that a write and a read take at most, where a server has no conditions
 
 
 class Leases:
@@ -47,6 +50,7 @@ class Leases:
         }
         self._signs = 0
         self._held: dict[str, str] = {}  # ETag by path
+        self._watched: dict[str, tuple[str, float, float]] = {}  # ETag, seconds silent, last look
         self._lock = threading.Lock()
         self._refresher: threading.Thread | None = None
         self._lacking: list[str] | None = None  # not asked yet
@@ -81,51 +85,83 @@ class Leases:
             return ""
 
     @contextlib.contextmanager
-    def hold(self, key: str) -> Iterator[None]:
-        """Wait for the lease of a key, hold it, and release it; do nothing without leases."""
+    def hold(self, key: str, wait: bool = True) -> Iterator[bool]:
+        """Hold the lease of a key and release it; yield whether it is held.
+
+        Args:
+            key: what the lease is for.
+            wait: wait for another holder, but without leases for nobody; else yield False.
+        """
         asked = self._lacking is not None
         if self.lacking():
             if not asked:
                 log.warning("%s", no_leases(self.lacking()))
-            yield
-            return
+            if wait:
+                yield False
+                return
         path = f"{self._folder}/{key}"
-        etag = self._write(path, mode="create") or self._wait(path, key)
+        etag = (not self._lacking and self._write(path, mode="create")) or self._look(path, key)
+        if wait and not etag:
+            etag = self._wait(path, key)
+        if not etag:
+            yield False
+            return
         with self._lock:
             self._held[path] = etag
             if self._refresher is None:
                 self._refresher = threading.Thread(target=self._refresh, name="leases", daemon=True)
                 self._refresher.start()
         try:
-            yield
+            yield True
         finally:
             self._release(path)
 
     def _wait(self, path: str, key: str) -> str:
         """Return the ETag of the lease once it is ours."""
-        seen, unchanged, poll, before = "", 0.0, FIRST_POLL, time.monotonic()
-        while True:
-            etag, holder = self._read(path)
-            now = time.monotonic()
-            if etag != seen:
-                seen, unchanged = etag, 0.0
-            elif now - before < REFRESH:  # else the store was down, for the holder too
-                unchanged += now - before
-            before = now
-            if not etag:
-                taken = self._write(path, mode="create")
-            elif self._is_dead(holder) or unchanged >= STALE:
-                taken = self._write(path, IfMatch=etag)
-            else:
-                taken = None
-            if taken:
-                if etag and holder != self._holder:
-                    log.warning("%s: %s gave no sign of life; taking over", key, _name(holder))
-                return taken
-            if poll == FIRST_POLL and etag:
-                log.info("%s is being made by %s; waiting for it", key, _name(holder))
+        holder = self._read(path)[1]
+        if holder:
+            log.info("%s is being made by %s; waiting for it", key, _name(holder))
+        poll = FIRST_POLL
+        while not (etag := self._look(path, key)):
             time.sleep(poll)
             poll = min(1.5 * poll, LONGEST_POLL)
+        return etag
+
+    def _look(self, path: str, key: str) -> str | None:
+        """Take the lease if nobody holds it or the holder gave no sign of life; return its ETag."""
+        etag, holder = self._read(path)
+        if not etag:
+            taken = self._put(path, mode="create")
+        elif self.watch(key, etag) >= STALE or self._is_dead(holder):
+            taken = self._put(path, IfMatch=etag)
+        else:
+            return None
+        if taken:
+            self._watched.pop(path, None)
+            if etag and holder != self._holder:
+                log.warning("%s: %s gave no sign of life; taking over", key, _name(holder))
+        return taken
+
+    def watch(self, key: str, etag: str) -> float:
+        """Note the ETag of a lease; return for how many seconds its holder has been silent.
+
+        Between two looks these are `REFRESH` at most: if more time has passed, the store may have been
+        down, for the holder too.
+        """
+        now, path = time.monotonic(), f"{self._folder}/{key}"
+        seen, silent, before = self._watched.get(path, ("", 0.0, now))
+        silent = silent + min(now - before, REFRESH) if etag == seen else 0.0
+        self._watched[path] = etag, silent, now
+        return silent
+
+    def _put(self, path: str, **condition: str) -> str | None:
+        """Write under a condition; a server without conditions is asked later who wrote last."""
+        if not self._lacking:
+            return self._write(path, **condition)
+        self._write(path)
+        time.sleep(SETTLE)
+        etag, holder = self._read(path)
+        return etag if holder == self._holder else None
 
     def _is_dead(self, holder: dict) -> bool:
         """Tell whether the holder worked in our scratch folder, whose lock we hold."""
@@ -167,7 +203,11 @@ class Leases:
 
     def _sign(self, path: str) -> None:
         try:
-            etag = self._write(path, IfMatch=self._held[path])
+            etag = None
+            if not self._lacking:
+                etag = self._write(path, IfMatch=self._held[path])
+            elif self._read(path)[1] == self._holder:
+                etag = self._write(path)
             if not etag:  # the response was lost, or someone took it over
                 etag, holder = self._read(path)
                 if holder != self._holder:

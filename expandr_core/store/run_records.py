@@ -120,3 +120,14 @@ def read_records(filesystem: AbstractFileSystem, folder: str) -> Iterator[dict[s
             yield read_record(filesystem, folder, name)
         except DataError as error:
             log.warning("%s", error)
+
+
+def keys_in(value: Any) -> Iterator[str]:
+    """Yield the keys of all artifacts in a record or manifest."""
+    if isinstance(value, dict):
+        if isinstance(value.get("key"), str) and "digest" in value:
+            yield value["key"]
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from keys_in(each)

@@ -108,7 +108,7 @@ def expanded(store: Store, placement: Placement, samples: int = 4) -> Artifact:
 
 
 def stage_runs(key: str) -> list[FlowRun]:
-    """Read the runs of the flow `stage` for an artifact, by slice and number."""
+    """Read the runs of the flow `stage` for an artifact, by helper and number."""
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(sort=FlowRunSort.START_TIME_ASC, limit=200)
     runs = [run for run in runs if key in (run.idempotency_key or "")]
@@ -121,10 +121,9 @@ def test_shards_made_on_two_workers_are_those_made_here(workers, llm_folder, tmp
     placed = expanded(store, PLACED)
     assert placed == here
     runs = stage_runs(placed.key)
-    assert [run.name for run in runs] == [
-        "write candidates, slice 1 of 2", "write candidates, slice 2 of 2"
-    ]  # fmt: skip
-    assert all(run.state_name == "Completed" for run in runs)
+    assert [run.name for run in runs] == ["write candidates, run 1", "write candidates, run 2"]
+    assert runs[0].parameters["about"]["stage"] == "expand"
+    assert runs[0].parameters["about"]["inputs"]["llm"] == INPUTS.llm
     assert expanded(store, PLACED) == placed
     assert len(stage_runs(placed.key)) == 2
 
@@ -171,7 +170,7 @@ def test_two_parents_share_a_run_and_a_killed_process_costs_its_unfinished_shard
     assert set(after) == {part.key for part in store.shards(made[0])}
     assert {key: after[key] for key in before} == before
     states = [run.state_name for run in stage_runs(made[0].key)]
-    assert sorted(states) == ["Completed", "Completed", "Crashed"]
+    assert "Completed" in states and states.count("Crashed") == 1
 
 
 def finished_shards(store: Store) -> dict[str, int]:

@@ -22,7 +22,8 @@ from expandr_core.errors import DataError
 from expandr_core.store.artifacts import StageSpec
 from expandr_core.store.store import Store
 from flows.stage import stage
-from tasks.placement import BAD_INPUT, PoolError, run_on_pool
+from tasks.placement import run_on_pool
+from tasks.pool_runs import BAD_INPUT, PoolError
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 POOLS = ("empty-one", "empty-two")

@@ -1,6 +1,7 @@
 """The stage encode: rows in the order of the corpus; only what changed is encoded."""
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +19,7 @@ from expandr_core.encoders.vector_cache import VectorCache, digests_of
 from expandr_core.errors import DataError
 from expandr_core.options.retriever import EncodingOptions
 from expandr_core.runtime.job import no_progress
-from expandr_core.runtime.runner import count_shards, make_spec, run_slice, run_stage
+from expandr_core.runtime.runner import count_shards, make_spec, run_stage, share_stage
 from expandr_core.stages import encode
 from expandr_core.store.artifacts import Artifact, StageSpec
 from expandr_core.store.garbage import find_garbage, remove_garbage
@@ -270,7 +271,7 @@ def test_after_a_kill_the_rest_is_encoded_and_the_result_is_the_same(
     assert artifact.digest == encoded_from_nothing(tmp_path, rows).digest
 
 
-def test_several_processes_share_the_shards_and_a_last_one_finds_them(
+def test_several_runs_share_the_shards_and_a_last_one_finds_them(
     store, retriever, tmp_path, monkeypatch
 ):
     rows = passages(18)
@@ -278,10 +279,11 @@ def test_several_processes_share_the_shards_and_a_last_one_finds_them(
     earlier = len(store.keys("encode_shard"))
     spec = spec_of(store, retriever, rows[1:])
     assert count_shards(spec, store) == 5
-    for i in range(2):
-        run_slice(spec, store, no_progress, (i, 2))
-        assert len(store.keys("encode_shard")) - earlier == (3, 5)[i]
-        assert store.lookup(spec.key) is None
+    with ThreadPoolExecutor(2) as pool:
+        for run in [pool.submit(share_stage, spec, store, no_progress) for _ in range(2)]:
+            run.result()
+    assert len(store.keys("encode_shard")) - earlier == 5
+    assert store.lookup(spec.key) is None
     monkeypatch.setattr(encode, "_write_shard", None)  # nothing is left to encode
     whole = run_stage(spec, store, no_progress)
     assert work_of(whole) == (12, 5)

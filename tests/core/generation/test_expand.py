@@ -30,7 +30,7 @@ from expandr_core.options.generation import (
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.records import EXPANSIONS
 from expandr_core.runtime.job import no_progress
-from expandr_core.runtime.runner import count_shards, make_spec, run_slice, run_stage
+from expandr_core.runtime.runner import count_shards, make_spec, run_stage, share_stage
 from expandr_core.stages import expand
 from expandr_core.store.artifacts import Artifact, StageSpec
 from expandr_core.store.store import MANIFEST, Store
@@ -322,12 +322,14 @@ def test_the_first_shards_are_the_same_with_and_without_a_maximum(store, llm_fol
     assert limited.counts["left_out/texts"] == sum(part.counts["texts"] for part in shards[2:])
 
 
-@pytest.mark.parametrize(("max_shards", "part"), [(0, (0, 2)), (0, (1, 2)), (2, (0, 1))])
-def test_progress_ends_with_all_texts_and_never_beyond(store, llm_folder, max_shards, part):
+@pytest.mark.parametrize(
+    ("make", "max_shards"), [(run_stage, 0), (share_stage, 0), (share_stage, 2)]
+)
+def test_progress_ends_with_all_texts_and_never_beyond(store, llm_folder, make, max_shards):
     queries = put_queries(store, QUERIES, {"q00": ["one passage", "another", "a third"]})
     spec = specified(store, llm_folder, queries).model_copy(update={"max_shards": max_shards})
     reports: list[tuple[int, int]] = []
-    run_slice(spec, store, lambda done, total, unit: reports.append((done, total)), part)
+    make(spec, store, lambda done, total, unit: reports.append((done, total)))
     written = [store.manifest(key)["counts"]["texts"] for key in store.keys("expand_shard")]
     assert len({total for _, total in reports}) == 1
     assert max(reports) == reports[-1] == (sum(written), sum(written))
