@@ -13,6 +13,7 @@ from expandr_core.evaluation.comparison import read_comparison, titles_of
 from expandr_core.evaluation.metrics import MEASURES
 from expandr_core.evaluation.render import EFFECTS, baseline_title, format_p, format_score
 from expandr_core.store.artifacts import Artifact
+from expandr_core.store.run_records import RecordedRun
 from expandr_core.store.store import Store
 from flows.run_record import RunRecord
 from tasks.stage import open_store
@@ -21,7 +22,7 @@ SHOWN = ("ndcg_at_10", "recall_at_100")
 STYLES = {"better": "green", "worse": "red"}
 
 
-def print_summary(out: Console, store: Store, run: RunRecord) -> None:
+def print_summary(out: Console, store: Store, run: RecordedRun | RunRecord) -> None:
     """Print what a run of the loop brought, and what to do next; the store may have moved since."""
     folder = store.local(run.report)
     comparison = read_comparison(folder)

@@ -11,10 +11,10 @@ from expandr_cli.ablate import print_ablation
 from expandr_cli.results import print_comparison, print_suite, print_summary
 from expandr_core.errors import DataError
 from expandr_core.evaluation.comparison import read_comparison
-from expandr_core.store.artifacts import Artifact
+from expandr_core.lineage.options import changed_options
 from expandr_core.store.manifests import DamagedArtifact, fact
+from expandr_core.store.run_records import RecordedRun, find_recorded
 from expandr_core.store.store import Store
-from flows.run_record import RunRecord, find_other_run, find_run
 from tasks.stage import open_store
 
 
@@ -25,16 +25,15 @@ def show_any(out: Console, url: str, what: str) -> None:
         DataError: if there is neither.
     """
     store = open_store(url)
-    run = find_run(store, what)
+    run = find_recorded(store.records(), what)
+    if run and run.table:
+        print_ablation(out, store, run.table)
+        return
+    if run and run.kind:
+        print_suite(out, url, run.report)
+        return
     if run:
         _show_run(out, store, run)
-        return
-    other = find_other_run(store, what)
-    if other and other["kind"] == "ablate":
-        print_ablation(out, store, Artifact(**other["table"]))
-        return
-    if other:
-        print_suite(out, url, Artifact(**other["report"]))
         return
     keys = store.keys(what)
     if not keys:
@@ -45,11 +44,11 @@ def show_any(out: Console, url: str, what: str) -> None:
     _show_artifact(out, store, keys[0])
 
 
-def _show_run(out: Console, store: Store, run: RunRecord) -> None:
+def _show_run(out: Console, store: Store, run: RecordedRun) -> None:
     seconds = (run.finished - run.started).total_seconds()
     out.print(f"run {run.name}, {seconds:.0f} s, Prefect flow run {run.flow_run_id}", style="bold")
     out.print("options that differ from the defaults:", highlight=False)
-    out.print_json(json.dumps(run.options.model_dump(mode="json", exclude_defaults=True)))
+    out.print_json(json.dumps(changed_options(run)))
     table = Table("step", "artifact", "seconds when made", "counts")
     for step in run.steps:
         artifact = step.artifact

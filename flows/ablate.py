@@ -23,7 +23,7 @@ from flows.ablation_lines import BASE, QUERY, AblationLine, variants
 from flows.joint_loop import start, train_rounds
 from flows.measurements import open_comparison
 from flows.presets import Preset, place, resolve
-from flows.run_record import Record, Started, end_record, noted
+from flows.run_record import Record, Started, end_record, noted, write_record
 from tasks.branches import branches
 from tasks.comparison import Comparison, Measured
 from tasks.data import Data, Evaluation
@@ -273,6 +273,5 @@ def record_ablation(
     summary = AblationSummary(
         **end_record(pipeline, started, report), options=pipeline.options, table=table
     )
-    record = {"kind": "ablate", **summary.model_dump(mode="json")}
-    pipeline.open().write_record(summary.name, record)
+    write_record(pipeline, summary, "ablate")
     return summary

@@ -17,7 +17,7 @@ from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
 from flows.model_pairs import MeasuredModels, ModelPair, find_pairs
 from flows.presets import Preset, place, resolve
-from flows.run_record import Record, Started, end_record, noted
+from flows.run_record import Record, Started, end_record, noted, write_record
 from tasks.comparison import Comparison
 from tasks.datasets import get_dataset
 from tasks.pipeline import Pipeline
@@ -113,6 +113,5 @@ def record_suite(
 ) -> SuiteSummary:
     """Write the record of this run into the store, which keeps what it made from `expandr gc`."""
     summary = SuiteSummary(**end_record(pipeline, started, report), datasets=datasets)
-    record = {"kind": "evaluate-suite", **summary.model_dump(mode="json")}
-    pipeline.open().write_record(summary.name, record)
+    write_record(pipeline, summary, "evaluate-suite")
     return summary

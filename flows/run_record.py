@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from expandr_core.errors import DataError, first_line
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
-from expandr_core.store.run_records import Step
+from expandr_core.store.run_records import SCHEMA, Step
 from expandr_core.store.store import Store
 from tasks.models import Models
 from tasks.pipeline import Pipeline
@@ -163,6 +163,7 @@ def noted(pipeline: Pipeline, flow: str, data: str, preset: str) -> Iterator[Sta
     now, store, tags = datetime.now(UTC), pipeline.open(), tag_run()
     started = Started(run_name(now), now, preset, tags)
     note = {
+        "schema": SCHEMA,
         "name": started.name,
         "flow": flow,
         "flow_run_id": str(flow_run.id),
@@ -210,6 +211,23 @@ def end_record(pipeline: Pipeline, started: Started, report: Artifact) -> dict[s
     return dict(record)
 
 
+def write_record(pipeline: Pipeline, record: Record, kind: str = "") -> None:
+    """Write the record of this run into the store, which keeps what it made from `expandr gc`.
+
+    Args:
+        pipeline: of the run.
+        record: of it.
+        kind: the flow, unless it is the joint loop.
+    """
+    facts = {
+        "schema": SCHEMA,
+        "options": pipeline.options.model_dump(mode="json"),
+        "changed": pipeline.options.model_dump(mode="json", exclude_defaults=True),
+    }
+    facts |= record.model_dump(mode="json") | ({"kind": kind} if kind else {})
+    pipeline.open().write_record(record.name, facts)
+
+
 def record_run(
     pipeline: Pipeline, started: Started, report: Artifact, best: Models, corpus: Artifact
 ) -> RunRecord:
@@ -220,5 +238,5 @@ def record_run(
         best_round=best.round,
         models={"llm": best.llm, "retriever": best.retriever, "corpus": corpus},
     )
-    pipeline.open().write_record(record.name, record.model_dump(mode="json"))
+    write_record(pipeline, record)
     return record

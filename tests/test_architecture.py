@@ -78,6 +78,7 @@ FLOORS = [
     ("tasks",),
     ("expandr_core.stages",),
     ("expandr_core.planning", "expandr_core.demo", "expandr_core.exports"),
+    ("expandr_core.lineage",),
     ("expandr_core.training",),
     ("expandr_core.evaluation",),
     ("expandr_core.retrieval", "expandr_core.preferences"),
@@ -139,6 +140,7 @@ def test_no_file_is_over_300_lines_and_no_function_over_60():
         ("data", 1980),
         ("anchordr demo", 1200),
         ("exports", 340),
+        ("lineage", 1100),
     ],
 )
 def test_rooms_stay_within_their_size(rooms, most):

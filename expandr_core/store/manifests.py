@@ -24,6 +24,7 @@ from expandr_core.store.artifacts import Artifact, content_digest
 
 MANIFEST = "manifest.json"
 SEAL = "manifest_sha256"  # of the rest of the manifest
+SCHEMA = 2  # of manifests; the first had no number
 _KEY = r"[a-z0-9_]+-[0-9a-f]{20}"
 
 
@@ -103,7 +104,7 @@ def describe_files(folder: Path) -> list[dict[str, Any]]:
 
 
 def sealed(manifest: dict[str, Any]) -> str:
-    """Return the text of a manifest, with the digest of its content.
+    """Return the text of a manifest, with the number of its schema and the digest of its content.
 
     Raises:
         DataError: if it could not be read back, for example because a number is not finite or a file
@@ -111,7 +112,7 @@ def sealed(manifest: dict[str, Any]) -> str:
     """
     key = manifest["key"]
     try:
-        manifest = json.loads(json.dumps(manifest, default=str))
+        manifest = {"schema": SCHEMA} | json.loads(json.dumps(manifest, default=str))
         _check(manifest, key)
         return json.dumps(manifest | {SEAL: _seal(manifest)}, indent=1, ensure_ascii=False)
     except (ValueError, DamagedArtifact) as error:
@@ -123,6 +124,7 @@ def unsealed(content: str | bytes, key: str) -> dict[str, Any]:
 
     Raises:
         DamagedArtifact: if it has changed since it was written, or describes no valid artifact.
+        DataError: if a newer version wrote it.
     """
     try:
         manifest = json.loads(content, parse_constant=_refuse)
@@ -132,6 +134,11 @@ def unsealed(content: str | bytes, key: str) -> dict[str, Any]:
         raise DamagedArtifact(f"{key}: the manifest is not JSON ({error})") from error
     if not intact:
         raise DamagedArtifact(f"{key}: the manifest has changed since it was written")
+    if manifest.get("schema", 1) > SCHEMA:
+        raise DataError(
+            f"{key} was made by a newer version (schema {manifest['schema']}, this one reads {SCHEMA}); "
+            "use that version"
+        )
     _check(manifest, key)
     return manifest
 

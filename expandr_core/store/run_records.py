@@ -1,25 +1,28 @@
 """Records of runs: the artifacts that each used, in order, in a JSON file named after the run.
 
-A run in progress or failed has a note in the folder NOTES instead.
+A run in progress or failed has a note in the folder NOTES instead. Both are read as data: options are
+plain values, so that a record stays readable when options are renamed.
 """
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from expandr_core.errors import DataError
+from expandr_core.errors import DataError, first_line
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.filesystems import STORE_REMEDY, explain_full_disk, partial_file
 from expandr_core.store.manifests import is_key
 
 log = logging.getLogger(__name__)
 NOTES = "begun"
+SCHEMA = 2  # of records and notes; the first had no number
 
 
 class StepId(NamedTuple):
@@ -46,6 +49,88 @@ class Step(BaseModel):
     id: StepId
     title: str
     artifact: Artifact
+
+
+class RecordedRun(BaseModel):
+    """A record of a run of any flow, written by this version or an earlier one.
+
+    Attributes:
+        name: in the store, and for `expandr show`.
+        schema_number: of the record's layout.
+        kind: the flow, such as "evaluate-suite"; "" is the joint loop.
+        report: the comparison of all systems.
+        table: of an ablation.
+        steps: every step, in order.
+        options: as plain values, under the names that they had.
+        changed: the options that differed from the defaults of that version; None if not recorded.
+        best_round: that was best on dev; 0 if none beat the start.
+        models: the best LLM and retriever, and the corpus.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    schema_number: int = Field(default=1, alias="schema", le=SCHEMA)
+    kind: str = ""
+    flow_run_id: str = ""
+    started: datetime
+    finished: datetime
+    report: Artifact
+    table: Artifact | None = None
+    steps: list[Step]
+    preset: str = "none"
+    tags: list[str] = []
+    options: dict[str, Any] = {}
+    changed: dict[str, Any] | None = None
+    best_round: int = 0
+    models: dict[str, Artifact] = {}
+
+    @field_validator("steps", mode="before")
+    @classmethod
+    def _older_steps(cls, steps: Any) -> Any:
+        """Read the pairs of title and artifact of older records."""
+        if not isinstance(steps, list):
+            return steps
+        return [
+            {"id": (each[1]["key"].rpartition("-")[0],), "title": each[0], "artifact": each[1]}
+            if isinstance(each, list)
+            else each
+            for each in steps
+        ]
+
+
+def recorded_run(record: dict[str, Any]) -> RecordedRun:
+    """Read a record as data.
+
+    Raises:
+        DataError: if a newer version wrote it, or it is no record.
+    """
+    try:
+        return RecordedRun(**record)
+    except (ValidationError, LookupError, TypeError) as error:
+        name = record.get("name", "?")
+        number = record.get("schema", 1)
+        if isinstance(number, int) and number > SCHEMA:
+            raise DataError(
+                f"run {name} was recorded by a newer version (schema {number}, this one reads "
+                f"{SCHEMA}); use that version"
+            ) from error
+        raise DataError(f"run {name}: its record cannot be read ({first_line(error)})") from error
+
+
+def find_recorded(records: Iterable[dict[str, Any]], name: str) -> RecordedRun | None:
+    """Find the last run by the beginning of its name, of the joint loop first; or its "latest".
+
+    Args:
+        records: of a store, oldest first.
+        name: or its beginning.
+
+    Raises:
+        DataError: if its record cannot be read.
+    """
+    beginning = "" if name == "latest" else name
+    named = [each for each in records if str(each.get("name", "")).startswith(beginning)]
+    found = [each for each in named if "kind" not in each] or (named if beginning else [])
+    return recorded_run(found[-1]) if found else None
 
 
 def write_record(

@@ -1,0 +1,49 @@
+"""Recorded options, as plain values by path: which differ from the defaults, or between two runs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from expandr_core.options.loop import JointLoopOptions
+from expandr_core.store.run_records import RecordedRun
+
+ABSENT = "absent"  # the value of an option that a version did not have
+
+
+def flat(options: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Return options by path.
+
+    >>> flat({"dpo": {"beta": 0.1, "lora": {"rank": 8}}, "seed": 1})
+    {'dpo.beta': 0.1, 'dpo.lora.rank': 8, 'seed': 1}
+    """
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        path = f"{above}.{name}" if above else name
+        found |= flat(value, path) if isinstance(value, dict) and value else {path: value}
+    return found
+
+
+def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the options that differ, by path, with both values.
+
+    >>> differing({"dpo": {"beta": 0.1}, "seed": 0}, {"dpo": {"beta": 0.2}, "seed": 0})
+    {'dpo.beta': (0.1, 0.2)}
+    """
+    one, other = flat(before), flat(after)
+    return {
+        path: (one.get(path, ABSENT), other.get(path, ABSENT))
+        for path in dict.fromkeys([*one, *other])
+        if one.get(path, ABSENT) != other.get(path, ABSENT)
+    }
+
+
+def changed_options(run: RecordedRun) -> dict[str, Any]:
+    """Return the options of a run that differed from the defaults, by path.
+
+    Older records do not say which these were; their options are compared with today's defaults, and
+    options that exist no longer are among them.
+    """
+    if run.changed is not None:
+        return flat(run.changed)
+    defaults = JointLoopOptions().model_dump(mode="json")
+    options = flat(run.options)
+    return {path: value for path, value in options.items() if value != flat(defaults).get(path)}
