@@ -31,9 +31,8 @@ from expandr_core.generation.engine import (
 )
 from expandr_core.options.generation import SamplingOptions, VLLMOptions
 from expandr_core.runtime.child import terminate_tree
+from expandr_core.store.provenance import DEFAULT_VLLM_PYTHON as DEFAULT_PYTHON
 
-ROOT = Path(__file__).parents[2]
-DEFAULT_PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
 CPU_CACHE_BYTES = 2**30  # for keys and values; vLLM on a CPU is for small models
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",  # models are local folders

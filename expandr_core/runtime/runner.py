@@ -41,7 +41,7 @@ from expandr_core.runtime.child_protocol import die_with_parent, emit, report_ev
 from expandr_core.runtime.job import Job, Progress, no_progress
 from expandr_core.store.artifacts import Artifact, StageSpec
 from expandr_core.store.claims import Claims, drop_marks, find_marked
-from expandr_core.store.provenance import provenance
+from expandr_core.store.provenance import Meter, provenance
 from expandr_core.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -120,10 +120,10 @@ def run_stage(spec: StageSpec, store: Store, progress: Progress) -> Artifact:
     with store.lock(spec.key) as work:
         found = find(spec, store)
         if not found:
-            started, progress = time.monotonic(), StartTimer(progress)
+            meter, progress = Meter(), StartTimer(progress)
             job = _job(spec, store, progress, work)
             job = _run(replace(job, found=_made_together(spec, store)))
-            facts = provenance(spec, job.counts, time.monotonic() - started)
+            facts = provenance(spec, job.counts, meter)
             facts |= {"start_seconds": progress.seconds}
             _apply_umask(job.out)
             found = store.commit(spec.key, job.out, job.made_shards, facts)
@@ -247,9 +247,9 @@ def _make_shard(job: Job, spec: StageSpec, write: Callable[[Path], dict[str, flo
             out = work / "out"
             shutil.rmtree(out, ignore_errors=True)
             out.mkdir()
-            started = time.monotonic()
+            meter = Meter()
             counts = write(out)
-            facts = provenance(spec, counts, time.monotonic() - started)
+            facts = provenance(spec, counts, meter)
             shard = job.store.commit(spec.key, out, [], facts)
         shutil.rmtree(work, ignore_errors=True)
         return shard
