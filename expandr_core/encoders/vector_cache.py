@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from expandr_core.store.artifacts import Artifact
-from expandr_core.store.manifests import DamagedArtifact, flow_run_of, sha256_of
+from expandr_core.store.manifests import DamagedArtifact, flow_run_of
 from expandr_core.store.store import Store
+from expandr_core.store.verification import known_sha256
 
 log = logging.getLogger(__name__)
 VECTORS, PASSAGES = "vectors.npy", "passages.parquet"
@@ -119,7 +120,7 @@ class VectorCache:
         try:
             path = self._store.local(shard.at(PASSAGES))
             try:
-                if sha256_of(path) == shard.files[PASSAGES]:
+                if known_sha256(path) == shard.files[PASSAGES]:
                     return read_digests(path)
             finally:
                 self._store.release(shard)

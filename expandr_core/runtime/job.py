@@ -1,8 +1,11 @@
 """What a stage program works with."""
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ from expandr_core.store.artifacts import Artifact, StageSpec
 from expandr_core.store.claims import Claims
 from expandr_core.store.store import Store
 
+FETCHED_AT_ONCE = 8  # shards
 Progress = Callable[[int, int, str], None]  # done, total, unit
 
 
@@ -62,17 +66,36 @@ class Job:
         return self.includes(number) and (self.claims is None or self.claims.take(number))
 
     def shards(self, role: str) -> Iterator[Path]:
-        """Yield the local folders of a sharded input, one at a time."""
-        for shard in self.store.shards(self.spec.inputs[role]):
-            yield self.store.local(shard)
-            self.store.release(shard)
+        """Yield the local folders of a sharded input one at a time, and fetch the next meanwhile."""
+        waiting = iter(self.store.shards(self.spec.inputs[role]))
+        ahead: deque[tuple[Artifact, Future[Path]]] = deque()
+        with ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
+
+            def fetch(count: int) -> None:
+                for shard in islice(waiting, count):
+                    ahead.append((shard, pool.submit(self.store.local, shard)))
+
+            fetch(FETCHED_AT_ONCE)
+            try:
+                while ahead:
+                    yield ahead[0][1].result()
+                    self.store.release(ahead.popleft()[0])
+                    fetch(1)
+            finally:
+                for shard, fetched in ahead:
+                    if not fetched.cancel() and not fetched.exception():
+                        self.store.release(shard)
 
     @contextlib.contextmanager
     def all_shards(self, role: str) -> Iterator[list[Path]]:
         """Hold the local folders of all shards of an input, to read them more than once."""
         with contextlib.ExitStack() as held:
-            folders = []
-            for shard in self.store.shards(self.spec.inputs[role]):
-                folders.append(self.store.local(shard))
+
+            def fetch(shard: Artifact) -> Path:
+                folder = self.store.local(shard)
                 held.callback(self.store.release, shard)
+                return folder
+
+            with ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
+                folders = list(pool.map(fetch, self.store.shards(self.spec.inputs[role])))
             yield folders

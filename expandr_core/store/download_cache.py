@@ -36,6 +36,7 @@ class ReadCache:
         """
         self.folder, self.limit = folder, limit
         self._room = 0  # bytes that fit before the folder must be measured again
+        self._measuring = threading.Lock()
 
     def use(self, key: str) -> Path:
         """Protect an artifact's folder until `release` or the end of this process."""
@@ -60,11 +61,14 @@ class ReadCache:
 
     def make_room(self, size: int) -> None:
         """Remove the least recently used artifacts until this many bytes fit."""
-        if self.limit is None or size == 0:
-            return
-        self._room -= size
-        if self._room >= 0:
-            return
+        with self._measuring:
+            if self.limit is None or size == 0:
+                return
+            self._room -= size
+            if self._room < 0:
+                self._remove_least_used(self.limit, size)
+
+    def _remove_least_used(self, limit: int, size: int) -> None:
         used = []
         for path in self.folder.iterdir():
             with contextlib.suppress(FileNotFoundError):  # another process makes room too
@@ -72,15 +76,15 @@ class ReadCache:
                     used.append((path.stat().st_mtime, path.name, size_of(path)))
         total = sum(bytes_ for _, _, bytes_ in used) + size
         for _, key, bytes_ in sorted(used):
-            if total > self.limit and self.remove(key):
+            if total > limit and self.remove(key):
                 total -= bytes_
-        if total > self.limit:
+        if total > limit:
             log.warning(
                 "%s: %.1f GB are in use or requested, more than the limit of %.1f GB",
-                *(self.folder, total / 1e9, self.limit / 1e9),
+                *(self.folder, total / 1e9, limit / 1e9),
             )
         # others download too, so look again after a tenth of the limit
-        self._room = min(self.limit - total, self.limit // 10)
+        self._room = min(limit - total, limit // 10)
 
     def remove(self, key: str) -> bool:
         """Remove an artifact's folder unless it is in use; return whether it is gone."""

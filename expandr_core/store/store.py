@@ -45,7 +45,7 @@ from expandr_core.store.manifests import (
     unsealed,
 )
 from expandr_core.store.run_records import NOTES, read_records, write_record
-from expandr_core.store.verification import intact, verified
+from expandr_core.store.verification import intact, known_sha256, verified
 
 log = logging.getLogger(__name__)
 _FILES_AT_ONCE = 8
@@ -296,4 +296,4 @@ class Store:
 
 def _is_there(folder: Path, file: dict[str, Any]) -> bool:
     path = folder / file["path"]
-    return path.exists() and sha256_of(path) == file["sha256"]
+    return path.exists() and known_sha256(path) == file["sha256"]

@@ -1,10 +1,12 @@
 """Verify cache hits: compare an artifact's files with its manifest.
 
-Local files are compared by SHA-256; objects on S3 by size and the ETag noted at commit, or by SHA-256
-if a copy of the store has another ETag.
+Local files are compared by SHA-256, which a process computes once for a file that stays as it is;
+objects on S3 by size and the ETag noted at commit, or by SHA-256 if a copy of the store has another.
 """
 
+import functools
 import hashlib
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 32
 _BLOCK = 1 << 24  # bytes
+_MOMENT = 2_000_000_000  # nanoseconds; the coarsest times of a file system
 
 
 def verified(store: "Store", key: str) -> dict[str, Any]:
@@ -88,10 +91,27 @@ def _is_same(store: "Store", path: str, file: dict[str, Any]) -> bool:
     if info["size"] != file["size"] or info["type"] != "file":
         return False
     if store.is_local:
-        return sha256_of(Path(path)) == file["sha256"]
+        return known_sha256(Path(path)) == file["sha256"]
     return info.get("ETag", "") == file.get("etag") or (
         _sha256_of_object(store, path, info["size"]) == file["sha256"]
     )
+
+
+def known_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file; hash it only once in this process, unless the file has changed.
+
+    A file that changed a moment ago is always hashed: it could change again without a new time.
+    """
+    stat = path.stat()
+    times = stat.st_mtime_ns, stat.st_ctime_ns
+    if time.time_ns() - max(times) < _MOMENT:
+        return sha256_of(path)
+    return _sha256_at(path, stat.st_dev, stat.st_ino, stat.st_size, *times)
+
+
+@functools.lru_cache(1 << 17)
+def _sha256_at(path: Path, *state: int) -> str:
+    return sha256_of(path)
 
 
 def _sha256_of_object(store: "Store", path: str, size: int) -> str:

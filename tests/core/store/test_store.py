@@ -527,6 +527,30 @@ def test_a_damaged_artifact_that_is_mended_while_we_hash_is_never_removed(store,
     assert store.lookup(KEY)
 
 
+def test_a_file_is_hashed_once_as_long_as_it_stays_as_it_is(store, monkeypatch):
+    monkeypatch.setattr(verification, "_MOMENT", 0)
+    path = folder_of(store, put(store, KEY, {"rows": "1"}).key) / "rows"
+    hashed, hash_ = [], verification.sha256_of
+    monkeypatch.setattr(verification, "sha256_of", lambda path: hashed.append(path) or hash_(path))
+    assert store.lookup(KEY) and Store(store.url).lookup(KEY)
+    assert hashed == [path]
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    flip(path)
+    os.utime(path, ns=times)  # as if nothing had happened
+    assert store.lookup(KEY) is None
+    flip(path)
+    assert store.lookup(KEY)
+    assert hashed == [path] * 3
+
+
+def test_a_file_of_this_moment_is_always_hashed(store, monkeypatch):
+    put(store, KEY, {"rows": "1"})
+    hashed, hash_ = [], verification.sha256_of
+    monkeypatch.setattr(verification, "sha256_of", lambda path: hashed.append(path) or hash_(path))
+    assert store.lookup(KEY) and store.lookup(KEY)
+    assert len(hashed) == 2
+
+
 def test_looking_at_a_damaged_store_changes_nothing(store):
     with_parts(store)
     flip(folder_of(store, full("expand_shard-1")) / "rows")
