@@ -229,7 +229,7 @@ def measure_transformers(world: World) -> dict[str, Compared]:
                 top_k=None,
                 max_new_tokens=sampling.max_new_tokens,
                 eos_token_id=sorted(engine.codec.ends),
-                pad_token_id=engine.pad,
+                pad_token_id=engine.codec.turn_end,
             )
         engine.codec.tokenizer.decode(ids[0, len(prompt) :], skip_special_tokens=True)
         tokens += ids.shape[1] - len(prompt)

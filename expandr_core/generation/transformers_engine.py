@@ -1,65 +1,38 @@
 """The engine transformers: texts sampled from a causal language model in this process.
 
-A text is determined by the model, the prompt and its seed, not by the batch it was computed in: each
-text has its own random generator, and the next token is the argmax of log-probability plus Gumbel
-noise, which is a draw from the softmax (Gumbel, 1954; "the Gumbel-max trick"). Only the rounding of
-batched matrix products remains, which can flip a near-tie when the batch size changes.
+A text is determined by the model, the prompt and its seed, not by the batch it was computed in (see
+`sampling`). Only the rounding of batched matrix products remains, which can flip a near-tie when the
+batch changes.
 
-The prompt is computed once; all its texts share the key-value cache.
+The prompt is computed once; all its texts share what was computed. A finished text makes room for the
+next in the batch.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from expandr_core.errors import DataError
 from expandr_core.generation.adapters import load_adapted
-from expandr_core.generation.engine import NOT_FINITE, Codec, Completed, Request
+from expandr_core.generation.engine import Codec, Completed, Request
+from expandr_core.generation.rows import Rows, join, joinable
+from expandr_core.generation.sampling import Sampler
 from expandr_core.options.generation import ChatOptions, SamplingOptions
 from expandr_core.runtime.device import run_device
 
+MANY = 1 / 8  # share of a batch that is finished when these texts leave it
 
-class SeededSampling(LogitsProcessor):
-    """Sample each row's next token with the row's own temperature and random generator.
 
-    `generate` takes the argmax of what this returns, so it returns log-probabilities plus noise.
-
-    The nucleus (Holtzman et al., 2020) is found without sorting: a token belongs to it if the tokens
-    more probable than it have less than `top_p` together. A draw outside is discarded, and the row's
-    next best taken. The result is the same token, since the noise does not depend on the nucleus.
-    """
-
-    def __init__(
-        self, seeds: Sequence[int], temperatures: Sequence[float], top_p: float, device: str
-    ):
-        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-        temperature = torch.tensor(temperatures, device=device)
-        self.greedy = temperature == 0  # (rows,)
-        self.temperature = temperature.masked_fill(self.greedy, 1.0)[:, None]
-        self.top_p = top_p
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
-        logits = scores.float() / self.temperature  # (rows, vocabulary)
-        noise = torch.empty_like(logits)
-        for row, generator in enumerate(self.generators):
-            noise[row].uniform_(torch.finfo(noise.dtype).tiny, 1, generator=generator)
-        noisy = noise.log_().neg_().log_().neg_().add_(logits)  # logits + Gumbel noise
-        noisy[self.greedy] = logits[self.greedy]
-        probabilities = logits.softmax(dim=-1)
-        if not probabilities.isfinite().all():
-            raise DataError(NOT_FINITE)
-        # Redraw the rows whose token lies outside the nucleus: mask the token, take the next best.
-        rows = torch.arange(len(noisy), device=noisy.device)  # rows still to be checked
-        while self.top_p < 1 and len(rows):
-            drawn = noisy[rows].argmax(dim=-1, keepdim=True)  # (checked, 1)
-            p = probabilities[rows]
-            above = p.masked_fill(p <= p.gather(1, drawn), 0).sum(dim=-1)  # (checked,)
-            outside = above >= self.top_p
-            rows = rows[outside]
-            noisy[rows, drawn[outside, 0]] = -torch.inf
-        return noisy
+@dataclass
+class _Text:
+    request: int
+    sample: int
+    seed: int
+    sampling_temperature: float
+    ids: list[int] = field(default_factory=list)
+    finished: bool = False
 
 
 class TransformersGenerator:
@@ -78,71 +51,109 @@ class TransformersGenerator:
         self.codec = Codec(folder, chat)
         dtype = torch.float32 if self.device == "cpu" else torch.bfloat16
         self.model = load_adapted(folder, adapter, dtype).to(self.device).eval()
-        self.pad = self.codec.tokenizer.pad_token_id
-        if self.pad is None or self.pad >= self.model.get_input_embeddings().weight.shape[0]:
-            self.pad = self.codec.turn_end
 
     def generate(
         self, requests: Sequence[Request], sampling: SamplingOptions, max_prompt_tokens: int
     ) -> Iterator[Completed]:
-        """Generate in batches of prompts of similar length, at most `batch_size` texts each."""
+        """Generate at most `batch_size` texts at once, those of shorter prompts first."""
         prompts = [p.ids for p in self.codec.prompts(requests, sampling, max_prompt_tokens)]
-        order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
-        batch: list[int] = []
-        for index in order:
-            texts = sum(len(requests[i].seeds) for i in [*batch, index])
-            if batch and texts > self.batch_size:
-                yield self._batch(batch, requests, prompts, sampling)
-                batch = []
-            batch.append(index)
-        if batch:
-            yield self._batch(batch, requests, prompts, sampling)
+        texts: dict[int, list[_Text]] = {}  # finished, by request
+        for text in self._write(_Prompts(self, requests, prompts), sampling):
+            own = texts.setdefault(text.request, [])
+            own.append(text)
+            if len(own) == len(requests[text.request].seeds):
+                own = sorted(texts.pop(text.request), key=lambda text: text.sample)
+                yield [(text.request, [self.codec.completion(each.ids) for each in own])]
 
     @torch.inference_mode()
-    def _batch(
+    def _write(self, prompts: "_Prompts", options: SamplingOptions) -> Iterator[_Text]:
+        """Write all texts; yield each when it is finished."""
+        sampler = Sampler(options.top_p)
+        texts: list[_Text] = []  # in the batch, a row each
+        rows: Rows | None = None
+        while True:
+            unfinished = [row for row, text in enumerate(texts) if not text.finished]
+            if len(texts) - len(unfinished) >= MANY * len(texts):
+                parts = [(rows, unfinished)] if rows and unfinished else []
+                texts = [texts[row] for row in unfinished]
+                if not texts or (rows and joinable(rows.cache)):
+                    for own, row, text in prompts.enter(self.batch_size - len(texts)):
+                        if not parts or parts[-1][0] is not own:
+                            parts.append((own, []))
+                        parts[-1][1].append(row)
+                        texts.append(text)
+                if not texts:
+                    return
+                rows = join(parts)
+            assert rows
+            tokens = sampler.draw(
+                rows.logits(self.model),
+                [text.seed for text in texts],
+                [len(text.ids) for text in texts],
+                [text.sampling_temperature for text in texts],
+            )
+            rows.last = tokens[:, None]
+            for text, token in zip(texts, tokens.tolist(), strict=True):
+                if not text.finished:
+                    text.ids.append(token)
+                    ends = token in self.codec.ends
+                    text.finished = ends or len(text.ids) == options.max_new_tokens
+                    if text.finished:
+                        yield text
+
+
+class _Prompts:
+    """Prompts, the shorter ones first, each computed just before the first of its texts is written."""
+
+    def __init__(
         self,
-        batch: list[int],
+        generator: TransformersGenerator,
         requests: Sequence[Request],
-        prompts: list[list[int]],
-        options: SamplingOptions,
-    ) -> Completed:
-        # Pad the prompts on the left, (prompts, tokens), so that all texts begin in one column.
-        longest = max(len(prompts[index]) for index in batch)
-        ids = torch.full((len(batch), longest), self.pad)
+        prompts: Sequence[Sequence[int]],
+    ):
+        self._model, self._device = generator.model, generator.device
+        self._requests, self._prompts = requests, prompts
+        order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
+        self._order = deque(order)
+        self._texts: list[
+            tuple[Rows, int, _Text]
+        ] = []  # to write, with their prompts' batch and row
+
+    def enter(self, most: int) -> list[tuple[Rows, int, _Text]]:
+        """Return the next texts, `most` at most, with the batch of their prompts and the row in it."""
+        while self._order and len(self._texts) < most:
+            if self._texts and not joinable(self._texts[0][0].cache):
+                break
+            self._compute(most - len(self._texts))
+        entering, self._texts = self._texts[:most], self._texts[most:]
+        return entering
+
+    def _compute(self, texts: int) -> None:
+        """Compute all but the last token of the prompts of so many texts."""
+        batch: list[int] = []
+        while self._order and sum(len(self._requests[index].seeds) for index in batch) < texts:
+            batch.append(self._order.popleft())
+        # Pad on the left, (prompts, tokens), so that all texts begin in one column.
+        longest = max(len(self._prompts[index]) for index in batch)
+        ids = torch.full((len(batch), longest), self._prompts[batch[0]][0])
         mask = torch.zeros_like(ids)
         for row, index in enumerate(batch):
-            ids[row, longest - len(prompts[index]) :] = torch.tensor(prompts[index])
-            mask[row, longest - len(prompts[index]) :] = 1
-        ids, mask = ids.to(self.device), mask.to(self.device)
-        # Compute all but the last token of each prompt, once, and repeat the cache for its texts.
-        samples = torch.tensor([len(requests[index].seeds) for index in batch])
-        rows = torch.arange(len(batch)).repeat_interleave(samples).to(self.device)  # (texts,)
-        shared = self.model(
+            begin = longest - len(self._prompts[index])
+            ids[row, begin:] = torch.tensor(self._prompts[index])
+            mask[row, begin:] = 1
+        ids, mask = ids.to(self._device), mask.to(self._device)[:, :-1]
+        cache = self._model(
             input_ids=ids[:, :-1],
-            attention_mask=mask[:, :-1],
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0)[:, :-1],
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
             use_cache=True,
             logits_to_keep=1,
         ).past_key_values
-        shared.reorder_cache(rows)
-        sampling = SeededSampling(
-            [seed for index in batch for seed in requests[index].seeds],
-            [t for index in batch for t in requests[index].sampling_temperatures],
-            options.top_p,
-            self.device,
-        )
-        output = self.model.generate(
-            input_ids=ids[rows],
-            attention_mask=mask[rows],
-            past_key_values=shared,
-            logits_processor=LogitsProcessorList([sampling]),
-            generation_config=GenerationConfig(
-                max_new_tokens=options.max_new_tokens,
-                do_sample=False,
-                use_cache=True,
-                eos_token_id=sorted(self.codec.ends),
-                pad_token_id=self.pad,
-            ),
-        )
-        completions = map(self.codec.completion, output[:, longest:].tolist())
-        return [(index, [next(completions) for _ in requests[index].seeds]) for index in batch]
+        rows = Rows(cache, mask, ids[:, -1:])
+        for row, index in enumerate(batch):
+            request = self._requests[index]
+            texts_of = zip(request.seeds, request.sampling_temperatures, strict=True)
+            self._texts += [
+                (rows, row, _Text(index, sample, seed, temperature))
+                for sample, (seed, temperature) in enumerate(texts_of)
+            ]

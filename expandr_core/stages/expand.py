@@ -46,7 +46,7 @@ from expandr_core.runtime.shards import query_shards, rows_digest, shard_count, 
 from expandr_core.seeding import derive_seed
 
 log = logging.getLogger(__name__)
-VERSION = 4
+VERSION = 5
 ROLE = "generate"
 ISOLATION = "on-gpu"
 ONLY_EMPTY = 64  # a shard with at least this many texts, all of them empty, ends the stage

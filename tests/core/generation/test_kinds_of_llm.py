@@ -15,6 +15,7 @@ from tiny_models import BOS, EOS, make_tokenizer
 from transformers import AutoModelForCausalLM
 
 from expandr_core.errors import DataError
+from expandr_core.generation import rows
 from expandr_core.generation.adapters import check_targets, layers_to_adapt, linear_layers
 from expandr_core.generation.chat_templates import load_tokenizer
 from expandr_core.generation.check_llm import check_llm, try_llm
@@ -60,6 +61,11 @@ EXPERTS = {
     "shared_expert_intermediate_size": 16,
 }
 HYBRIDS: dict[str, dict[str, Any]] = {
+    "Gemma3TextConfig": {
+        "head_dim": 16,
+        "sliding_window": 9,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
     "Lfm2Config": {"layer_types": ["conv", "full_attention"]},
     "Qwen3NextConfig": LINEAR | EXPERTS,
     "Qwen3_5TextConfig": LINEAR,
@@ -114,6 +120,30 @@ def test_hybrids_write_several_texts_for_each_of_several_prompts(tmp_path, kind)
         assert alone == texts[number]
         assert texts[number][2].text == greedy(generator, prompt.ids, 5)
     assert len({text.text for found in texts.values() for text in found}) > 3
+
+
+@pytest.mark.parametrize("joins", [True, False])
+@pytest.mark.parametrize("kind", HYBRIDS)
+def test_texts_leave_and_enter_the_batch_without_a_trace(tmp_path, monkeypatch, kind, joins):
+    """Texts end at many tokens, so that batches of five change often, or wait for each other."""
+    monkeypatch.setattr(rows, "ROOM", 2)
+    folder = save(tmp_path / "llm", kind, **HYBRIDS[kind])
+    generator = TransformersGenerator(folder, "cpu", batch_size=5)
+    generator.codec.ends |= set(range(60, 90))
+    options = SamplingOptions(max_new_tokens=14)
+    requests = [
+        Request("q2d", "dust " * (7 * number % 5), "", (number, 9, 0), (1.0, 1.0, 0.0))
+        for number in range(7)
+    ]
+    prompts = generator.codec.prompts(requests, options, 200)
+    alone = [next(generator.generate([request], options, 200))[0][1] for request in requests]
+    if not joins:
+        monkeypatch.setattr(rows, "_JOINABLE", set())
+    texts = dict(each for batch in generator.generate(requests, options, 200) for each in batch)
+    assert [texts[number] for number in range(7)] == alone
+    assert len({text.tokens for own in alone for text in own}) > 3
+    for own, prompt in zip(alone, prompts, strict=True):
+        assert own[2].text == greedy(generator, prompt.ids, 14)
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,16 @@
-"""Sampling: a text depends on its seed alone, and is a draw from the model's distribution."""
+"""The engine transformers: a text depends on its prompt and seed alone, not on the batch."""
 
 import json
 import random
 import shutil
 
-import numpy as np
 import pytest
 import torch
-from scipy.stats import chisquare
-from transformers import TopPLogitsWarper
 
 from expandr_core.errors import DataError
 from expandr_core.generation.engine import Completion, Request
 from expandr_core.generation.prompts import fit_prompt
-from expandr_core.generation.transformers_engine import SeededSampling, TransformersGenerator
+from expandr_core.generation.transformers_engine import TransformersGenerator
 from expandr_core.options.generation import SamplingOptions
 
 TEMPERATURES = (0.8, 0.9, 1.0, 1.1, 0.0)
@@ -161,63 +158,3 @@ def test_a_model_whose_logits_are_not_finite_writes_nothing(llm_folder, temperat
 def test_more_tokens_than_the_model_can_hold_are_refused(generator):
     with pytest.raises(DataError, match="exceeds the model's context of 512"):
         list(generator.generate(REQUESTS, sampling(max_new_tokens=400), 160))
-
-
-# The distribution
-
-
-LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -0.5, -1.0, -3.0])
-ROWS = 6000
-
-
-def drawn(temperature: float, top_p: float, seed: int = 0) -> np.ndarray:
-    """Count the first tokens of many seeds."""
-    seeds = range(seed, seed + ROWS)
-    processor = SeededSampling(list(seeds), [temperature] * ROWS, top_p, "cpu")
-    ids = torch.zeros((ROWS, 1), dtype=torch.long)
-    tokens = processor(ids, LOGITS.repeat(ROWS, 1)).argmax(dim=1)
-    return np.bincount(tokens.numpy(), minlength=len(LOGITS))
-
-
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.5])
-def test_tokens_are_sampled_with_the_probabilities_of_the_softmax(temperature):
-    expected = torch.softmax(LOGITS.double() / temperature, 0).numpy() * ROWS
-    assert chisquare(drawn(temperature, 1.0), expected).pvalue > 0.01
-    assert chisquare(drawn(temperature * 1.3, 1.0), expected).pvalue < 1e-6  # it would be noticed
-
-
-def test_only_tokens_of_the_nucleus_are_sampled():
-    probabilities = torch.softmax(LOGITS.double(), 0).numpy()
-    assert probabilities[:2].sum() < 0.8 < probabilities[:3].sum()
-    counts = drawn(1.0, 0.8)
-    assert (counts[:3] > 0).all() and (counts[3:] == 0).all()
-    expected = probabilities[:3] / probabilities[:3].sum() * ROWS
-    assert chisquare(counts[:3], expected).pvalue > 0.01
-
-
-@pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9])
-def test_the_token_is_the_one_that_a_sorted_nucleus_gives(top_p):
-    logits = 3 * torch.randn(300, 500, generator=torch.Generator().manual_seed(0))
-    ids = torch.zeros((300, 1), dtype=torch.long)
-    noisy, found = (
-        SeededSampling(list(range(300)), [1.0] * 300, share, "cpu")(ids, logits)
-        for share in (1.0, top_p)
-    )
-    left_out = TopPLogitsWarper(top_p)(ids, logits).isinf()
-    expected = noisy.masked_fill(left_out, -torch.inf).argmax(dim=1)
-    assert torch.equal(found.argmax(dim=1), expected)
-    assert (noisy.argmax(dim=1) != expected).any()
-
-
-def test_temperature_zero_always_takes_the_likeliest_token():
-    assert drawn(0.0, 0.5).tolist() == [ROWS, 0, 0, 0, 0, 0, 0]
-
-
-def test_successive_draws_of_a_row_are_independent():
-    processor = SeededSampling(list(range(ROWS)), [1.0] * ROWS, 1.0, "cpu")
-    ids, scores = torch.zeros((ROWS, 1), dtype=torch.long), LOGITS.repeat(ROWS, 1)
-    first, second = (processor(ids, scores).argmax(dim=1) for _ in range(2))
-    probabilities = torch.softmax(LOGITS.double(), 0)
-    same = float((first == second).double().mean())
-    expected = float((probabilities**2).sum())
-    assert abs(same - expected) < 4 * (expected * (1 - expected) / ROWS) ** 0.5
