@@ -26,8 +26,8 @@ def search_corpus(
     """
     from expandr_core.encoders.encode import Encoder
     from expandr_core.options.evaluation import RankingOptions
-    from expandr_core.retrieval.exact import open_index
     from expandr_core.retrieval.expanded import ExpandedSearch
+    from expandr_core.retrieval.index import open_index
 
     if not question.strip():
         raise DataError("the question is empty")
@@ -44,7 +44,8 @@ def search_corpus(
         retriever.encoding,
     )
     encoded = _encoded(store, run)
-    index = open_index(store.local(part) for part in store.shards(encoded))
+    folders = (store.local(part) for part in store.shards(encoded))
+    index = open_index(folders, encoder.model.device.type)
     ranking = RankingOptions(depth=max(passages, run.options.evaluate.depth), identical_ids="keep")
     memory_gb = retriever.index.search_memory_gb
     block = pa.table(
@@ -55,7 +56,8 @@ def search_corpus(
         }
     )
     search = ExpandedSearch(encoder, index, retriever.fusion, ranking, memory_gb).search
-    _print(out, store, run, search(block, lambda _: None).slice(0, passages))
+    [(_, found)] = search([block], lambda _: None)
+    _print(out, store, run, found.slice(0, passages))
 
 
 def _expand(store: Store, run: RunRecord, question: str) -> str:

@@ -20,7 +20,7 @@ from expandr_core.encoders.vector_cache import PASSAGES, digests_of, read_digest
 from expandr_core.options.retriever import FusionOptions
 from expandr_core.preferences.candidates import Encoded, Measures, Row, fuse_each
 from expandr_core.retrieval.counting import count_above, vectors_at
-from expandr_core.retrieval.exact import open_index
+from expandr_core.retrieval.index import open_index
 
 Ranks = NDArray[np.int64]
 Owners = NDArray[np.int64]
@@ -44,14 +44,15 @@ class Positives(NamedTuple):
 class Corpus:
     """An encoded corpus in which positives are ranked."""
 
-    def __init__(self, folders: Sequence[Path], memory_gb: float):
+    def __init__(self, folders: Sequence[Path], memory_gb: float, device: str):
         """Open the shards of an encoding; their folders must exist as long as the corpus is used.
 
         Args:
             folders: the shards.
             memory_gb: limit for the vectors and products of a count.
+            device: where products are computed: "cpu" or "cuda".
         """
-        self.index = open_index(folders)
+        self.index = open_index(folders, device)
         self._memory_gb = memory_gb
         self._digests = np.concatenate([read_digests(folder / PASSAGES) for folder in folders])
         self._by_digest = np.argsort(self._digests[:, 0], kind="stable")
@@ -141,8 +142,7 @@ class Corpus:
         )
         vectors = np.concatenate([each for each, _ in queries])
         joined = np.concatenate([each.reshape(-1, most) for each in limits])
-        device = str(encoder.model.device)
-        above = count_above(vectors, joined, pairs, self.index, self._memory_gb, device)
+        above = count_above(vectors, joined, pairs, self.index, self._memory_gb)
         above[np.isnan(joined)] = NONE
         ranks = np.sort(above, axis=1) + 1 + np.arange(most)
         return np.split(ranks, np.cumsum([len(each) for each, _ in queries])[:-1])

@@ -6,7 +6,7 @@ searched, written and measured block by block.
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 QUERIES_AT_ONCE = 1000
 LEFT_OUT = "identical_ids"  # counts
 LEFT_OUT_RELEVANT = "identical_ids/relevant"
-Search = Callable[[pa.Table, Callable[[int], None]], pa.Table]
+Search = Callable[[Iterable[pa.Table], Callable[[int], None]], Iterable[tuple[pa.Table, pa.Table]]]
 
 
 def measure(job: Job, search: Search) -> None:
@@ -29,8 +29,7 @@ def measure(job: Job, search: Search) -> None:
 
     Args:
         job: with inputs `queries` and `qrels`, and perhaps `expansions`.
-        search: returns the run of a block of queries from `query_blocks`, and reports how many of
-            them it has searched.
+        search: yields each block of queries with its run, and reports how many queries it has read.
 
     Raises:
         DataError: if a query has no expansion, or none has a relevant passage.
@@ -40,13 +39,13 @@ def measure(job: Job, search: Search) -> None:
     done = 0
 
     def report(searched: int) -> None:
-        job.progress(done + searched, total, "queries")
+        job.progress(searched, total, "queries")
 
     with pq.ParquetWriter(job.out / "run.parquet", RUN, compression="zstd") as writer:
-        for block in query_blocks(job):
-            tables.append(_measure_block(job, block, search, report, writer))
+        for block, run in search(query_blocks(job), report):
+            writer.write_table(run)
+            tables.append(_measure_block(job, block, run))
             done += len(block)
-            report(0)
     if done != total:
         raise DataError(
             f"{total} queries were searched {done} times; the shards of the expansions overlap: "
@@ -92,16 +91,8 @@ def identical_ids_warning(counts: Mapping[str, float]) -> str:
     )
 
 
-def _measure_block(
-    job: Job,
-    block: pa.Table,
-    search: Search,
-    report: Callable[[int], None],
-    writer: pq.ParquetWriter,
-) -> pa.Table:
-    """Write and measure the run of one block; its memory is free when this returns."""
-    run = search(block, report)
-    writer.write_table(run)
+def _measure_block(job: Job, block: pa.Table, run: pa.Table) -> pa.Table:
+    """Measure the run of one block."""
     qrels = rows_with_ids(job.inputs["qrels"], "query_id", block["query_id"].unique())
     return _with_clusters(score_queries(qrels, run), block)
 

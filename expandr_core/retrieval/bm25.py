@@ -21,7 +21,7 @@ from expandr_core.errors import DataError
 from expandr_core.options.data import IdenticalIds
 from expandr_core.options.evaluation import Language
 from expandr_core.records import RUN
-from expandr_core.retrieval.exact import tie_order
+from expandr_core.retrieval.index import tie_order
 
 _SHORTEST = 2  # characters of a word
 _STOP_WORDS = (  # the languages for which bm25s has some

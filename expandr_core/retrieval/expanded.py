@@ -7,7 +7,7 @@ the order of the rankings; as elsewhere, scores are rounded to float32 before eq
 trec_eval does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,8 @@ from expandr_core.encoders.encode import Encoder, Vectors, encode_expanded
 from expandr_core.options.evaluation import RankingOptions
 from expandr_core.options.retriever import FusionOptions
 from expandr_core.records import RUN
-from expandr_core.retrieval.exact import Index, Positions, ranked, search
+from expandr_core.retrieval.exact import Ranked, queries_at_once, ranked, run_of
+from expandr_core.retrieval.index import Index, Positions
 
 RRF_CONSTANT = 60
 ENCODED_AT_ONCE = 256  # queries
@@ -42,20 +43,43 @@ class ExpandedSearch:
     ranking: RankingOptions
     memory_gb: float
 
-    def search(self, block: pa.Table, report: Callable[[int], None]) -> pa.Table:
-        """Rank the passages for a block of queries.
+    def search(
+        self, blocks: Iterable[pa.Table], report: Callable[[int], None]
+    ) -> Iterator[tuple[pa.Table, pa.Table]]:
+        """Rank the passages for blocks of queries, many of which share a pass over the corpus.
 
         Args:
-            block: query_id, query, and expansions (a list of texts, which may be empty).
+            blocks: query_id, query, and expansions (a list of texts, which may be empty).
             report: called with the number of queries that are encoded.
 
-        Returns:
-            A run (see RUN): the queries in their order, ranks from 1.
+        Yields:
+            Each block with its run (see RUN): the queries in their order, ranks from 1.
         """
-        query_ids = block["query_id"].combine_chunks()
+        most = queries_at_once(self.index, self.ranking.depth + 1, self.memory_gb)
+        held: list[tuple[pa.Table, NDArray[np.int64], Vectors]] = []
+        vectors, done = 0, 0
+        for block in blocks:
+            encoded = self._encode(block, lambda count: report(done + count))  # noqa: B023
+            if held and vectors + len(encoded[1]) > most:
+                yield from self._search(held)
+                held, vectors = [], 0
+            held.append((block, *encoded))
+            vectors += len(encoded[1])
+            done += len(block)
+        if held:
+            yield from self._search(held)
+
+    def _encode(
+        self, block: pa.Table, report: Callable[[int], None]
+    ) -> tuple[NDArray[np.int64], Vectors]:
+        """Return how many vectors each query searches with, and the vectors."""
         queries, expansions = block["query"].to_pylist(), block["expansions"].to_pylist()
-        if self.fusion.method == "rrf" and self.fusion.expansion_weight > 0:
-            return self._search_fused(query_ids, queries, expansions, report)
+        if self._fused:
+            alone = self.fusion.expansion_weight == 1
+            texts = [
+                [*([] if alone and own else [[]]), *([text] for text in own)] for own in expansions
+            ]
+            return np.array([len(own) for own in texts]), self._encode_all(queries, texts, report)
         vectors = np.empty((len(queries), self.encoder.dimensions), dtype=np.float32)
         for start in range(0, len(queries), ENCODED_AT_ONCE):
             part = slice(start, start + ENCODED_AT_ONCE)
@@ -63,35 +87,50 @@ class ExpandedSearch:
                 self.encoder, queries[part], expansions[part], self.fusion
             )
             report(min(part.stop, len(queries)))
-        depth, identical_ids = self.ranking.depth, self.ranking.identical_ids
-        return search(query_ids, vectors, self.index, depth, self.memory_gb, identical_ids)
+        return np.ones(len(queries), np.int64), vectors
 
-    def _search_fused(
-        self,
-        query_ids: pa.Array,
-        queries: list[str],
-        expansions: list[list[str]],
-        report: Callable[[int], None],
-    ) -> pa.Table:
-        """Search with every text of each query, and fuse the ranks."""
-        alone = self.fusion.expansion_weight == 1
-        texts = [
-            [*([] if alone and own else [[]]), *([text] for text in own)] for own in expansions
+    @property
+    def _fused(self) -> bool:
+        return self.fusion.method == "rrf" and self.fusion.expansion_weight > 0
+
+    def _search(
+        self, held: list[tuple[pa.Table, NDArray[np.int64], Vectors]]
+    ) -> Iterator[tuple[pa.Table, pa.Table]]:
+        """Search for the vectors of some blocks together, and cut the result into the blocks again."""
+        query_ids = [block["query_id"].combine_chunks() for block, _, _ in held]
+        owners = [
+            ids.take(pa.array(np.repeat(np.arange(len(ids)), counts)))
+            for ids, (_, counts, _) in zip(query_ids, held, strict=True)
         ]
-        counts = np.array([len(own) for own in texts])
-        vectors = self._encode_all(queries, texts, report)
-        depth, identical_ids = self.ranking.depth, self.ranking.identical_ids
-        owners = query_ids.take(pa.array(np.repeat(np.arange(len(queries)), counts)))
-        _, positions, ranks = ranked(
-            owners, vectors, self.index, depth, self.memory_gb, identical_ids
+        found = ranked(
+            pa.concat_arrays(owners),
+            np.concatenate([vectors for _, _, vectors in held]),
+            self.index,
+            self.ranking.depth,
+            self.memory_gb,
+            self.ranking.identical_ids,
         )
+        start = 0
+        for ids, (block, counts, vectors) in zip(query_ids, held, strict=True):
+            own = found.of(slice(start, start + len(vectors)))
+            start += len(vectors)
+            yield (
+                block,
+                self._fuse(ids, counts, own) if self._fused else run_of(ids, own, self.index),
+            )
+
+    def _fuse(self, query_ids: pa.Array, counts: NDArray[np.int64], found: Ranked) -> pa.Table:
+        """Fuse the ranks that the texts of each query find."""
         runs = [RUN.empty_table()]
         starts = np.cumsum(counts) - counts
         for query_id, start, count in zip(query_ids, starts, counts, strict=True):
             rows = slice(start, start + count)
-            kept = ranks[rows] > 0
+            kept = found.ranks[rows] > 0
             hits, scores = fuse_ranks(
-                positions[rows][kept], ranks[rows][kept], self.index.tie_order, depth
+                found.positions[rows][kept],
+                found.ranks[rows][kept],
+                self.index.tie_order,
+                self.ranking.depth,
             )
             columns = [
                 pa.repeat(query_id, len(hits)),

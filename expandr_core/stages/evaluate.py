@@ -24,8 +24,8 @@ from expandr_core.options.retriever import (
     RetrieverOptions,
 )
 from expandr_core.planning.workload import PlannedStep
-from expandr_core.retrieval.exact import Index, open_index
 from expandr_core.retrieval.expanded import ExpandedSearch
+from expandr_core.retrieval.index import Index, open_index
 from expandr_core.runtime.job import Job
 
 VERSION = 4
@@ -69,7 +69,7 @@ def predict(step: PlannedStep) -> dict[str, float]:
 
 
 def run(job: Job) -> None:
-    """Search block by block, and measure."""
+    """Search for as many queries together as fit into memory, and measure."""
     options: EvaluateOptions = job.options
     weight = options.fusion.expansion_weight
     if (weight > 0) != ("expansions" in job.inputs):
@@ -79,7 +79,7 @@ def run(job: Job) -> None:
         )
     encoder = encoder_of(job, options.encoding)
     with job.all_shards("embeddings") as folders:
-        _search_all(job, encoder, open_index(folders))
+        _search_all(job, encoder, open_index(folders, encoder.model.device.type))
 
 
 def _search_all(job: Job, encoder: Encoder, index: Index) -> None:

@@ -4,7 +4,7 @@ Inputs: `corpus`, `queries`, `qrels` and, optionally, `expansions`, which are ap
 to so many repetitions of it (Query2Doc: Wang et al., 2023). Writes the same files as `evaluate`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Self
 
 import pyarrow as pa
@@ -62,7 +62,7 @@ def run(job: Job) -> None:
     index = BM25(ids.combine_chunks(), passages, language=options.language)
     ranking = options.ranking
 
-    def search_block(block: pa.Table, report: Callable[[int], None]) -> pa.Table:
+    def search_block(block: pa.Table) -> pa.Table:
         rows = zip(block["query"].to_pylist(), block["expansions"].to_pylist(), strict=True)
         repeats = options.query_repeats
         texts = [
@@ -72,6 +72,14 @@ def run(job: Job) -> None:
         query_ids = block["query_id"].combine_chunks()
         return index.search(query_ids, texts, ranking.depth, ranking.identical_ids)
 
-    measure(job, search_block)
+    def search(
+        blocks: Iterable[pa.Table], report: Callable[[int], None]
+    ) -> Iterator[tuple[pa.Table, pa.Table]]:
+        done = 0
+        for block in blocks:
+            yield block, search_block(block)
+            report(done := done + len(block))
+
+    measure(job, search)
     if ranking.identical_ids == "ignore":
         count_identical_ids(job, ids)

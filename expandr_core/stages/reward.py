@@ -174,7 +174,8 @@ def _open_corpus(job: Job, held: contextlib.ExitStack, encoder: Encoder) -> "Cor
     from expandr_core.evaluation.positive_ranks import Corpus
 
     options: RewardOptions = job.options
-    corpus = Corpus(held.enter_context(job.all_shards("embeddings")), options.search_memory_gb)
+    folders = held.enter_context(job.all_shards("embeddings"))
+    corpus = Corpus(folders, options.search_memory_gb, encoder.model.device.type)
     if corpus.index.dimensions != encoder.dimensions:
         raise DataError(
             f"the embeddings have {corpus.index.dimensions} dimensions, the encoder that rewards "

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from expandr_core.encoders.fusion import Fusion
 from expandr_core.evaluation.metrics import mean_metrics, score_queries
-from expandr_core.retrieval.exact import index_in_memory, search
+from expandr_core.retrieval.exact import search
+from expandr_core.retrieval.index import index_in_memory
 from expandr_core.training.distributed import gather, rank, shares
 from expandr_core.training.grad_cache import GradCache, Kind
 from expandr_core.training.rows import TrainingRows

@@ -18,7 +18,7 @@ from expandr_core.encoders.encode import Encoder, encode_expanded
 from expandr_core.errors import DataError
 from expandr_core.options.retriever import EncodingOptions, FusionOptions, IndexOptions
 from expandr_core.retrieval.counting import count_above
-from expandr_core.retrieval.exact import index_in_memory
+from expandr_core.retrieval.index import index_in_memory
 from expandr_core.stages import audit_pairs, encode, example_passages, pairs, reward
 from expandr_core.store.store import Store
 

@@ -13,8 +13,8 @@ from expandr_core.encoders.encode import Encoder
 from expandr_core.options.data import IdenticalIds
 from expandr_core.options.evaluation import RankingOptions
 from expandr_core.options.retriever import EncodingOptions, FusionOptions
-from expandr_core.retrieval.exact import index_in_memory, tie_order
 from expandr_core.retrieval.expanded import ExpandedSearch, fuse_ranks
+from expandr_core.retrieval.index import index_in_memory, tie_order
 
 PASSAGES = {"a": [9.0, 0.0], "b": [8.0, 5.0], "c": [0.0, 9.0], "d": [7.0, 1.0]}
 # "east" ranks a b d c; "north" ranks c b d a; "west" ranks c d b a
@@ -45,7 +45,8 @@ def searched(
             "expansions": pa.array([row[2] for row in rows], pa.list_(pa.string())),
         }
     )
-    run = ExpandedSearch(encoder, index, fusion, ranking, 1.0).search(block, lambda _: None)
+    search = ExpandedSearch(encoder, index, fusion, ranking, 1.0).search
+    [(_, run)] = search([block], lambda _: None)
     found: dict[str, list[tuple[str, float]]] = {}
     for row in run.to_pylist():
         found.setdefault(row["query_id"], []).append((row["passage_id"], row["score"]))

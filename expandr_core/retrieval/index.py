@@ -1,0 +1,195 @@
+"""An encoded corpus: its ids, and its vectors on disk, which are read block by block."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from expandr_core.encoders.encode import Vectors
+from expandr_core.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Positions = NDArray[np.int64]
+_ROWS_AT_ONCE = 512  # so that two copies in double precision stay in the cache
+
+
+class Block(NamedTuple):
+    """Some passages in their order.
+
+    Attributes:
+        start: position of the first in the index.
+        vectors: (passages of the block, dimensions)
+        lengths: (passages of the block,) of the stored vectors, in single precision.
+        rounding: length of the greatest difference between a stored vector and its row here.
+    """
+
+    start: int
+    vectors: "Tensor"
+    lengths: "Tensor"
+    rounding: float
+
+
+class Index(NamedTuple):
+    """An encoded corpus.
+
+    Attributes:
+        passage_ids: (passages,)
+        shards: the vectors in order, as arrays or as files of `numpy.save`; each (passages of the
+            shard, dimensions)
+        starts: (shards,) position of each shard's first passage.
+        dimensions: size of the vectors.
+        tie_order: (passages,), see `tie_order`.
+        devices: where it is searched; each takes a share.
+    """
+
+    passage_ids: pa.Array
+    shards: Sequence[Path | Vectors]
+    starts: Positions
+    dimensions: int
+    tie_order: Positions
+    devices: tuple[str, ...] = ("cpu",)
+
+    def opened(self, number: int) -> "Tensor":
+        """Return the vectors of a shard, whose pages are read when they are touched."""
+        import torch
+
+        shard = self.shards[number]
+        return torch.from_numpy(np.load(shard, mmap_mode="c") if isinstance(shard, Path) else shard)
+
+    def blocks(
+        self, size: int, devices: Sequence[str], precision: str = "float32"
+    ) -> Iterator[Block]:
+        """Read the vectors in order, at most `size` at once, in single precision or "bfloat16".
+
+        Yields:
+            Blocks, on the devices in turn; the next one on a device overwrites this one.
+
+        Raises:
+            DataError: if a vector is not finite, as those of a diverged retriever.
+        """
+        import torch
+
+        count = len(self.passage_ids)
+        size, kind = min(size, count), getattr(torch, precision)
+        buffers = [torch.empty((size, self.dimensions), dtype=kind, device=at) for at in devices]
+        pieces = self._pieces(size)
+        for number, start in enumerate(range(0, count, size)):
+            device, buffer = devices[number % len(devices)], buffers[number % len(devices)]
+            length, lengths, rounding = min(size, count - start), [], 0.0
+            filled = 0
+            while filled < length:
+                piece = next(pieces).to(device).float()
+                rows = buffer[filled : filled + len(piece)]
+                rows.copy_(piece)
+                lengths.append(torch.linalg.vector_norm(piece, dim=1))
+                if precision != "float32":
+                    lost = torch.linalg.vector_norm(piece - rows.float(), dim=1)
+                    rounding = max(rounding, float(lost.max()))
+                filled += len(piece)
+            block = Block(start, buffer[:length], torch.cat(lengths), rounding)
+            require_finite(block.lengths.cpu().numpy())
+            yield block
+
+    def _pieces(self, size: int) -> Iterator["Tensor"]:
+        """Cut the vectors after every `size`, and at the ends of shards."""
+        done = 0
+        for number, start in enumerate(self.starts.tolist()):
+            shard = self.opened(number)  # one at a time, as its pages count as memory
+            while done < start + len(shard):
+                piece = shard[done - start : done - start + size - done % size]
+                done += len(piece)
+                yield piece
+
+    def products(
+        self, queries: Vectors, rows: Positions, positions: Positions
+    ) -> NDArray[np.float64]:
+        """Return the inner products of some pairs; equal vectors have equal products.
+
+        A matrix product does not guarantee that: the order of its sums depends on a row's position.
+
+        Args:
+            queries: (queries, dimensions)
+            rows: (pairs,) row of each pair's query.
+            positions: (pairs,) position of each pair's passage.
+
+        Returns:
+            (pairs,), computed in double precision.
+        """
+        import torch
+
+        products, asked = np.empty(len(rows)), torch.from_numpy(queries)
+        shards = (np.searchsorted(self.starts, positions, side="right") - 1).astype(np.uint16)
+        order = np.argsort(shards, kind="stable")  # quick for numbers of 16 bits
+        firsts = np.flatnonzero(np.diff(shards[order], prepend=-1))
+        for first, end in itertools.pairwise([*firsts.tolist(), len(order)]):
+            number = int(shards[order[first]])
+            shard, start = self.opened(number), int(self.starts[number])
+            for begin in range(first, end, _ROWS_AT_ONCE):
+                pairs = order[begin : min(begin + _ROWS_AT_ONCE, end)]
+                own = asked.index_select(0, torch.from_numpy(rows[pairs]))
+                found = shard.index_select(0, torch.from_numpy(positions[pairs] - start))
+                both = own.double().numpy(), found.float().double().numpy()
+                products[pairs] = np.einsum("pd,pd->p", *both)
+        return products
+
+
+def require_finite(lengths: NDArray[np.floating]) -> None:
+    """Refuse vectors whose lengths are no numbers.
+
+    Raises:
+        DataError: if one is not finite.
+    """
+    if not np.isfinite(lengths).all():
+        raise DataError(
+            "vectors or their products are not finite numbers; the retriever may have diverged in "
+            "training: lower its learning rate"
+        )
+
+
+def open_index(folders: Iterable[Path], device: str = "cpu") -> Index:
+    """Open the shards of an encoded corpus; their folders must exist as long as the index is used.
+
+    Args:
+        folders: the shards.
+        device: where the index is searched: "cpu", or "cuda" for all GPUs.
+    """
+    import torch
+
+    gpus = tuple(f"cuda:{number}" for number in range(torch.cuda.device_count()))
+    ids, files, starts, shape = [], [], [0], (0, 0)
+    for folder in folders:
+        ids.append(pq.read_table(folder / "passages.parquet", columns=["passage_id"])["passage_id"])
+        files.append(folder / "vectors.npy")
+        shape = np.load(files[-1], mmap_mode="r").shape
+        assert len(ids[-1]) == shape[0]
+        starts.append(starts[-1] + shape[0])
+    passage_ids = pa.chunked_array([chunk for each in ids for chunk in each.chunks])
+    joined = passage_ids.combine_chunks()
+    devices = gpus if device == "cuda" else (device,)
+    return Index(joined, files, np.array(starts[:-1]), shape[1], tie_order(joined), devices)
+
+
+def index_in_memory(passage_ids: pa.Array, vectors: Vectors) -> Index:
+    """Make an index of vectors (passages, dimensions) in memory."""
+    start = np.zeros(1, np.int64)
+    return Index(passage_ids, [vectors], start, vectors.shape[1], tie_order(passage_ids))
+
+
+def tie_order(passage_ids: pa.Array) -> Positions:
+    """Return each passage's position in the order of ties: the greatest id (by bytes) is first.
+
+    >>> tie_order(pa.array(["a", "c", "b"])).tolist()
+    [2, 0, 1]
+    """
+    positions = np.arange(len(passage_ids))
+    table = pa.table({"passage_id": passage_ids, "position": positions})
+    order = np.empty_like(positions)
+    order[table.sort_by([("passage_id", "descending")])["position"].to_numpy()] = positions
+    return order

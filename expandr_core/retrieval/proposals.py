@@ -1,0 +1,197 @@
+"""Propose passages that may be the nearest: those of largest products in low precision.
+
+The corpus is read once, and the best so far of all queries is kept. A product that is not above a
+query's worst proposal so far is skipped by a comparison; the others are collected until there are twice
+as many as wanted, and only then sorted out. Several devices hold a share of the corpus each.
+"""
+
+import math
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from expandr_core.encoders.encode import Vectors
+from expandr_core.retrieval.index import Block, Index, Positions, require_finite
+from expandr_core.retrieval.products import (
+    UNDERFLOW,
+    Errors,
+    lengths_of,
+    summation_error,
+    tile_of,
+    tiles,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_BLOCK = 4  # tiles of passages that are read at once
+_GROUP = 32  # passages that are compared together
+_SORTED_AT_ONCE = 1 << 21  # proposals
+
+
+class Proposals(NamedTuple):
+    """The passages of largest products with each query.
+
+    Attributes:
+        products: (queries, proposals), descending; no other passage has a larger one.
+        positions: (queries, proposals) in the index.
+        errors: (queries,) by how much a sum of products can differ from the inner product.
+        rounding: by how much its rounding can change it, relative to its size.
+    """
+
+    products: Vectors
+    positions: Positions
+    errors: Errors
+    rounding: float
+
+    def at_most(self) -> Errors:
+        """Return the largest inner products that the proposals can have; (queries, proposals)."""
+        return self.products + np.abs(self.products) * self.rounding + self.errors[:, None]
+
+    def at_least(self, rank: int) -> Errors:
+        """Return the least inner product of each query's proposal of this rank; (queries,)."""
+        products = self.products[:, rank - 1]
+        return products - np.abs(products) * self.rounding - self.errors
+
+
+def passages_at_once(index: Index, memory_gb: float) -> int:
+    """Return the passages of a block: enough for a few tiles, within an eighth of the memory."""
+    fitting = int(memory_gb * 1e9 / 8 / (16 * index.dimensions))
+    return max(1, min(fitting, _BLOCK * tile_of(index.devices[0])[0]))
+
+
+def propose(
+    queries: Vectors, index: Index, wanted: int, memory_gb: float, precision: str
+) -> Proposals:
+    """Propose passages for each query, in one pass over the corpus.
+
+    Args:
+        queries: (queries, dimensions)
+        index: the encoded corpus.
+        wanted: proposals per query; at most as many as there are passages.
+        memory_gb: an eighth of it is for vectors of the corpus.
+        precision: of the products, "float32" or "bfloat16".
+
+    Raises:
+        DataError: if a vector is not finite, as those of a diverged retriever.
+    """
+    import torch
+
+    rounded = torch.from_numpy(queries).to(getattr(torch, precision))
+    pools = [_Pool(rounded.to(device), wanted) for device in index.devices]
+    longest = furthest = 0.0
+    with ThreadPoolExecutor(len(pools)) as threads:
+        waiting: list[Future[None]] = []
+        size = passages_at_once(index, memory_gb)
+        for number, block in enumerate(index.blocks(size, index.devices, precision)):
+            longest = max(longest, float(block.lengths.max()))
+            furthest = max(furthest, block.rounding)
+            waiting.append(threads.submit(pools[number % len(pools)].add, block))
+            if len(waiting) == len(pools):  # the next block overwrites that of this device
+                waiting.pop(0).result()
+        for each in waiting:
+            each.result()
+    products, positions = _joined([pool.best() for pool in pools], wanted)
+    own = lengths_of(queries)
+    require_finite(np.where(own * longest < 2.0**127, own, np.inf))
+    lost = lengths_of((rounded.float() - torch.from_numpy(queries)).numpy())
+    errors = lost * longest + (own + lost) * furthest
+    errors += (own + lost) * (longest + furthest) * summation_error(index.dimensions)
+    errors += UNDERFLOW * index.dimensions * (1 + own + longest)
+    return Proposals(products, positions, errors, 0.0 if precision == "float32" else 2.0**-8)
+
+
+class _Pool:
+    """The best passages of every query among those that one device has seen."""
+
+    def __init__(self, queries: "Tensor", wanted: int):
+        """Start without any.
+
+        Args:
+            queries: (queries, dimensions), on the device and in the precision of the products.
+            wanted: passages per query.
+        """
+        self._queries, self._wanted = queries, wanted
+        shape = len(queries), 2 * wanted
+        self._products = queries.new_full(shape, -np.inf)
+        self._positions = queries.new_zeros(shape).int()
+        self._filled = queries.new_zeros(len(queries)).long()
+        self._limits = queries.new_full((len(queries),), -np.inf)  # the last proposals so far
+
+    def add(self, block: Block) -> None:
+        """Collect the passages of a block whose products are above the limits."""
+        for rows, columns, products in tiles(block.vectors, self._queries):
+            queries, passages, found = _above(products, self._limits[columns], self._wanted)
+            if len(queries):
+                start = block.start + rows.start
+                self._collect(queries + columns.start, passages + start, found)
+
+    def _collect(self, queries: "Tensor", positions: "Tensor", products: "Tensor") -> None:
+        """Note pairs, sorted by query; at most as many of each as wanted."""
+        import torch
+
+        distinct, counts = torch.unique_consecutive(queries, return_counts=True)
+        self._sort_out(distinct[self._filled[distinct] + counts > self._products.shape[1]])
+        firsts = (self._filled[distinct] - counts.cumsum(0) + counts).repeat_interleave(counts)
+        columns = firsts + torch.arange(len(queries), device=queries.device)
+        self._products[queries, columns] = products
+        self._positions[queries, columns] = positions.int()
+        self._filled[distinct] += counts
+
+    def _sort_out(self, queries: "Tensor") -> None:
+        """Keep only the best passages of some queries, as many as wanted; raise their limits."""
+        wanted = self._wanted
+        for rows in queries.split(_SORTED_AT_ONCE // wanted + 1):
+            products, columns = self._products[rows].topk(wanted, dim=1, sorted=False)
+            positions = self._positions[rows].gather(1, columns)
+            self._products[rows, wanted:] = -np.inf
+            self._products[rows, :wanted] = products
+            self._positions[rows, :wanted] = positions
+            self._filled[rows] = self._filled[rows].clamp(max=wanted)
+            self._limits[rows] = products.amin(1)
+
+    def best(self) -> tuple["Tensor", "Tensor"]:
+        """Return the largest products (-inf where there are too few), and positions."""
+        import torch
+
+        self._sort_out(torch.arange(len(self._queries), device=self._queries.device))
+        kept = slice(None), slice(self._wanted)
+        return self._products[kept].cpu(), self._positions[kept].cpu()
+
+
+def _above(products: "Tensor", limits: "Tensor", most: int) -> tuple["Tensor", "Tensor", "Tensor"]:
+    """Find the products above their query's limit; of each query at most so many, the largest.
+
+    Args:
+        products: (passages, queries)
+        limits: (queries,)
+        most: pairs per query.
+
+    Returns:
+        The pairs' queries, in order, their passages, and their products.
+    """
+    import torch
+
+    # look at the largest of some passages first, as most are below
+    groups = products.view(-1, math.gcd(_GROUP, len(products)), len(limits))
+    group, queries = (groups.amax(1) > limits).nonzero(as_tuple=True)
+    if len(group) < groups.shape[0] * len(limits):
+        found = groups[group, :, queries]
+        which, place = (found > limits[queries][:, None]).nonzero(as_tuple=True)
+        queries, order = queries[which].sort(stable=True)
+        if len(queries) == 0 or int(torch.bincount(queries).max()) <= most:
+            passages = group[which] * groups.shape[1] + place
+            return queries, passages[order], found[which, place][order]
+    best, passages = products.T.contiguous().topk(min(most, len(products)), dim=1)
+    queries, place = (best > limits[:, None]).nonzero(as_tuple=True)
+    return queries, passages[queries, place], best[queries, place]
+
+
+def _joined(bests: "list[tuple[Tensor, Tensor]]", wanted: int) -> tuple[Vectors, Positions]:
+    """Join the proposals of several devices; products are descending."""
+    import torch
+
+    products, positions = (torch.cat(each, dim=1) for each in zip(*bests, strict=True))
+    products, columns = products.float().topk(wanted, dim=1)
+    return products.numpy(), positions.gather(1, columns).numpy()
