@@ -30,7 +30,14 @@ from expandr_core.records import RUN
 from expandr_core.runtime.child_protocol import throttled
 from expandr_core.runtime.model_source import model_source
 from expandr_core.runtime.runner import make_spec, run_stage
-from expandr_core.stages import encode, evaluate, evaluate_bm25, import_model, prepare
+from expandr_core.stages import (
+    bm25_index,
+    encode,
+    evaluate,
+    evaluate_bm25,
+    import_model,
+    prepare,
+)
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
 
@@ -67,7 +74,9 @@ def ours(collection: str, model: str, store: Store) -> tuple[dict[str, float], d
         ),
         judged | {"retriever": retriever, "embeddings": embeddings},
     )
-    bm25 = make("evaluate_bm25", evaluate_bm25.OPTIONS(ranking=ranking), corpus | judged)
+    index = make("bm25_index", bm25_index.OPTIONS(), corpus)
+    options = evaluate_bm25.OPTIONS(ranking=ranking)
+    bm25 = make("evaluate_bm25", options, judged | {"index": index})
     return _metrics(store, dense), _metrics(store, bm25)
 
 

@@ -16,6 +16,7 @@ from expandr_core.evaluation.verdict import Kept
 from expandr_core.options.evaluation import RankingOptions
 from expandr_core.options.retriever import EncodingOptions
 from expandr_core.stages.audit import AuditOptions
+from expandr_core.stages.bm25_index import BM25IndexOptions
 from expandr_core.stages.compare import CompareOptions
 from expandr_core.stages.evaluate import EvaluateOptions
 from expandr_core.stages.evaluate_bm25 import EvaluateBM25Options
@@ -49,6 +50,7 @@ class Comparison:
         inputs: of the stage compare, by role.
         written: expansions, by title, whoever wrote them.
         vectors: of each dataset, by each retriever and encoding.
+        indices: for BM25, by corpus and language.
         purpose: begins the names of its steps, where a run measures a dataset for several purposes.
         subsets_are: what the subsets of its datasets are.
     """
@@ -59,6 +61,7 @@ class Comparison:
     inputs: dict[str, Artifact] = field(default_factory=dict)
     written: list[tuple[str, Artifact]] = field(default_factory=list)
     vectors: dict[tuple[str, str, EncodingOptions], Artifact] = field(default_factory=dict)
+    indices: dict[tuple[str, str], Artifact] = field(default_factory=dict)
     purpose: str = ""
     subsets_are: SubsetsAre = "parts"
 
@@ -153,12 +156,22 @@ class Comparison:
         self, pipeline: Pipeline, name: str, title: str, expansions: Expansions | None = None
     ) -> None:
         """Measure BM25, the reference from outside."""
+        language = pipeline.options.evaluate.bm25_language
         for step, role, key, written in self._cells(pipeline, name, title, expansions):
             evaluation = self.evaluations[key]
+            indexed = evaluation.corpus.digest, language
+            if indexed not in self.indices:
+                self.indices[indexed] = pipeline.changed(seed=0).step(
+                    "bm25_index",
+                    {"corpus": evaluation.corpus},
+                    f"index {key} for BM25",
+                    options=BM25IndexOptions(language=language),
+                    name=f"{self.purpose}{key}",
+                )
             chosen = EvaluateBM25Options.of(
                 pipeline.options.evaluate, evaluation.identical_ids, bool(written)
             )
-            inputs = {"corpus": evaluation.corpus, "expansions": written}
+            inputs = {"index": self.indices[indexed], "expansions": written}
             inputs |= {"queries": evaluation.queries, "qrels": evaluation.qrels}
             cell = self.purpose + role.removeprefix("measured/")
             self.inputs[role] = pipeline.step(

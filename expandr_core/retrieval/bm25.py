@@ -9,11 +9,15 @@ characters instead (`expandr_core.data.terms`); other languages have their stemm
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from expandr_core.data.terms import terms
@@ -23,6 +27,12 @@ from expandr_core.options.evaluation import Language
 from expandr_core.records import RUN
 from expandr_core.retrieval.index import tie_order
 
+if TYPE_CHECKING:
+    import bm25s
+    from bm25s.tokenization import Tokenizer
+
+PASSAGE_IDS, TERMS, LANGUAGE = "passage_id.parquet", "term.parquet", "language.txt"
+_TERMS_OF_BM25S = "vocab.index.json"
 _SHORTEST = 2  # characters of a word
 _STOP_WORDS = (  # the languages for which bm25s has some
     *("danish", "dutch", "english", "french", "german", "italian", "norwegian", "portuguese"),
@@ -30,54 +40,39 @@ _STOP_WORDS = (  # the languages for which bm25s has some
 )
 
 
+@dataclass(frozen=True)
 class BM25:
     """An indexed corpus.
 
     Attributes:
         passage_ids: (passages,)
+        language: of the stemmer, and of the stop words if bm25s has some.
+        index: scores by term and passage; mapped into memory if it was opened.
+        tokenizer: cuts texts into terms, and knows the corpus's terms.
     """
 
-    def __init__(
-        self,
-        passage_ids: pa.Array,
-        passages: Iterable[str],
-        k1: float = 1.5,
-        b: float = 0.75,
-        language: Language = "english",
-    ):
-        """Index the passages.
+    passage_ids: pa.Array
+    language: Language
+    index: "bm25s.BM25"
+    tokenizer: "Tokenizer"
 
-        Args:
-            passage_ids: (passages,)
-            passages: their texts, in the same order.
-            k1: how slowly repetitions of a term saturate.
-            b: how much long passages are penalised, from 0 to 1.
-            language: of the stemmer, and of the stop words if bm25s has some.
+    @property
+    def terms(self) -> list[str]:
+        """The corpus's terms; a term's id is its position."""
+        return list(self.tokenizer.get_vocab_dict())
 
-        Raises:
-            DataError: if no passage has a term.
-        """
-        import bm25s
-        import Stemmer
-        from bm25s.tokenization import Tokenizer
+    @cached_property
+    def _order(self) -> NDArray[np.int64]:
+        return tie_order(self.passage_ids)
 
-        self.passage_ids = passage_ids
-        self._order = tie_order(passage_ids)
-        stop_words: Any = language if language in _STOP_WORDS else None
-        stemmer: Any = None if language == "none" else Stemmer.Stemmer(language)
-        splitter = partial(terms, shortest=_SHORTEST)
-        self._tokenizer = Tokenizer(splitter=splitter, stopwords=stop_words, stemmer=stemmer)
-        tokens = list(self._tokens(passages, update_vocabulary=True))
-        vocabulary = self._tokenizer.get_vocab_dict()
-        if not vocabulary:
-            raise DataError("no passage of the corpus has a word; BM25 has nothing to search")
-        self._index = bm25s.BM25(k1=k1, b=b, method="lucene")
-        self._index.index((tokens, vocabulary), create_empty_token=False, show_progress=False)
-
-    def _tokens(self, texts: Iterable[str], update_vocabulary: bool) -> Iterator[list[int]]:
-        """Yield the term ids of each text, without unknown terms unless they update the vocabulary."""
-        stream: Any = texts  # bm25s annotates a list, but only iterates
-        return self._tokenizer.streaming_tokenize(stream, update_vocabulary, allow_empty=False)
+    def save(self, folder: Path) -> None:
+        """Write the index as arrays and tables, without pickle; `open_bm25` reads it."""
+        self.index.save(folder, show_progress=False, allow_pickle=False)
+        (folder / _TERMS_OF_BM25S).unlink()  # its bytes depend on which JSON library is there
+        for path, values in ((PASSAGE_IDS, self.passage_ids), (TERMS, self.terms)):
+            table = pa.table({path.removesuffix(".parquet"): pa.array(values, pa.string())})
+            pq.write_table(table, folder / path, compression="zstd")
+        (folder / LANGUAGE).write_text(self.language)
 
     def search(
         self,
@@ -94,16 +89,16 @@ class BM25:
             A run: the queries in their order, ranks from 1. A query without hits has no rows.
         """
         runs = [RUN.empty_table()]
-        tokens = self._tokens(queries, update_vocabulary=False)
+        tokens = _term_ids(self.tokenizer, queries, update_vocabulary=False)
         for query_id, query_tokens in zip(query_ids, tokens, strict=True):
             if not query_tokens:
                 continue
-            scores = self._index.get_scores_from_ids(query_tokens)
+            scores = self.index.get_scores_from_ids(query_tokens)
             hits = np.flatnonzero(scores > 0)
             hits = hits[best(scores[hits], self._order[hits], k + 1)]
             ids = self.passage_ids.take(pa.array(hits))
-            kept = np.array([passage_id != query_id for passage_id in ids], dtype=bool)
-            kept |= identical_ids == "keep"
+            other = pc.not_equal(ids, query_id)  # pyright: ignore[reportAttributeAccessIssue]
+            kept = np.asarray(other) | (identical_ids == "keep")
             ids, hits = ids.filter(pa.array(kept))[:k], hits[kept][:k]
             columns = [
                 pa.repeat(query_id, len(hits)),
@@ -113,6 +108,74 @@ class BM25:
             ]
             runs.append(pa.table(columns, schema=RUN))
         return pa.concat_tables(runs)
+
+
+def build_bm25(
+    passage_ids: pa.Array,
+    passages: Iterable[str],
+    k1: float = 1.5,
+    b: float = 0.75,
+    language: Language = "english",
+) -> BM25:
+    """Index passages.
+
+    Args:
+        passage_ids: (passages,)
+        passages: their texts, in the same order.
+        k1: how slowly repetitions of a term saturate.
+        b: how much long passages are penalised, from 0 to 1.
+        language: of the stemmer, and of the stop words if bm25s has some.
+
+    Raises:
+        DataError: if no passage has a term.
+    """
+    import bm25s
+
+    tokenizer = _tokenizer(language)
+    tokens = list(_term_ids(tokenizer, passages, update_vocabulary=True))
+    vocabulary = tokenizer.get_vocab_dict()
+    if not vocabulary:
+        raise DataError("no passage of the corpus has a word; BM25 has nothing to search")
+    index = bm25s.BM25(k1=k1, b=b, method="lucene")
+    index.index((tokens, vocabulary), create_empty_token=False, show_progress=False)
+    return BM25(passage_ids, language, index, tokenizer)
+
+
+def open_bm25(folder: Path) -> BM25:
+    """Open an index that `BM25.save` wrote; its arrays are mapped into memory."""
+    import bm25s
+
+    ids = pq.read_table(folder / PASSAGE_IDS)[0].combine_chunks()
+    language: Any = (folder / LANGUAGE).read_text()
+    index = bm25s.BM25.load(
+        folder, mmap=True, allow_pickle=False, load_vocab=False, show_progress=False
+    )
+    tokenizer = _tokenizer(language)
+    terms_ = pq.read_table(folder / TERMS)[0].to_pylist()
+    ids_of = dict(zip(terms_, range(len(terms_)), strict=True))
+    if tokenizer.stemmer is None:
+        tokenizer.word_to_id = ids_of
+    else:
+        tokenizer.stem_to_sid = ids_of  # words are stemmed as they come
+    return BM25(ids, language, index, tokenizer)
+
+
+def _tokenizer(language: Language) -> "Tokenizer":
+    import Stemmer
+    from bm25s.tokenization import Tokenizer
+
+    stop_words: Any = language if language in _STOP_WORDS else None
+    stemmer: Any = None if language == "none" else Stemmer.Stemmer(language)
+    splitter = partial(terms, shortest=_SHORTEST)
+    return Tokenizer(splitter=splitter, stopwords=stop_words, stemmer=stemmer)
+
+
+def _term_ids(
+    tokenizer: "Tokenizer", texts: Iterable[str], update_vocabulary: bool
+) -> Iterator[list[int]]:
+    """Yield the term ids of each text, without unknown terms unless they update the vocabulary."""
+    stream: Any = texts  # bm25s annotates a list, but only iterates
+    return tokenizer.streaming_tokenize(stream, update_vocabulary, allow_empty=False)
 
 
 def best(scores: NDArray[np.float32], order: NDArray[np.int64], k: int) -> NDArray[np.int64]:

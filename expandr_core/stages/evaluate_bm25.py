@@ -1,22 +1,21 @@
 """Evaluate BM25 on queries and qrels, with or without expansions.
 
-Inputs: `corpus`, `queries`, `qrels` and, optionally, `expansions`, which are appended to the query, or
-to so many repetitions of it (Query2Doc: Wang et al., 2023). Writes the same files as `evaluate`.
+Inputs: `index` (from the stage bm25_index), `queries`, `qrels` and, optionally, `expansions`, which are
+appended to the query, or to so many repetitions of it (Query2Doc: Wang et al., 2023). Writes the same
+files as `evaluate`.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Self
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from expandr_core.evaluation.run_queries import count_identical_ids, measure
 from expandr_core.options.base import Options, Positive, added
 from expandr_core.options.data import IdenticalIds
-from expandr_core.options.evaluation import EvaluationOptions, Language, RankingOptions
+from expandr_core.options.evaluation import EvaluationOptions, RankingOptions
 from expandr_core.planning.workload import PlannedStep
-from expandr_core.records import Passage, passages_in
-from expandr_core.retrieval.bm25 import BM25
+from expandr_core.retrieval.bm25 import open_bm25
 from expandr_core.runtime.job import Job
 
 VERSION = 4
@@ -25,10 +24,9 @@ ISOLATION = "never"
 
 
 class EvaluateBM25Options(Options):
-    """How texts become terms, and how deep the ranking goes."""
+    """How the query is read, and how deep the ranking goes."""
 
     ranking: RankingOptions = RankingOptions()
-    language: Language = "english"
     query_repeats: Positive = added(1)
 
     @classmethod
@@ -36,7 +34,7 @@ class EvaluateBM25Options(Options):
         """Measure on a dataset with this treatment of identical ids, with or without expansions."""
         ranking = RankingOptions.of(options, identical_ids)
         repeats = options.bm25_query_repeats if expanded else 1
-        return cls(ranking=ranking, language=options.bm25_language, query_repeats=repeats)
+        return cls(ranking=ranking, query_repeats=repeats)
 
 
 OPTIONS = EvaluateBM25Options
@@ -44,8 +42,9 @@ BYTES_GROW_WITH = "queries"
 
 
 def workload(step: PlannedStep) -> dict[str, float]:
-    """Return the texts to search for, and the passages to index."""
-    return {"texts": step.measured_texts, "passages": step.rows("corpus")}
+    """Return the texts to search for, and the scores to sort."""
+    scores = step.counts["queries"] * step.inputs["index"].counts["passages"]
+    return {"texts": step.measured_texts, "scores": scores}
 
 
 def predict(step: PlannedStep) -> dict[str, float]:
@@ -54,12 +53,9 @@ def predict(step: PlannedStep) -> dict[str, float]:
 
 
 def run(job: Job) -> None:
-    """Index the corpus, search block by block, and measure."""
+    """Search block by block, and measure."""
     options: EvaluateBM25Options = job.options
-    ids = pq.read_table(job.inputs["corpus"], columns=["passage_id"])["passage_id"]
-    batches = pq.ParquetFile(job.inputs["corpus"]).iter_batches(columns=list(Passage._fields))
-    passages = (passage.content for batch in batches for passage in passages_in(batch))
-    index = BM25(ids.combine_chunks(), passages, language=options.language)
+    index = open_bm25(job.inputs["index"])
     ranking = options.ranking
 
     def search_block(block: pa.Table) -> pa.Table:
@@ -82,4 +78,4 @@ def run(job: Job) -> None:
 
     measure(job, search)
     if ranking.identical_ids == "ignore":
-        count_identical_ids(job, ids)
+        count_identical_ids(job, index.passage_ids)

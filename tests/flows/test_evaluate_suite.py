@@ -113,6 +113,7 @@ def board(summary: SuiteSummary) -> Path:
 
 STEPS = [
     "get the dataset {}",
+    "index {} for BM25",
     "evaluate on {}: BM25",
     "encode the corpus, {}: query only",
     "evaluate on {}: query only",

@@ -17,7 +17,7 @@ import pytest
 from expandr_core.data.catalog import BEIR, FORUMS, NANO_BEIR, find_datasets
 from expandr_core.errors import DataError
 from expandr_core.evaluation.metrics import mean_metrics, score_queries
-from expandr_core.retrieval.bm25 import BM25
+from expandr_core.retrieval.bm25 import build_bm25
 from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages.dataset import OPTIONS, options_of, source_digests
@@ -222,7 +222,7 @@ def scores(folder: Path) -> tuple[dict[str, float], dict[str, dict[str, float]]]
     corpus, queries, qrels = (
         pq.read_table(folder / f"{name}.parquet") for name in ("corpus", "queries", "qrels")
     )
-    index = BM25(corpus["passage_id"].combine_chunks(), corpus["text"].to_pylist(), 1.5, 0.75)
+    index = build_bm25(corpus["passage_id"].combine_chunks(), corpus["text"].to_pylist(), 1.5, 0.75)
     run = index.search(queries["query_id"].combine_chunks(), queries["query"].to_pylist(), 100)
     nested: dict[str, dict[str, float]] = {row: {} for row in queries["query_id"].to_pylist()}
     for row in run.to_pylist():

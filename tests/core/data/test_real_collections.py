@@ -15,7 +15,14 @@ from expandr_core.options.retriever import EncodingOptions
 from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.model_source import model_source
 from expandr_core.runtime.runner import make_spec, run_stage
-from expandr_core.stages import dataset, encode, evaluate, evaluate_bm25, import_model
+from expandr_core.stages import (
+    bm25_index,
+    dataset,
+    encode,
+    evaluate,
+    evaluate_bm25,
+    import_model,
+)
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
 
@@ -62,7 +69,9 @@ def judged(data: Artifact) -> dict[str, Artifact]:
 
 def test_bm25_meets_the_baseline(store, collection):
     name, data = collection
-    inputs = judged(data) | {"corpus": data.at("corpus.parquet")}
+    corpus = {"corpus": data.at("corpus.parquet")}
+    index, _ = make(store, "bm25_index", bm25_index.OPTIONS(), corpus)
+    inputs = judged(data) | {"index": index}
     measured, _ = make(store, "evaluate_bm25", evaluate_bm25.OPTIONS(), inputs)
     found = measured.counts["ndcg_at_10"], measured.counts["recall_at_100"]
     assert found == pytest.approx(BASELINES[name][:2], abs=TOLERANCE)

@@ -24,7 +24,8 @@ from expandr_core.evaluation.metrics import METRICS
 from expandr_core.options.evaluation import EvaluationOptions
 from expandr_core.options.retriever import EncodingOptions, FusionOptions
 from expandr_core.retrieval import expanded
-from expandr_core.stages import encode, evaluate, evaluate_bm25
+from expandr_core.stages import bm25_index, encode, evaluate, evaluate_bm25
+from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
 
 QUERY_IDS = [f"q{n:02}" for n in range(17)]
@@ -273,10 +274,14 @@ def test_no_relevant_passage_at_all_is_refused(world):
         world.evaluate(0, qrels=artifact.at("qrels.parquet"))
 
 
+def indexed(store: Store, corpus: Artifact) -> Artifact:
+    return make(store, "bm25_index", bm25_index.OPTIONS(), {"corpus": corpus})[0]
+
+
 def test_bm25_searches_with_the_query_s_and_the_expansions_words(world):
     rows = expansions(2)
     artifact = put_expansions(world.store, "expand-bm25", shards_of(rows, 5))
-    inputs = world.inputs(corpus=world.data.at("corpus.parquet"))
+    inputs = world.inputs(index=indexed(world.store, world.data.at("corpus.parquet")))
     options = flat(evaluate_bm25.OPTIONS, depth=10)
     _, alone = make(world.store, "evaluate_bm25", options, inputs)
     _, expanded = make(world.store, "evaluate_bm25", options, inputs | {"expansions": artifact})
@@ -307,7 +312,7 @@ def test_bm25_repeats_the_query_before_an_expansion_as_query2doc_does(world):
     """As if each query were written five times, but only where there is an expansion."""
     rows = [(id_, n, text if id_ != "q03" else "") for id_, n, text in expansions(2)]
     artifact = put_expansions(world.store, "expand-repeats", shards_of(rows, 5))
-    inputs = world.inputs(corpus=world.data.at("corpus.parquet"))
+    inputs = world.inputs(index=indexed(world.store, world.data.at("corpus.parquet")))
     texts = {id_: [text] * (1 if id_ == "q03" else 5) for id_, text in world.queries.items()}
     for query_id, _, text in rows:
         texts[query_id].append(text)
@@ -346,7 +351,8 @@ def test_passages_left_out_for_the_query_s_id_are_counted_and_can_be_kept(tmp_pa
         "qrels.parquet": table(["query_id", "passage_id", "relevance"],
                                [("1", "1", 1), ("2", "x", 1), ("3", "2", 1)]),
     })  # fmt: skip
-    inputs = {name: data.at(f"{name}.parquet") for name in ("corpus", "queries", "qrels")}
+    inputs = {name: data.at(f"{name}.parquet") for name in ("queries", "qrels")}
+    inputs |= {"index": indexed(store, data.at("corpus.parquet"))}
     made, _ = make(store, "evaluate_bm25", evaluate_bm25.OPTIONS(), inputs)
     assert (made.counts["identical_ids"], made.counts["identical_ids/relevant"]) == (2, 1)
     assert made.counts["ndcg_at_10"] == pytest.approx(2 / 3)

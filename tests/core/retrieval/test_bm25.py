@@ -2,22 +2,24 @@
 
 import inspect
 import math
+import random
 from typing import get_args
 
 import bm25s
+import numpy as np
 import pyarrow as pa
 import pytest
 import Stemmer
 
 from expandr_core.errors import DataError
 from expandr_core.options.evaluation import Language
-from expandr_core.retrieval.bm25 import BM25
+from expandr_core.retrieval.bm25 import BM25, build_bm25, open_bm25
 
 
 def index_of(
     passages: dict[str, str], k1: float = 0.9, b: float = 0.4, language: Language = "english"
 ) -> BM25:
-    return BM25(pa.array(list(passages)), passages.values(), k1, b, language)
+    return build_bm25(pa.array(list(passages)), passages.values(), k1, b, language)
 
 
 def hits(index: BM25, query: str, k: int = 10, query_id: str = "q") -> list[str]:
@@ -68,7 +70,7 @@ def test_runs_of_several_queries_follow_their_order():
 
 @pytest.mark.parametrize("name", ["k1", "b"])
 def test_terms_are_weighted_as_bm25s_does_by_default(name):
-    ours, theirs = (inspect.signature(each).parameters[name] for each in (BM25, bm25s.BM25))
+    ours, theirs = (inspect.signature(each).parameters[name] for each in (build_bm25, bm25s.BM25))
     assert ours.default == theirs.default
 
 
@@ -104,3 +106,42 @@ def test_stemmer_and_stop_words_are_those_of_the_language():
     assert hits(index_of(passages, language="none"), "der the") == ["b", "a"]
     assert hits(index_of(passages, language="none"), "Hauses") == []
     assert {*get_args(Language)} <= {"none", *Stemmer.algorithms()}
+
+
+@pytest.mark.parametrize("language", ["english", "none"])
+def test_an_index_that_was_saved_finds_the_same_with_the_same_scores(tmp_path, language):
+    chance = random.Random(0)
+    words = [
+        "Häuser",
+        "house",
+        "houses",
+        "running",
+        "RUNS",
+        "the",
+        "of",
+        "bird's",
+        "血糖値を",
+        "x1",
+    ]
+    passages = {f"p{n:03}": " ".join(chance.choices(words, k=12)) for n in range(200)}
+    index = index_of(passages, language=language)
+    index.save(tmp_path)
+    opened = open_bm25(tmp_path)
+    queries = [*words, "houses running unheard", "", *(text[:30] for text in passages.values())]
+    ids = pa.array([f"q{n}" for n in range(len(queries))])
+    expected = index_of(passages, language=language).search(ids, queries, 50)
+    assert opened.search(ids, queries, 50).equals(expected)
+    assert index.search(ids, queries, 50).equals(expected)
+    assert isinstance(opened.index.scores["data"], np.memmap)
+
+
+def test_a_saved_index_holds_no_pickle_and_refuses_one(tmp_path):
+    index_of({"a": "red bird", "b": "stone"}).save(tmp_path)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [
+        *("data.csc.index.npy", "indices.csc.index.npy", "indptr.csc.index.npy", "language.txt"),
+        *("params.index.json", "passage_id.parquet", "term.parquet"),
+    ]
+    np.save(tmp_path / "data.csc.index.npy", np.array([{}]), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"(?i)pickle|object"):
+        open_bm25(tmp_path)
