@@ -13,10 +13,11 @@ ISOLATION = "never"
 
 
 class OPTIONS(Options):
-    """How many shards, and how long each takes."""
+    """How many shards, how long each takes, and a file that gets a line for each that is made."""
 
     shards: int
     seconds: float
+    log: str = ""
 
 
 def shards(job: Job) -> int:
@@ -32,6 +33,9 @@ def run(job: Job) -> None:
             def write(out: Path, number: int = number) -> dict[str, float]:
                 time.sleep(job.options.seconds)
                 (out / "number").write_text(str(number))
+                if job.options.log:
+                    with Path(job.options.log).open("a") as log:
+                        log.write(f"{number}\n")
                 return {"shards": 1}
 
             run_shard(job, number, {"number": str(number)}, write)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny_loop
+from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
@@ -25,12 +26,18 @@ from deployments.apply import apply_deployment
 from deployments.plan import Deployment
 from deployments.pools import apply_pool
 from expandr_core.errors import DataError
+from expandr_core.evaluation.comparison import MeasuredDataset, System
+from expandr_core.evaluation.metrics import METRICS
+from expandr_core.options.evaluation import SignificanceOptions
 from expandr_core.options.generation import PromptOptions
 from expandr_core.options.loop import JointLoopOptions
+from expandr_core.runtime.runner import make_spec
+from expandr_core.stages.compare import CompareOptions
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import MANIFEST, Store
 from flows.single_stage import Inputs, single_stage
 from flows.stage import stage
+from tasks.pipeline import Pipeline
 from tasks.placement import Placement
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -40,29 +47,37 @@ INPUTS = Inputs(llm=full("tiny_llm-1"), queries=f"{full('prepare-1')}/queries.pa
 HERE, PLACED = Placement(), Placement(generate=POOL, runs_at_once=2)
 
 
+def start_worker(name: str, home: Path) -> subprocess.Popen:
+    """Start a worker with a home and a scratch of its own."""
+    home.mkdir(exist_ok=True)
+    environment = os.environ | {
+        "PREFECT_API_URL": PREFECT_API_URL.value(),
+        "PREFECT_HOME": str(home),
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "EXPANDR_SCRATCH": str(home / "scratch"),
+    }
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL]
+    with (home / "log").open("wb") as log:
+        return subprocess.Popen(
+            [*command, "--name", name, "--limit", "1"],
+            env=environment, cwd=home, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+
+
+def kill(worker: subprocess.Popen) -> None:
+    """Kill a worker with the run that it makes; nobody reports the run's end."""
+    for process in [worker, *psutil.Process(worker.pid).children(recursive=True)]:
+        process.kill()
+    worker.wait()
+
+
 @pytest.fixture(scope="module")
 def workers(prefect_server, tmp_path_factory):
-    """Deploy the flow `stage` and start two workers, each with a home and a scratch of its own."""
+    """Deploy the flow `stage` and start two workers."""
     with get_client(sync_client=True) as client:
         apply_pool(client, POOL, "", "process", False)
         apply_deployment(client, Deployment(stage, POOL, POOL, "", {}), False)
-    started = []
-    for name in ("one", "two"):
-        home = tmp_path_factory.mktemp(name)
-        environment = os.environ | {
-            "PREFECT_API_URL": PREFECT_API_URL.value(),
-            "PREFECT_HOME": str(home),
-            "PREFECT_WORKER_QUERY_SECONDS": "1",
-            "EXPANDR_SCRATCH": str(home / "scratch"),
-        }
-        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL]
-        with (home / "log").open("wb") as log:
-            started.append(
-                subprocess.Popen(
-                    [*command, "--name", name, "--limit", "1"],
-                    env=environment, cwd=home, stdout=log, stderr=log, start_new_session=True,
-                )
-            )  # fmt: skip
+    started = [start_worker(name, tmp_path_factory.mktemp(name)) for name in ("one", "two")]
     with get_client(sync_client=True) as client:
         deadline = time.monotonic() + 120
         while len(client.read_workers_for_work_pool(POOL, offset=0, limit=9)) < 2:
@@ -71,10 +86,8 @@ def workers(prefect_server, tmp_path_factory):
             time.sleep(0.5)
     yield started
     for worker in started:
-        for process in psutil.Process(worker.pid).children(recursive=True):
-            process.kill()
-        worker.kill()
-        worker.wait()
+        if worker.poll() is None:
+            kill(worker)
 
 
 def filled(folder: Path, llm: Path, queries: int) -> Store:
@@ -186,3 +199,100 @@ def test_wrong_input_is_reported_and_not_tried_again(workers, llm_folder, tmp_pa
         single_stage("candidates", too_long, INPUTS, PLACED, store.url)
     runs = [run for run in stage_runs("expand-") if run.state_name == "BadInput"]
     assert [run.state.message for run in runs if run.state] == [str(error.value)]
+
+
+def test_a_leaderboard_with_more_inputs_than_prefect_s_parameters_hold_runs_on_a_pool(
+    workers, tmp_path
+):
+    store = Store(str(tmp_path / "store"))
+    rows = {"query_id": ["q1", "q2"], "cluster": ["q1", "q2"]}
+    rows |= {name: [0.1, 0.2] for name in METRICS}
+    measured = put_file(store, "evaluate-1", "per_query.parquet", rows)
+    texts = {"query_id": ["q1", "q2"], "query": ["one", "two"]}
+    queries = put_file(store, "prepare-2", "queries.parquet", texts).at("queries.parquet")
+    datasets = [f"dataset-{number}" for number in range(15)]
+    systems = [System(name=f"{n}", title=f"{n}", seeds=1 + 4 * (n % 3 == 2)) for n in range(30)]
+    inputs = {f"queries/{name}": queries for name in datasets} | {
+        f"measured/{name}/{system.name}/{seed}": measured
+        for name in datasets
+        for system in systems
+        for seed in range(system.seeds)
+    }
+    options = CompareOptions(
+        systems=tuple(systems), datasets=tuple(MeasuredDataset(name=name) for name in datasets),
+        contrasts=(), significance=SignificanceOptions(),
+    )  # fmt: skip
+    spec = make_spec("compare", options, inputs)
+    assert len(inputs) > 1000 and len(spec.model_dump_json()) > 512 * 1024
+
+    @flow(name="leaderboard")
+    def leaderboard() -> Artifact:
+        placement = Placement(measure=POOL)
+        return Pipeline(store.url, placement=placement).step(
+            "compare", inputs, "compare", options=options
+        )
+
+    assert leaderboard().counts["systems"] == 30
+    [run] = stage_runs(spec.key)
+    assert run.name == "compare"
+    assert run.parameters["about"]["inputs"]["..."] == "and 1045 more"
+
+
+def put_file(store: Store, key: str, name: str, columns: dict[str, list]) -> Artifact:
+    folder = store.scratch / key
+    folder.mkdir()
+    pq.write_table(pa.table(columns), folder / name)
+    counts = {metric: 0.15 for metric in METRICS}
+    return store.commit(full(key), folder, [], {"counts": counts})
+
+
+def test_a_worker_that_comes_late_helps_and_one_that_is_killed_holds_nobody_up(
+    workers, llm_folder, tmp_path
+):
+    """The run of the killed worker stays Running: nobody has noticed its death."""
+    store = filled(tmp_path / "store", llm_folder, 100)
+    made: list[Artifact] = []
+    placement = PLACED.model_copy(update={"runs_at_once": 3})
+    parent = threading.Thread(target=lambda: made.append(expanded(store, placement, 128)))
+    parent.start()
+    deadline = time.monotonic() + 200
+    while len(before := finished_shards(store)) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    kill(workers[1])
+    workers.append(start_worker("three", tmp_path / "three"))
+    parent.join(300)
+    after = finished_shards(store)
+    assert set(after) == {part.key for part in store.shards(made[0])}
+    assert {key: after[key] for key in before} == before
+    runs = {run.name: run.state_name for run in stage_runs(made[0].key)}
+    assert "Completed" in runs.values() and "Crashed" not in runs.values()
+    assert "write candidates, run 3" in runs
+
+
+KILLED_PARENT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_placement import Path, PLACED, Store, expanded
+expanded(Store(sys.argv[2]), PLACED, 128)
+"""
+
+
+def test_a_parent_that_is_killed_finds_its_runs_again_when_it_is_tried_again(
+    workers, llm_folder, tmp_path
+):
+    store = filled(tmp_path / "store", llm_folder, 60)
+    command = [sys.executable, "-c", KILLED_PARENT, str(Path(__file__).parent), store.url]
+    environment = os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value()}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    with subprocess.Popen(command, env=environment, start_new_session=True) as parent:
+        deadline = time.monotonic() + 200
+        while not (before := finished_shards(store)):
+            assert parent.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(parent.pid, signal.SIGKILL)
+    made = expanded(store, PLACED, 128)
+    after = finished_shards(store)
+    assert set(after) == {part.key for part in store.shards(made)}
+    assert {key: after[key] for key in before} == before
+    assert len([run for run in stage_runs(made.key) if run.name.endswith("run 1")]) == 1
