@@ -6,14 +6,12 @@ Modules and prompts are the library's; only the order of the work differs:
 - Each visible GPU encodes with its copy of the model.
 - On a CPU, each thread has its own batches, small enough for its cache. Threads that share a batch wait
   for each other after every layer, and longer if other programs use the cores too.
-- There, float32 products go to oneDNN: MKL, torch's choice, reaches half its speed on processors that
-  are not Intel's.
+- There, some operators are replaced; see `cpu_operators`.
 - With bfloat16, the weights of transformers have that type; pooling and later modules stay in float32.
   Other models use torch's autocast, which converts weights and activations back and forth.
 """
 
 import copy
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -22,14 +20,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.util import batch_to_device, truncate_embeddings
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
+from expandr_core.encoders.cpu_operators import CPUOperators, helps, keep_freed_memory
 from expandr_core.encoders.sentence_transformer import PROMPT_NAMES
 
 Kind = Literal["query", "document"]  # as in encode_query and encode_document
@@ -137,34 +134,19 @@ def vectors_of(model: SentenceTransformer, features: Features, kind: Kind) -> Te
     return truncate_embeddings(vectors, model.truncate_dim)
 
 
-class OneDNNLinear(TorchFunctionMode):
-    """Compute linear layers with oneDNN, by the operator that torch.compile uses too."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Replace the function that `nn.Linear` calls, and nothing else."""
-        replaced = _linear if func is F.linear else func
-        return replaced(*args, **(kwargs or {}))
-
-
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    if input.dtype != torch.float32:
-        return F.linear(input, weight, bias)
-    return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
-
-
 def _prepare(
     model: SentenceTransformer, precision: Precision
 ) -> tuple[SentenceTransformer, Callable[[], AbstractContextManager]]:
     """Return a model that computes with the precision, and the context to run it in."""
     device = model.device.type
+    if device == "cpu":
+        keep_freed_memory()
+    operators = CPUOperators if device == "cpu" and helps(precision) else nullcontext
     if precision == "bfloat16":
         if isinstance(model[0], Transformer):
-            return _with_bfloat16_weights(model), nullcontext
+            return _with_bfloat16_weights(model), operators
         return model, partial(torch.autocast, device, torch.bfloat16)
-    x86 = platform.machine() in ("x86_64", "AMD64")
-    if device == "cpu" and x86 and torch.backends.mkldnn.is_available():
-        return model, OneDNNLinear
-    return model, nullcontext
+    return model, operators
 
 
 def _with_bfloat16_weights(model: SentenceTransformer) -> SentenceTransformer:

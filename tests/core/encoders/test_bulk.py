@@ -8,7 +8,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from tiny_models import save_llm
 
-from expandr_core.encoders.bulk import BulkEncoder, Kind, OneDNNLinear
+from expandr_core.encoders.bulk import BulkEncoder, Kind
 from expandr_core.training.grad_cache import GradCache
 
 PROMPTS = {"query": "lay0 ", "passage": "tech1 tech2 "}
@@ -102,25 +102,3 @@ def test_bfloat16_changes_the_third_digit_at_most(bert, texts):
     coarse, exact = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (coarse, exact))
     assert coarse.dtype == np.float32
     assert 0 < np.abs(coarse - exact).max() < 0.02
-
-
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
-@pytest.mark.parametrize("shape", [(7,), (5, 7), (2, 3, 7), (0, 7)])
-def test_onednn_computes_what_torch_does(shape):
-    random = torch.Generator().manual_seed(0)
-    inputs, weight, bias = (torch.randn(size, generator=random) for size in (shape, (4, 7), (4,)))
-    linear = torch.nn.functional.linear
-    expected = [
-        linear(inputs, weight, bias),
-        linear(inputs, weight),
-        linear(inputs.double(), weight.double()),
-    ]
-    with torch.inference_mode(), OneDNNLinear():
-        found = [
-            linear(inputs, weight, bias),
-            linear(input=inputs, weight=weight),
-            linear(inputs.double(), weight.double()),
-        ]
-    for ours, torchs in zip(found, expected, strict=True):
-        assert ours.dtype == torchs.dtype
-        torch.testing.assert_close(ours, torchs, atol=1e-6, rtol=1e-6)
