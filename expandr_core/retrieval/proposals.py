@@ -81,7 +81,8 @@ def propose(
     rounded = torch.from_numpy(queries).to(getattr(torch, precision))
     pools = [_Pool(rounded.to(device), wanted) for device in index.devices]
     longest = furthest = 0.0
-    with ThreadPoolExecutor(len(pools)) as threads:
+    own_threads = torch.set_num_threads, (torch.get_num_threads(),)
+    with ThreadPoolExecutor(len(pools), "search", *own_threads) as threads:
         waiting: list[Future[None]] = []
         size = passages_at_once(index, memory_gb)
         for number, block in enumerate(index.blocks(size, index.devices, precision)):

@@ -12,11 +12,14 @@ its positive are left out too: they are often relevant but unjudged (NV-Retrieve
 "TopK-PercPos"; `relative_margin` of sentence-transformers).
 """
 
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Iterator
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from expandr_core.data.tables import file_in, join_expansions, positions_of, read_columns
 from expandr_core.encoders.encode import Vectors
@@ -26,14 +29,16 @@ from expandr_core.options.loop import JointLoopOptions
 from expandr_core.options.retriever import EncodingOptions, FusionOptions, IndexOptions
 from expandr_core.options.training import MiningOptions
 from expandr_core.planning.workload import PlannedStep
-from expandr_core.records import NEGATIVES, Passage, passages_in
+from expandr_core.records import NEGATIVES
 from expandr_core.runtime.job import Job
 from expandr_core.runtime.shards import query_count
 from expandr_core.training.hard_negatives import PASSAGES, Numbers
 
 if TYPE_CHECKING:
     from expandr_core.encoders.encode import Encoder
-    from expandr_core.retrieval.exact import Index
+    from expandr_core.encoders.vector_cache import Digests
+    from expandr_core.retrieval.index import Index
+    from expandr_core.training.mining import Texts
 
 VERSION = 4
 ROLE = "embed"
@@ -78,26 +83,56 @@ def predict(step: PlannedStep) -> dict[str, float]:
 
 
 def run(job: Job) -> None:
-    """Write `negatives.parquet`, one block of queries after the other."""
+    """Write `negatives.parquet`, after one search for as many queries as fit into memory."""
     from expandr_core.encoders.encode import encoder_of
-    from expandr_core.retrieval.exact import open_index
+    from expandr_core.encoders.vector_cache import PASSAGES, read_digests
+    from expandr_core.retrieval.index import open_index
+    from expandr_core.training.mining import Texts
 
     options: MineOptions = job.options
     encoder = encoder_of(job, options.encoding)
     with job.all_shards("embeddings") as folders:
-        _mine(job, encoder, open_index(folders))
+        index = open_index(folders, encoder.model.device.type)
+        if index.dimensions != encoder.dimensions:
+            raise DataError(
+                f"the embeddings have {index.dimensions} dimensions, the retriever "
+                f"{encoder.dimensions}; encode the corpus with this retriever"
+            )
+        contents = np.concatenate([read_digests(folder / PASSAGES) for folder in folders])
+        path = file_in(job.inputs["corpus"], "corpus.parquet")
+        texts = Texts(path, index.passage_ids, contents)
+        with pq.ParquetWriter(
+            job.out / "negatives.parquet", NEGATIVES, compression="zstd"
+        ) as writer:
+            for found in _mine(job, encoder, index, contents):
+                _write(writer, found, index, texts, options.index.search_memory_gb)
 
 
-def _mine(job: Job, encoder: "Encoder", index: "Index") -> None:
-    from expandr_core.retrieval.exact import nearest
+class Mined(NamedTuple):
+    """What some queries found.
+
+    Attributes:
+        query_ids: (queries,) Arrow array.
+        positions: (queries, depth) in the index, the nearest first.
+        kept: (queries, depth) whether it is a hard negative.
+    """
+
+    query_ids: Any
+    positions: Numbers
+    kept: NDArray[np.bool_]
+
+    def of(self, queries: slice) -> "Mined":
+        """Return those of some queries."""
+        return Mined(self.query_ids[queries], self.positions[queries], self.kept[queries])
+
+
+def _mine(job: Job, encoder: "Encoder", index: "Index", contents: "Digests") -> Iterator[Mined]:
+    """Search for all queries, as many at once as fit into memory."""
+    from expandr_core.retrieval.exact import nearest, queries_at_once
+    from expandr_core.training.mining import forbidden
 
     options: MineOptions = job.options
-    margin = options.mining.margin
-    if index.dimensions != encoder.dimensions:
-        raise DataError(
-            f"the embeddings have {index.dimensions} dimensions, the retriever "
-            f"{encoder.dimensions}; encode the corpus with this retriever"
-        )
+    depth, memory_gb = options.mining.depth, options.index.search_memory_gb
     names = ["query_id", "query", "positive_id", "positive"]
     examples = read_columns(file_in(job.inputs["examples"], "retriever.parquet"), names)
     query_ids = examples["query_id"].unique().sort()
@@ -106,42 +141,81 @@ def _mine(job: Job, encoder: "Encoder", index: "Index") -> None:
     if "expansions" in job.spec.inputs:
         shards = job.shards("expansions")
         samples = join_expansions(shards, query_ids, options.expansions_per_query)
-    passages = read_passages(file_in(job.inputs["corpus"], "corpus.parquet"), index.passage_ids)
-    contents, wrong = forbidden(examples, query_ids, index.passage_ids, passages)
-    owners = positions_of(examples["query_id"], query_ids)
+    numbers, wrong = forbidden(examples, query_ids, index.passage_ids, contents)
     itself = positions_of(query_ids, index.passage_ids)
     counts = {"queries": len(query_ids), "negatives": 0, "queries without a negative": 0}
-    if margin:
+    if options.mining.margin:
         counts["dropped/negatives as similar as a positive"] = 0
-    with pq.ParquetWriter(job.out / "negatives.parquet", NEGATIVES, compression="zstd") as writer:
-        for start in range(0, len(query_ids), QUERIES_AT_ONCE):
-            block = slice(start, start + QUERIES_AT_ONCE)
-            texts = [sample[block].to_pylist() for sample in samples]
-            vectors = _encode(encoder, queries[block].to_pylist(), texts, options.fusion)
-            memory = options.index.search_memory_gb
-            scores, positions = nearest(vectors, index, options.mining.depth, memory)
+    blocks = queries_at_once(index, depth, memory_gb) // QUERIES_AT_ONCE
+    for group in _slices(len(query_ids), max(1, blocks) * QUERIES_AT_ONCE):
+        vectors = np.empty((group.stop - group.start, index.dimensions), np.float32)
+        for block in _slices(len(vectors), QUERIES_AT_ONCE):
+            here = slice(group.start + block.start, group.start + block.stop)
+            own = [sample[here].to_pylist() for sample in samples]
+            vectors[block] = _encode(encoder, queries[here].to_pylist(), own, options.fusion)
+            job.progress(here.stop, len(query_ids), "queries")
+        scores, positions = nearest(vectors, index, depth, memory_gb)
 
-            # (queries, depth): neither a positive's text, nor the passage of the query's id, nor empty
-            numbers = np.arange(start, start + len(positions))[:, None]
-            kept = ~np.isin(numbers * PASSAGES + contents[positions], wrong)
-            kept &= positions != itself[block][:, None]
-            kept &= contents[positions] >= 0
-
-            if margin:
-                lines = np.flatnonzero((owners >= start) & (owners < start + len(positions)))
-                texts = examples["positive"].take(pa.array(lines)).to_pylist()
-                positives = encoder.encode_passages(texts)
-                limit = similarity_limit(vectors, positives, owners[lines] - start, margin)
-                close = scores > limit[:, None]
-                counts["dropped/negatives as similar as a positive"] += int((kept & close).sum())
-                kept &= ~close
-
-            mined = [each.take(pa.array(positions[kept])) for each in (index.passage_ids, passages)]
-            writer.write_table(rows(query_ids[block], kept.sum(axis=1), mined))
-            counts["negatives"] += int(kept.sum())
-            counts["queries without a negative"] += int((~kept.any(axis=1)).sum())
-            job.progress(start + len(positions), len(query_ids), "queries")
+        # (queries, depth): neither a positive's text, nor the passage of the query's id, nor empty
+        found = numbers[positions]
+        asked = np.arange(group.start, group.stop)[:, None]
+        kept = ~np.isin(asked * PASSAGES + found, wrong)
+        kept &= positions != itself[group][:, None]
+        kept &= found >= 0
+        if options.mining.margin:
+            limits = _limits(encoder, vectors, examples, query_ids[group], options.mining.margin)
+            close = scores > limits[:, None]
+            counts["dropped/negatives as similar as a positive"] += int((kept & close).sum())
+            kept &= ~close
+        counts["negatives"] += int(kept.sum())
+        counts["queries without a negative"] += int((~kept.any(axis=1)).sum())
+        yield Mined(query_ids[group], positions, kept)
     job.counts |= counts
+
+
+def _slices(length: int, size: int) -> Iterator[slice]:
+    """Cut a length into stretches of a size.
+
+    >>> list(_slices(5, 3))
+    [slice(0, 3, None), slice(3, 5, None)]
+    """
+    for start in range(0, length, size):
+        yield slice(start, min(start + size, length))
+
+
+def _limits(
+    encoder: "Encoder", vectors: Vectors, examples: dict[str, Any], query_ids: Any, margin: float
+) -> Vectors:
+    """Return the similarity that a negative of each query may have."""
+    owners = positions_of(examples["query_id"], query_ids)
+    limits = []
+    for block in _slices(len(vectors), QUERIES_AT_ONCE):
+        lines = np.flatnonzero((owners >= block.start) & (owners < block.stop))
+        texts = examples["positive"].take(pa.array(lines)).to_pylist()
+        positives = encoder.encode_passages(texts)
+        own = owners[lines] - block.start
+        limits.append(similarity_limit(vectors[block], positives, own, margin))
+    return np.concatenate(limits)
+
+
+def _write(
+    writer: pq.ParquetWriter, mined: Mined, index: "Index", texts: "Texts", memory_gb: float
+) -> None:
+    """Write the negatives of some queries with their texts, reading as many as fit at once."""
+    most = memory_gb * 1e9 / 4 / (1 + texts.mean_bytes)
+    blocks = list(_slices(len(mined.query_ids), QUERIES_AT_ONCE))
+    ends = np.cumsum([mined.kept[block].sum() for block in blocks])
+    for _, together in groupby(zip(blocks, ends // most, strict=True), lambda pair: pair[1]):
+        own = [mined.of(block) for block, _ in together]
+        distinct = np.unique(np.concatenate([each.positions[each.kept] for each in own]))
+        read = texts.read(distinct)
+        for each in own:
+            chosen = each.positions[each.kept]
+            columns = [
+                index.passage_ids.take(pa.array(chosen)),
+                read.take(pa.array(np.searchsorted(distinct, chosen))),
+            ]
+            writer.write_table(rows(each.query_ids, each.kept.sum(axis=1), columns))
 
 
 def _encode(
@@ -186,46 +260,3 @@ def rows(query_ids: Any, sizes: Numbers, columns: list[Any]) -> pa.Table:
     ends = pa.array(np.concatenate([[0], np.cumsum(sizes)]))
     lists = [pa.LargeListArray.from_arrays(ends, column) for column in columns]
     return pa.table([query_ids, *lists], names=NEGATIVES.names).cast(NEGATIVES)
-
-
-def read_passages(path: Any, passage_ids: Any) -> Any:
-    """Read the texts of the corpus in the order of the index, as the encoder reads them.
-
-    Raises:
-        DataError: if a passage of the index is not in the corpus.
-    """
-    ids, texts = [], []
-    for batch in pq.ParquetFile(path).iter_batches(columns=list(Passage._fields)):
-        passages = passages_in(batch)
-        ids.append(pa.array([each.passage_id for each in passages], pa.large_string()))
-        texts.append(pa.array([each.content for each in passages], pa.large_string()))
-    positions = positions_of(passage_ids, pa.concat_arrays(ids))
-    if (positions < 0).any():
-        missing = passage_ids[int(np.argmin(positions))].as_py()
-        raise DataError(
-            f"passage {missing!r} of the embeddings is not in the corpus; encode this corpus"
-        )
-    return pa.concat_arrays(texts).take(pa.array(positions))
-
-
-def forbidden(
-    examples: dict[str, Any], query_ids: Any, passage_ids: Any, passages: Any
-) -> tuple[Numbers, Numbers]:
-    """Number the passages by their text, and pair queries with the texts of their positives.
-
-    Returns:
-        The number of each passage's text (passages,), -1 if it is empty; and the sorted numbers of the
-        forbidden pairs: position of the query in `query_ids` * PASSAGES + number of the text.
-    """
-    # the same text has the same number, in the corpus and in the examples
-    encoded = pa.concat_arrays([passages, examples["positive"]]).dictionary_encode()
-    numbers = encoded.indices.to_numpy().astype(np.int64)
-    contents, positives = np.split(numbers, [len(passages)])
-
-    # a positive counts by its text, and by the text that the corpus has under its id
-    owners = positions_of(examples["query_id"], query_ids)
-    by_id = positions_of(examples["positive_id"], passage_ids)
-    in_corpus = by_id >= 0
-    pairs = [owners * PASSAGES + positives, (owners * PASSAGES + contents[by_id])[in_corpus]]
-    empty = positions_of(pa.array([""], pa.large_string()), encoded.dictionary)[0]
-    return np.where(contents == empty, -1, contents), np.unique(np.concatenate(pairs))

@@ -11,6 +11,7 @@ import retriever_world as world
 from flat_options import flat
 
 from expandr_core.encoders.encode import Encoder
+from expandr_core.encoders.vector_cache import digests_of
 from expandr_core.errors import DataError
 from expandr_core.options.retriever import EncodingOptions
 from expandr_core.records import NEGATIVES, Passage
@@ -19,6 +20,7 @@ from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages import encode, mine
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
+from expandr_core.training.mining import Texts, forbidden
 
 ENCODING = EncodingOptions(max_tokens=32)
 CORPUS = pa.schema([(name, pa.string()) for name in ("passage_id", "title", "text")])
@@ -92,10 +94,11 @@ def test_a_passages_text_is_one_whatever_spaces_stand_around_it(title, space, tm
     """The passage is the text that the encoder reads and that preparing the data notes as positive."""
     passage = Passage("p1", title.format(space), f"{space}text{space}")
     path = world.write_rows(tmp_path / "c.parquet", [passage._asdict()], CORPUS)
-    texts = mine.read_passages(path, pa.array(["p1"]))
+    ids, digests = pa.array(["p1"]), digests_of([passage.content])
+    texts = Texts(path, ids, digests).read(np.array([0]))
     examples = {name: pa.array([value], pa.large_string()) for name, value in
                 {"query_id": "q", "positive_id": "", "positive": passage.content}.items()}  # fmt: skip
-    contents, wrong = mine.forbidden(examples, pa.array(["q"]), pa.array(["p1"]), texts)
+    contents, wrong = forbidden(examples, pa.array(["q"]), ids, digests)
     assert texts.to_pylist() == [passage.content]
     assert wrong.tolist() == contents.tolist()
 
@@ -158,3 +161,22 @@ def test_embeddings_of_another_retriever_are_refused(store, inputs, tmp_path):
     other = {"retriever": world.put(store, "import-wide", folder)}
     with pytest.raises(DataError, match="16 dimensions, the retriever 32"):
         mined(store, inputs | other, [world.example((1, 2))])
+
+
+def test_a_text_that_changed_since_it_was_encoded_is_refused(store, inputs, tmp_path):
+    changed = [row | {"text": f"{row['text']} tech9"} for row in PASSAGES]
+    folder = tmp_path / "other"
+    world.write_rows(folder / "corpus.parquet", changed, CORPUS)
+    other = {"corpus": world.put(store, "prepare-other", folder).at("corpus.parquet")}
+    with pytest.raises(DataError, match="not the one that was encoded; encode this corpus"):
+        mined(store, inputs | other, [world.example((1, 2))])
+
+
+def test_negatives_do_not_depend_on_the_memory_or_the_order_of_the_corpus(store, inputs, tmp_path):
+    examples = [world.example((x, y)) for x in range(5) for y in range(x + 1, 6)]
+    found = mined(store, inputs, examples, depth=9)
+    assert mined(store, inputs, examples, depth=9, search_memory_gb=1e-6) == found
+    folder = tmp_path / "other"
+    world.write_rows(folder / "corpus.parquet", PASSAGES[::-1], CORPUS)
+    other = {"corpus": world.put(store, "prepare-other", folder).at("corpus.parquet")}
+    assert mined(store, inputs | other, examples, depth=9) == found
