@@ -9,6 +9,7 @@ import typer
 from expandr_cli.ablate import app as ablate_command
 from expandr_cli.cluster import app as cluster_commands
 from expandr_cli.config_files import SeedOption, SetOption, load_options, said_of
+from expandr_cli.explain import app as explain_command
 from expandr_cli.export import app as export_commands
 from expandr_cli.plan import app as plan_command
 from expandr_cli.terminal import AGAIN, StoreOption, absolute, fail, notify, out, user_errors
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.add_typer(export_commands)
 app.add_typer(plan_command)
 app.add_typer(ablate_command)
+app.add_typer(explain_command)
 app.add_typer(cluster_commands)
 
 

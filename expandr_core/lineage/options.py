@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from expandr_core.options.base import Options
 from expandr_core.options.loop import JointLoopOptions
+from expandr_core.runtime.runner import module_of
 from expandr_core.store.run_records import RecordedRun
 
 ABSENT = "absent"  # the value of an option that a version did not have
@@ -47,3 +49,29 @@ def changed_options(run: RecordedRun) -> dict[str, Any]:
     defaults = JointLoopOptions().model_dump(mode="json")
     options = flat(run.options)
     return {path: value for path, value in options.items() if value != flat(defaults).get(path)}
+
+
+def changed_stage_options(stage: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a stage that differ from today's defaults, by path.
+
+    Options without a default of their own, such as a required one, are among them.
+    """
+    try:
+        defaults = flat(_defaults(module_of(stage.removesuffix("_shard")).OPTIONS))
+    except (ImportError, AttributeError):  # an earlier version's stage
+        defaults = {}
+    return {p: value for p, value in flat(options).items() if value != defaults.get(p, ABSENT)}
+
+
+def _defaults(kind: type[Options]) -> dict[str, Any]:
+    """Return the defaults of a class of options, and those of its groups."""
+    found: dict[str, Any] = {}
+    for name, field in kind.model_fields.items():
+        group = field.annotation
+        if not field.is_required():
+            default = field.get_default(call_default_factory=True)
+            plain = default.model_dump(mode="json") if isinstance(default, Options) else default
+            found[name] = list(plain) if isinstance(plain, tuple) else plain
+        elif isinstance(group, type) and issubclass(group, Options):
+            found[name] = _defaults(group)
+    return found

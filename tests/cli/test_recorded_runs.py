@@ -28,7 +28,12 @@ def recorded(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(
     ("command", "said"),
-    [(["show", RUN], "query_writing.queries_per_shard"), (["runs"], "nDCG@10 on test")],
+    [
+        (["show", RUN], "query_writing.queries_per_shard"),
+        (["runs"], "nDCG@10 on test"),
+        (["explain", RUN, "joint-1/ndcg@10", "--check"], "query_writing.queries_per_shard"),
+        (["explain", RUN, "--query", "test-013-look-1"], "judged"),
+    ],
 )
 def test_a_run_with_other_options_is_read(recorded, command, said):
     shown = CliRunner().invoke(app, [*command, "--store", str(recorded)], env={"COLUMNS": "250"})

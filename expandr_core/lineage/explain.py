@@ -1,0 +1,208 @@
+"""Explain a number of a report: the files that it was computed from, back to the data."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from expandr_core.evaluation.comparison import read_comparison, titles_of
+from expandr_core.evaluation.metrics import MEASURES
+from expandr_core.lineage.cells import DEVIATION, Cell, find_cell, spelt
+from expandr_core.lineage.nodes import ADAPTERS, Lineage, Node, total
+from expandr_core.lineage.options import changed_options, changed_stage_options
+from expandr_core.lineage.prompt import example_prompt
+from expandr_core.lineage.recompute import Recomputation
+from expandr_core.store.run_records import RecordedRun
+from expandr_core.store.store import Store
+
+SCHEMA = 1  # of what `expandr explain --json` prints
+AGREES = 1e-9
+
+
+def explain(store: Store, run: RecordedRun, what: str = "", check: bool = False) -> dict[str, Any]:
+    """Explain a number of a run's report.
+
+    Args:
+        store: that keeps the run.
+        run: of any flow.
+        what: the cell, such as "joint-1/ndcg@10"; "" for the headline.
+        check: compute the number again from the rankings and the judgements.
+
+    Returns:
+        Plain values, as `expandr explain --json` prints them.
+
+    Raises:
+        DataError: if there is no such cell; it lists those that there are.
+    """
+    comparison = read_comparison(store.local(run.report))
+    cell = find_cell(comparison, what)
+    lineage = Lineage(store, run)
+    again = Recomputation(store, comparison, lineage.node(run.report.key).manifest)
+    datasets = list(cell.row["datasets"]) if cell.kind == "mean" else [cell.place]
+    systems = [name for name in (cell.before, cell.system) if name]
+    measured = [
+        {"system": system, "dataset": dataset, "subset": subset, "seed": seed}
+        | _evaluation(lineage, key, cell)
+        for system in systems
+        for dataset in datasets
+        for subset, seed, key in again.evaluations(dataset, system)
+    ]
+    nodes = lineage.upstream(each["key"] for each in measured)
+    chain = _models(lineage, measured[-1]["key"])
+    found = {
+        "schema": SCHEMA,
+        "run": run.name,
+        "what": cell.name,
+        "title": title_of(comparison, cell),
+        "value": cell.value,
+        "report": f"{run.report.key}/comparison.json",
+        "store": store.url,
+        "evaluations": measured,
+        "models": {role: _reference(node) for role, node in chain.items()},
+        "prompt": example_prompt(store, chain.get("expansions")),
+        "seeds": _by_value(nodes, "seed"),
+        "sources": _sources(nodes),
+        "options": changed_options(run),
+        "commits": _by_value(nodes, "commit"),
+        "libraries": _libraries(nodes, "libraries"),
+        "vllm_libraries": _libraries(nodes, "vllm_libraries"),
+        "cost": total(nodes).plain(),
+        "nodes": [_node(node) for node in nodes],
+    }
+    if check:
+        assert cell.value is not None
+        value = again.value(cell)
+        found["check"] = {"value": value, "difference": abs(value - cell.value),
+                          "agrees": abs(value - cell.value) <= AGREES}  # fmt: skip
+    return found
+
+
+def title_of(comparison: Mapping[str, Any], cell: Cell) -> str:
+    """Name a cell as the report does."""
+    titles, metric = titles_of(dict(comparison)), cell.field.removesuffix(f"_{DEVIATION}")
+    number = MEASURES[metric].title if metric in MEASURES else spelt(metric)
+    number += ", standard deviation over seeds" if cell.field.endswith(DEVIATION) else ""
+    where = cell.row["title"] if cell.kind == "mean" else cell.place
+    system = titles[cell.system]
+    if cell.before:
+        metric = MEASURES[comparison["metric"]].title
+        return f"{titles[cell.before]} → {system}: {number} ({metric}) on {where}"
+    return f"{system}: {number} on {where}"
+
+
+def _evaluation(lineage: Lineage, key: str, cell: Cell) -> dict[str, Any]:
+    """Say where an evaluation's numbers lie, and what was searched for and judged."""
+    node = lineage.node(key)
+    counts = node.manifest["counts"]
+    files = {file["path"]: file["sha256"] for file in node.files()}
+    return {
+        "key": key,
+        "value": counts.get(cell.field),
+        "queries": counts["queries"],
+        "run_file": {"path": f"{key}/run.parquet", "sha256": files["run.parquet"]},
+        "per_query": {"path": f"{key}/per_query.parquet", "sha256": files["per_query.parquet"]},
+        "query_texts": _input(node, "queries"),
+        "judgements": _input(node, "qrels"),
+        "corpus": _input(_searched(lineage, node), "corpus"),
+    }
+
+
+def _searched(lineage: Lineage, node: Node) -> Node:
+    """Return the node that read the corpus: the encoding of it, or the search itself."""
+    encoded = node.inputs.get("embeddings") or node.inputs.get("index")
+    return lineage.node(encoded["key"]) if encoded else node
+
+
+def _input(node: Node, role: str) -> dict[str, str] | None:
+    """Refer to an input by path and digest."""
+    each = node.inputs.get(role)
+    if each is None:
+        return None
+    path = f"{each['key']}/{each['path']}" if each.get("path") else each["key"]
+    return {"path": path, "digest": each["digest"]}
+
+
+def _models(lineage: Lineage, evaluation: str) -> dict[str, Node]:
+    """Find the models behind an evaluation, and what they were trained on, by role."""
+    node = lineage.node(evaluation)
+    found: dict[str, Node] = {}
+    if "retriever" in node.inputs:
+        found["retriever"] = lineage.node(node.inputs["retriever"]["key"])
+    if "expansions" not in node.inputs:
+        return found
+    expansions = lineage.node(node.inputs["expansions"]["key"])
+    found["expansions"] = expansions
+    if "llm" not in expansions.inputs:
+        return found
+    found["llm"] = lineage.node(expansions.inputs["llm"]["key"])
+    adapter = lineage.first(expansions.key, ADAPTERS, ("adapter", "llm"))
+    if adapter:
+        found["adapter"] = adapter
+        for role, above in (("pairs", "adapter"), ("rewards", "pairs"), ("candidates", "rewards")):
+            if above in found and role in found[above].inputs:
+                found[role] = lineage.node(found[above].inputs[role]["key"])
+    return found
+
+
+def _reference(node: Node) -> dict[str, Any]:
+    """Refer to an artifact for people."""
+    return {
+        "key": node.key,
+        "digest": node.manifest["digest"],
+        "title": node.title,
+        "counts": node.manifest["counts"],
+    }
+
+
+def _node(node: Node) -> dict[str, Any]:
+    """Say how one artifact came to be."""
+    manifest = node.manifest
+    return {
+        "key": node.key,
+        "stage": node.stage,
+        "title": node.title,
+        "digest": manifest["digest"],
+        "version": manifest.get("version"),
+        "seed": manifest.get("seed"),
+        "options": changed_stage_options(node.stage, manifest.get("options", {})),
+        "inputs": {
+            role: f"{each['key']}/{each['path']}".rstrip("/") for role, each in node.inputs.items()
+        },
+        "created": manifest.get("created"),
+        "commit": manifest.get("commit"),
+        "hardware": manifest.get("hardware"),
+        "gpus": manifest.get("gpus"),
+        **node.cost.plain(),
+    }
+
+
+def _sources(nodes: list[Node]) -> list[dict[str, str]]:
+    """List the raw files: those read from outside, and those of artifacts made from nothing else."""
+    found = []
+    for node in nodes:
+        sources = node.manifest.get("sources", {})
+        if not node.inputs and not sources:
+            sources = {file["path"]: file["sha256"] for file in node.files()}
+        found += [
+            {"file": name, "sha256": digest, "read_by": node.key}
+            for name, digest in sources.items()
+        ]
+    return found
+
+
+def _by_value(nodes: list[Node], fact: str) -> dict[str, list[str]]:
+    """Group stages by a fact of their manifests."""
+    found: dict[str, list[str]] = {}
+    for node in nodes:
+        stages = found.setdefault(str(node.manifest.get(fact, "")), [])
+        if node.stage not in stages:
+            stages.append(node.stage)
+    return found
+
+
+def _libraries(nodes: list[Node], interpreter: str) -> dict[str, list[str]]:
+    """Return the versions of each library in all manifests; mostly one."""
+    found: dict[str, list[str]] = {}
+    for node in nodes:
+        for name, version in node.manifest.get(interpreter, {}).items():
+            if version not in found.setdefault(name, []):
+                found[name].append(version)
+    return found

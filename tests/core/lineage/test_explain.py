@@ -1,0 +1,134 @@
+"""Every number of a report is explained by files, and computed again from them."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from expandr_core.errors import DataError
+from expandr_core.evaluation.comparison import read_comparison
+from expandr_core.lineage.cells import cells, find_cell
+from expandr_core.lineage.explain import explain
+from expandr_core.lineage.query import explain_query
+from expandr_core.lineage.recompute import Recomputation, measured_again
+from expandr_core.store.artifacts import Artifact
+
+
+@pytest.fixture
+def comparison(recorded, run):
+    return read_comparison(recorded.local(run.report))
+
+
+def test_every_cell_has_a_name_and_is_computed_again(recorded, run, comparison):
+    again = Recomputation(recorded, comparison, recorded.manifest(run.report.key))
+    checked = 0
+    for cell in cells(comparison):
+        if cell.value is not None:
+            assert find_cell(comparison, cell.name) == cell
+            assert again.value(cell) == pytest.approx(cell.value, abs=1e-9), cell.name
+            checked += 1
+    assert checked > 100
+
+
+def test_the_chain_of_a_number_reaches_the_files(recorded, run):
+    found = explain(recorded, run, "joint-1/ndcg@10", check=True)
+    assert found["what"] == "test/round-1/ndcg@10" and found["check"]["agrees"]
+    stages = [node["stage"] for node in found["nodes"]]
+    assert stages[:2] == ["demo_world", "prepare"] and stages[-1] == "evaluate"
+    assert {role: model["key"].rpartition("-")[0] for role, model in found["models"].items()} == {
+        "retriever": "train_retriever",
+        "expansions": "expand",
+        "llm": "merge",
+        "adapter": "dpo",
+        "pairs": "pairs",
+        "rewards": "reward",
+        "candidates": "expand",
+    }
+    files = {each["file"] for each in found["sources"]}
+    assert "collection/corpus.jsonl" in files
+    [measured] = found["evaluations"]
+    path = recorded.local(Artifact(key=measured["key"], digest="")) / "run.parquet"
+    assert path.is_file() and measured["run_file"]["path"].endswith(
+        f"{path.parent.name}/run.parquet"
+    )
+    assert found["options"]["dpo.learning_rate"] == 0.01
+    assert found["commits"].keys() == {"a5fb1e5d2471"}
+    assert found["cost"]["seconds"] > 1 and found["cost"]["gpu_hours"] is None
+    json.dumps(found, allow_nan=False)
+
+
+def test_the_example_prompt_is_given_as_text_and_ids(recorded, run):
+    prompt = explain(recorded, run)["prompt"]
+    assert prompt["text"].startswith("Please write a passage to answer the question.\nQuestion: ")
+    assert len(prompt["ids"]) > 10 and all(isinstance(each, int) for each in prompt["ids"])
+
+
+def test_the_headline_is_what_the_run_keeps(recorded, run, comparison):
+    kept = comparison["kept"]["expanded"]
+    assert explain(recorded, run)["what"] == f"test/{kept}/ndcg@10"
+
+
+def test_a_query_alone_has_neither_language_model_nor_prompt(recorded, run):
+    found = explain(recorded, run, "query/map")
+    assert found["models"].keys() == {"retriever"} and found["prompt"] is None
+    assert explain(recorded, run, "bm25/mrr@10")["models"] == {}
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("joint-9/ndcg@10", r"no system 'joint-9'(.|\n)*round-1 \(joint round 1\)"),
+        ("joint-1/ndcg@5", r"no number 'ndcg@5'(.|\n)*ndcg@10"),
+        ("scifact/joint-1/ndcg@10", r"no dataset 'scifact'(.|\n)*test"),
+        ("bm25/p", r"there is no"),
+    ],
+)
+def test_a_cell_that_is_not_there_is_refused_with_those_that_are(recorded, run, what, said):
+    with pytest.raises(DataError, match=said):
+        explain(recorded, run, what)
+
+
+def test_one_query_is_shown_with_its_texts_and_ranks(recorded, run):
+    per_query = explain(recorded, run, "joint-1/map")["evaluations"][0]["per_query"]["path"]
+    scores = pq.read_table(f"{recorded.root}/artifacts/{per_query}").to_pylist()
+    row = max(scores, key=lambda each: each["mrr_at_10"])
+    found = explain_query(recorded, run, row["query_id"])
+    [joint] = [each for each in found["systems"] if each["system"] == "round-1"]
+    [before] = [each for each in found["systems"] if each["system"] == "untrained"]
+    assert joint["metrics"]["map"] == row["map"]
+    assert joint["expansions"]["texts"] and before["expansions"]["texts"]
+    assert joint["expansions"]["from"] != before["expansions"]["from"]
+    ranks = [each["rank"] for each in joint["judged"] if each["relevance"] > 0 and each["rank"]]
+    assert 1 / min(ranks) == pytest.approx(row["mrr_at_10"])
+    assert [hit["rank"] for hit in joint["top"]] == [1, 2, 3]
+    assert all(hit["passage_id"] in found["passages"] for hit in joint["top"])
+
+
+def test_a_rewarded_query_is_shown_with_its_candidates(recorded, run):
+    [pairs] = [step.artifact for step in run.steps if step.id.stage == "pairs"]
+    pair = pq.read_table(recorded.local(pairs) / "pairs.parquet").to_pylist()[0]
+    found = explain_query(recorded, run, pair["query_id"])
+    [round_1] = found["rewarded"]
+    sides = {each["side"]: each for each in round_1["candidates"] if each["side"]}
+    for side in ("chosen", "rejected"):
+        assert sides[side]["text"] == pair[f"{side}_text"]
+        assert sides[side]["reward"] == pair[f"{side}_reward"]
+    rewards = [each["reward"] for each in round_1["candidates"]]
+    assert rewards == sorted(rewards, reverse=True)
+
+
+def test_an_unknown_query_is_refused_with_some_that_are_there(recorded, run):
+    with pytest.raises(DataError, match=r"no query 'nope'; on test there are 'test-"):
+        explain_query(recorded, run, "nope")
+
+
+def test_rankings_that_are_read_in_pieces_give_the_same_scores(recorded, run, monkeypatch):
+    key = explain(recorded, run, "joint-1/map")["evaluations"][0]["key"]
+    whole = measured_again(recorded, key)
+    written = pq.read_table(f"{recorded.root}/artifacts/{key}/per_query.parquet")
+    assert whole == pa.Table.from_batches(written.to_batches())
+    for rows in (1, 7, 100, 101):
+        monkeypatch.setattr("expandr_core.lineage.recompute._ROWS_AT_ONCE", rows)
+        assert measured_again(recorded, key) == whole
+        assert measured_again(recorded, key, ranks=10)["mrr_at_10"] == whole["mrr_at_10"]
