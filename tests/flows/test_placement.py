@@ -1,5 +1,6 @@
 """Stages on work pools: the same artifacts, whatever becomes of the processes that make them."""
 
+import json
 import os
 import shutil
 import signal
@@ -207,7 +208,8 @@ def test_a_leaderboard_with_more_inputs_than_prefect_s_parameters_hold_runs_on_a
     store = Store(str(tmp_path / "store"))
     rows = {"query_id": ["q1", "q2"], "cluster": ["q1", "q2"]}
     rows |= {name: [0.1, 0.2] for name in METRICS}
-    measured = put_file(store, "evaluate-1", "per_query.parquet", rows)
+    others = ("run.parquet", "metrics.json", "a_file_with_a_long_name.json")
+    measured = put_file(store, "evaluate-1", "per_query.parquet", rows, *others)
     texts = {"query_id": ["q1", "q2"], "query": ["one", "two"]}
     queries = put_file(store, "prepare-2", "queries.parquet", texts).at("queries.parquet")
     datasets = [f"dataset-{number}" for number in range(15)]
@@ -238,36 +240,14 @@ def test_a_leaderboard_with_more_inputs_than_prefect_s_parameters_hold_runs_on_a
     assert run.parameters["about"]["inputs"]["..."] == "and 1045 more"
 
 
-def put_file(store: Store, key: str, name: str, columns: dict[str, list]) -> Artifact:
+def put_file(store: Store, key: str, name: str, columns: dict[str, list], *others: str) -> Artifact:
     folder = store.scratch / key
     folder.mkdir()
+    for other in others:
+        (folder / other).write_text(json.dumps(dict.fromkeys(METRICS, 0.15) | {"queries": 2}))
     pq.write_table(pa.table(columns), folder / name)
     counts = {metric: 0.15 for metric in METRICS}
     return store.commit(full(key), folder, [], {"counts": counts})
-
-
-def test_a_worker_that_comes_late_helps_and_one_that_is_killed_holds_nobody_up(
-    workers, llm_folder, tmp_path
-):
-    """The run of the killed worker stays Running: nobody has noticed its death."""
-    store = filled(tmp_path / "store", llm_folder, 100)
-    made: list[Artifact] = []
-    placement = PLACED.model_copy(update={"runs_at_once": 3})
-    parent = threading.Thread(target=lambda: made.append(expanded(store, placement, 128)))
-    parent.start()
-    deadline = time.monotonic() + 200
-    while len(before := finished_shards(store)) < 3:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    kill(workers[1])
-    workers.append(start_worker("three", tmp_path / "three"))
-    parent.join(300)
-    after = finished_shards(store)
-    assert set(after) == {part.key for part in store.shards(made[0])}
-    assert {key: after[key] for key in before} == before
-    runs = {run.name: run.state_name for run in stage_runs(made[0].key)}
-    assert "Completed" in runs.values() and "Crashed" not in runs.values()
-    assert "write candidates, run 3" in runs
 
 
 KILLED_PARENT = """
@@ -296,3 +276,29 @@ def test_a_parent_that_is_killed_finds_its_runs_again_when_it_is_tried_again(
     assert set(after) == {part.key for part in store.shards(made)}
     assert {key: after[key] for key in before} == before
     assert len([run for run in stage_runs(made.key) if run.name.endswith("run 1")]) == 1
+
+
+def test_a_worker_that_comes_late_makes_what_killed_ones_have_left(workers, llm_folder, tmp_path):
+    """Their runs stay Running: nobody has noticed their death."""
+    store = filled(tmp_path / "store", llm_folder, 100)
+    made: list[Artifact] = []
+    placement = PLACED.model_copy(update={"runs_at_once": 3})
+    parent = threading.Thread(target=lambda: made.append(expanded(store, placement, 128)))
+    parent.start()
+    deadline = time.monotonic() + 200
+    while len(before := finished_shards(store)) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    for worker in workers:
+        kill(worker)
+    workers.append(start_worker("three", tmp_path / "three"))
+    parent.join(300)
+    after = finished_shards(store)
+    assert set(after) == {part.key for part in store.shards(made[0])}
+    assert {key: after[key] for key in before} == before
+    states = {run.name: run.state_name for run in stage_runs(made[0].key)}
+    assert states == {
+        "write candidates, run 1": "Running",
+        "write candidates, run 2": "Running",
+        "write candidates, run 3": "Completed",
+    }
