@@ -11,6 +11,7 @@ from expandr_cli.cluster import app as cluster_commands
 from expandr_cli.config_files import SeedOption, SetOption, load_options, said_of
 from expandr_cli.explain import app as explain_command
 from expandr_cli.export import app as export_commands
+from expandr_cli.import_gguf import app as gguf_command
 from expandr_cli.plan import app as plan_command
 from expandr_cli.terminal import AGAIN, StoreOption, absolute, fail, notify, out, user_errors
 from expandr_core.options.loop import JointLoopOptions
@@ -27,6 +28,7 @@ app = typer.Typer(
     Every result is an artifact in the store, so interrupted and repeated runs continue from there.""",
 )
 app.add_typer(export_commands)
+app.add_typer(gguf_command)
 app.add_typer(plan_command)
 app.add_typer(ablate_command)
 app.add_typer(explain_command)

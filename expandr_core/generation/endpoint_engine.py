@@ -56,6 +56,7 @@ class EndpointGenerator:
                 "OPENAI_API_KEY instead"
             )
         self.codec, self.options = Codec(folder, chat), options
+        self.precision = ""
         self._variables = dict(chat.template) if chat else {}
         self._dialect = 0  # index in DIALECTS
         self._sampled = self._repeated = 0  # texts, and those that repeat another of their request

@@ -27,6 +27,7 @@ from expandr_core.options.generation import (
     ChatOptions,
     EndpointOptions,
     EngineOptions,
+    Precision,
     Prompt,
     PromptOptions,
     SamplingOptions,
@@ -83,6 +84,11 @@ Completed = list[tuple[int, list[Completion]]]  # indices of requests, with thei
 class Generator(Protocol):
     """A model loaded into an engine."""
 
+    @property
+    def precision(self) -> str:
+        """Return the precision in which it writes, once it has; empty for a server."""
+        ...
+
     def generate(
         self, requests: Sequence[Request], sampling: SamplingOptions, max_prompt_tokens: int
     ) -> Iterator[Completed]:
@@ -100,6 +106,7 @@ class LLMSpec:
         adapter: folder of a LoRA adapter that is kept apart from the model.
         chat: how to render the chat template.
         max_tokens: the longest prompt and text together.
+        precision: in which it writes.
         vllm_python: the interpreter that has vLLM; by default the project's `.venv-vllm`.
     """
 
@@ -108,6 +115,7 @@ class LLMSpec:
     adapter: Path | None = None
     chat: ChatOptions | None = None
     max_tokens: int = 0
+    precision: Precision = "auto"
     vllm_python: str = ""
 
 
@@ -138,11 +146,8 @@ def open_engine(llm: LLMSpec, options: EngineOptions) -> AbstractContextManager[
         case TransformersOptions():
             from expandr_core.generation.transformers_engine import TransformersGenerator
 
-            return nullcontext(
-                TransformersGenerator(
-                    llm.folder, llm.device, llm.adapter, llm.chat, options.batch_size
-                )
-            )
+            more = (llm.adapter, llm.chat, options.batch_size, llm.precision)
+            return nullcontext(TransformersGenerator(llm.folder, llm.device, *more))
 
 
 def check_trainable(options: EngineOptions) -> None:

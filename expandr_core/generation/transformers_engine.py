@@ -17,9 +17,10 @@ import torch
 
 from expandr_core.generation.adapters import load_adapted
 from expandr_core.generation.engine import Codec, Completed, Request
+from expandr_core.generation.precision import writing_precision
 from expandr_core.generation.rows import Rows, join, joinable
 from expandr_core.generation.sampling import Sampler
-from expandr_core.options.generation import ChatOptions, SamplingOptions
+from expandr_core.options.generation import ChatOptions, Precision, SamplingOptions
 from expandr_core.runtime.device import run_device
 
 MANY = 1 / 8  # share of a batch that is finished when these texts leave it
@@ -45,12 +46,14 @@ class TransformersGenerator:
         adapter: Path | None = None,
         chat: ChatOptions | None = None,
         batch_size: int = 64,
+        precision: Precision = "auto",
     ):
-        """Load a model and its adapter from local folders: bfloat16 on a GPU, float32 on a CPU."""
+        """Load a model and its adapter from local folders."""
         self.device, self.batch_size = run_device(device), batch_size
         self.codec = Codec(folder, chat)
-        dtype = torch.float32 if self.device == "cpu" else torch.bfloat16
-        self.model = load_adapted(folder, adapter, dtype).to(self.device).eval()
+        self.precision = writing_precision(folder, self.device, precision)
+        model = load_adapted(folder, adapter, getattr(torch, self.precision))
+        self.model = model.to(self.device).eval()
 
     def generate(
         self, requests: Sequence[Request], sampling: SamplingOptions, max_prompt_tokens: int

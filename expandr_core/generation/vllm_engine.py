@@ -29,6 +29,7 @@ from expandr_core.generation.engine import (
     LLMSpec,
     Request,
 )
+from expandr_core.generation.precision import writing_precision
 from expandr_core.options.generation import SamplingOptions, VLLMOptions
 from expandr_core.runtime.child import terminate_tree
 from expandr_core.store.provenance import DEFAULT_VLLM_PYTHON as DEFAULT_PYTHON
@@ -83,7 +84,8 @@ def settings_of(llm: LLMSpec, options: VLLMOptions, copy: int) -> dict[str, Any]
         "max_tokens": llm.max_tokens,
         "device": llm.device,
         "devices": list(range(first, first + options.tensor_parallel)),
-        "precision": options.precision,
+        "precision": options.precision if llm.precision == "auto" else llm.precision,
+        "precision_on_cpu": writing_precision(llm.folder, "cpu", llm.precision),
         "quantisation": options.quantisation,
         "tensor_parallel": options.tensor_parallel,
         "gpu_memory_share": options.gpu_memory_share,
@@ -98,6 +100,11 @@ class VLLMGenerator:
 
     def __init__(self, codec: Codec, copies: "list[_Copy]"):
         self.codec, self.copies = codec, copies
+
+    @property
+    def precision(self) -> str:
+        """That of the first copy, once it is loaded."""
+        return self.copies[0].precision
 
     def generate(
         self, requests: Sequence[Request], sampling: SamplingOptions, max_prompt_tokens: int
@@ -160,6 +167,7 @@ class _Copy:
 
     def __init__(self, python: Path, settings: dict[str, Any], folder: Path):
         folder.mkdir()
+        self.precision = ""
         self._errors = folder / "stderr"
         command = ["env", *(f"{name}={value}" for name, value in ENVIRONMENT.items())]
         command += [f"TMPDIR={folder}", str(python), "-I", vllm_program.__file__, str(os.getpid())]
@@ -191,16 +199,21 @@ class _Copy:
             answers.put((number, error))
 
     def _events(self, call: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        assert self.process.stdout is not None
         self._send(call)
+        if not self.precision:
+            self.precision = self._read()["precision"]
         for _ in call["texts"]:
-            line = self.process.stdout.readline()
-            if not line:
-                raise self._death()
-            event = json.loads(line)
-            if "refused" in event:
-                raise DataError(event["refused"])
-            yield event
+            yield self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise self._death()
+        event = json.loads(line)
+        if "refused" in event:
+            raise DataError(event["refused"])
+        return event
 
     def _death(self) -> Exception:
         """Return an error that says how the process ended, what to do, and what it wrote last."""

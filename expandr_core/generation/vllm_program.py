@@ -7,7 +7,8 @@ many prompts:
     {"prompts": [[1, 5, 9], ...], "texts": [[prompt, seed, sampling_temperature], ...],
      "top_p": 0.9, "max_new_tokens": 512, "ends": [2]}
 
-The engine gets all texts at once. As soon as a text is finished, its answer is a line
+When the model is loaded, a line `{"precision": ...}` says in which it computes. The engine gets all
+texts at once. As soon as a text is finished, its answer is a line
 `{"text": position in "texts", "ids": [...]}`. The answer to impossible settings is `{"refused": why}`.
 """
 
@@ -29,9 +30,10 @@ def load(settings: dict[str, Any]) -> "LLM":
 
     Args:
         settings: `model`, a folder; `precision`, `quantisation`, `tensor_parallel`,
-            `gpu_memory_share`, as in `VLLMOptions`; `devices`, numbers of the GPUs; `max_tokens`,
-            the longest prompt and text together; `cpu_cache_bytes`, size of the key-value cache on a
-            CPU; `adapter`, a folder or "", and its `adapter_rank`.
+            `gpu_memory_share`, as in `VLLMOptions`; `precision_on_cpu`, what "auto" means there;
+            `devices`, numbers of the GPUs; `max_tokens`, the longest prompt and text together;
+            `cpu_cache_bytes`, size of the key-value cache on a CPU; `adapter`, a folder or "", and
+            its `adapter_rank`.
     """
     from vllm import LLM  # pyright: ignore[reportMissingImports]
     from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
@@ -39,7 +41,7 @@ def load(settings: dict[str, Any]) -> "LLM":
     on_cpu = current_platform.is_cpu()
     precision, quantisation = settings["precision"], settings["quantisation"]
     if precision == "auto":
-        precision = "float32" if on_cpu else "bfloat16"
+        precision = settings["precision_on_cpu"] if on_cpu else "bfloat16"
     # Prefill each prompt in one piece: with chunks a seeded text fails on a CPU, whose random
     # generator cannot be rewound.
     cpu_only: dict[str, Any] = {
@@ -125,6 +127,8 @@ def main(parent: int) -> int:
         print(json.dumps({"refused": refused}), file=out, flush=True)
         return 1
     llm = load(settings)
+    precision = str(llm.model_config.dtype).removeprefix("torch.")
+    print(json.dumps({"precision": precision}), file=out, flush=True)
     for line in calls:
         write(llm, settings["adapter"], json.loads(line), out)
     return 0

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 from expandr_core.options.base import Options, Positive, added, runtime
 
 Engine = Literal["transformers", "vllm", "endpoint"]
+Precision = Literal["auto", "float32", "bfloat16"]
 QueriesPerShard = Annotated[
     int,
     Field(ge=1, description="Queries per shard, an artifact; a kill loses one shard at most."),
@@ -70,7 +71,7 @@ class VLLMOptions(Options):
     """The engine vLLM, in its own interpreter, which `make vllm-env` sets up."""
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="Of the weights. auto: bfloat16 on a GPU, float32 on a CPU."
+        default="auto", description="Of the weights, for float16; auto: that of llm.precision."
     )
     quantisation: Literal["none", "fp8", "bitsandbytes"] = Field(
         default="none",
@@ -139,6 +140,12 @@ class LLMOptions(Options):
         description="Runs the model: transformers, vLLM, or a remote server ('endpoint', only for "
         "single stages and evaluation, as the loop trains its model). Engines sample different texts.",
     )
+    precision: Precision = added(
+        "auto",
+        description="In which the model writes. auto: bfloat16 on a GPU and, for all but small models, "
+        "on a processor where a short measurement finds it quicker; otherwise float32. A server "
+        "computes as it was started.",
+    )
     transformers: TransformersOptions = Field(
         default=TransformersOptions(), title="transformers, if it is the engine"
     )
@@ -153,6 +160,19 @@ class LLMOptions(Options):
             raise ValueError(
                 "adapter: a server keeps its model as it is; set llm.engine to 'transformers' or "
                 "'vllm', or leave llm.adapter empty"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _precision_is_the_engine_s(self) -> "LLMOptions":
+        if self.precision != "auto" and self.engine == "endpoint":
+            raise ValueError(
+                "precision: a server computes as it was started; leave llm.precision 'auto'"
+            )
+        own = self.vllm.precision if self.engine == "vllm" else "auto"
+        if "auto" not in (self.precision, own) and own != self.precision:
+            raise ValueError(
+                f"precision is {self.precision!r}, but vllm.precision {own!r}; leave one of them 'auto'"
             )
         return self
 

@@ -31,6 +31,7 @@ from expandr_core.options.generation import (
     ChatOptions,
     Engine,
     EngineOptions,
+    Precision,
     Prompt,
     PromptOptions,
     QueriesPerShard,
@@ -61,6 +62,7 @@ class ExpandOptions(Options):
     queries_per_shard: QueriesPerShard
     engine: Engine = "transformers"
     settings: EngineOptions = TransformersOptions()
+    precision: Precision = added("auto")
     chat: ChatOptions = ChatOptions()
     hides_positive: bool = added(False)  # from q2a, where the answer is to be an expansion
 
@@ -80,6 +82,7 @@ class ExpandOptions(Options):
             queries_per_shard=options.expand.queries_per_shard,
             engine=options.llm.engine,
             settings=options.llm.settings,
+            precision=options.llm.precision,
             chat=chat,
             hides_positive=prompt is None and asked.name == "q2a",
         )
@@ -124,6 +127,7 @@ def _open_engine(job: Job) -> AbstractContextManager[Generator]:
         job.inputs.get("adapter"),
         options.chat,
         max_tokens=options.prompt.max_tokens + options.sampling.max_new_tokens,
+        precision=options.precision,
         vllm_python=job.spec.runtime.get("vllm_python", ""),
     )
     return open_engine(llm, options.settings)
@@ -257,6 +261,8 @@ def _write_shard(
                 for sample, (text, completion) in enumerate(zip(texts, completions, strict=True))
             ]
         report(len(written) * sampling.samples)
+    if generator.precision == "bfloat16":
+        counts["bfloat16_texts"] = counts["texts"]
     table = pa.Table.from_pylist(
         [row for index in range(len(queries)) for row in written[index]], schema=EXPANSIONS
     )

@@ -128,6 +128,13 @@ def test_every_query_has_its_samples_in_order(store, expanded):
     assert len({row["text"] for row in rows}) > 60
 
 
+def test_texts_in_bfloat16_are_counted(store, expanded):
+    made, _ = expanded(QUERIES, precision="bfloat16")
+    assert made.counts["bfloat16_texts"] == made.counts["texts"]
+    made, _ = expanded(QUERIES)
+    assert "bfloat16_texts" not in made.counts
+
+
 @pytest.mark.parametrize(
     "asked",
     [

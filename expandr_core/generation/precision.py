@@ -1,0 +1,57 @@
+"""The precision in which a language model writes: float32, or bfloat16 where that is quicker."""
+
+import functools
+import logging
+import time
+from pathlib import Path
+from typing import Literal
+
+from expandr_core.options.generation import Precision
+
+log = logging.getLogger(__name__)
+NARROW = 512  # a narrower model has no products that are worth it
+QUICKER = 1.5  # times as fast, so that noise does not decide
+ROWS, WIDEST = 64, 1 << 21  # of the product that is measured
+
+
+def writing_precision(
+    folder: Path, device: str, precision: Precision
+) -> Literal["float32", "bfloat16"]:
+    """Return the precision that is asked for or, for "auto", the quicker one for a model.
+
+    On a GPU that is bfloat16. On a CPU it is measured, once in a process.
+
+    Args:
+        folder: the model.
+        device: "cpu", or a GPU's.
+        precision: what is asked for.
+    """
+    if precision != "auto":
+        return precision
+    if device != "cpu":
+        return "bfloat16"
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    width = config.get_text_config().hidden_size
+    return "bfloat16" if width >= NARROW and bfloat16_is_quicker(width) else "float32"
+
+
+@functools.cache
+def bfloat16_is_quicker(width: int) -> bool:
+    """Time the product of a batch with a layer of this width, and tell whether bfloat16 pays."""
+    import torch
+
+    seconds = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
+    sides = {
+        kind: (torch.ones(ROWS, width, dtype=kind), torch.ones(width, WIDEST // width, dtype=kind))
+        for kind in seconds
+    }
+    for _ in range(6):  # the first is a warm-up; by turns, as others may compute here too
+        for kind, (texts, layer) in sides.items():
+            started = time.perf_counter()
+            torch.mm(texts, layer)
+            seconds[kind] = min(seconds[kind], time.perf_counter() - started)
+    ratio = seconds[torch.float32] / seconds[torch.bfloat16]
+    log.info("bfloat16 is %.1f times as fast as float32 on this processor", ratio)
+    return ratio >= QUICKER
