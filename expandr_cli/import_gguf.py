@@ -28,7 +28,7 @@ def import_gguf(
     with user_errors():
         from expandr_core.errors import DataError
         from expandr_core.exports.export import new_folder
-        from expandr_core.generation.gguf import import_gguf
+        from expandr_core.generation.gguf_models import import_gguf
 
         text = ""
         if template:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from expandr_core.errors import DataError
 from expandr_core.exports.export import new_folder
 from expandr_core.generation.engine import Request
-from expandr_core.generation.gguf import import_gguf
+from expandr_core.generation.gguf_models import import_gguf
 from expandr_core.generation.transformers_engine import TransformersGenerator
 from expandr_core.options.generation import SamplingOptions
 

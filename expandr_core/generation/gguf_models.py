@@ -99,7 +99,7 @@ def _load(file: Path, alone: str, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM, GgufConfig
 
     try:
-        packed, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             alone,
             gguf_file="model.gguf",
             local_files_only=True,
@@ -113,6 +113,7 @@ def _load(file: Path, alone: str, dtype: str) -> Any:
             f"{file}: transformers reads no causal language model from it ({first_line(error)}); get "
             "the original model, or a GGUF of another"
         ) from error
+    packed, found = loaded
     if missing := sorted(found["missing_keys"]):
         raise DataError(
             f"{file}: {len(missing)} weights are missing, such as {missing[0]}; get a complete GGUF"
