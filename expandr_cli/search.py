@@ -8,6 +8,7 @@ from rich.console import Console
 from expandr_core.errors import DataError
 from expandr_core.records import passages_in, rows_with_ids
 from expandr_core.runtime.job import no_progress
+from expandr_core.runtime.memory import search_memory
 from expandr_core.runtime.runner import find, make_spec, run_stage
 from expandr_core.stages import encode as encode_stage
 from expandr_core.store.artifacts import Artifact
@@ -47,7 +48,7 @@ def search_corpus(
     folders = (store.local(part) for part in store.shards(encoded))
     index = open_index(folders, encoder.model.device.type)
     ranking = RankingOptions(depth=max(passages, run.options.evaluate.depth), identical_ids="keep")
-    memory_gb = retriever.index.search_memory_gb
+    memory_gb = search_memory(retriever.index.search_memory_gb)
     block = pa.table(
         {
             "query_id": ["question"],

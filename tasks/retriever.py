@@ -2,6 +2,7 @@
 
 from expandr_core.stages import encode, mine
 from expandr_core.stages import train_retriever as train
+from expandr_core.stages.prepare import WITHOUT_NEGATIVES
 from expandr_core.store.artifacts import Artifact
 from tasks.pipeline import Pipeline
 
@@ -48,7 +49,7 @@ def train_retriever(
     options = pipeline.options if expansions else pipeline.options.without_expansions
     name, trained = ("", "retriever") if expansions else ("control", "SFT control")
     negatives = None
-    if corpus and options.training.hard_negatives:
+    if corpus and options.training.hard_negatives and _without_negatives(pipeline, examples):
         vectors = encode_corpus(
             pipeline, corpus, miner, f"to mine for the {trained}", f"mine/{name}"
         )
@@ -73,3 +74,12 @@ def train_retriever(
     }
     title, training = f"train the {trained}", train.OPTIONS.of(options)
     return pipeline.step("train_retriever", inputs, title, options=training, name=name)
+
+
+def _without_negatives(pipeline: Pipeline, examples: Artifact) -> bool:
+    """Tell whether an example may lack hard negatives of its own: only such a one gets mined ones."""
+    try:
+        counts = pipeline.open().manifest(examples.key)["counts"]
+    except FileNotFoundError:  # they are only predicted
+        return True
+    return counts.get(WITHOUT_NEGATIVES, 1) > 0

@@ -122,9 +122,10 @@ class IndexOptions(Options):
         "similarities in the fourth digit.",
     )
     search_memory_gb: float = runtime(
-        2.0,
-        gt=0,
-        description="Memory for exact search, in GB; a larger corpus is read block by block.",
+        0.0,
+        ge=0,
+        description="Memory for exact search, in GB; 0: a quarter of the machine's. The corpus is read "
+        "block by block, once for as many queries as fit.",
     )
 
 

@@ -27,6 +27,7 @@ from expandr_core.planning.workload import PlannedStep
 from expandr_core.retrieval.expanded import ExpandedSearch
 from expandr_core.retrieval.index import Index, open_index
 from expandr_core.runtime.job import Job
+from expandr_core.runtime.memory import search_memory
 
 VERSION = 4
 ROLE = "measure"
@@ -84,7 +85,7 @@ def run(job: Job) -> None:
 
 def _search_all(job: Job, encoder: Encoder, index: Index) -> None:
     options: EvaluateOptions = job.options
-    ranking, memory_gb = options.ranking, options.index.search_memory_gb
+    ranking, memory_gb = options.ranking, search_memory(options.index.search_memory_gb)
     if index.dimensions != encoder.dimensions:
         raise DataError(
             f"the corpus was encoded with {index.dimensions} dimensions, the retriever has "

@@ -31,6 +31,7 @@ from expandr_core.options.training import MiningOptions
 from expandr_core.planning.workload import PlannedStep
 from expandr_core.records import NEGATIVES
 from expandr_core.runtime.job import Job
+from expandr_core.runtime.memory import search_memory
 from expandr_core.runtime.shards import query_count
 from expandr_core.training.hard_negatives import PASSAGES, Numbers
 
@@ -91,6 +92,7 @@ def run(job: Job) -> None:
 
     options: MineOptions = job.options
     encoder = encoder_of(job, options.encoding)
+    memory_gb = search_memory(options.index.search_memory_gb)
     with job.all_shards("embeddings") as folders:
         index = open_index(folders, encoder.model.device.type)
         if index.dimensions != encoder.dimensions:
@@ -105,7 +107,7 @@ def run(job: Job) -> None:
             job.out / "negatives.parquet", NEGATIVES, compression="zstd"
         ) as writer:
             for found in _mine(job, encoder, index, contents):
-                _write(writer, found, index, texts, options.index.search_memory_gb)
+                _write(writer, found, index, texts, memory_gb)
 
 
 class Mined(NamedTuple):
@@ -132,7 +134,7 @@ def _mine(job: Job, encoder: "Encoder", index: "Index", contents: "Digests") -> 
     from expandr_core.training.mining import forbidden
 
     options: MineOptions = job.options
-    depth, memory_gb = options.mining.depth, options.index.search_memory_gb
+    depth, memory_gb = options.mining.depth, search_memory(options.index.search_memory_gb)
     names = ["query_id", "query", "positive_id", "positive"]
     examples = read_columns(file_in(job.inputs["examples"], "retriever.parquet"), names)
     query_ids = examples["query_id"].unique().sort()

@@ -54,6 +54,7 @@ ROLE = "data"
 ISOLATION = "never"
 OPTIONS = DataOptions
 PSEUDO_DOCS = "pseudo_docs.parquet"
+WITHOUT_NEGATIVES = "retriever/examples without negatives"  # count
 
 
 def source_digests(options: DataOptions) -> dict[str, str]:
@@ -253,9 +254,13 @@ def _add_expansion(
 def _write_examples(job: Job, split: SplitName, examples: Iterable[Example]) -> None:
     """Write the training rows of a split (dev has none) and count its queries by source."""
 
+    bare = 0
+
     def counted() -> Iterator[Example]:
+        nonlocal bare
         previous = ""
         for example in examples:
+            bare += not example.negative_ids
             if example.query_id != previous:
                 name = f"{split}/queries/{example.source}"
                 job.counts[name] = job.counts.get(name, 0) + 1
@@ -267,6 +272,8 @@ def _write_examples(job: Job, split: SplitName, examples: Iterable[Example]) -> 
     else:
         rows = write_parquet(job.out / f"{split}.parquet", EXAMPLES, counted())
     job.counts[f"{split}/examples"] = rows
+    if split == "retriever":
+        job.counts[WITHOUT_NEGATIVES] = bare
 
 
 def _queries_by_split(counts: dict[str, float]) -> dict[SplitName, int]:

@@ -31,6 +31,7 @@ from expandr_core.planning.workload import PlannedStep
 from expandr_core.preferences.candidates import Encoded, Measures, Row, Written, encode, judge
 from expandr_core.preferences.rewards import MEASURED, names, schema
 from expandr_core.runtime.job import Job
+from expandr_core.runtime.memory import search_memory
 from expandr_core.runtime.runner import run_shard
 from expandr_core.runtime.shards import Buckets, one_row_a_query, rows_digest, shard_count
 from expandr_core.store.artifacts import Artifact
@@ -56,7 +57,7 @@ class RewardOptions(Options):
     self_weight: float = added(1.0)
     beats_query: bool = added(False)  # whether candidate_rank measures retrieval, too
     fusion: FusionOptions = added(FusionOptions())
-    search_memory_gb: float = runtime(2.0)
+    search_memory_gb: float = runtime(0.0)
 
     @classmethod
     def of(cls, options: JointLoopOptions) -> Self:
@@ -175,7 +176,7 @@ def _open_corpus(job: Job, held: contextlib.ExitStack, encoder: Encoder) -> "Cor
 
     options: RewardOptions = job.options
     folders = held.enter_context(job.all_shards("embeddings"))
-    corpus = Corpus(folders, options.search_memory_gb, encoder.model.device.type)
+    corpus = Corpus(folders, search_memory(options.search_memory_gb), encoder.model.device.type)
     if corpus.index.dimensions != encoder.dimensions:
         raise DataError(
             f"the embeddings have {corpus.index.dimensions} dimensions, the encoder that rewards "
@@ -194,7 +195,7 @@ def _groups(job: Job, parts: list[Part]) -> Iterator[list[Part]]:
     most = 0.0
     if options.ranked:
         dimensions = job.spec.inputs["embeddings"].counts.get("dimensions", 1)
-        most = options.search_memory_gb * 1e9 / 4 / (4 * dimensions)
+        most = search_memory(options.search_memory_gb) * 1e9 / 4 / (4 * dimensions)
     group: list[Part] = []
     texts = 0.0
     for part in parts:
