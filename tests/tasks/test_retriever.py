@@ -22,6 +22,7 @@ def test_negatives_are_mined_only_if_an_example_may_lack_its_own(tmp_path: Path,
     if counts is not None:
         folder = tmp_path / "prepared"
         folder.mkdir()
+        (folder / "retriever.parquet").write_bytes(b"rows")
         store.commit(examples.key, folder, [], {"counts": counts})
     other = Artifact(key="corpus-0123456789abcdef0123", digest="1")
     pipeline = StepCount(store.url, JointLoopOptions())
