@@ -38,7 +38,7 @@ class Claims:
         self._store, self._name = store, name
         self._left = set(range(shards))  # not made, as far as we know
         self._asked: set[int] = set()  # numbers that the stage has come to
-        self._taken: set[int] = set()  # by someone, when we last looked
+        self._taken: dict[int, str] = {}  # ETags of leases, or "", when we last looked
         self._first_pass = True
         self._held: dict[int, contextlib.ExitStack] = {}
         self._old = read_marks(store, name)  # to be verified
@@ -94,7 +94,7 @@ class Claims:
         claim = contextlib.ExitStack()
         if claim.enter_context(_claimed(self._store, self._name, number)):
             self._look()
-            if number in self._left:
+            if number in self._left and self._is_ours(number):
                 self._held[number] = claim
                 return True
         claim.close()
@@ -102,12 +102,16 @@ class Claims:
 
     def _look(self) -> None:
         """See what others have claimed and made since."""
-        marked, claimed = _numbers(self._store, self._name)
+        marked, self._taken = _numbers(self._store, self._name)
         self._left -= marked - set(self._old)
-        self._taken = set(claimed)
-        for number, sign in claimed.items():
+        for number, sign in self._taken.items():
             if sign and number in self._left:
                 self._store.leases.watch(f"{self._name}/{number}", sign)
+
+    def _is_ours(self, number: int) -> bool:
+        """Tell whether a claim was not overwritten at once: not all servers keep two writers apart."""
+        sign = self._taken.get(number, "")
+        return not sign or self._store.leases.owns(f"{self._name}/{number}", sign)
 
     def _drop_old(self) -> None:
         """Leave out what was made before this run began, if it is whole."""

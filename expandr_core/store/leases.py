@@ -154,6 +154,11 @@ class Leases:
         self._watched[path] = etag, silent, now
         return silent
 
+    def owns(self, key: str, etag: str) -> bool:
+        """Tell whether a lease, seen with this ETag, is the one that this process holds."""
+        path = f"{self._folder}/{key}"
+        return self._held.get(path) == etag or self._read(path)[1] == self._holder
+
     def _put(self, path: str, **condition: str) -> str | None:
         """Write under a condition; a server without conditions is asked later who wrote last."""
         if not self._lacking:
