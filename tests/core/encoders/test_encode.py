@@ -292,6 +292,24 @@ def test_several_runs_share_the_shards_and_a_last_one_finds_them(
     assert whole.digest == encoded_from_nothing(tmp_path, rows[1:]).digest
 
 
+def test_fresh_runs_share_the_shards_and_take_none_from_before(store, retriever, monkeypatch):
+    rows = passages(18)
+    encoded(store, retriever, rows)
+    spec = spec_of(store, retriever, rows)
+    fresh = {"fresh": True, "prefect_flow_run": "this run"}
+    spec = spec.model_copy(update={"runtime": spec.runtime | fresh})
+    write, written = encode._write_shard, []
+    monkeypatch.setattr(encode, "_write_shard", lambda *all: written.append(1) or write(*all))
+    with ThreadPoolExecutor(2) as pool:
+        for run in [pool.submit(share_stage, spec, store, no_progress) for _ in range(2)]:
+            run.result()
+    made = run_stage(spec, store, no_progress)
+    assert len(written) == len(store.shards(made)) == 5
+    share_stage(spec, store, no_progress)  # a run that comes too late
+    assert len(written) == 5
+    assert not Path(store.root, "locks").exists() or not any(Path(store.root, "locks").iterdir())
+
+
 def test_vectors_are_reused_from_s3(remote, tmp_path):
     folder = save_static_retriever(tmp_path / "retriever", WORDS)
     retriever = remote.commit(full("retriever-1"), folder, [], {"counts": {}})
