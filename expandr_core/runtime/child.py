@@ -15,6 +15,7 @@ import psutil
 
 from expandr_core.errors import DataError
 from expandr_core.runtime.device import run_device
+from expandr_core.runtime.fork_server import Forked, fork
 from expandr_core.runtime.job import Progress
 from expandr_core.runtime.runner import BAD_INPUT, module_of
 from expandr_core.store.artifacts import Artifact, StageSpec
@@ -24,15 +25,20 @@ from expandr_core.store.store import Store
 def needs_child(spec: StageSpec) -> bool:
     """Tell whether a stage runs in a child process."""
     isolation = module_of(spec.stage).ISOLATION
-    if isolation == "on-gpu":
-        return run_device(spec.runtime.get("device", "auto")) != "cpu"
-    return isolation == "always"
+    return isolation == "always" or (isolation == "on-gpu" and not is_on_cpu(spec))
+
+
+def is_on_cpu(spec: StageSpec) -> bool:
+    """Tell whether a stage runs without a GPU."""
+    return run_device(spec.runtime.get("device", "auto")) == "cpu"
 
 
 def run_in_child(
     spec: StageSpec, store: Store, progress: Progress, python: str = sys.executable
 ) -> Artifact:
     """Make the artifact in a child process, which ends with this call, as do its descendants.
+
+    On a CPU, every child but the first is a fork of one that has imported its libraries.
 
     Raises:
         DataError: if the input is at fault.
@@ -43,17 +49,13 @@ def run_in_child(
         path.write_text(spec.model_dump_json())
         errors = Path(folder, "stderr")
         with errors.open("wb") as stderr:
-            command = [
-                python,
-                "-m",
-                "expandr_core.runtime.runner",
-                str(path),
-                store.url,
-                str(store.scratch),
-            ]
-            command += [str(store.cache_bytes)] if store.cache_bytes is not None else []
-            child = subprocess.Popen(
-                command,
+            arguments = [str(path), store.url, str(store.scratch)]
+            arguments += [str(store.cache_bytes)] if store.cache_bytes is not None else []
+            child = None
+            if python == sys.executable and is_on_cpu(spec):
+                child = fork(arguments, stderr)
+            child = child or subprocess.Popen(
+                [python, "-m", "expandr_core.runtime.runner", *arguments],
                 stdin=subprocess.DEVNULL,  # prompts would go unseen
                 stdout=subprocess.PIPE,
                 stderr=stderr,
@@ -99,7 +101,7 @@ def _follow(lines: Iterable[str], progress: Progress) -> Artifact | str | None:
     return result
 
 
-def terminate_tree(child: subprocess.Popen, patience: float = 5) -> None:
+def terminate_tree(child: subprocess.Popen | Forked, patience: float = 5) -> None:
     """End the child and all descendants, even in other sessions, such as torchrun's ranks.
 
     Args:
