@@ -1,7 +1,7 @@
 """An encoded corpus: its ids, and its vectors on disk, which are read block by block."""
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -128,7 +128,8 @@ class Index(NamedTuple):
         shards = (np.searchsorted(self.starts, positions, side="right") - 1).astype(np.uint16)
         order = np.argsort(shards, kind="stable")  # quick for numbers of 16 bits
         firsts = np.flatnonzero(np.diff(shards[order], prepend=-1))
-        for first, end in itertools.pairwise([*firsts.tolist(), len(order)]):
+
+        def compute(first: int, end: int) -> None:
             number = int(shards[order[first]])
             shard, start = self.opened(number), int(self.starts[number])
             for begin in range(first, end, _ROWS_AT_ONCE):
@@ -137,6 +138,14 @@ class Index(NamedTuple):
                 found = shard.index_select(0, torch.from_numpy(positions[pairs] - start))
                 both = own.double().numpy(), found.float().double().numpy()
                 products[pairs] = np.einsum("pd,pd->p", *both)
+
+        # a shard for each core, as torch's own threads would wait for each other at every step
+        threads = torch.get_num_threads()
+        try:
+            with ThreadPoolExecutor(threads, "score", torch.set_num_threads, (1,)) as pool:
+                list(pool.map(compute, firsts.tolist(), [*firsts[1:].tolist(), len(order)]))
+        finally:
+            torch.set_num_threads(threads)
         return products
 
 
