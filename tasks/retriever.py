@@ -4,6 +4,7 @@ from expandr_core.stages import encode, mine
 from expandr_core.stages import train_retriever as train
 from expandr_core.stages.prepare import WITHOUT_NEGATIVES
 from expandr_core.store.artifacts import Artifact
+from expandr_core.store.manifests import DamagedArtifact
 from tasks.pipeline import Pipeline
 
 
@@ -80,6 +81,6 @@ def _without_negatives(pipeline: Pipeline, examples: Artifact) -> bool:
     """Tell whether an example may lack hard negatives of its own: only such a one gets mined ones."""
     try:
         counts = pipeline.open().manifest(examples.key)["counts"]
-    except FileNotFoundError:  # they are only predicted
+    except (FileNotFoundError, DamagedArtifact):  # they are only predicted
         return True
     return counts.get(WITHOUT_NEGATIVES, 1) > 0
