@@ -8,6 +8,7 @@ import typer
 
 from expandr_cli.ablate import app as ablate_command
 from expandr_cli.cluster import app as cluster_commands
+from expandr_cli.compare import app as compare_command
 from expandr_cli.config_files import SeedOption, SetOption, load_options, said_of
 from expandr_cli.explain import app as explain_command
 from expandr_cli.export import app as export_commands
@@ -32,6 +33,7 @@ app.add_typer(gguf_command)
 app.add_typer(plan_command)
 app.add_typer(ablate_command)
 app.add_typer(explain_command)
+app.add_typer(compare_command)
 app.add_typer(cluster_commands)
 
 

@@ -1,5 +1,6 @@
 """Recorded options, as plain values by path: which differ from the defaults, or between two runs."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,9 +47,18 @@ def changed_options(run: RecordedRun) -> dict[str, Any]:
     """
     if run.changed is not None:
         return flat(run.changed)
-    defaults = JointLoopOptions().model_dump(mode="json")
+    defaults = flat(JointLoopOptions().model_dump(mode="json"))
     options = flat(run.options)
-    return {path: value for path, value in options.items() if value != flat(defaults).get(path)}
+    return {path: value for path, value in options.items() if value != defaults.get(path, ABSENT)}
+
+
+def differing_options(before: RecordedRun, after: RecordedRun) -> dict[str, tuple[Any, Any]]:
+    """Return the options that differ between two runs, by path, with both values.
+
+    An option that an earlier version did not have counts as left at its default.
+    """
+    defaults = flat(JointLoopOptions().model_dump(mode="json"))
+    return differing(*({**defaults, **flat(run.options)} for run in (before, after)))
 
 
 def changed_stage_options(stage: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,11 +66,41 @@ def changed_stage_options(stage: str, options: Mapping[str, Any]) -> dict[str, A
 
     Options without a default of their own, such as a required one, are among them.
     """
-    try:
-        defaults = flat(_defaults(module_of(stage.removesuffix("_shard")).OPTIONS))
-    except (ImportError, AttributeError):  # an earlier version's stage
-        defaults = {}
+    defaults = stage_defaults(stage)
     return {p: value for p, value in flat(options).items() if value != defaults.get(p, ABSENT)}
+
+
+def stage_defaults(stage: str) -> dict[str, Any]:
+    """Return today's defaults of a stage's options, by path; none if there is no such stage any more."""
+    try:
+        return flat(_defaults(module_of(stage.removesuffix("_shard")).OPTIONS))
+    except (ImportError, AttributeError):
+        return {}
+
+
+def named_as_in_runs(
+    options: Mapping[str, tuple[Any, Any]], runs: Mapping[str, tuple[Any, Any]], stage: str
+) -> dict[str, tuple[Any, Any]]:
+    """Name a stage's options as those of the run, where these differ alike.
+
+    >>> named_as_in_runs({"training.beta": (0.1, 0.2)}, {"dpo.beta": (0.1, 0.2)}, "dpo")
+    {'dpo.beta': (0.1, 0.2)}
+    >>> named_as_in_runs({"size": (1, 2)}, {}, "sample")
+    {'sample: size': (1, 2)}
+    """
+    found = {}
+    for path, values in options.items():
+        name = path.rpartition(".")[2]
+        alike = [p for p, v in runs.items() if v == values and p.rpartition(".")[2] == name]
+        alike.sort(key=lambda each: -_common_end(each, path))
+        found[alike[0] if alike else f"{stage}: {path}"] = values
+    return found
+
+
+def _common_end(one: str, other: str) -> int:
+    """Count the names that two paths have in common at their ends."""
+    pairs = zip(reversed(one.split(".")), reversed(other.split(".")), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _defaults(kind: type[Options]) -> dict[str, Any]:

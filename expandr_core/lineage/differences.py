@@ -1,0 +1,134 @@
+"""What differs upstream of two artifacts that should be the same: options, inputs, code, libraries.
+
+Both lineages are walked at once, along equal roles. Where two digests are equal nothing upstream can
+make a difference, and the walk ends. A difference is a *first* one if nothing upstream of it differs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from expandr_core.lineage.nodes import Lineage, Node
+from expandr_core.lineage.options import ABSENT, differing, flat, stage_defaults
+
+Pair = tuple[Any, Any]
+_FACTS = ("seed", "version", "commit", "python")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How two artifacts in the same place differ, apart from inputs that differ themselves.
+
+    Attributes:
+        keys: of both.
+        path: of roles, from the number to here.
+        options: by path, within the stage.
+        facts: seed, version of the stage, commit and Python, where they differ.
+        libraries: by name, of both interpreters.
+        sources: files read from outside the store, by name, with both digests.
+        inputs: roles that only one has, with its key.
+        first: whether nothing upstream differs.
+    """
+
+    keys: tuple[str, str]
+    path: tuple[str, ...]
+    options: dict[str, Pair] = field(default_factory=dict)
+    facts: dict[str, Pair] = field(default_factory=dict)
+    libraries: dict[str, Pair] = field(default_factory=dict)
+    sources: dict[str, Pair] = field(default_factory=dict)
+    inputs: dict[str, Pair] = field(default_factory=dict)
+    first: bool = False
+
+    @property
+    def stage(self) -> str:
+        """The stage that made the first of both."""
+        return self.keys[0].rpartition("-")[0]
+
+    @property
+    def known(self) -> bool:
+        """Whether anything is known to differ."""
+        return any((self.options, self.facts, self.libraries, self.sources, self.inputs))
+
+
+def upstream_differences(
+    before: Lineage, after: Lineage, keys: tuple[str, str]
+) -> list[Difference]:
+    """Return what differs upstream of two artifacts, the nearest first, each with a shortest path.
+
+    Args:
+        before: of the first artifact's store.
+        after: of the second one's.
+        keys: of the artifacts.
+
+    Returns:
+        Of two artifacts with the same inputs, options, code and libraries, but other bytes, a difference
+        that is not `known`.
+    """
+    if before.node(keys[0]).manifest["digest"] == after.node(keys[1]).manifest["digest"]:
+        return []
+    paths: dict[tuple[str, str], tuple[str, ...]] = {keys: ()}
+    below: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    queue = [keys]
+    for pair in queue:
+        one, other = before.node(pair[0]), after.node(pair[1])
+        below[pair] = []
+        for role, reference in one.inputs.items() if one.stage == other.stage else ():
+            counterpart = other.inputs.get(role)
+            if counterpart is None or counterpart["digest"] == reference["digest"]:
+                continue
+            inputs = reference["key"], counterpart["key"]
+            below[pair].append(inputs)
+            if inputs not in paths:
+                paths[inputs] = (*paths[pair], role)
+                queue.append(inputs)
+    own = {
+        pair: _own(before.node(pair[0]), after.node(pair[1]), pair, path)
+        for pair, path in paths.items()
+    }
+    differs: dict[tuple[str, str], bool] = {}
+    _settle(keys, below, own, differs)
+    found = []
+    for pair, difference in own.items():
+        upstream = any(differs[each] for each in below[pair])
+        if difference.known or not below[pair]:
+            found.append(replace(difference, first=not upstream))
+    return found
+
+
+def _settle(
+    pair: tuple[str, str],
+    below: Mapping[tuple[str, str], list[tuple[str, str]]],
+    own: Mapping[tuple[str, str], Difference],
+    differs: dict[tuple[str, str], bool],
+) -> bool:
+    """Tell whether a pair or anything upstream of it differs by itself; lineages have no circles."""
+    if pair not in differs:
+        inputs = [_settle(each, below, own, differs) for each in below[pair]]
+        differs[pair] = any(inputs) or own[pair].known or not below[pair]
+    return differs[pair]
+
+
+def _own(one: Node, other: Node, keys: tuple[str, str], path: tuple[str, ...]) -> Difference:
+    """Compare two manifests, without the inputs that both have."""
+    if one.stage != other.stage:
+        return Difference(keys, path, inputs={"made by": (one.stage, other.stage)})
+    manifests = one.manifest, other.manifest
+    defaults = stage_defaults(one.stage)
+    options = differing(*({**defaults, **flat(each.get("options", {}))} for each in manifests))
+    libraries = differing(*(each.get("libraries", {}) for each in manifests))
+    vllm = differing(*(each.get("vllm_libraries", {}) for each in manifests))
+    facts = {name: (manifests[0].get(name), manifests[1].get(name)) for name in _FACTS}
+    roles = {
+        role: tuple(each.get(role, {}).get("key", ABSENT) for each in (one.inputs, other.inputs))
+        for role in dict.fromkeys([*one.inputs, *other.inputs])
+    }
+    return Difference(
+        keys,
+        path,
+        options,
+        {name: pair for name, pair in facts.items() if pair[0] != pair[1] and None not in pair},
+        {name: pair for name, pair in libraries.items() if ABSENT not in pair}
+        | {f"{name} (vLLM's)": pair for name, pair in vllm.items() if ABSENT not in pair},
+        differing(*({"files": each.get("sources", {})} for each in manifests)),
+        {role: (a, b) for role, (a, b) in roles.items() if ABSENT in (a, b)},
+    )

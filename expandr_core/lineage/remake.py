@@ -1,0 +1,76 @@
+"""Make an artifact again from its manifest alone, with all that it was made from."""
+
+import logging
+from typing import Any
+
+from pydantic import ValidationError
+
+from expandr_core.errors import DataError
+from expandr_core.lineage.nodes import Lineage
+from expandr_core.runtime.child import needs_child, run_in_child
+from expandr_core.runtime.job import no_progress
+from expandr_core.runtime.runner import make_spec, module_of, run_stage
+from expandr_core.store.artifacts import Artifact, StageSpec
+from expandr_core.store.store import Store
+
+log = logging.getLogger(__name__)
+_OF_ITS_RUN = ("prefect_flow_run", "fresh")
+
+
+def spec_of(manifest: dict[str, Any]) -> StageSpec:
+    """Return the specification of an artifact, from its manifest.
+
+    Raises:
+        DataError: if this version would make another artifact: the stage, its version or its options
+            have changed.
+    """
+    key, stage = manifest["key"], manifest["stage"]
+    try:
+        options = module_of(stage).OPTIONS(**manifest["options"])
+    except (ImportError, ValidationError) as error:
+        raise DataError(
+            f"{key}: this version has no stage {stage!r} with these options; use the version that made "
+            f"it (commit {manifest.get('commit') or 'not known'})"
+        ) from error
+    runtime = {name: v for name, v in manifest["runtime"].items() if name not in _OF_ITS_RUN}
+    spec = make_spec(
+        stage,
+        options,
+        {role: Artifact(**reference) for role, reference in manifest["inputs"].items()},
+        seed=manifest["seed"],
+        sources=manifest["sources"],
+        max_shards=manifest.get("max_shards", 0),
+        **runtime,
+    )
+    if spec.key != key:
+        raise DataError(
+            f"{key} would be {spec.key} in this version (version {manifest['version']} of the stage "
+            f"{stage!r} then, {spec.version} now); use the version that made it (commit "
+            f"{manifest.get('commit') or 'not known'})"
+        )
+    return spec
+
+
+def remake(store: Store, key: str, into: Store) -> Artifact:
+    """Make an artifact again in another store, after all that it was made from.
+
+    Args:
+        store: that keeps the manifests; no other file of it is read.
+        key: of the artifact.
+        into: store to make it in; what it has already is reused.
+
+    Raises:
+        DataError: if this version would make another artifact, or one came out with other bytes.
+    """
+    made = Artifact(key=key, digest="")
+    for node in Lineage(store).upstream([key]):
+        spec = spec_of(dict(node.manifest))
+        run = run_in_child if needs_child(spec) else run_stage
+        made = run(spec, into, no_progress)
+        if made.digest != node.manifest["digest"]:
+            raise DataError(
+                f"{node.key} came out with other bytes: {made.digest[:12]}, not "
+                f"{node.manifest['digest'][:12]}; compare hardware and libraries (`expandr show KEY`)"
+            )
+        log.info("%s is made again", node.key)
+    return made

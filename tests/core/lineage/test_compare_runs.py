@@ -1,0 +1,137 @@
+"""What differs upstream of two runs' numbers is named, and nothing else."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from doctored import doctored
+
+from expandr_core.errors import DataError
+from expandr_core.lineage.compare_runs import ComparedRun, as_table, compare_runs
+from expandr_core.lineage.tables import RowDifference, row_difference
+from expandr_core.records import PASSAGES
+
+
+def compared(one, other):
+    return compare_runs([ComparedRun(*one), ComparedRun(*other)])
+
+
+def changed_rows(found):
+    return {row["system"]: row["upstream"][0] for row in found["rows"] if row["upstream"]}
+
+
+def rewritten(manifest, folder: Path, name: str, table: pa.Table) -> None:
+    """Write a table of an artifact anew, and put its digest into the manifest."""
+    pq.write_table(table, folder / name)
+    [file] = [each for each in manifest["files"] if each["path"] == name]
+    content = (folder / name).read_bytes()
+    file |= {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def test_runs_with_equal_numbers_have_nothing_upstream(recorded, run):
+    found = compared((recorded, run), (recorded, run))
+    assert not changed_rows(found)
+    assert all(row["tests"][0]["difference"] == 0 for row in found["rows"])
+
+
+def test_of_two_runs_that_differ_in_an_option_only_it_is_named(recorded, run, tmp_path):
+    def another_beta(manifest, folder):
+        manifest["options"]["training"]["beta"] = 0.2
+
+    store, other = doctored(recorded, run, tmp_path / "store", {"dpo": another_beta})
+    options = {**other.options, "dpo": {**other.options["dpo"], "beta": 0.2}}
+    other = other.model_copy(update={"options": options})
+    upstream = changed_rows(compared((recorded, run), (store, other)))
+    assert {"round-1", "aligned-1", "round-1-query"} <= upstream.keys()
+    assert not {"query", "untrained", "bm25", "control"} & upstream.keys()
+    for each in upstream.values():
+        assert each.keys() == {"run", "options", "first"}
+        assert each["options"] == {"dpo.beta": [0.1, 0.2]}
+        assert [first["what"] for first in each["first"]] == [["option dpo.beta: 0.1 → 0.2"]]
+    assert upstream["aligned-1"]["first"][0]["path"] == (
+        "measured on test ← expansions ← llm ← adapter"
+    )
+
+
+def test_of_two_commits_the_code_is_named(recorded, run, tmp_path):
+    def another_commit(manifest, folder):
+        manifest["commit"] = "0123456789ab"
+
+    stages = {step.id.stage for step in run.steps}
+    other = doctored(recorded, run, tmp_path / "store", dict.fromkeys(stages, another_commit))
+    upstream = changed_rows(compared((recorded, run), other))
+    assert len(upstream) == 12
+    for each in upstream.values():
+        assert each.keys() == {"run", "code", "first"}
+        assert each["code"] == {"commit": ["a5fb1e5d2471", "0123456789ab"]}
+        said = [first["what"] for first in each["first"]]
+        assert said and all(what == ["commit: a5fb1e5d2471 → 0123456789ab"] for what in said)
+
+
+def test_of_two_corpora_the_documents_are_named(recorded, run, tmp_path):
+    def another_corpus(manifest, folder):
+        rows = pq.read_table(folder / "corpus.parquet").to_pylist()
+        rows[3]["text"] += " more"
+        extra = {"passage_id": "new", "title": "", "text": "new"}
+        table = pa.Table.from_pylist([*rows[:10], *rows[12:], extra], schema=PASSAGES)
+        rewritten(manifest, folder, "corpus.parquet", table)
+        manifest["sources"] = {"corpus.jsonl": "1" * 64}
+
+    other = doctored(recorded, run, tmp_path / "store", {"prepare": another_corpus})
+    ids = pq.read_table(next(Path(recorded.root).glob("artifacts/prepare-*/corpus.parquet")))
+    ids = ids["passage_id"].to_pylist()
+    found = compared((recorded, run), other)
+    upstream = changed_rows(found)["bm25"]
+    assert upstream["documents"] | {"said": ""} == {
+        "removed": 2, "added": 1, "changed": 1, "said": "",
+        "first_removed": ids[10], "first_added": "new", "first_changed": ids[3],
+    }  # fmt: skip
+    assert "queries" not in upstream and "judgements" not in upstream
+    assert all("difference" in row["tests"][0] for row in found["rows"])  # the queries are the same
+    assert any("documents: 2 removed" in text for text in as_table(found)[0].values())
+
+
+def test_queries_that_differ_are_not_paired(recorded, run, tmp_path):
+    def another_judgement(manifest, folder):
+        rows = pq.read_table(folder / "test_qrels.parquet")
+        rewritten(manifest, folder, "test_qrels.parquet", rows.slice(1))
+
+    other = doctored(recorded, run, tmp_path / "store", {"prepare": another_judgement})
+    found = compared((recorded, run), other)
+    for row in found["rows"]:
+        [test] = row["tests"]
+        assert test["refused"].startswith("not paired: the runs have other judgements: 1 removed, ")
+    json.dumps(found, allow_nan=False)
+
+
+def test_other_bytes_from_the_same_inputs_are_said_to_be_so(recorded, run, tmp_path):
+    other = doctored(recorded, run, tmp_path / "store", {"merge": lambda manifest, folder: None})
+    upstream = changed_rows(compared((recorded, run), other))["aligned-1"]
+    [first] = upstream["first"]
+    assert first["what"] == ["the same inputs, options, code and libraries, but other bytes"]
+    assert first["artifacts"][0].startswith("merge-")
+
+
+def test_one_run_is_not_a_comparison(recorded, run):
+    with pytest.raises(DataError, match="at least two runs"):
+        compare_runs([ComparedRun(recorded, run)])
+
+
+def test_rows_are_compared_by_id_whatever_their_order(tmp_path):
+    def table(name: str, rows: list[tuple[str, str, str]]) -> Path:
+        pq.write_table(pa.table(list(zip(*rows, strict=True)), schema=PASSAGES), tmp_path / name)
+        return tmp_path / name
+
+    one = table("1", [("a", "", "x"), ("b", "", "y"), ("c", "t", "z")])
+    assert not row_difference(
+        one, table("2", [("c", "t", "z"), ("a", "", "x"), ("b", "", "y")]), ("passage_id",)
+    )
+    other = table("3", [("d", "", "x"), ("c", "t", "Z"), ("a", "", "x")])
+    assert row_difference(one, other, ("passage_id",)) == RowDifference(1, 1, 1, "b", "d", "c")
+    empty = tmp_path / "4"
+    pq.write_table(PASSAGES.empty_table(), empty)
+    assert row_difference(one, empty, ("passage_id",)) == RowDifference(3, 0, 0, "a")
+    assert row_difference(empty, one, ("passage_id",)) == RowDifference(0, 3, 0, "", "a")
