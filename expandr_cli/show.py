@@ -1,6 +1,8 @@
 """Print runs, artifacts and their lineage in the terminal, and verify them."""
 
 import json
+import shlex
+from collections.abc import Iterable
 
 from rich.console import Console
 from rich.markup import escape
@@ -60,11 +62,25 @@ def _show_run(out: Console, store: Store, run: RecordedRun) -> None:
             counts,
         )
     out.print(table)
+    _print_curves(out, store, [step.artifact.key for step in run.steps])
     print_summary(out, store, run)
     out.print("\nlineage of the best models", style="bold")
     seen: set[str] = set()
     for role in ("llm", "retriever"):
         out.print(_lineage(store, run.models[role].key, role, seen))
+
+
+def _print_curves(out: Console, store: Store, keys: Iterable[str]) -> None:
+    """Say where TensorBoard's logs of trainings lie, if this machine has them."""
+    found = [folder for key in dict.fromkeys(keys) if (folder := store.curves / key).is_dir()]
+    if found:
+        where = found[0] if len(found) == 1 else store.curves
+        out.print("curves of the training, on this machine:", highlight=False)
+        out.print(
+            f"  tensorboard --logdir {shlex.quote(str(where))}", highlight=False, soft_wrap=True
+        )
+        for folder in found if len(found) > 1 else []:
+            out.print(f"  {folder}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _show_artifact(out: Console, store: Store, key: str) -> None:
@@ -82,6 +98,7 @@ def _show_artifact(out: Console, store: Store, key: str) -> None:
     if manifest["parts"]:
         out.print(f"  {len(manifest['parts'])} parts, the first {manifest['parts'][0]['key']}")
     out.print(f"  in {store.url}/artifacts/{key}", highlight=False, soft_wrap=True)
+    _print_curves(out, store, [key])
     artifact = store.lookup(key) if key.startswith("compare-") else None
     if artifact:
         print_comparison(out, read_comparison(store.local(artifact)))

@@ -72,6 +72,7 @@ class Store:
         self.cache_bytes = cache_bytes
         default = Path(self.root, ".scratch") if self.is_local else Path("~/.cache/expandr")
         self._scratch = Path(scratch or default).expanduser().absolute()
+        self.curves = self._scratch / "tensorboard"  # of trainings on this machine, by key
         if self.is_local:
             return
         if not url.startswith("s3://"):
@@ -86,9 +87,7 @@ class Store:
     @property
     def scratch(self) -> Path:
         """The local folder for unfinished work and downloads, created on first use."""
-        with contextlib.suppress(
-            OSError
-        ):  # a read-only store needs none; the first write reports it
+        with contextlib.suppress(OSError):  # a read-only store needs none; a write reports it
             self._scratch.mkdir(parents=True, exist_ok=True)
         return self._scratch
 
