@@ -4,6 +4,7 @@ One room for each noun of the field; a room imports only what stands below it:
 
     stages          one program for each kind of artifact
     planning demo   what a run will cost; the built-in world
+    lineage         how a number came to be, and why two runs differ
     training        DPO, and the retriever's contrastive loss
     evaluation      runs to metrics, tests and comparisons
     retrieval preferences

@@ -7,8 +7,9 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 
 from expandr_core.errors import DataError
-from expandr_core.lineage.compare_runs import ComparedRun, as_table
+from expandr_core.lineage.compare_runs import as_table
 from expandr_core.lineage.compare_runs import compare_runs as compare
+from expandr_core.lineage.compared_run import ComparedRun
 from expandr_core.store.run_records import find_recorded
 from tasks.progress import only_shown
 from tasks.stage import open_store

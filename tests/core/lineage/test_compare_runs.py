@@ -10,7 +10,8 @@ import pytest
 from doctored import doctored
 
 from expandr_core.errors import DataError
-from expandr_core.lineage.compare_runs import ComparedRun, as_table, compare_runs
+from expandr_core.lineage.compare_runs import as_table, compare_runs
+from expandr_core.lineage.compared_run import ComparedRun
 from expandr_core.lineage.tables import RowDifference, row_difference
 from expandr_core.records import PASSAGES
 

@@ -1,0 +1,71 @@
+"""A run that is compared with another: its report, its evaluations, and what these were measured on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from expandr_core.evaluation.comparison import join_subsets, read_comparison
+from expandr_core.lineage.nodes import Lineage
+from expandr_core.lineage.recompute import Recomputation
+from expandr_core.store.artifacts import Artifact
+from expandr_core.store.run_records import RecordedRun
+from expandr_core.store.store import Store
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """A run that is compared.
+
+    Attributes:
+        store: that keeps it.
+        run: its record.
+    """
+
+    store: Store
+    run: RecordedRun
+
+    @cached_property
+    def lineage(self) -> Lineage:
+        """The manifests upstream of its report."""
+        return Lineage(self.store, self.run)
+
+    @cached_property
+    def comparison(self) -> dict[str, Any]:
+        """Its report."""
+        return read_comparison(self.store.local(self.run.report))
+
+    @cached_property
+    def measured(self) -> Recomputation:
+        """The evaluations of its report."""
+        manifest = self.lineage.node(self.run.report.key).manifest
+        return Recomputation(self.store, self.comparison, manifest)
+
+    def row(self, dataset: str, system: str) -> dict[str, Any] | None:
+        """Return the report's row of a system on a dataset."""
+        rows = self.comparison["results"]
+        found = [row for row in rows if (row["dataset"], row["system"]) == (dataset, system)]
+        return found[0] if found else None
+
+    def scores(self, dataset: str, system: str) -> pa.Table:
+        """Return query_id, cluster and nDCG@10 of a system, as its report tested them."""
+        tables: dict[str, list[pa.Table]] = {}
+        for subset, _, key in self.measured.evaluations(dataset, system):
+            path = self.store.local(Artifact(key=key, digest="")) / "per_query.parquet"
+            tables.setdefault(subset, []).append(pq.read_table(path))
+        several = any(seeds > 1 for seeds in self.measured.seeds.values())
+        return join_subsets(tables, several, self.comparison.get("subsets_are", "parts"))[1]
+
+    def data(self, dataset: str, system: str, role: str) -> Iterator[Artifact]:
+        """Yield the corpora, queries or judgements that a system was measured on, by subset."""
+        for _, seed, key in self.measured.evaluations(dataset, system):
+            node = self.lineage.node(key)
+            if role == "corpus" and (
+                made := node.inputs.get("embeddings") or node.inputs.get("index")
+            ):
+                node = self.lineage.node(made["key"])
+            if seed == 0:
+                yield Artifact(**node.inputs[role])
