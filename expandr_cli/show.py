@@ -88,7 +88,11 @@ def _show_artifact(out: Console, store: Store, key: str) -> None:
     out.print(key, style="bold")
     for name in ("digest", "created", "seconds", "commit", "hardware", "version", "seed"):
         out.print(f"  {name:<10}{fact(manifest, name)}", highlight=False)
-    for name in ("options", "counts", "libraries", "sources"):
+    for name in ("python", "gpus", "peak_memory", "peak_gpu_memory", "tokens"):
+        if manifest.get(name):  # earlier versions did not record them
+            out.print(f"  {name:<10}{manifest[name]}", highlight=False, markup=False)
+    more = ["vllm_libraries"] if "vllm_libraries" in manifest else []
+    for name in ("options", "counts", "libraries", *more, "sources"):
         out.print(f"  {name}", highlight=False)
         out.print_json(json.dumps(fact(manifest, name)), indent=2)
     files = Table("file", "bytes", "SHA-256")

@@ -54,7 +54,7 @@ class ComparedRun:
         """Return query_id, cluster and nDCG@10 of a system, as its report tested them."""
         tables: dict[str, list[pa.Table]] = {}
         for subset, _, key in self.measured.evaluations(dataset, system):
-            path = self.store.local(Artifact(key=key, digest="")) / "per_query.parquet"
+            path = self.store.local(Artifact(key=key, digest="", path="per_query.parquet"))
             tables.setdefault(subset, []).append(pq.read_table(path))
         several = any(seeds > 1 for seeds in self.measured.seeds.values())
         return join_subsets(tables, several, self.comparison.get("subsets_are", "parts"))[1]
