@@ -280,7 +280,7 @@ def test_a_parent_that_is_killed_finds_its_runs_again_when_it_is_tried_again(
 
 def test_a_worker_that_comes_late_makes_what_killed_ones_have_left(workers, llm_folder, tmp_path):
     """Their runs stay Running: nobody has noticed their death."""
-    store = filled(tmp_path / "store", llm_folder, 100)
+    store = filled(tmp_path / "store", llm_folder, 300)
     made: list[Artifact] = []
     placement = PLACED.model_copy(update={"runs_at_once": 3})
     parent = threading.Thread(target=lambda: made.append(expanded(store, placement, 128)))
