@@ -14,6 +14,7 @@ weights that are best on it are kept.
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self
 
 from expandr_core.options.base import Options, identity
@@ -21,7 +22,7 @@ from expandr_core.options.loop import JointLoopOptions
 from expandr_core.options.retriever import EncodingOptions, FusionOptions
 from expandr_core.options.training import RetrieverTrainingOptions
 from expandr_core.planning.workload import PlannedStep
-from expandr_core.runtime.job import Job
+from expandr_core.runtime.job import FETCHED_AT_ONCE, Job
 from expandr_core.runtime.model_folders import SENTENCE_CONFIG
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ def run(job: Job) -> None:
     expansions = None
     if "expansions" in job.spec.inputs and options.trained.expansion_weight > 0:
         shards = job.store.shards(job.spec.inputs["expansions"])
-        expansions = [job.store.local(shard) for shard in shards]
+        with ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
+            expansions = list(pool.map(job.store.local, shards))
     task = RetrieverTask(
         examples=file_in(job.inputs["examples"], "retriever.parquet"),
         mined=file_in(mined, "negatives.parquet") if mined else None,
