@@ -3,7 +3,8 @@
 Modules and prompts are the library's; only the order of the work differs:
 
 - Many texts are tokenised at once, and batched by their number of tokens (the library: characters).
-- Each visible GPU encodes with its copy of the model.
+- Each visible GPU encodes with its copy of the model, while threads tokenise what comes next. Its
+  batches are padded to a few widths, for which it finds memory and plans again.
 - On a CPU, each thread has its own batches, small enough for its cache. Threads that share a batch wait
   for each other after every layer, and longer if other programs use the cores too.
 - There, some operators are replaced; see `cpu_operators`.
@@ -27,11 +28,16 @@ from sentence_transformers.util import batch_to_device, truncate_embeddings
 from torch import Tensor
 
 from expandr_core.encoders.cpu_operators import CPUOperators, helps, keep_freed_memory
-from expandr_core.encoders.sentence_transformer import PROMPT_NAMES
+from expandr_core.encoders.tokenising import (
+    Features,
+    Kind,
+    tokenise,
+    tokenised_ahead,
+    twin_of,
+    widen,
+)
 
-Kind = Literal["query", "document"]  # as in encode_query and encode_document
 Precision = Literal["float32", "bfloat16"]
-Features = dict[str, Any]
 CPU_TEXTS = 128  # texts that a thread takes and tokenises at once
 _CPU_TOKENS = 2048  # per batch, so that MiniLM's activations fit into a cache
 _CPU_WORKERS = 8  # more would wait for Python's lock
@@ -63,27 +69,37 @@ class BulkEncoder:
         Returns:
             (texts, dimensions), in the order of the texts.
         """
-        # Cut the texts into blocks, the longest first, which all workers take from one iterator.
+        # Cut the texts into blocks, the longest first, which all workers take in turn.
         dimensions = int(self.model.get_embedding_dimension() or 0)
         vectors = np.empty((len(texts), dimensions), dtype=np.float32)
         on_cpu = self.model.device.type == "cpu"
         at_once = CPU_TEXTS if on_cpu else 8 * self._batch_size
         longest_first = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
         starts = range(0, len(texts), at_once)
-        blocks = iter([longest_first[start : start + at_once] for start in starts])
+        rows = [longest_first[start : start + at_once] for start in starts]
+        blocks = [[texts[row] for row in own] for own in rows]
+        numbers = iter(range(len(blocks)))
+        reading = nullcontext() if on_cpu else tokenised_ahead(self._worker, blocks, kind)
+        with reading as ahead:
 
-        def work(model: SentenceTransformer) -> None:
-            for rows in blocks:
-                block = [texts[row] for row in rows]
-                vectors[rows] = self._forward(model, block, kind).numpy()
+            def work(model: SentenceTransformer) -> None:
+                for number in numbers:
+                    block = blocks[number]
+                    features = ahead[number].result() if ahead else tokenise(model, block, kind)
+                    vectors[rows[number]] = self._forward(model, features, len(block), kind)
 
-        # Run one worker per GPU, or per core with a share of the threads.
+            self._share(work, len(blocks))
+        return vectors
+
+    def _share(self, work: Callable[[SentenceTransformer], None], blocks: int) -> None:
+        """Let a worker per GPU, or per core with a share of the threads, work at the same time."""
+        on_cpu = self.model.device.type == "cpu"
         threads = torch.get_num_threads()
         workers = min(_CPU_WORKERS, threads) if on_cpu else torch.cuda.device_count()
-        models = [self._worker, *self._copies_for(min(workers, len(starts)) - 1)]
+        models = [self._worker, *self._copies_for(min(workers, blocks) - 1)]
         if len(models) == 1:
             work(self._worker)
-            return vectors
+            return
         share = max(1, threads // len(models)) if on_cpu else threads
         try:
             with ThreadPoolExecutor(
@@ -92,7 +108,6 @@ class BulkEncoder:
                 list(pool.map(work, models))
         finally:
             torch.set_num_threads(threads)
-        return vectors
 
     def _copies_for(self, workers: int) -> list[SentenceTransformer]:
         """Return a copy of the model for each additional worker; on a CPU, copies share its weights."""
@@ -100,32 +115,27 @@ class BulkEncoder:
             if self.model.device.type == "cuda":
                 twin = copy.deepcopy(self._worker).to(f"cuda:{number + 1}")
             else:
-                weights = [*self._worker.parameters(), *self._worker.buffers()]
-                twin = copy.deepcopy(self._worker, {id(weight): weight for weight in weights})
+                twin = twin_of(self._worker)
             self._copies.append(twin)
         return self._copies[: max(0, workers)]
 
     @torch.inference_mode()
-    def _forward(self, model: SentenceTransformer, texts: list[str], kind: Kind) -> Tensor:
-        """Tokenise and encode a block of texts; return (texts, dimensions) as float32 on the CPU."""
-        features = model.preprocess(texts, prompt=prompt_of(model, kind), task=kind)
+    def _forward(
+        self, model: SentenceTransformer, features: Features, texts: int, kind: Kind
+    ) -> NDArray[np.float32]:
+        """Encode tokenised texts; return (texts, dimensions)."""
         device = model.device
-        tokens = _CPU_TOKENS if device.type == "cpu" else None
-        encoded = torch.empty(len(texts), int(model.get_embedding_dimension() or 0))
+        on_cpu = device.type == "cpu"
+        tokens = _CPU_TOKENS if on_cpu else None
+        order: list[Tensor] = []
+        found: list[Tensor] = []
         with self._arithmetic():
-            for rows, batch in _batches(features, len(texts), self._batch_size, tokens):
-                vectors = vectors_of(model, batch_to_device(batch, device), kind)
-                encoded[rows] = vectors.float().cpu()
-        return encoded
-
-
-def prompt_of(model: SentenceTransformer, kind: Kind) -> str | None:
-    """Return the model's prompt for a kind of text.
-
-    sentence-transformers gives every model empty prompts "query" and "document", and its
-    `encode_document` uses the latter even if "passage" is set; here an empty prompt never hides another.
-    """
-    return next((text for name in PROMPT_NAMES[kind] if (text := model.prompts.get(name))), None)
+            for rows, batch in _batches(features, texts, self._batch_size, tokens, not on_cpu):
+                order.append(rows)
+                found.append(vectors_of(model, batch_to_device(batch, device), kind).float())
+        encoded = torch.empty(texts, found[0].shape[1])
+        encoded[torch.cat(order)] = torch.cat(found).cpu()  # one copy, after all batches
+        return encoded.numpy()
 
 
 def vectors_of(model: SentenceTransformer, features: Features, kind: Kind) -> Tensor:
@@ -162,7 +172,7 @@ def _with_bfloat16_weights(model: SentenceTransformer) -> SentenceTransformer:
 
 
 def _batches(
-    features: Features, texts: int, batch_size: int, most_tokens: int | None
+    features: Features, texts: int, batch_size: int, most_tokens: int | None, few_widths: bool
 ) -> Iterator[tuple[Tensor, Features]]:
     """Cut padded features into batches of texts of similar length, the longest first.
 
@@ -183,6 +193,8 @@ def _batches(
         rows = order[start : start + size]
         used = mask[rows].any(dim=0)
         used |= ~used.any()  # keep a column even if no text has a token
+        if few_widths:
+            widen(used)
         yield rows, {name: _cut(value, mask.shape, rows, used) for name, value in features.items()}
         start += size
 

@@ -11,7 +11,7 @@ from expandr_core.encoders.load import load_retriever, normalizes
 from expandr_core.options.retriever import EncodingOptions, FusionOptions
 
 if TYPE_CHECKING:
-    from expandr_core.encoders.bulk import Kind
+    from expandr_core.encoders.tokenising import Kind
     from expandr_core.runtime.job import Job
 
 Vectors = NDArray[np.float32]

@@ -19,7 +19,8 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from sentence_transformers.util import batch_to_device
 from torch import Tensor
 
-from expandr_core.encoders.bulk import Kind, Precision, prompt_of, vectors_of
+from expandr_core.encoders.bulk import Precision, vectors_of
+from expandr_core.encoders.tokenising import Kind, prompt_of
 from expandr_core.seeding import derive_seed
 
 SMALL_BATCH = 8  # fits into the cache of a CPU

@@ -8,7 +8,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from tiny_models import save_llm
 
-from expandr_core.encoders.bulk import BulkEncoder, Kind
+from expandr_core.encoders.bulk import BulkEncoder
+from expandr_core.encoders.tokenising import Kind
 from expandr_core.training.grad_cache import GradCache
 
 PROMPTS = {"query": "lay0 ", "passage": "tech1 tech2 "}
