@@ -76,8 +76,10 @@ def make_artifact(
                 stop_if_asked()
                 show(done, total, unit)
 
-            run = run_in_child if needs_child(spec) else run_stage
-            return run(on_this_machine(spec), store, report)
+            own = on_this_machine(spec)
+            if needs_child(spec):
+                return run_in_child(own, store, report, environment=dict(os.environ))
+            return run_stage(own, store, report)
 
 
 def open_store(url: str) -> Store:

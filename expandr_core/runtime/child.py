@@ -34,11 +34,21 @@ def is_on_cpu(spec: StageSpec) -> bool:
 
 
 def run_in_child(
-    spec: StageSpec, store: Store, progress: Progress, python: str = sys.executable
+    spec: StageSpec,
+    store: Store,
+    progress: Progress,
+    python: str = sys.executable,
+    environment: dict[str, str] | None = None,
 ) -> Artifact:
     """Make the artifact in a child process, which ends with this call, as do its descendants.
 
-    On a CPU, every child but the first is a fork of one that has imported its libraries.
+    Args:
+        spec: of the artifact.
+        store: where it goes.
+        progress: is told how far the stage is.
+        python: interpreter of the child.
+        environment: of this process, if later children may be forks of one that has imported what they
+            need; see `fork_server`. Stages on a GPU are no forks.
 
     Raises:
         DataError: if the input is at fault.
@@ -52,8 +62,8 @@ def run_in_child(
             arguments = [str(path), store.url, str(store.scratch)]
             arguments += [str(store.cache_bytes)] if store.cache_bytes is not None else []
             child = None
-            if python == sys.executable and is_on_cpu(spec):
-                child = fork(arguments, stderr)
+            if environment and is_on_cpu(spec):
+                child = fork(arguments, stderr, environment)
             child = child or subprocess.Popen(
                 [python, "-m", "expandr_core.runtime.runner", *arguments],
                 stdin=subprocess.DEVNULL,  # prompts would go unseen

@@ -78,19 +78,18 @@ class ForkServer:
         self._control.close()
         self._process.wait()
 
-    def fork(self, arguments: list[str], errors: IO[bytes]) -> Forked:
-        """Run a stage program in a fork, with the folder and the environment that this process has now.
-
-        (What libraries read from the environment on their import is from the start of the server.)
+    def fork(self, arguments: list[str], errors: IO[bytes], environment: dict[str, str]) -> Forked:
+        """Run a stage program in a fork, in the folder that this process is in now.
 
         Args:
             arguments: of `runner.main`.
             errors: its standard error.
+            environment: its environment. (What libraries read on their import is the server's.)
         """
         pipes = [os.pipe(), os.pipe()]
         theirs = [pipes[0][1], errors.fileno(), pipes[1][1]]
         try:
-            message = json.dumps([str(Path.cwd()), dict(os.environ), arguments]).encode()
+            message = json.dumps([str(Path.cwd()), environment, arguments]).encode()
             socket.send_fds(self._control, [message], theirs)
         finally:
             for _, writing in pipes:
@@ -104,7 +103,7 @@ _children = 0
 _server: ForkServer | None = None
 
 
-def fork(arguments: list[str], errors: IO[bytes]) -> Forked | None:
+def fork(arguments: list[str], errors: IO[bytes], environment: dict[str, str]) -> Forked | None:
     """Run a stage program in a fork; None for the first child, which imports what it needs."""
     global _children, _server
     with _lock:
@@ -115,7 +114,7 @@ def fork(arguments: list[str], errors: IO[bytes]) -> Forked | None:
             _server.close()
             _server = None
         _server = _server or ForkServer()
-        return _server.fork(arguments, errors)
+        return _server.fork(arguments, errors, environment)
 
 
 def serve(control: socket.socket, libraries: Sequence[str]) -> None:

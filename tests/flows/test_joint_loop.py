@@ -15,6 +15,7 @@ import pytest
 import tiny_loop
 from finished_loop import finished, task_runs
 from prefect import flow
+from stage_processes import stage_processes
 from typer.testing import CliRunner
 
 from expandr_cli.main import app
@@ -305,12 +306,8 @@ def test_what_the_input_has_wrong_is_not_tried_again(first, store, stage):
 def kill_the_first_stage() -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        for child in psutil.Process().children(recursive=True):
-            try:
-                if "expandr_core.runtime.runner" in child.cmdline():
-                    return child.kill()
-            except psutil.Error:
-                continue
+        for child in stage_processes():
+            return child.kill()
         time.sleep(0.01)
 
 

@@ -1,5 +1,6 @@
 """Forked stages are like children that are started: what they make, how they end, and with whom."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -15,18 +16,22 @@ from expandr_core.runtime.fork_server import Forked, ForkServer
 from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import make_spec, run_stage
 from expandr_core.stages.import_model import ImportOptions
-from expandr_core.store.artifacts import StageSpec
+from expandr_core.store.artifacts import Artifact, StageSpec
 from expandr_core.store.store import Store
 
 SMALL = DemoWorldOptions(instruct_entities=4, train_entities=6, dev_entities=3, test_entities=3)
 LONG = DemoWorldOptions(train_entities=10**6)  # it would take minutes
 PROGRAM = """
-import sys
+import os, sys
 from expandr_core.runtime.fork_server import ForkServer
-forked = ForkServer([]).fork([sys.argv[1], sys.argv[2]], sys.stderr.buffer)
+forked = ForkServer([]).fork([sys.argv[1], sys.argv[2]], sys.stderr.buffer, dict(os.environ))
 print(forked.pid, flush=True)
 forked.wait()
 """
+
+
+def fork_of(spec: StageSpec, store: Store) -> Artifact:
+    return run_in_child(spec, store, no_progress, environment=dict(os.environ))
 
 
 def write(spec: StageSpec, folder: Path) -> Path:
@@ -67,13 +72,15 @@ def forked(server, tmp_path) -> Forked:
     """A stage that takes long."""
     spec = write(make_spec("demo_world", LONG, device="cpu"), tmp_path)
     with (tmp_path / "stderr").open("wb") as errors:
-        return server.fork([str(spec), str(tmp_path / "store")], errors)
+        return server.fork([str(spec), str(tmp_path / "store")], errors, dict(os.environ))
 
 
 def test_a_fork_makes_what_this_process_makes(forking, tmp_path):
     for seed in (1, 2):
         spec = make_spec("demo_world", SMALL, seed=seed, device="cpu")
-        made = run_in_child(spec, Store(str(tmp_path / "forked")), no_progress)
+        made = run_in_child(
+            spec, Store(str(tmp_path / "forked")), no_progress, environment=dict(os.environ)
+        )
         assert made == run_stage(spec, Store(str(tmp_path / "here")), no_progress)
 
 
@@ -81,11 +88,11 @@ def test_bad_input_and_faults_are_told_apart(forking, tmp_path):
     store = Store(str(tmp_path))
     spec = make_spec("import_model", ImportOptions(kind="llm", folder=str(tmp_path)), device="cpu")
     with pytest.raises(DataError):
-        run_in_child(spec, store, no_progress)
+        fork_of(spec, store)
     broken = make_spec("demo_world", SMALL, device="cpu")
     broken.runtime["options"] = None
     with pytest.raises(RuntimeError, match=r"(?s)ended with 1.*Traceback"):
-        run_in_child(broken, store, no_progress)
+        fork_of(broken, store)
 
 
 def test_a_stage_that_is_killed_says_so(forked):
@@ -116,6 +123,6 @@ def test_a_fork_is_in_the_folder_of_the_moment(server, tmp_path, monkeypatch):
     write(make_spec("demo_world", SMALL, device="cpu"), tmp_path)
     monkeypatch.chdir(tmp_path)
     with (tmp_path / "stderr").open("wb") as errors:
-        forked = server.fork(["spec.json", "store"], errors)
+        forked = server.fork(["spec.json", "store"], errors, dict(os.environ))
     assert '"artifact"' in forked.stdout.read()
     assert forked.wait() == 0

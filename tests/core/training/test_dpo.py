@@ -5,20 +5,19 @@ import json
 import logging
 import math
 import shutil
-import signal
 import threading
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import pytest
 import torch
 from evaluation_world import put
 from flat_options import flat
 from safetensors.torch import load_file
+from stage_processes import stage_processes
 from store_keys import full
 from tiny_models import EOS
 from trl.trainer.dpo_trainer import DPOTrainer
@@ -342,9 +341,8 @@ def kill_at_checkpoint(checkpoints: Path, step: int, processes: int = 1) -> None
     ):
         assert time.monotonic() < deadline, "no checkpoint came"
         time.sleep(0.01)
-    for child in psutil.Process().children():
-        if "expandr_core.runtime.runner" in child.cmdline():
-            child.send_signal(signal.SIGKILL)
+    for child in stage_processes():
+        child.kill()
 
 
 def is_whole(checkpoint: Path, processes: int) -> bool:

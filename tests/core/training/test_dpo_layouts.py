@@ -18,6 +18,7 @@ import torch
 from flat_options import flat
 from rank_programs import ranks_of
 from safetensors.torch import load_file
+from stage_processes import stage_processes
 from test_dpo import job_of, kill_at_checkpoint, no_progress, put_inputs, row
 
 from expandr_core.errors import DataError
@@ -157,11 +158,7 @@ def test_a_training_of_several_that_diverges_ends_and_keeps_nothing(shared, name
 def processes() -> list[psutil.Process]:
     """Return the stage's process, and those that train for it; none once it was killed."""
     with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is one, too
-        stages = [
-            each
-            for each in psutil.Process().children()
-            if "expandr_core.runtime.runner" in each.cmdline()
-        ]
+        stages = stage_processes()
         return [each for stage in stages for each in [stage, *stage.children(recursive=True)]]
     return []
 

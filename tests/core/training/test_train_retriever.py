@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -10,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import retriever_world as world
 from flat_options import flat
+from stage_processes import stage_processes
 
 from expandr_core.encoders.fusion import Fusion
 from expandr_core.encoders.load import load_retriever
@@ -260,9 +259,8 @@ def kill_at_first_checkpoint(checkpoints: Path) -> None:
     while not list(checkpoints.glob("checkpoint-*.pt")):
         assert time.monotonic() < deadline, "no checkpoint came"
         time.sleep(0.01)
-    for child in psutil.Process().children():
-        if "expandr_core.runtime.runner" in child.cmdline():
-            child.send_signal(signal.SIGKILL)
+    for child in stage_processes():
+        child.kill()
 
 
 def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path, caplog):
