@@ -172,11 +172,12 @@ def _join_columns(
     joined = []
     for side in zip(*pairs, strict=True):
         _, heads, _, width = side[0].shape
-        target = side[0].new_zeros((rows, heads, kept + ROOM, width))
+        target = side[0].new_empty((rows, heads, kept + ROOM, width))
         begin = 0
         for tensor, (_, chosen) in zip(side, parts, strict=True):
             end, own = begin + len(chosen), min(tensor.shape[-2], kept)
             source = tensor[:, :, tensor.shape[-2] - own :]
+            target[begin:end, :, : kept - own] = 0  # hidden, but a NaN would show through
             target[begin:end, :, kept - own : kept] = source[chosen]
             begin = end
         joined.append(target)

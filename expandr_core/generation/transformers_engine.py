@@ -23,7 +23,8 @@ from expandr_core.generation.sampling import Sampler
 from expandr_core.options.generation import ChatOptions, Precision, SamplingOptions
 from expandr_core.runtime.device import run_device
 
-MANY = 1 / 8  # share of a batch that is finished when these texts leave it
+SMALL = 300_000_000  # parameters
+MANY = 1 / 8
 
 
 @dataclass
@@ -45,15 +46,16 @@ class TransformersGenerator:
         device: str,
         adapter: Path | None = None,
         chat: ChatOptions | None = None,
-        batch_size: int = 64,
+        batch_size: int = 0,
         precision: Precision = "auto",
     ):
-        """Load a model and its adapter from local folders."""
-        self.device, self.batch_size = run_device(device), batch_size
+        """Load a model and its adapter from local folders; the options say what 0 and "auto" mean."""
+        self.device = run_device(device)
         self.codec = Codec(folder, chat)
         self.precision = writing_precision(folder, self.device, precision)
         model = load_adapted(folder, adapter, getattr(torch, self.precision))
         self.model = model.to(self.device).eval()
+        self.batch_size = batch_size or (256 if model.num_parameters() < SMALL else 64)
 
     def generate(
         self, requests: Sequence[Request], sampling: SamplingOptions, max_prompt_tokens: int

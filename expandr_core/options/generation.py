@@ -64,7 +64,12 @@ class TinyLLMOptions(Options):
 class TransformersOptions(Options):
     """The engine transformers, in the stage's process."""
 
-    batch_size: Positive = runtime(64, description="Texts generated at once.")
+    batch_size: int = runtime(
+        0,
+        ge=0,
+        description="Texts generated at once. 0: 256 for a model of less than 300 million parameters, "
+        "otherwise 64.",
+    )
 
 
 class VLLMOptions(Options):
