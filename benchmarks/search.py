@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.search_world import make_world
 from benchmarks.side_by_side import HERE, Side, former_tree, ratios, take_turns
-from expandr_core.retrieval.products import quickest_precision
+from expandr_core.retrieval.products import quickest_proposer
 
 SIDE = HERE / "benchmarks" / "search_side.py"
 FORMER, BEIR = "the former commit", "beir"
@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--world", type=Path)
     arguments = parser.parse_args()
     sizes = (100_000, 1_000) if arguments.small else (1_000_000, 7_000)
-    quickest = quickest_precision("cpu")
+    quickest = quickest_proposer("cpu")
     with tempfile.TemporaryDirectory() as folder, former_tree() as tree:
         out = Path(folder)
         world = arguments.world or out / "world"

@@ -21,8 +21,9 @@ from expandr_core.records import RUN
 from expandr_core.retrieval.index import Index, Positions, require_finite
 from expandr_core.retrieval.products import (
     UNDERFLOW,
+    Proposer,
     lengths_of,
-    quickest_precision,
+    quickest_proposer,
     summation_error,
     tiles,
 )
@@ -36,7 +37,7 @@ _LAST = np.uint64((1 << 32) - 1)
 
 
 def nearest(
-    queries: Vectors, index: Index, k: int, memory_gb: float, precision: str = ""
+    queries: Vectors, index: Index, k: int, memory_gb: float, proposer: Proposer | None = None
 ) -> tuple[Vectors, Positions]:
     """Find the k passages of largest inner product with each query.
 
@@ -46,8 +47,7 @@ def nearest(
         k: passages per query; all of them if there are fewer.
         memory_gb: limit for vectors, proposals and scores. The corpus is read once for as many queries
             as fit.
-        precision: of the products that propose passages, "float32" or "bfloat16"; by default the
-            quickest. It changes no result.
+        proposer: what proposes passages; by default the quickest. It changes no result.
 
     Returns:
         Scores in descending order, and positions in the index; both (queries, min(k, passages)).
@@ -61,10 +61,10 @@ def nearest(
     scores = np.empty((len(queries), k), dtype=np.float32)
     positions = np.empty((len(queries), k), dtype=np.int64)
     at_once = queries_at_once(index, k, memory_gb)
-    precision = precision or quickest_precision(index.devices[0])
+    proposer = proposer or quickest_proposer(index.devices[0])
     for first in range(0, len(queries) if k else 0, at_once):
         group = slice(first, first + at_once)
-        keys = _best_keys(queries[group], index, k, memory_gb, precision)
+        keys = _best_keys(queries[group], index, k, memory_gb, proposer)
         scores[group], positions[group] = _decode(keys, index)
     return scores, positions
 
@@ -75,11 +75,13 @@ def queries_at_once(index: Index, k: int, memory_gb: float) -> int:
     return max(1, int(memory_gb * 1e9 / 2 / each))
 
 
-def _best_keys(queries: Vectors, index: Index, k: int, memory_gb: float, precision: str) -> Keys:
+def _best_keys(
+    queries: Vectors, index: Index, k: int, memory_gb: float, proposer: Proposer
+) -> Keys:
     """Return the keys of the k best passages of each query, descending; (queries, k)."""
     passages = len(index.passage_ids)
     wanted = min(2 * k + _MARGIN, passages)
-    proposals = propose(queries, index, wanted, memory_gb, precision)
+    proposals = propose(queries, index, wanted, memory_gb, proposer)
 
     # score those that can be among the k best
     highest = proposals.at_most()

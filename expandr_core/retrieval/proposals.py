@@ -1,4 +1,4 @@
-"""Propose passages that may be the nearest: those of largest products in low precision.
+"""Propose passages that may be the nearest: those of largest products in low precision, or faiss's.
 
 The corpus is read once, and the best so far of all queries is kept. A product that is not above a
 query's worst proposal so far is skipped by a comparison; the others are collected until there are twice
@@ -16,6 +16,7 @@ from expandr_core.retrieval.index import Block, Index, Positions, require_finite
 from expandr_core.retrieval.products import (
     UNDERFLOW,
     Errors,
+    Proposer,
     lengths_of,
     summation_error,
     tile_of,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _BLOCK = 4  # tiles of passages that are read at once
 _GROUP = 32  # passages that are compared together
 _SORTED_AT_ONCE = 1 << 21  # proposals
+_FAISS_ON_GPU = 2048  # the most passages per query that faiss can return from a GPU
 
 
 class Proposals(NamedTuple):
@@ -62,7 +64,7 @@ def passages_at_once(index: Index, memory_gb: float) -> int:
 
 
 def propose(
-    queries: Vectors, index: Index, wanted: int, memory_gb: float, precision: str
+    queries: Vectors, index: Index, wanted: int, memory_gb: float, proposer: Proposer
 ) -> Proposals:
     """Propose passages for each query, in one pass over the corpus.
 
@@ -71,15 +73,17 @@ def propose(
         index: the encoded corpus.
         wanted: proposals per query; at most as many as there are passages.
         memory_gb: an eighth of it is for vectors of the corpus.
-        precision: of the products, "float32" or "bfloat16".
+        proposer: what multiplies, and in which precision.
 
     Raises:
         DataError: if a vector is not finite, as those of a diverged retriever.
     """
     import torch
 
+    precision = "float32" if proposer == "faiss" else proposer
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums in float32
     rounded = torch.from_numpy(queries).to(getattr(torch, precision))
-    pools = [_Pool(rounded.to(device), wanted) for device in index.devices]
+    pools = [_Pool(rounded.to(device), wanted, proposer) for device in index.devices]
     longest = furthest = 0.0
     own_threads = torch.set_num_threads, (torch.get_num_threads(),)
     with ThreadPoolExecutor(len(pools), "search", *own_threads) as threads:
@@ -106,14 +110,17 @@ def propose(
 class _Pool:
     """The best passages of every query among those that one device has seen."""
 
-    def __init__(self, queries: "Tensor", wanted: int):
+    def __init__(self, queries: "Tensor", wanted: int, proposer: Proposer):
         """Start without any.
 
         Args:
             queries: (queries, dimensions), on the device and in the precision of the products.
             wanted: passages per query.
+            proposer: what multiplies.
         """
         self._queries, self._wanted = queries, wanted
+        deep = queries.device.type == "cuda" and wanted > _FAISS_ON_GPU
+        self._by_faiss = proposer == "faiss" and not deep
         shape = len(queries), 2 * wanted
         self._products = queries.new_full(shape, -np.inf)
         self._positions = queries.new_zeros(shape).int()
@@ -122,6 +129,11 @@ class _Pool:
 
     def add(self, block: Block) -> None:
         """Collect the passages of a block whose products are above the limits."""
+        if self._by_faiss:
+            found, passages = _by_faiss(self._queries, block.vectors, self._wanted)
+            queries, place = (found > self._limits[:, None]).nonzero(as_tuple=True)
+            self._collect(queries, passages[queries, place] + block.start, found[queries, place])
+            return
         for rows, columns, products in tiles(block.vectors, self._queries):
             queries, passages, found = _above(products, self._limits[columns], self._wanted)
             if len(queries):
@@ -159,6 +171,28 @@ class _Pool:
         self._sort_out(torch.arange(len(self._queries), device=self._queries.device))
         kept = slice(None), slice(self._wanted)
         return self._products[kept].cpu(), self._positions[kept].cpu()
+
+
+def _by_faiss(queries: "Tensor", passages: "Tensor", k: int) -> tuple["Tensor", "Tensor"]:
+    """Let faiss find the k passages of largest products: these, descending, and the passages' rows.
+
+    Args:
+        queries: (queries, dimensions), float32.
+        passages: (passages, dimensions), float32, on the same device.
+        k: passages per query; all of them if there are fewer.
+    """
+    import faiss
+    import torch
+
+    k, metric, gpu = min(k, len(passages)), faiss.METRIC_INNER_PRODUCT, faiss
+    if queries.device.type == "cpu":
+        products, rows = faiss.knn(queries.numpy(), passages.numpy(), k, metric)
+        return torch.from_numpy(products), torch.from_numpy(rows)
+    from faiss.contrib import torch_utils  # noqa: F401 - lets faiss take tensors
+
+    with torch.cuda.device(queries.device):
+        memory = gpu.StandardGpuResources()
+        return gpu.knn_gpu(memory, queries, passages, k, metric=metric, device=queries.device.index)
 
 
 def _above(products: "Tensor", limits: "Tensor", most: int) -> tuple["Tensor", "Tensor", "Tensor"]:

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from expandr_core.errors import DataError
 from expandr_core.retrieval.exact import nearest
 from expandr_core.retrieval.index import Index, tie_order
-from expandr_core.retrieval.products import summation_error
+from expandr_core.retrieval.products import Proposer, summation_error
 from expandr_core.retrieval.proposals import propose
 
 GB = 1e-9
-PRECISIONS = ["float32", "bfloat16"]
+PROPOSERS: list[Proposer] = ["float32", "bfloat16", "faiss"]
 
 
 def index_of(vectors: np.ndarray, cuts: list[int], devices: int = 1) -> Index:
@@ -39,10 +39,10 @@ def brute_force(queries: np.ndarray, index: Index, k: int) -> tuple[np.ndarray, 
 
 def check(queries: np.ndarray, index: Index, k: int, memory_gb: float = 1.0) -> None:
     expected = brute_force(queries, index, k)
-    for precision in PRECISIONS:
-        scores, positions = nearest(queries, index, k, memory_gb, precision)
-        assert np.array_equal(scores, expected[0]), precision
-        assert np.array_equal(positions, expected[1]), precision
+    for proposer in PROPOSERS:
+        scores, positions = nearest(queries, index, k, memory_gb, proposer)
+        assert np.array_equal(scores, expected[0]), proposer
+        assert np.array_equal(positions, expected[1]), proposer
 
 
 @st.composite
@@ -105,12 +105,12 @@ def test_a_corpus_in_ascending_order_is_searched_though_every_block_is_better():
     check(np.ones((2, 4), np.float32), index_of(vectors, [4096]), 40, 8 * 64 * 900 * GB)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_no_inner_product_is_beyond_the_bound_of_its_proposal(precision):
+@pytest.mark.parametrize("proposer", PROPOSERS)
+def test_no_inner_product_is_beyond_the_bound_of_its_proposal(proposer):
     random = np.random.default_rng(5)
     vectors = (random.normal(size=(700, 96)) * random.uniform(0.1, 9, (700, 1))).astype(np.float16)
     queries = random.normal(size=(40, 96)).astype(np.float32)
-    proposals = propose(queries, index_of(vectors, [300]), 700, 1.0, precision)
+    proposals = propose(queries, index_of(vectors, [300]), 700, 1.0, proposer)
     exact = queries.astype(np.float64) @ vectors.astype(np.float64).T
     exact = np.take_along_axis(exact, proposals.positions.astype(np.int64), axis=1)
     slack = np.abs(proposals.products) * proposals.rounding + proposals.errors[:, None]
@@ -119,12 +119,12 @@ def test_no_inner_product_is_beyond_the_bound_of_its_proposal(precision):
     assert (exact[:, 9] >= proposals.at_least(10)).all()
     assert (np.diff(proposals.products) <= 0).all()
     lengths = np.linalg.norm(queries, axis=1) * np.linalg.norm(vectors.astype(float), axis=1).max()
-    loosest = {"float32": 2 * summation_error(96), "bfloat16": 2.0**-7}[precision]
+    loosest = 2.0**-7 if proposer == "bfloat16" else 2 * summation_error(96)
     assert (proposals.errors <= loosest * lengths).all()
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_products_beyond_single_precision_are_refused(precision):
+@pytest.mark.parametrize("proposer", PROPOSERS)
+def test_products_beyond_single_precision_are_refused(proposer):
     index = index_of(np.full((3, 2), 1e18, np.float32), [])
     with pytest.raises(DataError, match="products are not finite"):
-        nearest(np.full((1, 2), 1e21, np.float32), index, 1, 1.0, precision)
+        nearest(np.full((1, 2), 1e21, np.float32), index, 1, 1.0, proposer)
