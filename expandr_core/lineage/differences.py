@@ -126,9 +126,14 @@ def _own(one: Node, other: Node, keys: tuple[str, str], path: tuple[str, ...]) -
         keys,
         path,
         options,
-        {name: pair for name, pair in facts.items() if pair[0] != pair[1] and None not in pair},
+        {name: pair for name, pair in facts.items() if _differ(*pair)},
         {name: pair for name, pair in libraries.items() if ABSENT not in pair}
         | {f"{name} (vLLM's)": pair for name, pair in vllm.items() if ABSENT not in pair},
         differing(*({"files": each.get("sources", {})} for each in manifests)),
         {role: (a, b) for role, (a, b) in roles.items() if ABSENT in (a, b)},
     )
+
+
+def _differ(one: Any, other: Any) -> bool:
+    """Tell whether two facts are known and differ; earlier versions recorded fewer."""
+    return one != other and not {None, ""} & {one, other}
