@@ -105,8 +105,9 @@ def _print_upstream(console: Console, found: dict[str, Any]) -> None:
             systems = ", ".join(row["title"] for row in rows)
             lines = [f"{len(rows)} made otherwise: {systems}", *(f"  {line}" for line in said)]
             lines += [
-                f"  first: {first['path']}: {'; '.join(first['what'])}"
+                f"  first: {path}: {'; '.join(first['what'])}"
                 for first in rows[-1]["cause"]["first"]
+                for path in first["paths"]
             ]
             for line in lines:
                 console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)

@@ -173,9 +173,8 @@ def _upstream(first: ComparedRun, other: ComparedRun, dataset: str, system: str)
                 alike = name != "version" and part.get(name, pair) == pair
                 part[name if alike else f"{each.stage}: {name}"] = pair
             if each.first:
-                where = f"measured on {places[subset]}"
-                firsts.append({"path": " ← ".join([where, *each.path]), "artifacts": each.keys,
-                               "what": _said(each, named)})  # fmt: skip
+                paths = [" ← ".join([f"measured on {places[subset]}", *p]) for p in each.paths]
+                firsts.append({"paths": paths, "artifacts": each.keys, "what": _said(each, named)})
     plain: dict[str, Any] = {name: _plain(pairs) for name, pairs in found.items() if pairs}
     for role, (what, _) in _TABLES.items():
         if difference := _rows_that_differ(first, other, dataset, system, role):

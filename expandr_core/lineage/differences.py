@@ -12,6 +12,8 @@ from expandr_core.lineage.nodes import Lineage, Node
 from expandr_core.lineage.options import ABSENT, differing, flat, stage_defaults
 
 Pair = tuple[Any, Any]
+Keys = tuple[str, str]  # of an artifact in each of the two lineages
+Below = dict[Keys, list[tuple[str, Keys]]]  # inputs that differ, with their roles
 _FACTS = ("seed", "version", "commit", "python")
 
 
@@ -21,7 +23,7 @@ class Difference:
 
     Attributes:
         keys: of both.
-        path: of roles, from the number to here.
+        paths: of roles, from the number to here: a shortest one through each of its inputs.
         options: by path, within the stage.
         facts: seed, version of the stage, commit and Python, where they differ.
         libraries: by name, of both interpreters.
@@ -30,8 +32,8 @@ class Difference:
         first: whether nothing upstream differs.
     """
 
-    keys: tuple[str, str]
-    path: tuple[str, ...]
+    keys: Keys
+    paths: list[tuple[str, ...]]
     options: dict[str, Pair] = field(default_factory=dict)
     facts: dict[str, Pair] = field(default_factory=dict)
     libraries: dict[str, Pair] = field(default_factory=dict)
@@ -53,7 +55,7 @@ class Difference:
 def upstream_differences(
     before: Lineage, after: Lineage, keys: tuple[str, str]
 ) -> list[Difference]:
-    """Return what differs upstream of two artifacts, the nearest first, each with a shortest path.
+    """Return what differs upstream of two artifacts, and along which paths.
 
     Args:
         before: of the first artifact's store.
@@ -66,52 +68,68 @@ def upstream_differences(
     """
     if before.node(keys[0]).manifest["digest"] == after.node(keys[1]).manifest["digest"]:
         return []
-    paths: dict[tuple[str, str], tuple[str, ...]] = {keys: ()}
-    below: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    below: Below = {}
     queue = [keys]
     for pair in queue:
-        one, other = before.node(pair[0]), after.node(pair[1])
-        below[pair] = []
-        for role, reference in one.inputs.items() if one.stage == other.stage else ():
-            counterpart = other.inputs.get(role)
-            if counterpart is None or counterpart["digest"] == reference["digest"]:
-                continue
-            inputs = reference["key"], counterpart["key"]
-            below[pair].append(inputs)
-            if inputs not in paths:
-                paths[inputs] = (*paths[pair], role)
-                queue.append(inputs)
+        if pair not in below:
+            below[pair] = _inputs_that_differ(before.node(pair[0]), after.node(pair[1]))
+            queue += [inputs for _, inputs in below[pair]]
+    paths = _paths(keys, below)
     own = {
-        pair: _own(before.node(pair[0]), after.node(pair[1]), pair, path)
-        for pair, path in paths.items()
+        pair: _own(before.node(pair[0]), after.node(pair[1]), pair, ways)
+        for pair, ways in paths.items()
     }
-    differs: dict[tuple[str, str], bool] = {}
+    differs: dict[Keys, bool] = {}
     _settle(keys, below, own, differs)
     found = []
     for pair, difference in own.items():
-        upstream = any(differs[each] for each in below[pair])
+        upstream = any(differs[each] for _, each in below[pair])
         if difference.known or not below[pair]:
             found.append(replace(difference, first=not upstream))
     return found
 
 
+def _inputs_that_differ(one: Node, other: Node) -> list[tuple[str, Keys]]:
+    """Return the roles of inputs with other content, and the keys of both."""
+    if one.stage != other.stage:
+        return []
+    return [
+        (role, (reference["key"], other.inputs[role]["key"]))
+        for role, reference in one.inputs.items()
+        if role in other.inputs and other.inputs[role]["digest"] != reference["digest"]
+    ]
+
+
+def _paths(keys: Keys, below: Below) -> dict[Keys, list[tuple[str, ...]]]:
+    """Return how each pair is reached: a shortest path through each input of the number's artifact."""
+    found: dict[Keys, list[tuple[str, ...]]] = {keys: [()]}
+    for role, start in below[keys]:
+        reached: dict[Keys, tuple[str, ...]] = {start: (role,)}
+        queue = [start]
+        for pair in queue:
+            for name, inputs in below[pair]:
+                if inputs not in reached:
+                    reached[inputs] = (*reached[pair], name)
+                    queue.append(inputs)
+        for pair, path in reached.items():
+            found.setdefault(pair, []).append(path)
+    return {pair: sorted(paths, key=len) for pair, paths in found.items()}
+
+
 def _settle(
-    pair: tuple[str, str],
-    below: Mapping[tuple[str, str], list[tuple[str, str]]],
-    own: Mapping[tuple[str, str], Difference],
-    differs: dict[tuple[str, str], bool],
+    pair: Keys, below: Below, own: Mapping[Keys, Difference], differs: dict[Keys, bool]
 ) -> bool:
     """Tell whether a pair or anything upstream of it differs by itself; lineages have no circles."""
     if pair not in differs:
-        inputs = [_settle(each, below, own, differs) for each in below[pair]]
+        inputs = [_settle(each, below, own, differs) for _, each in below[pair]]
         differs[pair] = any(inputs) or own[pair].known or not below[pair]
     return differs[pair]
 
 
-def _own(one: Node, other: Node, keys: tuple[str, str], path: tuple[str, ...]) -> Difference:
+def _own(one: Node, other: Node, keys: Keys, paths: list[tuple[str, ...]]) -> Difference:
     """Compare two manifests, without the inputs that both have."""
     if one.stage != other.stage:
-        return Difference(keys, path, inputs={"made by": (one.stage, other.stage)})
+        return Difference(keys, paths, inputs={"made by": (one.stage, other.stage)})
     manifests = one.manifest, other.manifest
     defaults = stage_defaults(one.stage)
     options = differing(*({**defaults, **flat(each.get("options", {}))} for each in manifests))
@@ -124,7 +142,7 @@ def _own(one: Node, other: Node, keys: tuple[str, str], path: tuple[str, ...]) -
     }
     return Difference(
         keys,
-        path,
+        paths,
         options,
         {name: pair for name, pair in facts.items() if _differ(*pair)},
         {name: pair for name, pair in libraries.items() if ABSENT not in pair}

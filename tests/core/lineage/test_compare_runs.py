@@ -52,9 +52,14 @@ def test_of_two_runs_that_differ_in_an_option_only_it_is_named(recorded, run, tm
         assert each.keys() == {"run", "options", "first"}
         assert each["options"] == {"dpo.beta": [0.1, 0.2]}
         assert [first["what"] for first in each["first"]] == [["option dpo.beta: 0.1 → 0.2"]]
-    assert upstream["aligned-1"]["first"][0]["path"] == (
+    assert upstream["aligned-1"]["first"][0]["paths"] == [
         "measured on test ← expansions ← llm ← adapter"
-    )
+    ]
+    assert sorted(upstream["round-1"]["first"][0]["paths"]) == [
+        "measured on test ← embeddings ← retriever ← expansions ← llm ← adapter",
+        "measured on test ← expansions ← llm ← adapter",
+        "measured on test ← retriever ← expansions ← llm ← adapter",
+    ]
 
 
 def test_of_two_commits_the_code_is_named(recorded, run, tmp_path):
