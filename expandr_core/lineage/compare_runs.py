@@ -170,8 +170,8 @@ def _upstream(first: ComparedRun, other: ComparedRun, dataset: str, system: str)
             found["inputs"] |= {f"{each.stage}: {n}": pair for n, pair in each.inputs.items()}
             for name, pair in each.facts.items():
                 part = found["seeds" if name == "seed" else "code"]
-                alike = name != "version" and part.get(name, pair) == pair
-                part[name if alike else f"{each.stage}: {name}"] = pair
+                if name == "version" or pair not in part.values():
+                    part[name if name not in (*part, "version") else f"{each.stage}: {name}"] = pair
             if each.first:
                 paths = [" ← ".join([f"measured on {places[subset]}", *p]) for p in each.paths]
                 firsts.append({"paths": paths, "artifacts": each.keys, "what": _said(each, named)})
