@@ -50,7 +50,7 @@ from expandr_core.records import Passage, passages_in
 from expandr_core.runtime.job import Job
 from expandr_core.runtime.runner import only_of, run_shard
 
-VERSION = 5
+VERSION = 6
 ROLE = "embed"
 ISOLATION = "on-gpu"
 PASSAGES_PER_SHARD = 8192

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from expandr_core.evaluation.positive_ranks import Corpus
 
 log = logging.getLogger(__name__)
-VERSION = 6
+VERSION = 7
 ROLE = "embed"
 ISOLATION = "on-gpu"
 EXAMPLES_AT_ONCE = 256  # queries, about

@@ -28,7 +28,7 @@ from expandr_core.runtime.model_folders import SENTENCE_CONFIG
 if TYPE_CHECKING:
     from expandr_core.training.retriever_trainer import History
 
-VERSION = 5
+VERSION = 6
 ROLE = "train"
 ISOLATION = "always"
 USE = "expansion.json"
