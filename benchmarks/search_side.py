@@ -161,6 +161,10 @@ class Encoded:
         assert len(texts) == len(self.queries)
         return self.queries.numpy()
 
+    def similarity_pairwise(self, queries: np.ndarray, passages: np.ndarray) -> torch.Tensor:
+        """Return the inner product of each pair, for sentence-transformers."""
+        return torch.from_numpy(np.einsum("pd,pd->p", queries, passages))
+
     def encode_queries(self, queries: list[str], **_: Any) -> torch.Tensor:
         """Return the vectors of all queries, for beir."""
         return self.queries[: len(queries)]
