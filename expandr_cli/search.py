@@ -75,7 +75,9 @@ def _expand(store: Store, run: RunRecord, question: str) -> str:
     }
     chat = chat_options(template_of(paths["llm"]), llm.template, llm.date)
     adapter = paths.get("adapter")
-    generator = TransformersGenerator(paths["llm"], run.options.device, adapter, chat)
+    generator = TransformersGenerator(
+        paths["llm"], run.options.device, adapter, chat, precision=llm.precision
+    )
     request = Request(options.prompt, question, "", (0,), (0.0,))
     batches = generator.generate([request], options.expansion, options.prompt.max_tokens)
     [[(_, [completion])]] = list(batches)
