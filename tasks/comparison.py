@@ -161,7 +161,7 @@ class Comparison:
             evaluation = self.evaluations[key]
             indexed = evaluation.corpus.digest, language
             if indexed not in self.indices:
-                self.indices[indexed] = pipeline.changed(seed=0).step(
+                self.indices[indexed] = pipeline.step(
                     "bm25_index",
                     {"corpus": evaluation.corpus},
                     f"index {key} for BM25",
