@@ -43,6 +43,8 @@ STAGES = ("expand", "reward", "evaluate")
 class ScriptedGenerator:
     """Write twenty words drawn by the seed of each text."""
 
+    precision = ""
+
     def generate(
         self, requests: Sequence[Request], sampling: SamplingOptions, max_prompt_tokens: int
     ) -> Iterator[list[tuple[int, list[Completion]]]]:
