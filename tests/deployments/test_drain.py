@@ -27,8 +27,8 @@ def client() -> Iterator[SyncPrefectClient]:
 
 def begin(client: SyncPrefectClient, *states: State) -> UUID:
     deployment = client.read_deployment_by_name(f"stage/{POOL}").id
-    spec = {"stage": "dpo", "version": 1, "seed": 0, "options": {}, "runtime": {}, "inputs": {}}
-    parameters = {"title": "train", "spec": spec, "store": "/shared/store"}
+    parameters = {"title": "train", "spec": "dpo-0.0", "store": "/shared/store", "shares": False}
+    parameters |= {"about": {"stage": "dpo"}}
     run = client.create_flow_run_from_deployment(deployment, parameters=parameters, name="training")
     for state in states:
         client.set_flow_run_state(run.id, state, force=True)

@@ -1,6 +1,7 @@
 """The stages dpo and merge: what is trained on, where it starts, and that a kill changes nothing."""
 
 import contextlib
+import itertools
 import json
 import logging
 import math
@@ -112,14 +113,12 @@ def tokens_of(tokenizer, row, max_tokens=SETTINGS["max_tokens"]):
     return preference_ids(tokenizer, row, "q2d", max_prompt_tokens=limit, max_tokens=max_tokens)
 
 
-def test_the_prompt_is_the_one_that_generation_continues(store, llm_folder, monkeypatch):
+def test_the_prompt_is_the_one_that_generation_continues(store, llm_folder):
     generator = TransformersGenerator(llm_folder, "cpu", batch_size=1)
-    seen = []
-    generate = generator.model.generate
-    monkeypatch.setattr(
-        generator.model,
-        "generate",
-        lambda **inputs: (seen.append(inputs["input_ids"].tolist()), generate(**inputs))[1],
+    seen: list[list[int]] = []
+    generator.model.register_forward_pre_hook(
+        lambda model, positional, inputs: seen.append(inputs["input_ids"][0].tolist()),
+        with_kwargs=True,
     )
     queries = [ROWS[0]["query"], "why? " * 200]  # the second is shortened
     requests = [Request("q2d", query, "", (0,), (1.0,)) for query in queries]
@@ -129,7 +128,8 @@ def test_the_prompt_is_the_one_that_generation_continues(store, llm_folder, monk
     rows = [{**ROWS[0], "query": query} for query in queries]
     trainer = trainer_of(store, put_inputs(store, llm_folder, rows))
     trained = {tuple(example["prompt_ids"]) for example in trainer.train_dataset}
-    assert sorted(map(list, trained), key=len) == [ids[0] for ids in seen]
+    prompts = [[*ids, *last] for ids, last in itertools.pairwise(seen) if len(ids) > 1]
+    assert sorted(map(list, trained), key=len) == prompts
     assert max(map(len, trained)) == SETTINGS["prompt"].max_tokens
 
 
