@@ -27,9 +27,10 @@ def test_without_a_store_nothing_is_deployed():
 
 
 def test_pools_are_drained_and_resumed():
-    RUNNER.invoke(app, ["deploy", "--store", "/shared/store"])
+    deployed = RUNNER.invoke(app, ["deploy", "--store", "/shared/store"])
+    assert deployed.exit_code == 0, deployed.output
     drained = RUNNER.invoke(app, ["drain", "gpu-infer", "gpu-train", "--timeout", "30"])
-    assert drained.exit_code == 0
+    assert drained.exit_code == 0, drained.output
     assert "You can stop the workers" in drained.output
     kept = RUNNER.invoke(app, ["deploy", "--store", "/shared/store"]).output
     assert kept.count("yours: paused") == 2
