@@ -39,7 +39,7 @@ def print_summary(out: Console, store: Store, run: RecordedRun | RunRecord) -> N
     for what, command in {
         "Search with the best models": f'expandr search "your question"{alone}{option}',
         "Read every system and test": f"{folder}/report.md",
-        "See how each number came to be": f"expandr show {run.name}{option}",
+        "See how each number came to be": f"expandr explain {run.name}{option}",
         "Run the loop on your data": "expandr run CONFIG --set data.collection=FOLDER",
         "Measure these models on your data": f"expandr evaluate CONFIG --run {run.name} "
         f"--datasets FOLDER/{option}",
