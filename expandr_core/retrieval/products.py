@@ -84,13 +84,14 @@ def quickest_proposer(device: str) -> Proposer:
     On a GPU this is bfloat16 where it is native, else faiss if it was built for GPUs. On a CPU it is the
     faster of torch's two precisions, as measured once; without oneDNN it is faiss.
     """
-    import faiss
     import torch
 
-    gpus: Any = faiss
     if device.startswith("cuda"):
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bfloat16"
+        import faiss
+
+        gpus: Any = faiss
         return "faiss" if gpus.get_num_gpus() else "float32"
     if not has_onednn(device):
         return "faiss"

@@ -7,7 +7,8 @@ as many as wanted, and only then sorted out. Several devices hold a share of the
 
 import math
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -184,15 +185,25 @@ def _by_faiss(queries: "Tensor", passages: "Tensor", k: int) -> tuple["Tensor", 
     import faiss
     import torch
 
-    k, metric, gpu = min(k, len(passages)), faiss.METRIC_INNER_PRODUCT, faiss
+    gpu: Any = faiss
+    k, metric = min(k, len(passages)), faiss.METRIC_INNER_PRODUCT
     if queries.device.type == "cpu":
         products, rows = faiss.knn(queries.numpy(), passages.numpy(), k, metric)
         return torch.from_numpy(products), torch.from_numpy(rows)
     from faiss.contrib import torch_utils  # noqa: F401 - lets faiss take tensors
 
-    with torch.cuda.device(queries.device):
-        memory = gpu.StandardGpuResources()
-        return gpu.knn_gpu(memory, queries, passages, k, metric=metric, device=queries.device.index)
+    index = queries.device.index
+    with torch.cuda.device(index):
+        return gpu.knn_gpu(_gpu_memory(index), queries, passages, k, metric=metric, device=index)
+
+
+@cache
+def _gpu_memory(index: int) -> Any:
+    """Return faiss's memory on a GPU, which all blocks share."""
+    import faiss
+
+    gpus: Any = faiss
+    return gpus.StandardGpuResources()
 
 
 def _above(products: "Tensor", limits: "Tensor", most: int) -> tuple["Tensor", "Tensor", "Tensor"]:
