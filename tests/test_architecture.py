@@ -34,6 +34,7 @@ HEAVY = {
     "trl",
     "peft",
     "prefect",
+    "matplotlib",
 }
 
 
@@ -77,7 +78,7 @@ FLOORS = [
     ("flows",),
     ("tasks",),
     ("expandr_core.stages",),
-    ("expandr_core.planning", "expandr_core.demo", "expandr_core.exports"),
+    ("expandr_core.planning", "expandr_core.demo", "expandr_core.exports", "expandr_core.reports"),
     ("expandr_core.lineage",),
     ("expandr_core.training",),
     ("expandr_core.evaluation",),
@@ -141,6 +142,7 @@ def test_no_file_is_over_300_lines_and_no_function_over_60():
         ("anchordr demo", 1200),
         ("exports", 340),
         ("lineage", 1950),
+        ("reports", 2000),
     ],
 )
 def test_rooms_stay_within_their_size(rooms, most):

@@ -1,0 +1,135 @@
+"""The lineage of a report as a graph that fits a page: artifacts of one kind are one node.
+
+Artifacts are grouped by stage, round and purpose, or if these are too many by stage and round, or by
+stage.
+Layers run from the data to the report; the order within a layer is that of the neighbours (Sugiyama's
+barycentres).
+"""
+
+from typing import Any
+
+from expandr_core.lineage.compared_run import ComparedRun
+from expandr_core.lineage.nodes import Node, total
+from expandr_core.reports.costs import name_of
+from expandr_core.store.run_records import StepId
+
+MOST_NODES = 40
+_SWEEPS = 6
+Group = tuple[str, int, str]  # stage, round, purpose
+Edges = set[tuple[Group, Group]]
+
+
+def graph_of(run: ComparedRun) -> dict[str, Any]:
+    """Return nodes and edges of everything upstream of the report.
+
+    Returns:
+        `nodes`: id, title, stage, round, artifacts, seconds, layer, column; `edges`: pairs of ids.
+    """
+    nodes = run.lineage.upstream([run.run.report.key])
+    steps: dict[str, StepId] = {}
+    for step in run.run.steps:
+        steps.setdefault(step.artifact.key, step.id)
+    levels = ({n.key: _group(n, steps.get(n.key), level) for n in nodes} for level in range(2))
+    coarsest = {node.key: _group(node, None, 1) for node in nodes}
+    group_of = next((each for each in levels if len(set(each.values())) <= MOST_NODES), coarsest)
+    members: dict[Group, list[Node]] = {}
+    for node in nodes:
+        members.setdefault(group_of[node.key], []).append(node)
+    edges = {
+        (group_of[each["key"]], group_of[node.key])
+        for node in nodes
+        for each in node.inputs.values()
+        if group_of[each["key"]] != group_of[node.key]
+    }
+    layers = _layers(list(members), edges)
+    columns = _columns(layers, edges)
+    names = {group: f"n{number}" for number, group in enumerate(members)}
+    return {
+        "nodes": [
+            {
+                "id": names[group],
+                "title": _title(group),
+                "stage": group[0],
+                "round": group[1],
+                "artifacts": len(found),
+                "seconds": total(found).seconds,
+                "layer": layers[group],
+                "column": columns[group],
+            }
+            for group, found in members.items()
+        ],
+        "edges": sorted((names[one], names[other]) for one, other in edges),
+        "artifacts": len(nodes),
+    }
+
+
+def _group(node: Node, step: StepId | None, level: int) -> Group:
+    """Say to which group an artifact belongs; each level is coarser than the one before."""
+    stage = node.stage
+    if step is None:
+        return stage, 0, ""
+    purpose = step.name.partition("/")[0] if stage in ("expand", "encode") and level == 0 else ""
+    return stage, step.round, purpose
+
+
+def _title(group: Group) -> str:
+    stage, _, purpose = group
+    if stage == "expand" and purpose:
+        known = {"training": "texts for training", "candidates": "candidates", "answers": "answers"}
+        return known.get(purpose, f"texts for {purpose}")
+    return name_of(stage)
+
+
+def _layers(groups: list[Group], edges: Edges) -> dict[Group, int]:
+    """Return how many steps each group is from the data, along the longest way; circles are cut."""
+    inputs: dict[Group, list[Group]] = {group: [] for group in groups}
+    for one, other in sorted(edges):
+        inputs[other].append(one)
+    found: dict[Group, int] = {}
+
+    def layer(group: Group, above: tuple[Group, ...]) -> int:
+        if group not in found:
+            before = [each for each in inputs[group] if each not in above and each != group]
+            found[group] = 1 + max((layer(each, (*above, group)) for each in before), default=-1)
+        return found[group]
+
+    for group in groups:
+        layer(group, ())
+    return found
+
+
+def _columns(layers: dict[Group, int], edges: Edges) -> dict[Group, float]:
+    """Return the place of each group in its layer, centred on 0."""
+    rows: dict[int, list[Group]] = {}
+    for group, layer in layers.items():
+        rows.setdefault(layer, []).append(group)
+    near: dict[Group, list[Group]] = {group: [] for group in layers}
+    for one, other in sorted(edges):
+        near[one].append(other)
+        near[other].append(one)
+    columns: dict[Group, float] = {}
+    for row in rows.values():
+        columns |= _spread(row)
+    for _ in range(_SWEEPS):
+        for number in sorted(rows):
+            row = rows[number]
+            row.sort(
+                key=lambda group: sum(columns[n] for n in near[group]) / len(near[group] or [0])
+            )
+            columns |= _spread(row)
+    return columns
+
+
+def _spread(row: list[Group]) -> dict[Group, float]:
+    return {group: place - (len(row) - 1) / 2 for place, group in enumerate(row)}
+
+
+def mermaid(graph: dict[str, Any]) -> str:
+    """Write a graph in Mermaid's language."""
+    lines = ["graph TD"]
+    for node in graph["nodes"]:
+        which = f", round {node['round']}" if node["round"] else ""
+        many = f" ({node['artifacts']})" if node["artifacts"] > 1 else ""
+        lines.append(f'  {node["id"]}["{node["title"]}{which}{many}"]')
+    lines += [f"  {one} --> {other}" for one, other in graph["edges"]]
+    return "\n".join(lines)

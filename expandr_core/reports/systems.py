@@ -1,0 +1,139 @@
+"""What the systems of a run reach, with intervals: as a table, as tests, and round by round."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from expandr_core.evaluation.comparison import titles_of
+from expandr_core.evaluation.means import without_nan
+from expandr_core.lineage.compared_run import ComparedRun
+from expandr_core.reports.intervals import aligned, bootstrap, by_cluster
+from expandr_core.seeding import derive_seed
+
+Row = dict[str, Any]
+FAMILIES = ("reference", "base retriever", "control", "joint")
+# systems of round 0, by the line that they begin
+_STARTS = {
+    "round-N": "untrained",
+    "aligned-N": "untrained",
+    "round-N-query": "query",
+    "round-N-greedy": "untrained-greedy",
+    "aligned-N-greedy": "untrained-greedy",
+    "round-N-alone": "untrained-alone",
+    "control-aligned-N": "control-untrained",
+}
+
+
+def family_of(system: str) -> str:
+    """Return the family of a system, which gives it its colour.
+
+    >>> [family_of(name) for name in ("bm25-untrained", "aligned-2", "control-aligned-1", "round-1")]
+    ['reference', 'base retriever', 'control', 'joint']
+    """
+    beginnings = {"bm25": "reference", "control": "control", "round": "joint", "joint": "joint"}
+    return next((f for name, f in beginnings.items() if system.startswith(name)), "base retriever")
+
+
+def systems_of(run: ComparedRun) -> tuple[list[Row], list[Row]]:
+    """Return the rows of the table and the tests, with intervals of nDCG@10 and of differences.
+
+    Rows are those of comparison.json with title, family, clusters, low and high.
+    """
+    comparison, titles = run.comparison, titles_of(run.comparison)
+    rows, tests = [], []
+    for dataset in (each["name"] for each in comparison["datasets"]):
+        _, clusters, scores = aligned({name: run.scores(dataset, name) for name in titles})
+        seed = derive_seed("report", dataset)
+        low, high = bootstrap(scores, clusters, seed)
+        places = {name: place for place, name in enumerate(titles)}
+        for row in comparison["results"]:
+            if row["dataset"] == dataset:
+                place = places[row["system"]]
+                known = {"title": titles[row["system"]], "family": family_of(row["system"])}
+                known |= {"clusters": len(np.unique(clusters))}
+                rows.append(row | known | without_nan({"low": low[place], "high": high[place]}))
+        asked = [each for each in comparison["contrasts"] if each["dataset"] == dataset]
+        if asked:
+            means = by_cluster(scores, clusters)
+            changes = [means[:, places[t["after"]]] - means[:, places[t["before"]]] for t in asked]
+            limits = bootstrap(np.stack(changes, axis=1), np.arange(len(means)), seed)
+            for test, low_, high_ in zip(asked, *limits, strict=True):
+                named = {f"{side}_title": titles[test[side]] for side in ("before", "after")}
+                tests.append(test | named | without_nan({"low": low_, "high": high_}))
+    return rows, tests
+
+
+def headline_of(comparison: Mapping[str, Any], tests: list[Row]) -> Row | None:
+    """Return the test that the report is about: what is kept, or the best system, against its baseline.
+
+    None if nothing was compared with a baseline.
+    """
+    baselines = {each["name"]: each["baseline"] for each in comparison["systems"]}
+    dataset, kept = comparison["datasets"][0]["name"], comparison["kept"]
+    scores = {
+        row["system"]: row[comparison["metric"]]
+        for row in comparison["results"]
+        if row["dataset"] == dataset
+    }
+    asked = [
+        test
+        for test in tests
+        if test["dataset"] == dataset and baselines[test["after"]] == test["before"]
+    ]
+    if kept and any(test["after"] == kept["expanded"] for test in asked):
+        return next(test for test in asked if test["after"] == kept["expanded"])
+    return max(asked, key=lambda test: scores[test["after"]], default=None)
+
+
+def rounds_of(rows: list[Row], metric: str) -> list[Row]:
+    """Return lines of nDCG@10 over the rounds, from 0: what there was before; none outside the loop.
+
+    Each has a `line`, a `title`, a `family`, and `points` with round, system, value, low and high.
+    """
+    known = {row["system"]: row for row in rows}
+    lines: dict[str, Row] = {}
+    for name, row in known.items():
+        numbers = re.findall(r"(?:round|aligned)-(\d+)", name)
+        if len(numbers) != 1:
+            continue
+        line = re.sub(r"-\d+", "-N", name)
+        title = re.sub(r",? ?round \d+", "", row["title"]).strip()
+        found = lines.setdefault(
+            line, {"line": line, "title": title, "family": row["family"], "points": []}
+        )
+        start = _STARTS.get(line)
+        if not found["points"] and start in known:
+            found["points"].append(_point(0, known[start], metric))
+        found["points"].append(_point(int(numbers[0]), row, metric))
+    return list(lines.values())
+
+
+def _point(number: int, row: Row, metric: str) -> Row:
+    return {"round": number, "system": row["system"], "value": row[metric]} | {
+        name: row[name] for name in ("low", "high")
+    }
+
+
+def path_of(rows: list[Row], comparison: Mapping[str, Any]) -> list[Row]:
+    """Return from where to where the kept system came: one change at a time, with its gain.
+
+    Query alone, expansion of the untrained LLM, of the aligned one, retrained retriever: as far as the
+    run has them.
+    """
+    kept, known = comparison["kept"], {row["system"]: row for row in rows}
+    if not kept:
+        return []
+    aligned_name = kept["expanded"].replace("round-", "aligned-")
+    names = dict.fromkeys(["query", "untrained", aligned_name, kept["expanded"]])
+    steps, before = [], None
+    for name in (name for name in names if name in known):
+        value = known[name][comparison["metric"]]
+        change = None if before is None else value - before
+        steps.append(
+            {"system": name, "title": known[name]["title"], "value": value, "change": change}
+            | {"family": known[name]["family"]}
+        )
+        before = value
+    return steps

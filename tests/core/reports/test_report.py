@@ -1,0 +1,107 @@
+"""The report's numbers are those of the run's files."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from expandr_core.evaluation.comparison import read_comparison
+from expandr_core.reports.intervals import bootstrap
+from expandr_core.reports.report import report_of
+from expandr_core.store.artifacts import Artifact
+
+
+@pytest.fixture(scope="module")
+def report(recorded):
+    from recorded_store import RUN
+
+    from expandr_core.store.run_records import find_recorded
+
+    found = find_recorded(recorded.records(), RUN)
+    assert found
+    return json.loads(json.dumps(report_of(recorded, found), allow_nan=False))
+
+
+def test_an_interval_of_independent_observations_is_about_two_standard_errors():
+    values = np.random.default_rng(0).normal(size=(400, 1))
+    [low], [high] = bootstrap(values, np.arange(400), seed=1)
+    assert low < values.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+
+
+def test_repeating_each_query_in_its_cluster_makes_nothing_more_certain():
+    values = np.random.default_rng(0).normal(size=(40, 1))
+    alone = bootstrap(values, np.arange(40), seed=1)
+    repeated = bootstrap(np.repeat(values, 9, axis=0), np.repeat(np.arange(40), 9), seed=1)
+    assert repeated == pytest.approx(alone)
+
+
+def test_every_section_of_a_run_by_an_earlier_version_is_there(report):
+    assert not [
+        name for name, part in report.items() if isinstance(part, dict) and "unavailable" in part
+    ]
+    assert report["headline"]["after"] == "round-1" and len(report["datasets"]) == 1
+    assert [curve["kind"] for curve in report["curves"]] == ["retriever", "LLM", "retriever"]
+    assert len(report["pair_audits"]) == 1 and report["options"]["changed"]
+
+
+def test_the_table_has_the_comparisons_numbers_within_their_intervals(report, recorded, run):
+    comparison = read_comparison(recorded.local(run.report))
+    assert len(report["systems"]) == len(comparison["results"])
+    for row, result in zip(report["systems"], comparison["results"], strict=True):
+        assert row.items() >= result.items()
+        assert row["low"] - 1e-9 <= row["ndcg_at_10"] <= row["high"] + 1e-9
+        assert row["clusters"] == 3
+
+
+def test_the_similarity_is_the_score_of_the_best_relevant_passage(report, recorded, run):
+    similarity = report["similarity"]
+    inputs = recorded.manifest(run.report.key)["inputs"]
+    for row in similarity["systems"]:
+        key = inputs[f"measured/test/{row['system']}/0"]["key"]
+        hits = pq.read_table(recorded.local(Artifact(key=key, digest="", path="run.parquet")))
+        qrels = recorded.local(Artifact(**recorded.manifest(key)["inputs"]["qrels"]))
+        positives = {
+            (row["query_id"], row["passage_id"])
+            for row in pq.read_table(qrels).to_pylist()
+            if row["relevance"] > 0
+        }
+        best: dict[str, float] = {}
+        for hit in hits.to_pylist():
+            if (hit["query_id"], hit["passage_id"]) in positives:
+                best[hit["query_id"]] = max(best.get(hit["query_id"], -1), hit["score"])
+        row["best"] = best
+    common = set.intersection(*(set(row["best"]) for row in similarity["systems"]))
+    assert len(common) == similarity["queries"]
+    for row in similarity["systems"]:
+        assert row["mean"] == pytest.approx(np.mean([row["best"][each] for each in common]))
+
+
+def test_the_queries_at_the_ends_are_those_that_changed_most(report, recorded, run):
+    rows = pq.read_table(recorded.local(run.report) / "differences.parquet").to_pylist()
+    own = [row for row in rows if (row["before"], row["after"]) == ("query", "round-1")]
+    queries = report["queries"]
+    assert queries["wins"] == sum(row["difference"] > 0 for row in own)
+    assert queries["losses"] == sum(row["difference"] < 0 for row in own) == len(queries["worst"])
+    best = queries["best"][0]
+    assert best["difference"] == max(row["difference"] for row in own)
+    assert best["expansions_before"] and best["expansions_after"]
+    assert [hit["rank"] for hit in best["top_after"]] == [1, 2, 3]
+    at_first = best["rank_after"] == 1
+    assert any(hit["relevant"] for hit in best["top_after"][:1]) == at_first
+
+
+def test_the_lineage_reaches_from_the_data_to_the_comparison(report):
+    nodes = {node["id"]: node for node in report["lineage"]["nodes"]}
+    assert len(nodes) <= 40
+    assert sum(node["artifacts"] for node in nodes.values()) == report["lineage"]["artifacts"]
+    for one, other in report["lineage"]["edges"]:
+        assert nodes[one]["layer"] < nodes[other]["layer"]
+    assert {nodes[one]["stage"] for one, _ in report["lineage"]["edges"]} >= {"demo_world", "dpo"}
+
+
+def test_every_step_is_paid_for_once(report, run):
+    keys = {step.artifact.key for step in run.steps}
+    assert sum(stage["artifacts"] for stage in report["cost"]["stages"]) == len(keys)
+    assert report["cost"]["total"]["made"] == len(keys)
