@@ -20,6 +20,7 @@ from prefect.types import SecretDict
 from deployments.changes import Change, result_of
 from deployments.plan import TAG, PoolType
 from flows.ablate import ablate
+from flows.compare_runs import compare_runs
 from flows.evaluate_suite import evaluate_suite
 from flows.joint_loop import joint_loop
 from flows.single_stage import single_stage
@@ -40,7 +41,7 @@ FOR_PEOPLE = ResourceSpecification(  # failures in a run of `stage` are reported
     {
         "prefect.resource.role": "flow",
         "prefect.resource.name": [
-            flow.name for flow in (joint_loop, evaluate_suite, ablate, single_stage)
+            flow.name for flow in (joint_loop, evaluate_suite, ablate, single_stage, compare_runs)
         ],
     }
 )

@@ -9,6 +9,7 @@ from prefect import Flow
 from expandr_core.errors import DataError
 from flows.ablate import ablate
 from flows.ablation_lines import read_ablations
+from flows.compare_runs import compare_runs
 from flows.evaluate_suite import evaluate_suite
 from flows.joint_loop import joint_loop
 from flows.option_paths import put
@@ -115,6 +116,13 @@ def plan(store: str, timezone: str) -> list[Deployment]:
             "cpu",
             "One stage alone, on artifacts of earlier runs.",
             {"placement": SPREAD.model_dump(), "store": store},
+        ),
+        Deployment(
+            compare_runs,
+            "manual",
+            "cpu",
+            "What finished runs reached, tested where their queries are the same, and why they differ.",
+            {"stores": [store]},
         ),
         *(
             Deployment(stage, pool, pool, "Started by other flows, not by people.", {})

@@ -75,6 +75,7 @@ def _print(console: Console, found: dict[str, Any]) -> None:
             ) else ["", "refused" if test else ""]  # fmt: skip
         table.add_row(row["dataset"], escape(row["title"]), *cells, style=STYLES.get(effect or ""))
     console.print(table)
+    refused |= dict.fromkeys(f"{run}: {reason}" for run, reason in found["apart"].items())
     for reason in refused:
         console.print(reason, markup=False, highlight=False, soft_wrap=True)
     _print_upstream(console, found)
@@ -86,7 +87,7 @@ def _score(value: float | None) -> str:
 
 def _print_upstream(console: Console, found: dict[str, Any]) -> None:
     """Print what differs upstream, once for all systems of which the same is true."""
-    from expandr_core.lineage.compare_runs import said_of
+    from expandr_core.lineage.upstream import said_of
 
     for run in found["runs"][1:]:
         by_cause: dict[tuple[str, ...], list[dict[str, Any]]] = {}
@@ -99,7 +100,7 @@ def _print_upstream(console: Console, found: dict[str, Any]) -> None:
         for name, (one, other) in (whole["options"] | whole["code"]).items():
             said = f"  between the runs: {name}: {one} → {other}"
             console.print(said, markup=False, highlight=False, soft_wrap=True)
-        if not by_cause:
+        if not by_cause and run not in found["apart"]:
             console.print("  every system was made from the same content", highlight=False)
         for said, rows in by_cause.items():
             systems = ", ".join(row["title"] for row in rows)

@@ -9,8 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from expandr_cli.terminal import StoreOption, absolute, out, user_errors
-from expandr_core.errors import DataError
-from expandr_core.store.run_records import RecordedRun, find_recorded
+from expandr_core.lineage.finding import find_run
+from expandr_core.store.run_records import RecordedRun
 from expandr_core.store.store import Store
 
 app = typer.Typer()
@@ -33,6 +33,10 @@ def explain(
     check: Annotated[
         bool, typer.Option(help="Compute the number again; exit with 1 if it differs.")
     ] = False,
+    check_all: Annotated[
+        bool,
+        typer.Option("--check-all", help="Compute every number again; exit with 1 if one differs."),
+    ] = False,
     as_json: JsonOption = False,
     store: StoreOption = "store",
 ) -> None:
@@ -41,12 +45,15 @@ def explain(
     Example: `expandr explain latest joint-1/ndcg@10 --check`
     """
     with user_errors():
+        from expandr_core.lineage.explain import check_all as check_every
         from expandr_core.lineage.explain import explain as explain_number
         from expandr_core.lineage.query import explain_query
         from tasks.stage import open_store
 
         opened = open_store(absolute(store))
         record = recorded(opened, run)
+        if check_all:
+            raise typer.Exit(_print_checks(check_every(opened, record), as_json))
         if query:
             found = explain_query(opened, record, query, what.partition("/")[0])
         else:
@@ -60,17 +67,29 @@ def explain(
     raise typer.Exit(0 if found.get("check", {}).get("agrees", True) else 1)
 
 
+def _print_checks(checked: list[dict[str, Any]], as_json: bool) -> int:
+    """Print the numbers that differ, and how many agree; return the exit status."""
+    wrong = [each for each in checked if not each["check"]["agrees"]]
+    if as_json:
+        typer.echo(json.dumps(checked, indent=1, ensure_ascii=False))
+    else:
+        _say(out, "numbers that differ", *(
+            f"{each['what']}: {each['value']:.12g}, computed again {each['check']['value']:.12g}"
+            for each in wrong
+        ))  # fmt: skip
+        most = max((each["check"]["difference"] for each in checked), default=0.0)
+        out.print(f"{len(checked) - len(wrong)} of {len(checked)} numbers agree; the largest difference "
+                  f"is {most:.1e}", highlight=False)  # fmt: skip
+    return int(bool(wrong))
+
+
 def recorded(store: Store, name: str) -> RecordedRun:
     """Find a run.
 
     Raises:
         DataError: if there is none; it lists those that there are.
     """
-    found = find_recorded(store.records(), name)
-    if found is None:
-        names = "\n  ".join(str(record.get("name", "?")) for record in store.records()) or "none"
-        raise DataError(f"there is no finished run {name!r} in {store.url}; there are:\n  {names}")
-    return found
+    return find_run([store], name)[1]
 
 
 def _say(console: Console, title: str, *lines: str) -> None:
@@ -169,9 +188,12 @@ def _print_query(console: Console, found: dict[str, Any]) -> None:
         lines += [f"{hit['rank']}. {hit['passage_id']} ({hit['score']:.4f}) "
                   f"{_short(passages.get(hit['passage_id'], ''))}" for hit in each["top"]]  # fmt: skip
         lines += [f"judged {hit['passage_id']} (relevance {hit['relevance']}): "
-                  + (f"rank {hit['rank']}" if hit["rank"] else "not among the hits")
+                  + (f"rank {hit['rank']}, score {hit['score']:.4f}" if hit["rank"] else
+                     "not among the hits")
                   for hit in each["judged"]]  # fmt: skip
         _say(console, each["title"], *lines)
+    if found["unrewarded"]:
+        _say(console, "no rewards", found["unrewarded"])
     for each in found["rewarded"]:
         _say(console, f"candidates of round {each['round']}, the best first", *(
             f"{c['rank']}. reward {c['reward']:.4f} {c['side']:<8} {_short(c['text'], 120)}"

@@ -3,31 +3,22 @@
 The first run is compared with each of the others. All tests are one family (Holm).
 """
 
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 from expandr_core.errors import DataError
-from expandr_core.evaluation.comparison import (
-    Contrast,
-    MeasuredDataset,
-    corrected,
-)
+from expandr_core.evaluation.comparison import Contrast, corrected
 from expandr_core.evaluation.metrics import HEADLINE
 from expandr_core.evaluation.render import EFFECTS, format_p
 from expandr_core.evaluation.significance import Difference as Tested
 from expandr_core.evaluation.significance import compare_queries
 from expandr_core.lineage.compared_run import ComparedRun
-from expandr_core.lineage.differences import Difference, upstream_differences
-from expandr_core.lineage.options import differing_options, named_as_in_runs
-from expandr_core.lineage.tables import RowDifference, row_difference
+from expandr_core.lineage.options import differing_options
+from expandr_core.lineage.upstream import plain_pairs, rows_that_differ, said_of, upstream
 from expandr_core.seeding import derive_seed
 
 SCHEMA = 1  # of what `expandr compare --json` prints
-_TABLES = {  # roles of an evaluation's data, what their rows are, and their ids
-    "corpus": ("documents", ("passage_id",)),
-    "queries": ("queries", ("query_id",)),
-    "qrels": ("judgements", ("query_id", "passage_id")),
-}
-Pair = tuple[Any, Any]
 
 
 def compare_runs(runs: list[ComparedRun]) -> dict[str, Any]:
@@ -36,14 +27,15 @@ def compare_runs(runs: list[ComparedRun]) -> dict[str, Any]:
     Returns:
         Plain values, as `expandr compare --json` prints them: `rows` by dataset and system with the
         value of each run, its `tests` against the first (or why one is `refused`), and `upstream`: what
-        differs before each number that was made otherwise; `differ`: options and code of all of the run.
+        differs before each number that was made otherwise; `differ`: options and code of all of the run;
+        `apart`: why a run shares no row with the first. A run that is named again is "NAME (2)".
 
     Raises:
         DataError: if there are fewer than two runs.
     """
     if len(runs) < 2:
         raise DataError("name at least two runs; `expandr runs` lists them")
-    first, *others = runs
+    first, *others = runs = _told_apart(runs)
     cells = dict.fromkeys(
         (row["dataset"], row["system"]) for each in runs for row in each.comparison["results"]
     )
@@ -65,13 +57,40 @@ def compare_runs(runs: list[ComparedRun]) -> dict[str, Any]:
         "metric": HEADLINE,
         "differ": {
             each.run.name: {
-                "options": _plain(differing_options(first.run, each.run)),
+                "options": plain_pairs(differing_options(first.run, each.run)),
                 "code": _code(first, each),
             }
             for each in others
         },
+        "apart": {each.run.name: said for each in others if (said := _apart(first, each))},
         "rows": rows,
     }
+
+
+def _told_apart(runs: list[ComparedRun]) -> list[ComparedRun]:
+    """Number the runs of one name, such as those of a store and its copy."""
+    seen, found = Counter[str](), []
+    for each in runs:
+        name = each.run.name
+        seen[name] += 1
+        named = f"{name} ({seen[name]})" if seen[name] > 1 else name
+        found.append(replace(each, run=each.run.model_copy(update={"name": named})))
+    return found
+
+
+def _apart(first: ComparedRun, other: ComparedRun) -> str:
+    """Say why two runs have no number in common; empty if they have one."""
+    cells = [
+        {(row["dataset"], row["system"]) for row in each.comparison["results"]}
+        for each in (first, other)
+    ]
+    if cells[0] & cells[1]:
+        return ""
+    datasets = [sorted({dataset for dataset, _ in each}) for each in cells]
+    if set(datasets[0]) & set(datasets[1]):
+        return "the runs measured other systems; no number of one has a counterpart"
+    one, counterpart = (", ".join(each) for each in datasets)
+    return f"the runs measured other datasets, so no number has a counterpart: {one}; {counterpart}"
 
 
 def _code(first: ComparedRun, other: ComparedRun) -> dict[str, list[Any]]:
@@ -81,7 +100,9 @@ def _code(first: ComparedRun, other: ComparedRun) -> dict[str, list[Any]]:
         facts: dict[str, dict[str, None]] = {}
         for step in each.run.steps:
             manifest = each.lineage.node(step.artifact.key).manifest
-            own = {"commit": manifest.get("commit", ""), **manifest.get("libraries", {})}
+            own = {name: manifest.get(name) for name in ("commit", "python")}
+            own |= manifest.get("libraries", {})
+            own |= {f"{n} (vLLM's)": v for n, v in manifest.get("vllm_libraries", {}).items()}
             for name, value in own.items():
                 facts.setdefault(name, {})[value or "not known"] = None
         found.append({name: ", ".join(sorted(values)) for name, values in facts.items()})
@@ -110,92 +131,34 @@ def _row(runs: list[ComparedRun], dataset: str, system: str) -> dict[str, Any]:
             continue
         row["tests"].append({"run": other.run.name, **_test(first, other, dataset, system)})
         if _made_otherwise(first, other, dataset, system):
-            row["upstream"].append(_upstream(first, other, dataset, system))
+            row["upstream"].append(upstream(first, other, dataset, system))
     return row
 
 
 def _made_otherwise(first: ComparedRun, other: ComparedRun, dataset: str, system: str) -> bool:
     """Tell whether two evaluations differ in anything, even if their means happen to be equal."""
-    digests = (
-        [run.lineage.node(key).manifest["digest"] for _, _, key in keys]
-        for run in (first, other)
-        for keys in [run.measured.evaluations(dataset, system)]
+    one, counterpart = (
+        {
+            at: each.lineage.node(key).manifest["digest"]
+            for at, key in each.evaluations(dataset, system).items()
+        }
+        for each in (first, other)
     )
-    return next(digests) != next(digests)
+    return one != counterpart
 
 
 def _test(first: ComparedRun, other: ComparedRun, dataset: str, system: str) -> dict[str, Any]:
     """Test a system's difference between two runs, or say why that cannot be."""
     for role in ("queries", "qrels"):
-        what = _TABLES[role][0]
-        if difference := _rows_that_differ(first, other, dataset, system, role):
-            return {"refused": f"not paired: the runs have other {difference.sentence(what)}"}
-    test = first.comparison["test"]
+        if difference := rows_that_differ(first, other, dataset, system, role):
+            return {"refused": f"not paired: the runs have other {difference['said']}"}
+    test, rounded = first.comparison["test"], first.has_seeds or other.has_seeds
     seed = derive_seed("compare", first.measured.seed)
     try:
-        before, after = (each.scores(dataset, system) for each in (first, other))
+        before, after = (each.scores(dataset, system, rounded) for each in (first, other))
         return {"tested": compare_queries(before, after, HEADLINE, test, seed)}
     except DataError as error:
         return {"refused": f"not paired: {error}"}
-
-
-def _rows_that_differ(
-    first: ComparedRun, other: ComparedRun, dataset: str, system: str, role: str
-) -> RowDifference | None:
-    """Compare the tables of two runs; None if they are the same."""
-    files = [list(each.data(dataset, system, role)) for each in (first, other)]
-    for one, counterpart in zip(*files, strict=False):
-        if one.digest != counterpart.digest:
-            paths = first.store.local(one), other.store.local(counterpart)
-            if difference := row_difference(*paths, _TABLES[role][1]):
-                return difference
-    return None
-
-
-def _upstream(first: ComparedRun, other: ComparedRun, dataset: str, system: str) -> dict[str, Any]:
-    """Say what differs upstream of a number that changed."""
-    options = differing_options(first.run, other.run)
-    found: dict[str, dict[str, Any]] = {
-        name: {} for name in ("options", "code", "seeds", "libraries", "files", "inputs")
-    }
-    firsts: list[dict[str, Any]] = []
-    keys = (each.measured.evaluations(dataset, system) for each in (first, other))
-    places = MeasuredDataset(**first.measured.datasets[dataset]).keys()
-    for (subset, _, one), (_, _, counterpart) in zip(*keys, strict=False):
-        for each in upstream_differences(first.lineage, other.lineage, (one, counterpart)):
-            named = named_as_in_runs(each.options, options, each.stage)
-            found["options"] |= named
-            found["libraries"] |= each.libraries
-            found["files"] |= {n.removeprefix("files."): pair for n, pair in each.sources.items()}
-            found["inputs"] |= {f"{each.stage}: {n}": pair for n, pair in each.inputs.items()}
-            for name, pair in each.facts.items():
-                part = found["seeds" if name == "seed" else "code"]
-                if name == "version" or pair not in part.values():
-                    part[name if name not in (*part, "version") else f"{each.stage}: {name}"] = pair
-            if each.first:
-                paths = [" ← ".join([f"measured on {places[subset]}", *p]) for p in each.paths]
-                firsts.append({"paths": paths, "artifacts": each.keys, "what": _said(each, named)})
-    plain: dict[str, Any] = {name: _plain(pairs) for name, pairs in found.items() if pairs}
-    for role, (what, _) in _TABLES.items():
-        if difference := _rows_that_differ(first, other, dataset, system, role):
-            plain[what] = difference.plain() | {"said": difference.sentence(what)}
-    return {"run": other.run.name, **plain, "first": firsts}
-
-
-def _said(difference: Difference, options: dict[str, Pair]) -> list[str]:
-    """Say how two artifacts differ by themselves."""
-    lines = [
-        f"{kind}{name}: {one} → {other}"
-        for kind, pairs in (
-            ("option ", options),
-            ("", difference.facts),
-            ("library ", difference.libraries),
-            ("file ", {n.removeprefix("files."): p for n, p in difference.sources.items()}),
-            ("input ", difference.inputs),
-        )
-        for name, (one, other) in pairs.items()
-    ]
-    return lines or ["the same inputs, options, code and libraries, but other bytes"]
 
 
 def as_table(compared: dict[str, Any]) -> list[dict[str, str]]:
@@ -216,23 +179,3 @@ def as_table(compared: dict[str, Any]) -> list[dict[str, str]]:
         table.append(cells)
     names = dict.fromkeys(name for cells in table for name in cells)
     return [{name: cells.get(name, "") for name in names} for cells in table]
-
-
-def said_of(upstream: dict[str, Any]) -> list[str]:
-    """Say what differs upstream of a number, most telling first."""
-    said = [
-        f"{name}: {one} → {other}"
-        for part in ("options", "seeds", "inputs", "code", "libraries")
-        for name, (one, other) in upstream.get(part, {}).items()
-    ]
-    tables = [upstream[what]["said"] for what, _ in _TABLES.values() if what in upstream]
-    files = upstream.get("files", {})
-    return [
-        *said,
-        *tables,
-        *([f"{len(files)} raw files, {min(files)} among them"] if files else []),
-    ]
-
-
-def _plain(pairs: dict[str, Pair]) -> dict[str, list[Any]]:
-    return {name: list(pair) for name, pair in pairs.items()}

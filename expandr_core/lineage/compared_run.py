@@ -1,6 +1,5 @@
 """A run that is compared with another: its report, its evaluations, and what these were measured on."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -50,22 +49,39 @@ class ComparedRun:
         found = [row for row in rows if (row["dataset"], row["system"]) == (dataset, system)]
         return found[0] if found else None
 
-    def scores(self, dataset: str, system: str) -> pa.Table:
-        """Return query_id, cluster and nDCG@10 of a system, as its report tested them."""
+    def evaluations(self, dataset: str, system: str) -> dict[tuple[str, int], str]:
+        """Return the keys of a system's evaluations on a dataset, by subset and seed."""
+        found = self.measured.evaluations(dataset, system)
+        return {(subset, seed): key for subset, seed, key in found}
+
+    @property
+    def has_seeds(self) -> bool:
+        """Whether a system was measured with several seeds, so that scores are means."""
+        return any(seeds > 1 for seeds in self.measured.seeds.values())
+
+    def scores(self, dataset: str, system: str, rounded: bool) -> pa.Table:
+        """Return query_id, cluster and nDCG@10 of a system, as its report tested them.
+
+        Args:
+            dataset: that it was measured on.
+            system: its name.
+            rounded: see `join_subsets`.
+        """
         tables: dict[str, list[pa.Table]] = {}
-        for subset, _, key in self.measured.evaluations(dataset, system):
+        for (subset, _), key in self.evaluations(dataset, system).items():
             path = self.store.local(Artifact(key=key, digest="", path="per_query.parquet"))
             tables.setdefault(subset, []).append(pq.read_table(path))
-        several = any(seeds > 1 for seeds in self.measured.seeds.values())
-        return join_subsets(tables, several, self.comparison.get("subsets_are", "parts"))[1]
+        return join_subsets(tables, rounded, self.comparison.get("subsets_are", "parts"))[1]
 
-    def data(self, dataset: str, system: str, role: str) -> Iterator[Artifact]:
-        """Yield the corpora, queries or judgements that a system was measured on, by subset."""
-        for _, seed, key in self.measured.evaluations(dataset, system):
+    def data(self, dataset: str, system: str, role: str) -> dict[str, Artifact]:
+        """Return the corpora, queries or judgements that a system was measured on, by subset."""
+        found = {}
+        for (subset, seed), key in self.evaluations(dataset, system).items():
             node = self.lineage.node(key)
             if role == "corpus" and (
                 made := node.inputs.get("embeddings") or node.inputs.get("index")
             ):
                 node = self.lineage.node(made["key"])
             if seed == 0:
-                yield Artifact(**node.inputs[role])
+                found[subset] = Artifact(**node.inputs[role])
+        return found

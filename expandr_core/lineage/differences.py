@@ -4,8 +4,8 @@ Both lineages are walked at once, along equal roles. Where two digests are equal
 make a difference, and the walk ends. A difference is a *first* one if nothing upstream of it differs.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from graphlib import TopologicalSorter
 from typing import Any
 
 from expandr_core.lineage.nodes import Lineage, Node
@@ -29,6 +29,8 @@ class Difference:
         libraries: by name, of both interpreters.
         sources: files read from outside the store, by name, with both digests.
         inputs: roles that only one has, with its key.
+        machine: hardware and GPUs, where they differ; to be named where nothing else does.
+        code_known: whether both manifests name a commit, without changes that nobody recorded.
         first: whether nothing upstream differs.
     """
 
@@ -39,6 +41,8 @@ class Difference:
     libraries: dict[str, Pair] = field(default_factory=dict)
     sources: dict[str, Pair] = field(default_factory=dict)
     inputs: dict[str, Pair] = field(default_factory=dict)
+    machine: dict[str, Pair] = field(default_factory=dict)
+    code_known: bool = True
     first: bool = False
 
     @property
@@ -80,10 +84,14 @@ def upstream_differences(
         for pair, ways in paths.items()
     }
     differs: dict[Keys, bool] = {}
-    _settle(keys, below, own, differs)
+    inputs = {pair: [each for _, each in roles] for pair, roles in below.items()}
+    for pair in TopologicalSorter(inputs).static_order():  # what is upstream comes first
+        differs[pair] = (
+            own[pair].known or not inputs[pair] or any(differs[each] for each in inputs[pair])
+        )
     found = []
     for pair, difference in own.items():
-        upstream = any(differs[each] for _, each in below[pair])
+        upstream = any(differs[each] for each in inputs[pair])
         if difference.known or not below[pair]:
             found.append(replace(difference, first=not upstream))
     return found
@@ -116,16 +124,6 @@ def _paths(keys: Keys, below: Below) -> dict[Keys, list[tuple[str, ...]]]:
     return {pair: sorted(paths, key=len) for pair, paths in found.items()}
 
 
-def _settle(
-    pair: Keys, below: Below, own: Mapping[Keys, Difference], differs: dict[Keys, bool]
-) -> bool:
-    """Tell whether a pair or anything upstream of it differs by itself; lineages have no circles."""
-    if pair not in differs:
-        inputs = [_settle(each, below, own, differs) for _, each in below[pair]]
-        differs[pair] = any(inputs) or own[pair].known or not below[pair]
-    return differs[pair]
-
-
 def _own(one: Node, other: Node, keys: Keys, paths: list[tuple[str, ...]]) -> Difference:
     """Compare two manifests, without the inputs that both have."""
     if one.stage != other.stage:
@@ -133,9 +131,11 @@ def _own(one: Node, other: Node, keys: Keys, paths: list[tuple[str, ...]]) -> Di
     manifests = one.manifest, other.manifest
     defaults = stage_defaults(one.stage)
     options = differing(*({**defaults, **flat(each.get("options", {}))} for each in manifests))
-    libraries = differing(*(each.get("libraries", {}) for each in manifests))
-    vllm = differing(*(each.get("vllm_libraries", {}) for each in manifests))
     facts = {name: (manifests[0].get(name), manifests[1].get(name)) for name in _FACTS}
+    machines = {
+        "hardware": (manifests[0].get("hardware"), manifests[1].get("hardware")),
+        "GPUs": (_gpus(one), _gpus(other)),
+    }
     roles = {
         role: tuple(each.get(role, {}).get("key", ABSENT) for each in (one.inputs, other.inputs))
         for role in dict.fromkeys([*one.inputs, *other.inputs])
@@ -144,12 +144,35 @@ def _own(one: Node, other: Node, keys: Keys, paths: list[tuple[str, ...]]) -> Di
         keys,
         paths,
         options,
-        {name: pair for name, pair in facts.items() if _differ(*pair)},
-        {name: pair for name, pair in libraries.items() if ABSENT not in pair}
-        | {f"{name} (vLLM's)": pair for name, pair in vllm.items() if ABSENT not in pair},
-        differing(*({"files": each.get("sources", {})} for each in manifests)),
-        {role: (a, b) for role, (a, b) in roles.items() if ABSENT in (a, b)},
+        facts={name: pair for name, pair in facts.items() if _differ(*pair)},
+        libraries=_libraries(one, other),
+        sources=differing(*(each.get("sources", {}) for each in manifests)),
+        inputs={role: (a, b) for role, (a, b) in roles.items() if ABSENT in (a, b)},
+        machine={name: pair for name, pair in machines.items() if _differ(*pair)},
+        code_known=not any(
+            (each.get("commit") or "-dirty").endswith("-dirty") for each in manifests
+        ),
     )
+
+
+def _libraries(one: Node, other: Node) -> dict[str, Pair]:
+    """Return the libraries of both interpreters that differ.
+
+    One that is absent from either counts only within a commit, whose list of libraries is the same.
+    """
+    found = {}
+    for interpreter, mark in (("libraries", ""), ("vllm_libraries", " (vLLM's)")):
+        versions = (each.manifest.get(interpreter, {}) for each in (one, other))
+        found |= {f"{name}{mark}": pair for name, pair in differing(*versions).items()}
+    commits = [each.manifest.get("commit") for each in (one, other)]
+    same_list = bool(commits[0]) and commits[0] == commits[1]
+    return {name: pair for name, pair in found.items() if same_list or ABSENT not in pair}
+
+
+def _gpus(node: Node) -> str | None:
+    """Name the GPUs that a stage used; None if that was not recorded."""
+    gpus = node.manifest.get("gpus")
+    return None if gpus is None else ", ".join(gpus) or "none"
 
 
 def _differ(one: Any, other: Any) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 
 from expandr_core.evaluation.comparison import read_comparison, titles_of
 from expandr_core.evaluation.metrics import MEASURES
-from expandr_core.lineage.cells import DEVIATION, Cell, find_cell, spelt
+from expandr_core.lineage.cells import DEVIATION, Cell, cells, find_cell, spelt
 from expandr_core.lineage.nodes import ADAPTERS, Lineage, Node, total
 from expandr_core.lineage.options import changed_options, changed_stage_options
 from expandr_core.lineage.prompt import example_prompt
@@ -68,11 +68,29 @@ def explain(store: Store, run: RecordedRun, what: str = "", check: bool = False)
         "nodes": [_node(node) for node in nodes],
     }
     if check:
-        assert cell.value is not None
-        value = again.value(cell)
-        found["check"] = {"value": value, "difference": abs(value - cell.value),
-                          "agrees": abs(value - cell.value) <= AGREES}  # fmt: skip
+        found["check"] = _check(again, cell)
     return found
+
+
+def check_all(store: Store, run: RecordedRun) -> list[dict[str, Any]]:
+    """Compute every number of a run's report again from the rankings and the judgements.
+
+    Returns:
+        In the order of the report: `what`, as `explain` takes it; `value`; and `check` as there.
+    """
+    comparison = read_comparison(store.local(run.report))
+    again = Recomputation(store, comparison, store.manifest(run.report.key))
+    known = [each for each in cells(comparison) if each.value is not None]
+    return [
+        {"what": each.name, "value": each.value, "check": _check(again, each)} for each in known
+    ]
+
+
+def _check(again: Recomputation, cell: Cell) -> dict[str, Any]:
+    assert cell.value is not None
+    value = again.value(cell)
+    difference = abs(value - cell.value)
+    return {"value": value, "difference": difference, "agrees": difference <= AGREES}
 
 
 def title_of(comparison: Mapping[str, Any], cell: Cell) -> str:

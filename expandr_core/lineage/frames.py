@@ -5,6 +5,7 @@ run = runs.run("latest")
 run.systems()
 """
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,11 +18,14 @@ from expandr_core.evaluation.comparison import read_comparison, titles_of
 from expandr_core.evaluation.metrics import METRICS
 from expandr_core.lineage.cells import find_cell
 from expandr_core.lineage.explain import explain
+from expandr_core.lineage.finding import find_run
 from expandr_core.lineage.nodes import Lineage
 from expandr_core.lineage.recompute import Recomputation
 from expandr_core.store.artifacts import Artifact
-from expandr_core.store.run_records import RecordedRun, find_recorded, recorded_run
+from expandr_core.store.run_records import RecordedRun, recorded_run
 from expandr_core.store.store import Store
+
+log = logging.getLogger(__name__)
 
 
 class Results:
@@ -41,11 +45,20 @@ class Results:
         self.store = Store(store, scratch)
 
     def runs(self) -> pd.DataFrame:
-        """List the finished runs, oldest first: name, kind, times, preset, best_round and tags."""
+        """List the finished runs, oldest first: name, kind, times, preset, best_round and tags.
+
+        Records that this version cannot read are left out with a warning.
+        """
         columns = ["name", "kind", "started", "finished", "preset", "best_round", "tags"]
-        records = [recorded_run(record) for record in self.store.records()]
-        return pd.DataFrame([{name: getattr(each, name) for name in columns} for each in records],
-                            columns=columns)  # fmt: skip
+        rows = []
+        for record in self.store.records():
+            try:
+                each = recorded_run(record)
+            except DataError as error:
+                log.warning("%s", error)
+            else:
+                rows.append({name: getattr(each, name) for name in columns})
+        return pd.DataFrame(rows, columns=columns)
 
     def run(self, name: str = "latest") -> "RunResults":
         """Find a run by the beginning of its name.
@@ -53,13 +66,7 @@ class Results:
         Raises:
             DataError: if there is none.
         """
-        found = find_recorded(self.store.records(), name)
-        if found is None:
-            listed = ", ".join(self.runs()["name"]) or "none"
-            raise DataError(
-                f"there is no finished run {name!r} in {self.store.url}; there are: {listed}"
-            )
-        return RunResults(self.store, found)
+        return RunResults(*find_run([self.store], name))
 
 
 class RunResults:
@@ -116,10 +123,15 @@ class RunResults:
             seed: number of the evaluation, from 0.
 
         Raises:
-            DataError: if there is no such system, or it searches with the queries alone.
+            DataError: if there is no such system, dataset or seed, or it searches without texts.
         """
         [name] = self._names([system])
-        place = dataset or next(iter(self._measured.datasets))
+        datasets, seeds = list(self._measured.datasets), self._measured.seeds[name]
+        place = dataset or datasets[0]
+        if place not in datasets:
+            raise DataError(f"{self.record.name} has no dataset {place!r}; there are {datasets}")
+        if seed not in range(seeds):
+            raise DataError(f"{name} has no seed {seed}; there are {seeds}, from 0")
         tables = []
         for _, number, key in self._measured.evaluations(place, name):
             inputs = self.store.manifest(key)["inputs"]

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
+from expandr_core.lineage.nodes import ADAPTERS
 from expandr_core.options.base import Options
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.runtime.runner import module_of
@@ -87,12 +88,19 @@ def named_as_in_runs(
     {'dpo.beta': (0.1, 0.2)}
     >>> named_as_in_runs({"size": (1, 2)}, {}, "sample")
     {'sample: size': (1, 2)}
+
+    Where several do, a group of the stage's own comes first:
+
+    >>> alike = {"training.epochs": (1, 2), "dpo.epochs": (1, 2)}
+    >>> named_as_in_runs({"training.epochs": (1, 2)}, alike, "kto")
+    {'dpo.epochs': (1, 2)}
     """
     found = {}
+    group = "dpo" if stage in ADAPTERS else stage
     for path, values in options.items():
         name = path.rpartition(".")[2]
         alike = [p for p, v in runs.items() if v == values and p.rpartition(".")[2] == name]
-        alike.sort(key=lambda each: -_common_end(each, path))
+        alike.sort(key=lambda each: (not each.startswith(f"{group}."), -_common_end(each, path)))
         found[alike[0] if alike else f"{stage}: {path}"] = values
     return found
 

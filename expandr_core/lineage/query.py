@@ -31,8 +31,9 @@ def explain_query(
 
     Returns:
         `query`, `systems` (texts in the order of the report, so before and after an alignment; nDCG@10;
-        top passages; the ranks of the judged ones), and `rewarded`: the candidates of each round with
-        their rewards and ranks, and which became a pair.
+        top passages; the ranks and scores of the judged ones), and `rewarded`: the candidates of each
+        round with their rewards and ranks, and which became a pair. `unrewarded` says why there are
+        none.
 
     Raises:
         DataError: if the run knows no such query; it lists some.
@@ -57,7 +58,17 @@ def explain_query(
         found |= _measured(lineage, comparison, inputs, place, query_id, top)
     else:
         found["query"] = rewarded[0]["query"]
-    return found | {"rewarded": rewarded}
+    return found | {"rewarded": rewarded, "unrewarded": "" if rewarded else _unrewarded(run)}
+
+
+def _unrewarded(run: RecordedRun) -> str:
+    """Say why a query has no rewarded candidates, and what tells how close its texts come instead."""
+    if not any(step.id.stage == "reward" for step in run.steps):
+        return "this run rewards no candidates"
+    return (
+        "candidates are rewarded for the preference queries only, and this is none of them; how close a "
+        "text comes to a judged passage is the score of the systems that search with the text alone"
+    )
 
 
 def _places(comparison: Mapping[str, Any]) -> list[str]:
@@ -107,7 +118,7 @@ def _measured(
         scores = _rows(store, _file(node, "per_query.parquet").model_dump(), query_id)
         shown = hits.slice(0, top).to_pylist()
         ranked = hits.filter(pc.field("passage_id").isin(list(relevance))).to_pylist()
-        ranks = dict.fromkeys(relevance) | {each["passage_id"]: each["rank"] for each in ranked}
+        found = {each["passage_id"]: each for each in ranked}
         wanted |= dict.fromkeys([*(each["passage_id"] for each in shown), *relevance])
         systems.append({
             "system": system, "title": title, "evaluation": node.key,
@@ -115,8 +126,9 @@ def _measured(
             "expansions": _texts(lineage, node, query_id),
             "top": [{name: each[name] for name in ("rank", "passage_id", "score")} for each in shown],
             "judged": [
-                {"passage_id": name, "relevance": relevance[name], "rank": rank}
-                for name, rank in ranks.items()
+                {"passage_id": name, "relevance": grade}
+                | {fact: found[name][fact] if name in found else None for fact in ("rank", "score")}
+                for name, grade in relevance.items()
             ],
         })  # fmt: skip
     assert corpus is not None

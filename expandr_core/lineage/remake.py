@@ -14,6 +14,7 @@ from expandr_core.store.artifacts import Artifact, StageSpec
 from expandr_core.store.store import Store
 
 log = logging.getLogger(__name__)
+SHARD = "_shard"  # ends the stages of shards
 _OF_ITS_RUN = ("prefect_flow_run", "fresh")
 
 
@@ -22,9 +23,14 @@ def spec_of(manifest: dict[str, Any]) -> StageSpec:
 
     Raises:
         DataError: if this version would make another artifact: the stage, its version or its options
-            have changed.
+            have changed. So it is for a shard, which its stage makes.
     """
     key, stage = manifest["key"], manifest["stage"]
+    if stage.endswith(SHARD):
+        raise DataError(
+            f"{key} is a shard; make the artifact of {stage.removesuffix(SHARD)!r} again that it is a "
+            "part of"
+        )
     try:
         options = module_of(stage).OPTIONS(**manifest["options"])
     except (ImportError, ValidationError) as error:
@@ -60,13 +66,19 @@ def remake(store: Store, key: str, into: Store) -> Artifact:
         into: store to make it in; what it has already is reused.
 
     Raises:
-        DataError: if this version would make another artifact, or one came out with other bytes.
+        DataError: if this version would make another artifact, or one came out with other bytes, or a
+            file from outside the store is not as it was.
     """
     made = Artifact(key=key, digest="")
     for node in Lineage(store).upstream([key]):
         spec = spec_of(dict(node.manifest))
         run = run_in_child if needs_child(spec) else run_stage
-        made = run(spec, into, no_progress)
+        try:
+            made = into.lookup(spec.key) or run(spec, into, no_progress)
+        except (DataError, OSError) as error:
+            outside = ", ".join(spec.sources)
+            hint = f"; it is made from files outside the store ({outside})" if outside else ""
+            raise DataError(f"{node.key} cannot be made again: {error}{hint}") from error
         if made.digest != node.manifest["digest"]:
             raise DataError(
                 f"{node.key} came out with other bytes: {made.digest[:12]}, not "

@@ -118,7 +118,7 @@ def recorded_run(record: dict[str, Any]) -> RecordedRun:
 
 
 def find_recorded(records: Iterable[dict[str, Any]], name: str) -> RecordedRun | None:
-    """Find the last run by the beginning of its name, of the joint loop first; or its "latest".
+    """Find the last run by the beginning of its name, or the "latest"; of the joint loop, if any is.
 
     Args:
         records: of a store, oldest first.
@@ -129,7 +129,7 @@ def find_recorded(records: Iterable[dict[str, Any]], name: str) -> RecordedRun |
     """
     beginning = "" if name == "latest" else name
     named = [each for each in records if str(each.get("name", "")).startswith(beginning)]
-    found = [each for each in named if "kind" not in each] or (named if beginning else [])
+    found = [each for each in named if "kind" not in each] or named
     return recorded_run(found[-1]) if found else None
 
 

@@ -94,6 +94,7 @@ def test_everything_is_there(client):
         "single-stage/manual",
         "evaluate-suite/manual",
         "ablate/manual",
+        "compare-runs/manual",
         "stage/cpu",
         "stage/gpu-infer",
         "stage/gpu-train",

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,8 +13,14 @@ from doctored import doctored
 from expandr_core.errors import DataError
 from expandr_core.lineage.compare_runs import as_table, compare_runs
 from expandr_core.lineage.compared_run import ComparedRun
+from expandr_core.lineage.differences import upstream_differences
+from expandr_core.lineage.nodes import Lineage
 from expandr_core.lineage.tables import RowDifference, row_difference
+from expandr_core.lineage.upstream import said_of
 from expandr_core.records import PASSAGES
+from expandr_core.store.artifacts import content_digest
+from expandr_core.store.manifests import sealed
+from expandr_core.store.store import Store
 
 
 def compared(one, other):
@@ -111,6 +118,100 @@ def test_queries_that_differ_are_not_paired(recorded, run, tmp_path):
         [test] = row["tests"]
         assert test["refused"].startswith("not paired: the runs have other judgements: 1 removed, ")
     json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"hardware": "arm64, 4 cores"}, "hardware: {hardware} → arm64, 4 cores"),
+        ({"commit": "a5fb1e5d2471-dirty"}, "commit: a5fb1e5d2471 → a5fb1e5d2471-dirty"),
+    ],
+)
+def test_what_may_have_changed_the_bytes_is_named(recorded, run, tmp_path, changes, said):
+    before = {}
+
+    def elsewhere(manifest, folder):
+        before.update(manifest)
+        manifest.update(changes)
+
+    other = doctored(recorded, run, tmp_path / "store", {"merge": elsewhere})
+    found = changed_rows(compared((recorded, run), other))["aligned-1"]
+    [first] = found["first"]
+    assert first["what"] == [said.format(**before)]
+    assert said_of(found) == first["what"] or "code" in found
+
+
+def test_code_that_no_commit_tells_is_not_said_to_be_the_same(recorded, run, tmp_path):
+    def dirty(manifest, folder):
+        manifest["commit"] = "a5fb1e5d2471-dirty"
+
+    def dirty_with_other_bytes(manifest, folder):
+        dirty(manifest, folder)
+        manifest["files"].append({"path": "more", "size": 0, "sha256": "0" * 64})
+
+    changes = dict.fromkeys({step.id.stage for step in run.steps}, dirty)
+    one = doctored(recorded, run, tmp_path / "1", changes)
+    other = doctored(recorded, run, tmp_path / "2", changes | {"merge": dirty_with_other_bytes})
+    [first] = changed_rows(compared(one, other))["aligned-1"]["first"]
+    assert "the code is not known to the commit" in first["what"][0]
+
+
+def test_a_library_that_one_run_lacks_is_named(recorded, run, tmp_path):
+    def without_faiss(manifest, folder):
+        manifest["libraries"]["faiss-gpu"] = manifest["libraries"].pop("faiss-cpu")
+
+    other = doctored(recorded, run, tmp_path / "store", {"evaluate": without_faiss})
+    libraries = changed_rows(compared((recorded, run), other))["query"]["libraries"]
+    assert libraries.keys() == {"faiss-cpu", "faiss-gpu"}
+    assert libraries["faiss-cpu"][1] == libraries["faiss-gpu"][0] == "absent"
+
+
+def test_runs_of_one_name_are_told_apart(recorded, run, tmp_path):
+    other = doctored(recorded, run, tmp_path / "store", {"dpo": lambda manifest, folder: None})
+    runs = [ComparedRun(recorded, run), ComparedRun(*other), ComparedRun(recorded, run)]
+    found = compare_runs(runs)
+    assert found["runs"] == [run.name, f"{run.name} (2)", f"{run.name} (3)"]
+    [row] = [each for each in found["rows"] if each["system"] == "aligned-1"]
+    assert row["values"][f"{run.name} (2)"] == pytest.approx(row["values"][run.name] + 0.01)
+    assert [each["run"] for each in row["upstream"]] == [f"{run.name} (2)"]
+    assert set(as_table(found)[0]) >= {run.name, f"{run.name} (2)", f"{run.name} (3)"}
+
+
+def test_runs_without_a_number_in_common_say_why(recorded, run, tmp_path):
+    folder = shutil.copytree(recorded.root, tmp_path / "store")
+    path = folder / "artifacts" / run.report.key / "comparison.json"
+    comparison = json.loads(path.read_text())
+    for row in comparison["results"]:
+        row["dataset"] = "scifact"
+    path.write_text(json.dumps(comparison))
+    other = Store(str(folder)), run.model_copy(update={"name": "another"})
+    found = compared((recorded, run), other)
+    assert found["apart"] == {
+        "another": "the runs measured other datasets, so no number has a counterpart: test; scifact"
+    }
+    assert compared((recorded, run), (recorded, run))["apart"] == {}
+
+
+def test_long_lineages_are_compared(tmp_path):
+    """As those of hundreds of rounds are."""
+    stores = []
+    for name in ("1", "2"):
+        digest, stores = "", [*stores, Store(str(tmp_path / name))]
+        for number in range(1200):
+            key = f"merge-{number:020x}"
+            file = {"path": "f", "size": 0, "sha256": f"{int(name) * 10000 + number:064x}"}
+            inputs = (
+                {"llm": {"key": f"merge-{number - 1:020x}", "digest": digest}} if number else {}
+            )
+            digest = content_digest({"f": file["sha256"]}, [])
+            manifest = {"key": key, "digest": digest, "files": [file], "counts": {}, "parts": [],
+                        "inputs": inputs, "seed": int(name) if not number else 0}  # fmt: skip
+            folder = tmp_path / name / "artifacts" / key
+            folder.mkdir(parents=True)
+            (folder / "manifest.json").write_text(sealed(manifest))
+    last = f"merge-{1199:020x}"
+    [first] = upstream_differences(*map(Lineage, stores), (last, last))
+    assert first.first and first.facts == {"seed": (1, 2)} and len(first.paths[0]) == 1199
 
 
 def test_other_bytes_from_the_same_inputs_are_said_to_be_so(recorded, run, tmp_path):

@@ -115,7 +115,23 @@ def test_a_rewarded_query_is_shown_with_its_candidates(recorded, run):
         assert sides[side]["text"] == pair[f"{side}_text"]
         assert sides[side]["reward"] == pair[f"{side}_reward"]
     rewards = [each["reward"] for each in round_1["candidates"]]
-    assert rewards == sorted(rewards, reverse=True)
+    assert rewards == sorted(rewards, reverse=True) and not found["unrewarded"]
+
+
+def test_a_query_without_rewards_says_so_and_how_close_its_texts_come(recorded, run):
+    key = explain(recorded, run, "untrained-alone/map")["evaluations"][0]["key"]
+    folder = recorded.local(Artifact(key=key, digest=""))
+    scores = pq.read_table(folder / "per_query.parquet").to_pylist()
+    query_id = max(scores, key=lambda each: each["map"])["query_id"]
+    found = explain_query(recorded, run, query_id)
+    assert not found["rewarded"] and "for the preference queries only" in found["unrewarded"]
+    [alone] = [each for each in found["systems"] if each["system"] == "untrained-alone"]
+    hits = pq.read_table(folder / "run.parquet", filters=[("query_id", "=", query_id)]).to_pylist()
+    expected = {hit["passage_id"]: (hit["rank"], hit["score"]) for hit in hits}
+    assert any(each["rank"] for each in alone["judged"])
+    for each in alone["judged"]:
+        found_at = expected.get(each["passage_id"], (None, None))
+        assert (each["rank"], each["score"]) == found_at
 
 
 def test_an_unknown_query_is_refused_with_some_that_are_there(recorded, run):

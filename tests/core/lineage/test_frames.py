@@ -1,12 +1,15 @@
 """The frames of a run, and the example of docs/notebooks.md."""
 
+import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from expandr_core.errors import DataError
 from expandr_core.lineage.frames import Results, RunResults
+from expandr_core.store.store import Store
 
 PAGE = Path(__file__).parents[3] / "docs" / "notebooks.md"
 
@@ -43,11 +46,36 @@ def test_texts_pairs_and_candidates_have_their_queries(results):
 
 
 def test_what_is_not_there_is_refused_with_what_is(recorded, results):
-    with pytest.raises(DataError, match=r"no finished run 'x' in .*smart-frog"):
+    with pytest.raises(DataError, match=r"no finished run 'x' in (.|\n)*smart-frog"):
         Results(recorded.root).run("x")
     with pytest.raises(DataError, match="no system 'x'"):
         results.per_query("x")
     with pytest.raises(DataError, match="queries alone"):
         results.texts("query")
+    with pytest.raises(DataError, match=r"no dataset 'x'; there are \['test'\]"):
+        results.texts("round-1", dataset="x")
+    with pytest.raises(DataError, match="round-1 has no seed 3; there are 1, from 0"):
+        results.texts("round-1", seed=3)
     with pytest.raises(DataError, match=r"round 7 of .* has no pairs; there are \[1\]"):
         results.pairs(round=7)
+
+
+def test_a_record_of_a_newer_version_leaves_the_others_listed(recorded, tmp_path, caplog):
+    folder = shutil.copytree(recorded.root, tmp_path / "store")
+    [path] = folder.glob("runs/*.json")
+    newer = json.loads(path.read_text()) | {"schema": 99, "name": "29990101T000000-newer"}
+    (folder / "runs" / "29990101T000000-newer.json").write_text(json.dumps(newer))
+    assert list(Results(str(folder)).runs()["name"]) == [path.stem]
+    assert "29990101T000000-newer was recorded by a newer version" in caplog.text
+
+
+def test_an_unfinished_run_is_told_from_one_that_is_not_there(recorded, tmp_path):
+    folder = shutil.copytree(recorded.root, tmp_path / "store")
+    store = Store(str(folder))
+    note = {"name": "20261201T000000-slow-cat", "state": "failed", "message": "no space"}
+    store.write_note(note["name"], note)
+    with pytest.raises(DataError, match=r"slow-cat has not finished \(failed: no space\)"):
+        Results(str(folder)).run("20261201")
+    [path] = folder.glob("runs/*.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "kind": "evaluate-suite"}))
+    assert Results(str(folder)).run("latest").record.kind == "evaluate-suite"

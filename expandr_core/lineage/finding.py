@@ -1,0 +1,42 @@
+"""Find the run that somebody names, or say why there is none."""
+
+from collections.abc import Iterable
+
+from expandr_core.errors import DataError
+from expandr_core.store.run_records import RecordedRun, find_recorded
+from expandr_core.store.store import Store
+
+_LISTED = 20
+
+
+def find_run(stores: Iterable[Store], name: str, nth: int = 0) -> tuple[Store, RecordedRun]:
+    """Find a finished run by the beginning of its name, or the latest.
+
+    Args:
+        stores: in which to look, one after the other.
+        name: or its beginning, or "latest".
+        nth: how many stores that have it to pass over, as long as there is another one.
+
+    Raises:
+        DataError: if there is none; it says whether the run has not finished, and lists those that have.
+    """
+    stores = list(stores)
+    records = [(store, store.records()) for store in stores]
+    found = [(store, run) for store, each in records if (run := find_recorded(each, name))]
+    if found:
+        return found[min(nth, len(found) - 1)]
+    there = [str(each.get("name", "?")) for _, all_of in records for each in all_of][-_LISTED:]
+    listed = "\n  ".join(reversed(there)) or "none"
+    for store in stores:
+        for note in reversed(store.notes()):
+            if name != "latest" and str(note.get("name", "")).startswith(name):
+                message = f": {note['message']}" if note.get("message") else ""
+                raise DataError(
+                    f"run {note['name']} has not finished ({note.get('state', '?')}{message}); the "
+                    "command that started it continues from what was made; finished, the newest "
+                    f"first:\n  {listed}"
+                )
+    where = " or ".join(store.url for store in stores)
+    raise DataError(
+        f"there is no finished run {name!r} in {where}; there are, the newest first:\n  {listed}"
+    )
