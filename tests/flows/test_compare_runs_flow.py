@@ -53,7 +53,11 @@ def _leaves_a_table(one: str, other: str, store: str) -> None:
 
 
 def test_a_run_that_is_not_there_is_refused_with_those_that_are(first):
-    with pytest.raises(
-        DataError, match=f"no finished run 'nope'; there are:\n  {first.record.name}"
-    ):
+    with pytest.raises(DataError, match=f"no finished run 'nope'(.|\n)*{first.record.name}"):
         find_all(["nope"], [first.record.store])
+
+
+def test_a_name_that_is_given_again_is_the_run_of_the_next_store(first, store):
+    stores = [first.record.store, str(store)]
+    found = find_all(["latest", "latest", "latest"], stores)
+    assert [each.store.url for each in found] == [*stores, stores[1]]
