@@ -136,8 +136,9 @@ def gc(
 ) -> None:
     """List artifacts that no kept run needs and leftovers of dead work; `--delete` removes them.
 
-    Everything a kept run used stays, back to the data. Active runs protect what they have made and
-    found. Scratch folders and downloads are cleaned only on this machine.
+    Everything a kept run used stays, back to the data, and so do the runs that aliases name or can be
+    rolled back to. Active runs protect what they have made and found. Scratch folders and downloads are
+    cleaned only on this machine.
     """
     from expandr_cli.gc import collect_garbage, parse_age
     from tasks.stage import open_store

@@ -13,6 +13,7 @@ from expandr_cli.config_files import SeedOption, SetOption, load_options, said_o
 from expandr_cli.explain import app as explain_command
 from expandr_cli.export import app as export_commands
 from expandr_cli.import_gguf import app as gguf_command
+from expandr_cli.models import app as model_commands
 from expandr_cli.plan import app as plan_command
 from expandr_cli.terminal import AGAIN, StoreOption, absolute, fail, notify, out, user_errors
 from expandr_core.options.loop import JointLoopOptions
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(export_commands)
 app.add_typer(gguf_command)
+app.add_typer(model_commands)
 app.add_typer(plan_command)
 app.add_typer(ablate_command)
 app.add_typer(explain_command)
@@ -134,12 +136,19 @@ def verify(
 @app.command()
 def search(
     question: Annotated[str, typer.Argument(help="What to search for.")],
-    run_name: Annotated[str, typer.Option("--run", help="Use the models of this run.")] = "latest",
+    run_name: Annotated[
+        str,
+        typer.Option(
+            "--run",
+            help="Alias (champion, MODEL/ALIAS, MODEL/VERSION), run, or 'latest'; by default the "
+            "champion, and the latest run as long as there is none.",
+        ),
+    ] = "",
     passages: Annotated[int, typer.Option("-k", min=1, help="How many passages to show.")] = 5,
     expand: Annotated[bool, typer.Option(help="Let the LLM expand the question first.")] = True,
     store: StoreOption = "store",
 ) -> None:
-    """Search the corpus with the best LLM and retriever of a run."""
+    """Search the corpus with the LLM and retriever of the champion, or of a run."""
     from expandr_cli.search import search_corpus
 
     with user_errors():
@@ -158,7 +167,11 @@ def evaluate(
     ],
     runs: Annotated[
         list[str] | None,
-        typer.Option("--run", help="Use the best models of this run, or of 'latest'; repeatable."),
+        typer.Option(
+            "--run",
+            help="Use the models of this alias or run, or of 'latest'; repeatable. By default those "
+            "that CONFIG names, and the champion if it names none.",
+        ),
     ] = None,
     inputs: Annotated[
         list[str] | None,

@@ -1,19 +1,20 @@
-"""Search a run's corpus with its best LLM and retriever."""
+"""Search the corpus of the champion, or of a run, with its LLM and retriever."""
 
 import logging
 
 import pyarrow as pa
 from rich.console import Console
 
+from expandr_cli.terminal import notify
 from expandr_core.errors import DataError
 from expandr_core.records import passages_in, rows_with_ids
 from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.memory import search_memory
-from expandr_core.runtime.runner import find, make_spec, run_stage
-from expandr_core.stages import encode as encode_stage
+from expandr_core.runtime.runner import find, run_stage
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
-from flows.run_record import RunRecord, loop_run
+from flows.champions import chosen_run, index_spec
+from flows.run_record import RunRecord
 from tasks.stage import open_store
 
 
@@ -23,7 +24,7 @@ def search_corpus(
     """Expand the question, search, and print the passages with their scores.
 
     Raises:
-        DataError: if there is no such run, or the question is empty.
+        DataError: if there is no such run or alias, or the question is empty.
     """
     from expandr_core.encoders.encode import Encoder
     from expandr_core.options.evaluation import RankingOptions
@@ -34,7 +35,7 @@ def search_corpus(
         raise DataError("the question is empty")
     logging.getLogger("expandr_core").setLevel(logging.WARNING)
     store = open_store(url)
-    run = loop_run(store, run_name)
+    run = chosen_run(store, run_name, notify)
     expansion = _expand(store, run, question) if expand else ""
     if expansion:
         out.print(f"expansion: {expansion}\n", markup=False, highlight=False, style="dim")
@@ -86,13 +87,7 @@ def _expand(store: Store, run: RunRecord, question: str) -> str:
 
 def _encoded(store: Store, run: RunRecord) -> Artifact:
     """Find the encoded corpus of the run's retriever, in a store that may be read-only, or encode it."""
-    spec = make_spec(
-        "encode",
-        encode_stage.OPTIONS.of(run.options.measured_retriever),
-        {"corpus": run.models["corpus"], "retriever": run.models["retriever"]},
-        seed=run.options.seed,
-        device=run.options.device,
-    )
+    spec = index_spec(run)
     return find(spec, store) or run_stage(spec, store, no_progress)
 
 

@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from prefect import get_run_logger
 from pydantic import Field
 
 from expandr_core.errors import DataError
 from expandr_core.options.base import Options
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
-from flows.run_record import RunRecord, loop_run
+from flows.champions import chosen_run
+from flows.run_record import RunRecord, find_run, loop_run
 from tasks.models import import_models, with_adapter
 from tasks.pipeline import Pipeline
 
@@ -38,8 +40,9 @@ class MeasuredModels(Options):
 
     runs: tuple[str, ...] = Field(
         default=(),
-        description="Runs of the joint loop whose best models are measured: names, their beginnings, "
-        "or latest.",
+        description="Runs of the joint loop whose best models are measured: aliases such as champion, "
+        "names, their beginnings, or latest. Empty: the models of the options, and the champion if they "
+        "name none.",
     )
     llm: str = Field(
         default="", description="Key of a language model; empty for the one in the options."
@@ -96,6 +99,9 @@ def _named_models(
     unnamed = [role for role, name in names.items() if name == "tiny"]
     if unnamed and wanted.runs:
         return []
+    if len(unnamed) == len(names) and find_run(store := pipeline.open(), "latest"):
+        run = chosen_run(store, "", get_run_logger().info)
+        return [_best_models(run, training)]
     if unnamed:
         raise DataError(
             f"{unnamed[0]}.model is 'tiny', which is built from a collection's text; name a model, give "

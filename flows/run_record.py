@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from expandr_core.errors import DataError, first_line
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
+from expandr_core.store.registry import find_version
 from expandr_core.store.run_records import SCHEMA, Step
 from expandr_core.store.store import Store
 from tasks.models import Models
@@ -98,14 +99,23 @@ def find_run(store: Store, name: str) -> RunRecord | None:
 
 
 def loop_run(store: Store, name: str) -> RunRecord:
-    """Return a run of the joint loop by the beginning of its name, or the latest.
+    """Return a run of the joint loop: by alias, by the beginning of its name, or the latest.
+
+    Args:
+        store: that has the runs.
+        name: ALIAS, MODEL/ALIAS or MODEL/VERSION of a registered model, "latest", or a run's name.
 
     Raises:
         DataError: if there is none, or the name is another flow's run, which has no best models.
     """
-    run = find_run(store, name)
+    version = find_version(store, name)
+    run = find_run(store, version[1].run if version else name)
     if run:
         return run
+    if version:
+        raise DataError(
+            f"the run {version[1].run} of {name} is not in {store.url} any more; promote another one"
+        )
     other = find_other_run(store, name)
     if other:
         raise DataError(

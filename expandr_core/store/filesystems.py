@@ -9,7 +9,9 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -17,6 +19,8 @@ from fsspec.implementations.local import LocalFileSystem
 from expandr_core.errors import DataError
 
 log = logging.getLogger(__name__)
+PARTIAL = ".partial-"  # in the name of a file that is being written
+Files = dict[str, tuple[int, datetime]]  # path -> (bytes, last change)
 
 
 def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -49,6 +53,29 @@ def kind_of(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
         return filesystem.info(path)["type"]
     except FileNotFoundError:
         return ""
+
+
+def files_below(filesystem: fsspec.AbstractFileSystem, root: str) -> Files:
+    """Return all files below a folder, by their paths in it; none if it is missing."""
+    if not isinstance(filesystem, LocalFileSystem):
+        found: Any = filesystem.find(root, detail=True)
+        return {
+            path.removeprefix(f"{root}/"): (info["size"], info["LastModified"])
+            for path, info in found.items()
+        }
+    files = {}
+    for directory, _, names in os.walk(root, onerror=_unless_missing):
+        for path in (Path(directory, name) for name in names):
+            with contextlib.suppress(FileNotFoundError):  # a run is in progress
+                stat = path.stat()
+                changed = datetime.fromtimestamp(stat.st_mtime, UTC)
+                files[path.relative_to(root).as_posix()] = stat.st_size, changed
+    return files
+
+
+def _unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 SCRATCH_REMEDY = (
@@ -149,7 +176,7 @@ def _is_at(path: Path, stat: os.stat_result) -> bool:
 def partial_file(target: Path) -> Iterator[Path]:
     """Yield a path beside the target to write to; rename it to the target on success."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.partial-{uuid.uuid4().hex}")
+    partial = target.with_name(f"{target.name}{PARTIAL}{uuid.uuid4().hex}")
     try:
         yield partial
         partial.rename(target)

@@ -2,13 +2,13 @@
 
 Kept are artifacts that a kept run used or that are younger than the limit, and their whole lineage
 (inputs and shards, up to the data); also the artifacts of unfinished runs that were active since the
-limit or may still be running a step. A record or note that cannot be understood stops everything.
+limit or may still be running a step. Kept runs include those of registered models that an alias names
+or can be rolled back to. A record, note or model that cannot be understood stops everything.
 """
 
 import contextlib
 import functools
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from expandr_core.store.download_cache import last_change, size_of
-from expandr_core.store.filesystems import flock
+from expandr_core.store.filesystems import PARTIAL, Files, files_below, flock
 from expandr_core.store.manifests import MANIFEST, DamagedArtifact, is_key
+from expandr_core.store.registry import MODELS, kept
 from expandr_core.store.run_records import NOTES, keys_in, needs_of, read_record
 from expandr_core.store.specs import SPECS
 from expandr_core.store.store import Store
@@ -28,7 +29,7 @@ from expandr_core.store.store import Store
 log = logging.getLogger(__name__)
 _AT_ONCE = 32
 _LONGEST_STEP = timedelta(hours=48)  # the time limit of a step; see tasks/stage.py
-Files = dict[str, tuple[int, datetime]]  # path -> (bytes, last change)
+_Listed = tuple[tuple[str, tuple[int, datetime]], ...]
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,14 @@ def find_garbage(store: Store, keep_runs: int | None, before: datetime) -> list[
     runs = _list(store, "runs")
     names = sorted(path.removesuffix(".json") for path in runs if path.endswith(".json"))
     latest = names if keep_runs is None else names[len(names) - min(keep_runs, len(names)) :]
-    kept = [name for name in names if name in latest or runs[f"{name}.json"][1] >= before]
+    served, needed = kept(store)
+    young = {name for name in names if runs[f"{name}.json"][1] >= before}
+    stay = (young | served | {*latest}) & {*names}
     artifacts: dict[str, Files] = {}
     for path, facts in _list(store, "artifacts").items():
         key, _, rest = path.partition("/")
         artifacts.setdefault(key, {})[rest] = facts
-    needed = {key for name in kept for key in _needs(store, "runs", name)[0]}
+    needed |= {key for name in stay for key in _needs(store, "runs", name)[0]}
     notes = _list(store, NOTES)
     noted = _noted(store, notes, before)
     needed |= {key for keys in noted.values() for key in keys}
@@ -78,11 +81,11 @@ def find_garbage(store: Store, keep_runs: int | None, before: datetime) -> list[
         if MANIFEST in files and files[MANIFEST][1] >= before
     }
     needed = _with_lineage(store, needed)
-    dropped = {f"{name}.json" for name in names} - {f"{name}.json" for name in kept}
+    dropped = {f"{name}.json" for name in names} - {f"{name}.json" for name in stay}
     found = [
-        Garbage("run", path, *runs[path], _remover(store, "runs", path))
+        Garbage("run", path, *runs[path], partial(_remove_run, store, path))
         for path in runs
-        if path in dropped or (path.startswith(".") and runs[path][1] < before)
+        if path in dropped
     ]
     found += [
         Garbage("run that did not end", path, *notes[path], _remover(store, NOTES, path))
@@ -92,6 +95,14 @@ def find_garbage(store: Store, keep_runs: int | None, before: datetime) -> list[
     unneeded = _artifacts(store, artifacts, needed, before)
     found += sorted(unneeded, key=lambda each: each.changed)[::-1]
     return found + list(_rest(store, before)) + list(_scratch(store, before))
+
+
+def _remove_run(store: Store, path: str) -> bool:
+    """Remove the record of a run unless it has been promoted meanwhile."""
+    if path.removesuffix(".json") in kept(store)[0]:
+        return False
+    store.filesystem.rm_file(f"{store.root}/runs/{path}")
+    return True
 
 
 def remove_garbage(found: list[Garbage]) -> list[str]:
@@ -111,26 +122,7 @@ def remove_garbage(found: list[Garbage]) -> list[str]:
 
 def _list(store: Store, folder: str) -> Files:
     """Return all files below a folder of the store; none if it is missing."""
-    root = f"{store.root}/{folder}"
-    if not store.is_local:
-        found: Any = store.filesystem.find(root, detail=True)
-        return {
-            path.removeprefix(f"{root}/"): (info["size"], info["LastModified"])
-            for path, info in found.items()
-        }
-    files = {}
-    for directory, _, names in os.walk(root, onerror=_unless_missing):
-        for path in (Path(directory, name) for name in names):
-            with contextlib.suppress(FileNotFoundError):  # a run is in progress
-                stat = path.stat()
-                changed = datetime.fromtimestamp(stat.st_mtime, UTC)
-                files[path.relative_to(root).as_posix()] = stat.st_size, changed
-    return files
-
-
-def _unless_missing(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
-        raise error
+    return files_below(store.filesystem, f"{store.root}/{folder}")
 
 
 def _needs(store: Store, folder: str, name: str) -> tuple[set[str], str]:
@@ -156,12 +148,14 @@ def _noted(store: Store, notes: Files, before: datetime) -> dict[str, set[str]]:
 
 
 @functools.lru_cache(maxsize=1)
-def _found_since(
-    store: Store, notes: tuple[tuple[str, tuple[int, datetime]], ...], before: datetime
-) -> set[str]:
-    """Return what runs active during this collection need, with its lineage."""
+def _found_since(store: Store, notes: _Listed, models: _Listed, before: datetime) -> set[str]:
+    """Return what runs active during this collection and models promoted meanwhile need, with lineage.
+
+    `models` says when the answer changes.
+    """
     noted = _noted(store, dict(notes), before)
-    return _with_lineage(store, {key for keys in noted.values() for key in keys})
+    keys = {key for keys in noted.values() for key in keys}
+    return _with_lineage(store, keys | kept(store)[1])
 
 
 def _with_lineage(store: Store, keys: Iterable[str]) -> set[str]:
@@ -205,8 +199,8 @@ def _artifacts(
 
 def _remove_artifact(store: Store, key: str, finished: bool, before: datetime) -> bool:
     """Remove an artifact unless it is in use or has been built or rebuilt meanwhile."""
-    notes = tuple(sorted(_list(store, NOTES).items()))
-    if notes and key in _found_since(store, notes, before):
+    notes, models = (tuple(sorted(_list(store, each).items())) for each in (NOTES, MODELS))
+    if (notes or models) and key in _found_since(store, notes, models, before):
         return False
     with flock(store.scratch / "locks" / key, wait=False) as free:
         files = _list(store, f"artifacts/{key}")
@@ -248,12 +242,16 @@ def _done(call: Callable[..., object], *arguments: Any) -> bool:
 
 
 def _rest(store: Store, before: datetime) -> Iterator[Garbage]:
-    """Yield leases, specifications that no run waits for, and on S3 incomplete multipart uploads."""
+    """Yield leases, specifications that no run waits for, and what kills left half-written."""
     unused = min(before, datetime.now(UTC) - _LONGEST_STEP)
     for folder, kind, limit in (("locks", "lease", before), (SPECS, "specification", unused)):
         for path, (size, changed) in _list(store, folder).items():
             if changed < limit:
                 yield Garbage(kind, path, size, changed, _remover(store, folder, path))
+    for folder in ("runs", MODELS):
+        for path, (size, changed) in _list(store, folder).items():
+            if PARTIAL in path and changed < before:
+                yield Garbage("part of a file", path, size, changed, _remover(store, folder, path))
     if store.is_local:
         return
     filesystem: Any = store.filesystem

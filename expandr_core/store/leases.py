@@ -23,11 +23,10 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from fsspec import AbstractFileSystem
 
-from expandr_core.store.s3 import is_unknown, precondition_failed
+from expandr_core.store.s3 import is_unknown, write_if
 
 log = logging.getLogger(__name__)
 REFRESH = 10.0  # seconds between signs of life of a holder
@@ -185,13 +184,7 @@ class Leases:
         """Write a sign of life; return its ETag, or None if the condition does not hold."""
         self._signs += 1
         content = json.dumps(self._holder | {"sign": self._signs}).encode()
-        try:
-            answer: Any = self._filesystem.pipe_file(path, content, **condition)
-            return answer["ETag"]
-        except OSError as error:
-            if precondition_failed(error):
-                return None
-            raise
+        return write_if(self._filesystem, path, content, **condition)
 
     def _refresh(self) -> None:
         while True:

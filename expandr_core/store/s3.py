@@ -147,7 +147,27 @@ def check_bucket(filesystem: AbstractFileSystem, url: str) -> None:
         raise
 
 
-def precondition_failed(error: OSError) -> bool:
+def write_if(
+    filesystem: AbstractFileSystem, path: str, content: bytes, **condition: str
+) -> str | None:
+    """Write a small object under a condition; return its ETag, or None if the condition does not hold.
+
+    Args:
+        filesystem: an S3.
+        path: of the object.
+        content: of it.
+        condition: `mode="create"` if it must not be there, `IfMatch=ETAG` if it must not have changed.
+    """
+    put: Any = filesystem.pipe_file
+    try:
+        return put(path, content, **condition)["ETag"]
+    except OSError as error:
+        if _precondition_failed(error):
+            return None
+        raise
+
+
+def _precondition_failed(error: OSError) -> bool:
     """Tell whether a conditional write was refused by its condition."""
     answer = error.__cause__
     if not isinstance(answer, ClientError):
