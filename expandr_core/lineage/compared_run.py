@@ -59,14 +59,15 @@ class ComparedRun:
         """Whether a system was measured with several seeds, so that scores are means."""
         return any(seeds > 1 for seeds in self.measured.seeds.values())
 
-    def scores(self, dataset: str, system: str, rounded: bool) -> pa.Table:
+    def scores(self, dataset: str, system: str, rounded: bool | None = None) -> pa.Table:
         """Return query_id, cluster and nDCG@10 of a system, as its report tested them.
 
         Args:
             dataset: that it was measured on.
             system: its name.
-            rounded: see `join_subsets`.
+            rounded: see `join_subsets`; as the report has done it by default.
         """
+        rounded = self.has_seeds if rounded is None else rounded
         tables: dict[str, list[pa.Table]] = {}
         for (subset, _), key in self.evaluations(dataset, system).items():
             path = self.store.local(Artifact(key=key, digest="", path="per_query.parquet"))
