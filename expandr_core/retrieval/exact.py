@@ -71,7 +71,7 @@ def nearest(
 
 def queries_at_once(index: Index, k: int, memory_gb: float) -> int:
     """Return how many queries' proposals fit into three quarters of the memory."""
-    each = _BYTES_PER_PROPOSAL * (2 * k + _MARGIN) + 16 * index.dimensions
+    each = _BYTES_PER_PROPOSAL * (2 * k + _MARGIN) + 24 * index.dimensions
     return max(1, int(memory_gb * 1e9 * 3 / 4 / each))
 
 

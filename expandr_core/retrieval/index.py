@@ -1,7 +1,8 @@
 """An encoded corpus: its ids, and its vectors on disk, which are read block by block."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Positions = NDArray[np.int64]
-_ROWS_AT_ONCE = 512  # so that two copies in double precision stay in the cache
+_ROWS_AT_ONCE = 4096  # passages whose copies in double precision are multiplied
+_TOGETHER = 16  # passages of a sample that are read at once
 
 
 class Block(NamedTuple):
@@ -107,6 +109,19 @@ class Index(NamedTuple):
                 done += len(piece)
                 yield piece
 
+    def sample(self, count: int) -> "Index":
+        """Return an index in memory of about so many passages: a few side by side, from everywhere."""
+        every = max(1, len(self.passage_ids) * _TOGETHER // count)
+        kept, vectors = [], []
+        for number, start in enumerate(self.starts.tolist()):
+            shard = self.opened(number).numpy()
+            rows = np.arange(len(shard))
+            rows = rows[rows % every < _TOGETHER]
+            kept.append(rows + start)
+            vectors.append(shard[rows])
+        ids = self.passage_ids.take(pa.array(np.concatenate(kept)))
+        return index_in_memory(ids, np.concatenate(vectors))._replace(devices=self.devices)
+
     def products(
         self, queries: Vectors, rows: Positions, positions: Positions
     ) -> NDArray[np.float64]:
@@ -124,29 +139,57 @@ class Index(NamedTuple):
         """
         import torch
 
-        products, asked = np.empty(len(rows)), torch.from_numpy(queries)
-        shards = (np.searchsorted(self.starts, positions, side="right") - 1).astype(np.uint16)
-        order = np.argsort(shards, kind="stable")  # quick for numbers of 16 bits
-        firsts = np.flatnonzero(np.diff(shards[order], prepend=-1))
-
-        def compute(first: int, end: int) -> None:
-            number = int(shards[order[first]])
-            shard, start = self.opened(number), int(self.starts[number])
-            for begin in range(first, end, _ROWS_AT_ONCE):
-                pairs = order[begin : min(begin + _ROWS_AT_ONCE, end)]
-                own = asked.index_select(0, torch.from_numpy(rows[pairs]))
-                found = shard.index_select(0, torch.from_numpy(positions[pairs] - start))
-                both = own.double().numpy(), found.float().double().numpy()
-                products[pairs] = np.einsum("pd,pd->p", *both)
-
-        # a shard for each core, as torch's own threads would wait for each other at every step
-        threads = torch.get_num_threads()
-        try:
-            with ThreadPoolExecutor(threads, "score", torch.set_num_threads, (1,)) as pool:
-                list(pool.map(compute, firsts.tolist(), [*firsts[1:].tolist(), len(order)]))
-        finally:
-            torch.set_num_threads(threads)
+        products, (asked, rows) = np.empty(len(rows)), _distinct(rows, len(queries))
+        doubles = torch.from_numpy(queries[asked]).double()
+        edges = np.concatenate([np.empty(0, np.int64), *self._parts()])
+        parts = np.searchsorted(edges, positions, side="right") - 1
+        parts = parts.astype(np.min_scalar_type(len(edges)))
+        order = np.argsort(parts, kind="stable")  # quick for numbers of 16 bits
+        firsts = np.flatnonzero(np.diff(parts[order].astype(np.int64), prepend=-1))
+        for first, end in pairwise([*firsts.tolist(), len(order)]):
+            pairs, start = order[first:end], int(edges[parts[order[first]]])
+            number = int(np.searchsorted(self.starts, start, side="right")) - 1
+            found, columns = _distinct(positions[pairs] - start, _ROWS_AT_ONCE)
+            found = torch.from_numpy(found + start - int(self.starts[number]))
+            passages = self.opened(number).index_select(0, found).double()
+            by_row = np.lexsort((columns, rows[pairs]))
+            ends = np.bincount(rows[pairs] + 1, minlength=len(doubles) + 1).cumsum()
+            products[pairs[by_row]] = _sampled(doubles, passages, ends, columns[by_row])
         return products
+
+    def _parts(self) -> Iterator[Positions]:
+        """Yield for each shard the positions where its parts of _ROWS_AT_ONCE passages start."""
+        for start, end in pairwise([*self.starts.tolist(), len(self.passage_ids)]):
+            yield np.arange(start, end, _ROWS_AT_ONCE)
+
+
+def _distinct(numbers: Positions, count: int) -> tuple[Positions, Positions]:
+    """Return the distinct numbers, all below `count`, ascending, and each number's place among them.
+
+    >>> _distinct(np.array([7, 3, 7]), 9)
+    (array([3, 7]), array([1, 0, 1]))
+    """
+    used = np.zeros(count, bool)
+    used[numbers] = True
+    return np.flatnonzero(used), (used.cumsum() - 1)[numbers]
+
+
+def _sampled(
+    queries: "Tensor", passages: "Tensor", ends: Positions, columns: Positions
+) -> NDArray[np.float64]:
+    """Multiply pairs of rows, given as a sparse matrix: where its rows end, and its columns."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        pairs = torch.sparse_csr_tensor(
+            torch.from_numpy(ends),
+            torch.from_numpy(columns),
+            torch.zeros(len(columns), dtype=torch.float64),
+            (len(queries), len(passages)),
+            check_invariants=False,
+        )
+        return torch.sparse.sampled_addmm(pairs, queries, passages.T, beta=0).values().numpy()
 
 
 def require_finite(lengths: NDArray[np.floating]) -> None:

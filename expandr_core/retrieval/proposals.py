@@ -2,7 +2,8 @@
 
 The corpus is read once, and the best so far of all queries is kept. A product that is not above a
 query's worst proposal so far is skipped by a comparison; the others are collected until there are twice
-as many as wanted, and only then sorted out. Several devices hold a share of the corpus each.
+as many as wanted, and only then sorted out. A sample of the corpus tells where to begin, so that few are
+collected in vain. Several devices hold a share of the corpus each.
 """
 
 import math
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 _BLOCK = 4  # tiles of passages that are read at once
 _GROUP = 32  # passages that are compared together
 _SORTED_AT_ONCE = 1 << 21  # proposals
+_SAMPLED = 16  # of so many passages one
+_FEWEST_SAMPLED = 4096  # passages; so few are searched at once
 _FAISS_ON_GPU = 2048  # the most passages per query that faiss can return from a GPU
 
 
@@ -79,12 +82,49 @@ def propose(
     Raises:
         DataError: if a vector is not finite, as those of a diverged retriever.
     """
+    limits = _limits(queries, index, wanted, memory_gb, proposer)
+    found = _proposed(queries, index, wanted, memory_gb, proposer, limits)
+    few = np.flatnonzero(np.isneginf(found.products[:, -1]))  # too few are above the limit
+    if len(few):
+        none = np.full(len(few), -np.inf, np.float32)
+        again = _proposed(queries[few], index, wanted, memory_gb, proposer, none)
+        found.products[few], found.positions[few] = again.products, again.positions
+    return found
+
+
+def _limits(
+    queries: Vectors, index: Index, wanted: int, memory_gb: float, proposer: Proposer
+) -> Vectors:
+    """Return products that about as many passages as wanted are above, or a few more; (queries,).
+
+    Of the proposals of a sample, the limit is so far behind the expected rank that it would be six
+    standard deviations off if enough passages were not above it, were they drawn one by one.
+    """
+    passages = len(index.passage_ids)
+    fitting = int(memory_gb * 1e9 / 8 / (4 * index.dimensions))
+    count = min(passages // _SAMPLED, fitting)
+    expected = wanted * count / passages
+    rank = math.ceil(expected + 6 * math.sqrt(expected)) + 4
+    if count < max(_FEWEST_SAMPLED, 4 * rank):
+        return np.full(len(queries), -np.inf, np.float32)
+    return propose(queries, index.sample(count), rank, memory_gb, proposer).products[:, -1]
+
+
+def _proposed(
+    queries: Vectors,
+    index: Index,
+    wanted: int,
+    memory_gb: float,
+    proposer: Proposer,
+    limits: Vectors,
+) -> Proposals:
+    """Propose passages whose products are above each query's limit; -inf stands for missing ones."""
     import torch
 
     precision = "float32" if proposer == "faiss" else proposer
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums in float32
     rounded = torch.from_numpy(queries).to(getattr(torch, precision))
-    pools = [_Pool(rounded.to(device), wanted, proposer) for device in index.devices]
+    pools = [_Pool(rounded.to(at), wanted, proposer, limits) for at in index.devices]
     longest = furthest = 0.0
     own_threads = torch.set_num_threads, (torch.get_num_threads(),)
     with ThreadPoolExecutor(len(pools), "search", *own_threads) as threads:
@@ -111,14 +151,17 @@ def propose(
 class _Pool:
     """The best passages of every query among those that one device has seen."""
 
-    def __init__(self, queries: "Tensor", wanted: int, proposer: Proposer):
+    def __init__(self, queries: "Tensor", wanted: int, proposer: Proposer, limits: Vectors):
         """Start without any.
 
         Args:
             queries: (queries, dimensions), on the device and in the precision of the products.
             wanted: passages per query.
             proposer: what multiplies.
+            limits: (queries,) passages whose products are not above them are left out.
         """
+        import torch
+
         self._queries, self._wanted = queries, wanted
         deep = queries.device.type == "cuda" and wanted > _FAISS_ON_GPU
         self._by_faiss = proposer == "faiss" and not deep
@@ -126,7 +169,7 @@ class _Pool:
         self._products = queries.new_full(shape, -np.inf)
         self._positions = queries.new_zeros(shape).int()
         self._filled = queries.new_zeros(len(queries)).long()
-        self._limits = queries.new_full((len(queries),), -np.inf)  # the last proposals so far
+        self._limits = torch.from_numpy(limits).to(queries)  # later the last proposals so far
 
     def add(self, block: Block) -> None:
         """Collect the passages of a block whose products are above the limits."""
@@ -155,6 +198,8 @@ class _Pool:
 
     def _sort_out(self, queries: "Tensor") -> None:
         """Keep only the best passages of some queries, as many as wanted; raise their limits."""
+        import torch
+
         wanted = self._wanted
         for rows in queries.split(_SORTED_AT_ONCE // wanted + 1):
             products, columns = self._products[rows].topk(wanted, dim=1, sorted=False)
@@ -163,7 +208,7 @@ class _Pool:
             self._products[rows, :wanted] = products
             self._positions[rows, :wanted] = positions
             self._filled[rows] = self._filled[rows].clamp(max=wanted)
-            self._limits[rows] = products.amin(1)
+            self._limits[rows] = torch.maximum(self._limits[rows], products.amin(1))
 
     def best(self) -> tuple["Tensor", "Tensor"]:
         """Return the largest products (-inf where there are too few), and positions."""

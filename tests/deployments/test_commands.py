@@ -26,9 +26,8 @@ def test_without_a_store_nothing_is_deployed():
     assert "--store s3://bucket/prefix" in refused.stderr
 
 
+@pytest.mark.usefixtures("client")
 def test_pools_are_drained_and_resumed():
-    deployed = RUNNER.invoke(app, ["deploy", "--store", "/shared/store"])
-    assert deployed.exit_code == 0, deployed.output
     drained = RUNNER.invoke(app, ["drain", "gpu-infer", "gpu-train", "--timeout", "30"])
     assert drained.exit_code == 0, drained.output
     assert "You can stop the workers" in drained.output

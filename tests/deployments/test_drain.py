@@ -9,20 +9,16 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelling, Completed, Pending, Running, Scheduled
 
-from deployments.deploy import deploy
 from deployments.pools import drain, set_paused
 from expandr_core.errors import DataError
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
 POOL = "gpu-train"
 
 
-@pytest.fixture
-def client() -> Iterator[SyncPrefectClient]:
-    with get_client(sync_client=True) as client:
-        deploy("/shared/store")
-        yield client
-        set_paused(client, POOL, False)
+@pytest.fixture(autouse=True)
+def resumed(client) -> Iterator[None]:
+    yield
+    set_paused(client, POOL, False)
 
 
 def begin(client: SyncPrefectClient, *states: State) -> UUID:

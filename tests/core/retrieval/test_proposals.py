@@ -105,6 +105,20 @@ def test_a_corpus_in_ascending_order_is_searched_though_every_block_is_better():
     check(np.ones((2, 4), np.float32), index_of(vectors, [4096]), 40, 8 * 64 * 900 * GB)
 
 
+@pytest.mark.parametrize("near", ["everywhere", "in the sample", "beside the sample"])
+def test_a_sample_of_a_large_corpus_misleads_nobody(near):
+    """The limits that it gives can be too high, too low or about right."""
+    random = np.random.default_rng(3)
+    vectors = random.normal(size=(70_000, 4)).astype(np.float16)
+    queries = random.normal(size=(3, 4)).astype(np.float32)
+    index = index_of(vectors, [30_000])
+    sampled = np.isin(index.passage_ids.to_numpy(False), index.sample(4375).passage_ids)
+    assert 4300 < sampled.sum() < 4500
+    moved = {"everywhere": [], "in the sample": sampled, "beside the sample": ~sampled}
+    vectors[moved[near]] += (3 * queries[0]).astype(np.float16)
+    check(queries, index, 20)
+
+
 @pytest.mark.parametrize("proposer", PROPOSERS)
 def test_no_inner_product_is_beyond_the_bound_of_its_proposal(proposer):
     random = np.random.default_rng(5)
