@@ -10,6 +10,9 @@ Row = dict[str, Any]
 NAMES = {
     "demo_world": "make the demo world",
     "prepare": "prepare the data",
+    "tiny_llm": "build the tiny LLM",
+    "tiny_retriever": "build the tiny retriever",
+    "bm25_index": "index for BM25",
     "expand": "write texts",
     "reward": "reward candidates",
     "pairs": "choose pairs",
@@ -31,8 +34,8 @@ NAMES = {
 def name_of(stage: str) -> str:
     """Name a stage for people.
 
-    >>> name_of("reward"), name_of("bm25_index")
-    ('reward candidates', 'bm25 index')
+    >>> name_of("reward"), name_of("import_model")
+    ('reward candidates', 'import model')
     """
     return NAMES.get(stage, stage.replace("_", " "))
 

@@ -22,6 +22,7 @@ def run_facts(run: ComparedRun) -> Facts:
     return {
         "name": record.name,
         "flow": record.kind or "joint-loop",
+        "data": _named(run),
         "preset": record.preset,
         "tags": sorted(record.tags),
         "started": record.started.isoformat(timespec="seconds"),
@@ -35,6 +36,16 @@ def run_facts(run: ComparedRun) -> Facts:
         "models": {role: each.key for role, each in record.models.items()},
         "report": f"{record.report.key}/comparison.json",
     }
+
+
+def _named(run: ComparedRun) -> str:
+    """Name what the run worked on, for people."""
+    options = run.run.options.get("data", {})
+    named = str(options.get("collection") or options.get("triples") or "").rstrip("/")
+    datasets = ", ".join(each["name"] for each in run.comparison["datasets"])
+    if run.run.kind:
+        return datasets
+    return named.rpartition("/")[2] or "the demo world"
 
 
 def data_facts(run: ComparedRun) -> list[Facts]:

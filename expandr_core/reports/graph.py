@@ -23,7 +23,8 @@ def graph_of(run: ComparedRun) -> dict[str, Any]:
     """Return nodes and edges of everything upstream of the report.
 
     Returns:
-        `nodes`: id, title, stage, round, artifacts, seconds, layer, column; `edges`: pairs of ids.
+        `nodes`: id, title, stage, round, artifacts, seconds, layer, column; `edges`: pairs of ids,
+        without those that a longer way replaces.
     """
     nodes = run.lineage.upstream([run.run.report.key])
     steps: dict[str, StepId] = {}
@@ -42,6 +43,7 @@ def graph_of(run: ComparedRun) -> dict[str, Any]:
         if group_of[each["key"]] != group_of[node.key]
     }
     layers = _layers(list(members), edges)
+    edges = _reduced(edges)
     columns = _columns(layers, edges)
     names = {group: f"n{number}" for number, group in enumerate(members)}
     return {
@@ -96,6 +98,35 @@ def _layers(groups: list[Group], edges: Edges) -> dict[Group, int]:
     for group in groups:
         layer(group, ())
     return found
+
+
+def _reduced(edges: Edges) -> Edges:
+    """Leave out each edge whose ends are connected by a longer way, too.
+
+    >>> a, b, c = ("a", 0, ""), ("b", 0, ""), ("c", 0, "")
+    >>> _reduced({(a, b), (b, c), (a, c)}) == {(a, b), (b, c)}
+    True
+    """
+    after: dict[Group, set[Group]] = {}
+    for one, other in edges:
+        after.setdefault(one, set()).add(other)
+
+    def reached(start: Group, seen: set[Group]) -> set[Group]:
+        for each in after.get(start, ()):
+            if each not in seen:
+                seen.add(each)
+                reached(each, seen)
+        return seen
+
+    beyond = {group: reached(group, set()) for group in after}
+    return {
+        (one, other)
+        for one, other in edges
+        if not any(
+            other in beyond.get(each, ()) and one not in beyond.get(each, ())
+            for each in after[one] - {other}
+        )
+    }
 
 
 def _columns(layers: dict[Group, int], edges: Edges) -> dict[Group, float]:

@@ -118,16 +118,7 @@ def suggestions_of(report: Report) -> list[str]:
             said.append(
                 f"{test['after_title']} is worse than {test['before_title']}: use the latter."
             )
-    points = [line["points"] for line in report["rounds"] if line["line"] == "round-N"]
-    if points and len(points[0]) > 2:
-        last, before = points[0][-1], points[0][-2]
-        more = last["value"] - before["value"]
-        said.append(
-            f"The last round changed the joint system by {more:+.3f}: "
-            + ("another round may bring more." if more > 0 else "fewer rounds are enough.")
-        )
-    elif points:
-        said.append("One round was run; a second shows whether the gain goes on.")
+    said += _about_rounds(report)
     for audit in report["pair_audits"]:
         if audit["length_p"] < 0.01:
             side = "longer" if audit["chosen_longer"] > audit["rejected_longer"] else "shorter"
@@ -138,3 +129,24 @@ def suggestions_of(report: Report) -> list[str]:
     if report["seeds"] == 1:
         said.append("Repeat the run with other seeds before you rely on a close comparison.")
     return said
+
+
+def _about_rounds(report: Report) -> list[str]:
+    """Say whether the last round was worth it, by its test."""
+    points = [line["points"] for line in report["rounds"] if line["line"] == "round-N"]
+    if not points:
+        return []
+    if len(points[0]) == 2:
+        return ["One round was run; a second shows whether the gain goes on."]
+    before, last = points[0][-2:]
+    more = f"The last round changed the joint system by {last['value'] - before['value']:+.3f}"
+    effects = [
+        test["effect"]
+        for test in report["tests"]
+        if (test["before"], test["after"]) == (before["system"], last["system"])
+    ]
+    if effects == ["better"]:
+        return [f"{more}, which is significant: another round may bring more."]
+    if effects == ["worse"]:
+        return [f"{more}, which is significant: fewer rounds are better."]
+    return [f"{more}, which no test tells from chance: more rounds are not worth their cost yet."]

@@ -1,26 +1,12 @@
 """The report's numbers are those of the run's files."""
 
-import json
-
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from expandr_core.evaluation.comparison import read_comparison
 from expandr_core.reports.intervals import bootstrap
-from expandr_core.reports.report import report_of
 from expandr_core.store.artifacts import Artifact
-
-
-@pytest.fixture(scope="module")
-def report(recorded):
-    from recorded_store import RUN
-
-    from expandr_core.store.run_records import find_recorded
-
-    found = find_recorded(recorded.records(), RUN)
-    assert found
-    return json.loads(json.dumps(report_of(recorded, found), allow_nan=False))
 
 
 def test_an_interval_of_independent_observations_is_about_two_standard_errors():

@@ -1,0 +1,116 @@
+"""How numbers and texts are written on every page; nothing is rounded elsewhere."""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from expandr_core.evaluation.render import cell, format_p, markdown_table, shortened
+
+Number = float | int | None
+LONG = 320  # characters of a text that are shown at once
+
+
+def score(value: Number) -> str:
+    """Write a metric.
+
+    >>> score(0.41249), score(None)
+    ('0.412', '–')
+    """
+    return "–" if value is None else f"{value:.3f}"
+
+
+def signed(value: Number) -> str:
+    """Write a difference.
+
+    >>> signed(0.0251), signed(-0.0251)
+    ('+0.025', '−0.025')
+    """
+    return "–" if value is None else f"{value:+.3f}".replace("-", "−")
+
+
+def count(value: Number) -> str:
+    """Write a whole number.
+
+    >>> count(1409551), count(None)
+    ('1,409,551', '–')
+    """
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def amount(value: Number) -> str:
+    """Write seconds, megabytes and the like: one digit after the point below 100.
+
+    >>> amount(2.345), amount(1409.5), amount(None)
+    ('2.3', '1,410', '–')
+    """
+    return "–" if value is None else f"{value:.1f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def small(value: Number) -> str:
+    """Write hours and other numbers that may be small.
+
+    >>> small(0.012345), small(0.0), small(None)
+    ('0.012', '0', '–')
+    """
+    return "–" if value is None else "0" if not value else f"{value:.3f}"
+
+
+def percent(value: Number) -> str:
+    """Write a percentage that is already multiplied by 100.
+
+    >>> percent(43.416)
+    '43.4 %'
+    """
+    return "–" if value is None else f"{value:.1f} %"
+
+
+def limits(row: dict[str, Any]) -> str:
+    """Write an interval.
+
+    >>> limits({"low": 0.1, "high": 0.25}), limits({"low": None, "high": None})
+    ('0.100 to 0.250', '–')
+    """
+    return "–" if row["low"] is None else f"{_minus(row['low'])} to {_minus(row['high'])}"
+
+
+def _minus(value: float) -> str:
+    return f"{value:.3f}".replace("-", "−")
+
+
+def chance(value: Number) -> str:
+    """Write a p-value."""
+    return "–" if value is None else format_p(value)
+
+
+def day(value: str) -> str:
+    """Write a time of an ISO text, as it stands there.
+
+    >>> day("2026-11-28T22:46:31+00:00")
+    '2026-11-28 22:46'
+    """
+    return datetime.fromisoformat(value).isoformat(sep=" ", timespec="minutes")[:16]
+
+
+def opening(text: str) -> str:
+    """Return the beginning of a long text, up to LONG characters, if possible whole words."""
+    if len(text) <= LONG:
+        return text
+    whole = text[:LONG].rpartition(" ")[0]
+    return whole if len(whole) > LONG / 2 else text[:LONG]
+
+
+FILTERS: tuple[Callable[..., str], ...] = (
+    score,
+    signed,
+    count,
+    amount,
+    small,
+    percent,
+    limits,
+    chance,
+    day,
+    opening,
+    cell,
+    markdown_table,
+    shortened,
+)

@@ -1,0 +1,113 @@
+"""The pages of a report: HTML, Markdown, JSON and CSV of the same numbers."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from expandr_core.reports.figures import figures_of
+from expandr_core.reports.formats import FILTERS
+from expandr_core.reports.graph import mermaid
+from expandr_core.reports.palette import DARK, FAMILIES, LIGHT, css
+
+Report = dict[str, Any]
+_COLUMNS = (
+    *("dataset", "system", "title", "queries", "clusters", "seeds"),
+    *("ndcg_at_10", "low", "high", "map", "recall_at_100", "mrr_at_10"),
+    *("difference", "p", "corrected_p", "effect", "wins", "losses"),
+)
+
+
+def pages_of(report: Report) -> dict[str, str]:
+    """Write all pages of a report, by file name."""
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
+    return {
+        "report.html": html_of(report),
+        "report.md": markdown_of(report),
+        "report.json": text,
+        "report.csv": csv_of(report),
+    }
+
+
+def html_of(report: Report) -> str:
+    """Write the page for people: self-contained, without a script."""
+    return filled(
+        "report.html.j2",
+        report,
+        pictures=figures_of(report),
+        graph=_placed(report["lineage"]),
+        families=FAMILIES,
+    )
+
+
+def markdown_of(report: Report) -> str:
+    """Write the page for Prefect."""
+    graph = report["lineage"]
+    return filled("report.md.j2", report, mermaid="" if "unavailable" in graph else mermaid(graph))
+
+
+def csv_of(report: Report) -> str:
+    """Write the table of systems."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(report["systems"])
+    return file.getvalue()
+
+
+def filled(template: str, *values: Report, **named: Any) -> str:
+    """Fill a template of this package; what goes into HTML is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("expandr_core.reports"),
+        autoescape=".html" in template,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {each.__name__: each for each in FILTERS}
+    style = Path(__file__).with_name("templates") / "report.css"
+    environment.globals |= {
+        "style": style.read_text(encoding="utf-8") if environment.autoescape else "",
+        "light": css(LIGHT),
+        "dark": css(DARK),
+    }
+    return environment.get_template(template).render(*values, **named)
+
+
+BOX, GAP = (156, 40), (14, 34)  # width and height of a node, and between nodes
+
+
+def _placed(graph: Report) -> Report:
+    """Give nodes and edges of a graph their places in a picture."""
+    if "unavailable" in graph:
+        return graph
+    (width, height), (beside, below) = BOX, GAP
+    left = min(node["column"] for node in graph["nodes"])
+    right = max(node["column"] for node in graph["nodes"])
+    places = {
+        node["id"]: (
+            8 + (node["column"] - left) * (width + beside),
+            8 + node["layer"] * (height + below),
+        )
+        for node in graph["nodes"]
+    }
+    edges = []
+    for one, other in graph["edges"]:
+        (x, y), (x_, y_) = places[one], places[other]
+        x, x_, y = x + width / 2, x_ + width / 2, y + height
+        bend = max(14.0, (y_ - y) / 2)
+        edges.append(f"M{x:g} {y:g}C{x:g} {y + bend:g} {x_:g} {y_ - bend:g} {x_:g} {y_:g}")
+    return {
+        "nodes": [
+            node | {"x": places[node["id"]][0], "y": places[node["id"]][1]}
+            for node in graph["nodes"]
+        ],
+        "edges": edges,
+        "artifacts": graph["artifacts"],
+        "width": (right - left) * (width + beside) + width + 16,
+        "height": max(y for _, y in places.values()) + height + 8,
+    }
