@@ -15,6 +15,7 @@ from expandr_cli.export import app as export_commands
 from expandr_cli.import_gguf import app as gguf_command
 from expandr_cli.models import app as model_commands
 from expandr_cli.plan import app as plan_command
+from expandr_cli.report import app as report_command
 from expandr_cli.terminal import AGAIN, StoreOption, absolute, fail, notify, out, user_errors
 from expandr_core.options.loop import JointLoopOptions
 from flows.presets import CONFIGS
@@ -36,6 +37,7 @@ app.add_typer(plan_command)
 app.add_typer(ablate_command)
 app.add_typer(explain_command)
 app.add_typer(compare_command)
+app.add_typer(report_command)
 app.add_typer(cluster_commands)
 
 
@@ -211,7 +213,7 @@ def evaluate(
                 seeds=seeds,
                 store=store,
             )
-        print_suite(out, summary.store, summary.report)
+        print_suite(out, summary.store, summary.report, summary.name)
 
 
 Stage = Literal[

@@ -3,6 +3,7 @@
 import os
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from expandr_cli.terminal import absolute
 from expandr_core.evaluation.comparison import read_comparison, titles_of
 from expandr_core.evaluation.metrics import MEASURES
 from expandr_core.evaluation.render import EFFECTS, baseline_title, format_p, format_score
+from expandr_core.reports.files import has_report, place_of
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.run_records import RecordedRun
 from expandr_core.store.store import Store
@@ -38,7 +40,7 @@ def print_summary(out: Console, store: Store, run: RecordedRun | RunRecord) -> N
     out.print("\nWhat to do next", style="bold")
     for what, command in {
         "Search with the best models": f'expandr search "your question"{alone}{option}',
-        "Read every system and test": f"{folder}/report.md",
+        "Look at the report": _page(store, run.name, folder),
         "See how each number came to be": f"expandr explain {run.name}{option}",
         "Run the loop on your data": "expandr run CONFIG --set data.collection=FOLDER",
         "Measure these models on your data": f"expandr evaluate CONFIG --run {run.name} "
@@ -54,14 +56,20 @@ def print_summary(out: Console, store: Store, run: RecordedRun | RunRecord) -> N
     )
 
 
-def print_suite(out: Console, url: str, report: Artifact) -> None:
+def _page(store: Store, name: str, folder: Path) -> str:
+    """Return where the report of a run lies, or the tables of its comparison."""
+    return place_of(store, name) if has_report(store, name) else f"{folder}/report.md"
+
+
+def print_suite(out: Console, url: str, report: Artifact, name: str = "") -> None:
     """Print what a run of the suite brought, and where the rest is."""
     store = open_store(url)
     folder = store.local(report)
     print_comparison(out, read_comparison(folder))
     option = store_option(store)
     for what in (
-        f"\nThe rest, and CSV and JSON: {folder}",
+        f"\nThe report: {_page(store, name, folder)}",
+        f"The rest, and CSV and JSON: {folder}",
         f"How each number came to be: expandr show {report.key}{option}",
     ):
         out.print(what, highlight=False, soft_wrap=True)

@@ -34,7 +34,7 @@ def show_any(out: Console, url: str, what: str) -> None:
         print_ablation(out, store, run.table)
         return
     if run and run.kind:
-        print_suite(out, url, run.report)
+        print_suite(out, url, run.report, run.name)
         return
     if run:
         _show_run(out, store, run)

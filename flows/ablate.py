@@ -23,6 +23,7 @@ from flows.ablation_lines import BASE, QUERY, AblationLine, variants
 from flows.joint_loop import start, train_rounds
 from flows.measurements import open_comparison
 from flows.presets import Preset, place, resolve
+from flows.report import publish_report
 from flows.run_record import Record, Started, end_record, noted, write_record
 from tasks.branches import branches
 from tasks.comparison import Comparison, Measured
@@ -109,6 +110,7 @@ def ablate(
         table = lay_out(pipeline, lines, found, report)
         summary = record_ablation(pipeline, started, report, table)
     pipeline.publish(table, "ablation.md", "ablation-table")
+    publish_report(pipeline, summary, "ablation-report")
     return summary
 
 

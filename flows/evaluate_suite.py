@@ -17,6 +17,7 @@ from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
 from flows.model_pairs import MeasuredModels, ModelPair, find_pairs
 from flows.presets import Preset, place, resolve
+from flows.report import publish_report
 from flows.run_record import Record, Started, end_record, noted, write_record
 from tasks.comparison import Comparison
 from tasks.datasets import get_dataset
@@ -73,7 +74,7 @@ def evaluate_suite(
             measure_pair(pipeline, systems, pair, number, prefix, seeds)
         report = systems.report(pipeline)
         summary = record_suite(pipeline, started, report, list(datasets))
-    pipeline.publish(report, "report.md", "suite-report")
+    publish_report(pipeline, summary, "suite-report")
     return summary
 
 

@@ -25,6 +25,7 @@ from flows.measurements import (
     open_comparison,
 )
 from flows.presets import Preset, place, resolve
+from flows.report import publish_report
 from flows.run_record import RunRecord, noted, record_run
 from tasks.align import align
 from tasks.branches import branches
@@ -69,7 +70,7 @@ def joint_loop(
         pipeline.steps.expected = len(list(pipeline.steps)) + count_steps(pipeline, data, base)
         best, report = run_rounds(pipeline, data, base)
         record = record_run(pipeline, started, report, best, data.corpus)
-    pipeline.publish(report, "report.md", "joint-loop-report")
+    publish_report(pipeline, record, "joint-loop-report")
     return record
 
 

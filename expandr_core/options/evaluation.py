@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field
 
-from expandr_core.options.base import Options, Positive, added
+from expandr_core.options.base import Options, Positive, added, runtime
 from expandr_core.options.data import IdenticalIds
 
 Language = Literal[
@@ -59,6 +59,10 @@ class EvaluationOptions(Options):
     )
     significance: SignificanceOptions = Field(
         default=SignificanceOptions(), title="Significance of differences"
+    )
+    report: bool = runtime(
+        True,
+        description="Write a report with pictures at the end of the run, into reports/ of the store.",
     )
 
 

@@ -142,7 +142,12 @@ def write_record(
         ValueError: if a number is not finite.
     """
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
-    path = f"{folder}/{name}.json"
+    write_text(filesystem, folder, f"{name}.json", text)
+
+
+def write_text(filesystem: AbstractFileSystem, folder: str, name: str, text: str) -> None:
+    """Write a file atomically; make its folder if there is none."""
+    path = f"{folder}/{name}"
     if not isinstance(filesystem, LocalFileSystem):
         filesystem.pipe_file(path, text.encode())
         return

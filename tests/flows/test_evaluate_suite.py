@@ -76,7 +76,7 @@ def world(tmp_path_factory, llm_folder) -> World:
             model=str(retriever), encoding=EncodingOptions(similarity="cosine")
         ),
         expand=GenerationOptions(expansion=sampling, prompt=PromptOptions(max_tokens=100)),
-        evaluate=EvaluationOptions(depth=100),
+        evaluate=EvaluationOptions(depth=100, report=False),
         device="cpu",
     )
     return World(folder, options, str(folder / "store"))
@@ -104,7 +104,9 @@ def first(world, prefect_server) -> SuiteSummary:
 
 @pytest.fixture(scope="module")
 def both(world, first) -> SuiteSummary:
-    return run(world, f"scifact={world.folder}/sf", str(world.folder / "letters"))
+    evaluate = world.options.evaluate.model_copy(update={"report": True})
+    options = world.options.model_copy(update={"evaluate": evaluate})
+    return run(world, f"scifact={world.folder}/sf", str(world.folder / "letters"), options=options)
 
 
 def board(summary: SuiteSummary) -> Path:
@@ -187,7 +189,9 @@ def test_the_report_is_shown_in_prefect(both):
             if shown or time.monotonic() > deadline:
                 break
             time.sleep(0.2)
-    assert any("## Means over datasets" in str(each.data) for each in shown)
+    page = Path(both.store, "reports", both.name, "report.md").read_text()
+    assert "## Means over datasets" in page and "## Leakage" in page
+    assert page in [each.data for each in shown]
 
 
 def test_the_record_keeps_the_artifacts_and_is_no_run_of_the_loop(both):
