@@ -1,12 +1,17 @@
 """The commands `expandr export` and `expandr export-run`: results for other tools."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from expandr_cli.terminal import StoreOption, absolute, out, user_errors
+from expandr_cli.terminal import StoreOption, absolute, notify, out, user_errors
 from expandr_core.errors import DataError
+from expandr_core.store.registered_model import CHAMPION
+from expandr_core.store.store import Store
+
+if TYPE_CHECKING:
+    from flows.run_record import RunRecord
 
 app = typer.Typer()
 
@@ -14,43 +19,80 @@ app = typer.Typer()
 @app.command()
 def export(
     what: Annotated[
-        str, typer.Argument(help="A run or key, or the beginning of one, or 'latest'.")
+        str,
+        typer.Argument(
+            help="Alias (champion, MODEL/ALIAS, MODEL/VERSION), run, 'latest', or key of an artifact; "
+            "left out, the champion, and the latest run as long as there is none."
+        ),
     ],
-    folder: Annotated[Path, typer.Argument(help="New folder to write.")],
+    folder: Annotated[Path | None, typer.Argument(help="New folder to write.")] = None,
+    adapter: Annotated[
+        bool,
+        typer.Option("--adapter", help="Only the LLM's adapter, for PEFT, instead of all of it."),
+    ] = False,
     store: StoreOption = "store",
 ) -> None:
-    """Write a run or an artifact in the layouts of the paper's releases, which `expandr run` reads too.
+    """Write models and data for users of other software: `expandr export champion FOLDER`.
 
-    Preference pairs become JSON for `data.pairs`, expansions of training queries JSON lines for
-    `data.triples`; adapters, language models and retrievers stay as they are. Of a run, these are its
-    best models and what they were trained on last.
+    The models are folders for sentence-transformers, transformers, PEFT and vLLM that behave as they
+    were measured; the data that they were trained on last has the layouts of the paper's releases, which
+    `datasets` loads and `data.pairs` and `data.triples` read. Each has a card with the results. Nothing
+    is uploaded: the commands that would do so are printed.
+
+    An artifact alone is written as it lies, or in these layouts.
     """
     with user_errors():
-        from expandr_core.exports.export import export_artifact, export_models, new_folder
+        from expandr_core.store.registry import find_version
+        from flows.champions import chosen_run
         from flows.run_record import find_other_run, find_run
-        from tasks.pipeline import Pipeline
         from tasks.stage import open_store
 
+        chosen, target = ("", Path(what)) if folder is None else (what, folder)
         opened = open_store(absolute(store))
-        run = find_run(opened, what)
-        other = None if run else find_other_run(opened, what)
-        if other:
-            raise DataError(
-                f"{other['name']} is a run of {other['kind']}, which keeps no best models; name a model "
-                "or other artifact by its key"
-            )
-        with new_folder(folder) as partial:
-            if run:
-                written = export_models(opened, run.models["llm"], run.models["retriever"], partial)
-            else:
-                found = Pipeline(absolute(store)).find(what)
-                written = export_artifact(opened, found, partial)
+        if chosen and not find_version(opened, chosen):
+            if other := find_other_run(opened, chosen):
+                raise DataError(
+                    f"{other['name']} is a run of {other['kind']}, which keeps no best models; name a "
+                    "model or other artifact by its key"
+                )
+            if chosen == CHAMPION:
+                chosen = ""
+            elif not find_run(opened, chosen):
+                _export_artifact(opened, chosen, target)
+                return
+        _export_models(opened, chosen_run(opened, chosen, notify), target, adapter)
+
+
+def _export_artifact(store: Store, key: str, target: Path) -> None:
+    from expandr_core.exports.export import export_artifact, new_folder
+    from tasks.pipeline import Pipeline
+
+    found = Pipeline(store.url).find(key)
+    with new_folder(target) as partial:
+        written = export_artifact(store, found, partial)
+    _print_rows(written, target)
+    if not written:
+        out.print(f"a model in {target}", highlight=False)
+
+
+def _export_models(store: Store, run: "RunRecord", target: Path, adapter: bool) -> None:
+    from expandr_core.exports.champion import KeptModels, export_champion, uploads
+    from expandr_core.exports.export import new_folder
+    from flows.champions import merged, named_after
+
+    models = run.models if adapter else run.models | {"llm": merged(store, run)}
+    kept = KeptModels(named_after(run), run.name, run.options, models, run.report)
+    with new_folder(target) as partial:
+        written = export_champion(store, kept, partial, adapter)
+    _print_rows(written, target)
+    out.print(f"the models of {run.name} in {target}; to upload them:", highlight=False)
+    for command in uploads(kept.name, target):
+        out.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_rows(written: dict[str, int], target: Path) -> None:
     for name, rows in written.items():
-        out.print(f"{rows:,} rows in {folder / name}", highlight=False)
-    if run:
-        out.print(f"the best models of {run.name} in {folder}", highlight=False)
-    elif not written:
-        out.print(f"a model in {folder}", highlight=False)
+        out.print(f"{rows:,} rows in {target / name}", highlight=False)
 
 
 @app.command()

@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from expandr_core.runtime.runner import find, make_spec
-from expandr_core.stages import encode
-from expandr_core.store.artifacts import StageSpec
+from expandr_core.generation.adapters import is_adapter, language_model
+from expandr_core.generation.chat_templates import chat_options, template_of
+from expandr_core.runtime.job import no_progress
+from expandr_core.runtime.runner import find, make_spec, run_stage
+from expandr_core.stages import encode, merge
+from expandr_core.store.artifacts import Artifact, StageSpec
 from expandr_core.store.registered_model import CHAMPION, Version, model_name
 from expandr_core.store.registry import find_version
 from expandr_core.store.store import Store
@@ -53,6 +56,16 @@ def index_spec(run: RunRecord) -> StageSpec:
         seed=run.options.seed,
         device=run.options.device,
     )
+
+
+def merged(store: Store, run: RunRecord) -> Artifact:
+    """Return the whole language model of a run; if it is an adapter, merge it into its base."""
+    if not is_adapter(run.models["llm"]):
+        return run.models["llm"]
+    model, llm = language_model(store, run.models["llm"]), run.options.llm
+    chat = chat_options(template_of(store.local(model["llm"])), llm.template, llm.date)
+    spec = make_spec("merge", merge.OPTIONS(chat=chat), model, device=run.options.device)
+    return find(spec, store) or run_stage(spec, store, no_progress)
 
 
 def named_after(run: RunRecord) -> str:

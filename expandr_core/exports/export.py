@@ -1,4 +1,4 @@
-"""Export an artifact, or the models of a run and what they were trained on, into a new folder."""
+"""Export an artifact, or what the models of a run were trained on, into a new folder."""
 
 import contextlib
 import shutil
@@ -9,7 +9,9 @@ from typing import Any
 from expandr_core.data.tables import file_in
 from expandr_core.errors import DataError
 from expandr_core.exports.training_data import export_examples, export_pairs
+from expandr_core.generation.adapters import is_adapter
 from expandr_core.store.artifacts import Artifact
+from expandr_core.store.filesystems import flock
 from expandr_core.store.manifests import MANIFEST
 from expandr_core.store.store import Store
 
@@ -21,18 +23,27 @@ def new_folder(target: Path) -> Iterator[Path]:
     """Yield a folder to write to, which becomes the target if nothing fails.
 
     Raises:
-        DataError: if the target exists.
+        DataError: if the target exists, or another process is writing it.
     """
-    if target.exists():
-        raise DataError(f"{target} exists, and nothing is overwritten; name another folder")
-    partial = target.absolute().with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    target = target.absolute()
+    partial, there = (
+        target.with_name(f".{target.name}.partial"),
+        DataError(f"{target} exists, and nothing is overwritten; name another folder"),
+    )
+    with flock(target.with_name(f".{target.name}.lock"), wait=False) as free:
+        if target.exists():
+            raise there
+        if not free:
+            raise DataError(f"{target} is being written by another process; name another folder")
+        shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            if target.exists():  # made meanwhile by something else
+                raise there
+            partial.rename(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def export_artifact(store: Store, artifact: Artifact, folder: Path) -> dict[str, int]:
@@ -64,37 +75,32 @@ def export_artifact(store: Store, artifact: Artifact, folder: Path) -> dict[str,
     return {}
 
 
-def export_models(store: Store, llm: Artifact, retriever: Artifact, folder: Path) -> dict[str, int]:
-    """Write models, and what each was trained on last; return the rows of the training data.
+def export_training_data(
+    store: Store, llm: Artifact, retriever: Artifact, folder: Path
+) -> dict[str, int]:
+    """Write what models were trained on last; return the rows of each file.
 
-    llm, llm_training_data, retriever, retriever_training_data are the folders; a model that was not
-    trained has no training data.
+    llm_training_data and retriever_training_data are the folders; a model that was not trained has none.
     """
     written: dict[str, int] = {}
-
-    def below(name: str) -> Path:
-        (folder / name).mkdir()
-        return folder / name
-
-    for role, model in (("llm", llm), ("retriever", retriever)):
-        export_artifact(store, model, below(role))
-    separate = "adapter_config.json" in llm.files
-    adapter = llm if separate else _inputs(store, llm).get("adapter")
+    adapter = llm if is_adapter(llm) else inputs_of(store, llm).get("adapter")
     trained_on = {
-        "llm_training_data": _inputs(store, adapter) if adapter else {},
-        "retriever_training_data": _inputs(store, retriever),
+        "llm_training_data": inputs_of(store, adapter) if adapter else {},
+        "retriever_training_data": inputs_of(store, retriever),
     }
     for name, inputs in trained_on.items():
-        rows = {}
+        if not {"pairs", "examples"} & inputs.keys():
+            continue
+        (folder / name).mkdir()
         if "pairs" in inputs:
-            rows = export_artifact(store, inputs["pairs"], below(name))
-        elif "examples" in inputs:
-            rows = _export_examples(store, below(name), inputs)
+            rows = export_artifact(store, inputs["pairs"], folder / name)
+        else:
+            rows = _export_examples(store, folder / name, inputs)
         written |= {f"{name}/{file}": number for file, number in rows.items()}
     return written
 
 
-def _inputs(store: Store, artifact: Artifact) -> dict[str, Artifact]:
+def inputs_of(store: Store, artifact: Artifact) -> dict[str, Artifact]:
     """Return what an artifact was made from, by role."""
     inputs: dict[str, Any] = store.manifest(artifact.key).get("inputs", {})
     return {role: Artifact(**each) for role, each in inputs.items()}
@@ -102,7 +108,7 @@ def _inputs(store: Store, artifact: Artifact) -> dict[str, Artifact]:
 
 def _examples_of(store: Store, expansions: Artifact) -> Artifact:
     """Return the training examples that expansions were written for."""
-    inputs = _inputs(store, expansions)
+    inputs = inputs_of(store, expansions)
     if "pseudo_docs" in inputs:
         return inputs["pseudo_docs"].model_copy(update={"path": "retriever.parquet"})
     return inputs["queries"]

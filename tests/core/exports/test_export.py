@@ -13,7 +13,7 @@ from store_keys import full
 
 from expandr_core.data.formats.triples import text_id
 from expandr_core.errors import DataError
-from expandr_core.exports.export import export_artifact, export_models, new_folder
+from expandr_core.exports.export import export_artifact, export_training_data, new_folder
 from expandr_core.exports.training_data import export_examples
 from expandr_core.preferences.pairs import pairs_schema
 from expandr_core.records import EXAMPLES, EXPANSIONS, NEGATIVES
@@ -226,10 +226,10 @@ def trained_models(store: Store) -> dict[str, Artifact]:
     return {"llm": llm, "retriever": retriever, "adapter": adapter, "expansions": expansions}
 
 
-def test_models_are_exported_with_what_they_were_trained_on(store, tmp_path):
+def test_what_models_were_trained_on_is_exported(store, tmp_path):
     models = trained_models(store)
     with new_folder(tmp_path / "out") as folder:
-        written = export_models(store, models["llm"], models["retriever"], folder)
+        written = export_training_data(store, models["llm"], models["retriever"], folder)
     assert written == {
         "llm_training_data/train.json": 26,
         "llm_training_data/dev.json": 4,
@@ -238,7 +238,7 @@ def test_models_are_exported_with_what_they_were_trained_on(store, tmp_path):
     found = {
         str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.json*")
     }
-    assert found == {*written, "llm/config.json", "retriever/modules.json"}  # and no manifest
+    assert found == {*written}  # and no manifest
     row = json.loads((tmp_path / "out/llm_training_data/train.json").read_text())[0]
     assert row["conversations"][0]["value"] == TURN.format("why is thing 0 grey?\nPassage:")
 
@@ -270,3 +270,22 @@ def test_nothing_is_overwritten_and_what_a_kill_left_is_replaced(tmp_path):
         new_folder(target),
     ):
         pass
+
+
+def test_of_two_exports_to_one_folder_the_second_is_refused(tmp_path):
+    target = tmp_path / "out"
+    with new_folder(target) as folder:
+        file(folder, "whole.json")
+        with (
+            pytest.raises(DataError, match="out is being written by another process"),
+            new_folder(target),
+        ):
+            pass
+        assert folder.is_dir()
+    assert [path.name for path in target.iterdir()] == ["whole.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    (tmp_path / "made").mkdir()
+    with pytest.raises(DataError, match="made exists"), new_folder(tmp_path / "late") as folder:
+        shutil.copytree(target, tmp_path / "late")  # by something else, meanwhile
+        with new_folder(tmp_path / "made"):
+            pass

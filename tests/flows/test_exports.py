@@ -1,0 +1,133 @@
+"""What is exported works in a Python that has none of our software, and says what the report says."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+from typer.testing import CliRunner
+
+from expandr_cli.main import app
+from expandr_core.encoders.encode import Encoder
+from expandr_core.evaluation.comparison import read_comparison
+from expandr_core.generation.engine import Request
+from expandr_core.generation.transformers_engine import TransformersGenerator
+from expandr_core.options.generation import SamplingOptions
+from expandr_core.store.artifacts import Artifact
+from expandr_core.store.store import Store
+
+TEXTS = ["what is it for?", "a moth that lives in the north " * 40]
+MEASURED = ("ndcg_at_10", "recall_at_100")
+PLAIN = """
+import json, sys
+sys.modules["expandr_core"] = None  # as if it were not installed
+from datasets import load_dataset
+from peft import PeftModel
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+texts = json.loads(sys.argv[1])
+retriever = SentenceTransformer("whole/retriever", device="cpu")
+said = {"queries": retriever.encode_query(texts).tolist(),
+        "passages": retriever.encode_document(texts).tolist(),
+        "similarity": retriever.similarity_fn_name}
+prompt = json.load(open("whole/expandr.json"))["prompt"].replace("{query}", texts[0])
+for name in ("whole", "adapter"):
+    model = AutoModelForCausalLM.from_pretrained("whole/llm" if name == "whole" else "adapter/llm_base")
+    if name == "adapter":
+        model = PeftModel.from_pretrained(model, "adapter/llm")
+    tokenizer = AutoTokenizer.from_pretrained(f"{name}/llm")
+    turn = [{"role": "user", "content": prompt}]
+    ids = tokenizer.apply_chat_template(
+        turn, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    made = model.generate(**ids, do_sample=False)[0, ids["input_ids"].shape[1]:]
+    said[name] = tokenizer.decode(made, skip_special_tokens=True)
+pairs = load_dataset("whole/llm_training_data", cache_dir="cache")
+said["pairs"] = {split: len(rows) for split, rows in pairs.items()}
+rows = load_dataset("whole/retriever_training_data", cache_dir="cache")["train"]
+said["rows"] = [rows.num_rows, *rows.column_names]
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(first, tmp_path_factory) -> Path:
+    """The models of the first run, once with the whole LLM and once with the adapter."""
+    folder = tmp_path_factory.mktemp("exported")
+    for name, more in (("whole", []), ("adapter", ["--adapter"])):
+        command = ["export", "champion", str(folder / name), *more, "--store", first.record.store]
+        said = CliRunner().invoke(app, command, env={"COLUMNS": "300"})
+        assert said.exit_code == 0, said.output
+        assert f"no champion in {first.record.store}; using the latest run" in said.output
+        assert (
+            f"hf upload YOUR_NAME/demo-llm {folder / name / 'llm'} . --repo-type model"
+            in said.output
+        )
+    return folder
+
+
+def test_plain_libraries_give_the_same_vectors_and_texts(exported, first):
+    store = Store(first.record.store)
+    models, options = first.record.models, first.record.options
+    ran = subprocess.run(
+        [sys.executable, "-I", "-c", PLAIN, json.dumps(TEXTS)],
+        cwd=exported, capture_output=True, text=True, env={"HF_HUB_OFFLINE": "1", "PATH": ""},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    said = json.loads(ran.stdout.splitlines()[-1])
+
+    encoder = Encoder(store.local(models["retriever"]), "cpu", options.retriever.encoding)
+    assert np.allclose(said["queries"], encoder.encode_queries(TEXTS, raw=True), atol=1e-6)
+    assert np.allclose(said["passages"], encoder.encode_passages(TEXTS, raw=True), atol=1e-6)
+    assert said["similarity"] == "cosine" and encoder.normalize
+
+    generator = TransformersGenerator(store.local(models["llm"]), "cpu")
+    request = Request(options.expand.prompt, TEXTS[0], "", (0,), (0.0,))
+    sampling = SamplingOptions(max_new_tokens=options.expand.expansion.max_new_tokens)
+    [[(_, [completion])]] = list(generator.generate([request], sampling, 400))
+    assert completion.text and said["whole"] == said["adapter"] == completion.text
+
+    pairs = first.artifact("pairs", 1).counts
+    assert said["pairs"] == {"train": pairs["pairs/train"], "validation": pairs["pairs/dev"]}
+    assert said["rows"] == [18, "query", "pseudo_doc", "pos", "neg"]
+
+
+def test_every_number_of_a_card_is_in_the_report(exported, first):
+    comparison = read_comparison(Store(first.record.store).local(first.record.report))
+    assert json.loads((exported / "whole/results.json").read_text()) == comparison
+    scores = {
+        (row["system"], m): row[m] for row in comparison["results"] for m in row if m in MEASURED
+    }
+    for part in ("whole/llm", "whole/retriever", "adapter/llm"):
+        card = ModelCard.load(exported / part / "README.md")
+        results = card.data.eval_results
+        assert len(results) == 6 and {each.metric_value for each in results} <= set(scores.values())
+        table = re.findall(r"^\|.*\| test \| (\S+) \| (\S+) \|$", card.content, re.MULTILINE)
+        assert len(table) == 3
+        assert {float(cell) for row in table for cell in row} <= {
+            round(s, 4) for s in scores.values()
+        }
+        assert card.data.license == "apache-2.0" and "yao2025expandr" in card.content
+    assert ModelCard.load(exported / "adapter/llm/README.md").data.library_name == "peft"
+
+
+def test_a_licence_comes_from_the_base(tmp_path):
+    from expandr_core.exports.cards import licence_of
+
+    store = Store(str(tmp_path / "store"))
+
+    def put(key: str, text: str, inputs: dict[str, Artifact]) -> Artifact:
+        folder = store.scratch / key
+        folder.mkdir(parents=True)
+        (folder / "README.md").write_text(text)
+        listed = {role: each.model_dump() for role, each in inputs.items()}
+        return store.commit(f"{key}-{'0' * 20}", folder, [], {"counts": {}, "inputs": listed})
+
+    base = put("import_model", "---\nlicense: gemma\nlanguage: en\n---\n# Gemma", {})
+    merged = put("merge", "", {"llm": base})
+    assert licence_of(store, merged, "llm") == {"license": "gemma"}
+    assert licence_of(store, put("import_adapter", "", {}), "llm") == {}
