@@ -148,13 +148,16 @@ def search(
     ] = "",
     passages: Annotated[int, typer.Option("-k", min=1, help="How many passages to show.")] = 5,
     expand: Annotated[bool, typer.Option(help="Let the LLM expand the question first.")] = True,
+    gate: Annotated[
+        bool, typer.Option(help="Ask the run's gate first whether to expand, if it has one.")
+    ] = True,
     store: StoreOption = "store",
 ) -> None:
     """Search the corpus with the LLM and retriever of the champion, or of a run."""
     from expandr_cli.search import search_corpus
 
     with user_errors():
-        search_corpus(out, store, run_name, question, passages, expand)
+        search_corpus(out, store, run_name, question, passages, expand, gate)
 
 
 @app.command()

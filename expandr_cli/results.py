@@ -35,7 +35,8 @@ def print_summary(out: Console, store: Store, run: RecordedRun | RunRecord) -> N
             key = run.models[role].key
             out.print(f"  {what:<16}{key}", highlight=False, soft_wrap=True)
             out.print(f"  {'':<16}{store.url}/artifacts/{key}", highlight=False, soft_wrap=True)
-    alone = "" if comparison["verdict"]["expand"] else " --no-expand"
+    decided = comparison["verdict"]["expand"] or "gate" in run.models
+    alone = "" if decided else " --no-expand"
     option = store_option(store)
     out.print("\nWhat to do next", style="bold")
     for what, command in {

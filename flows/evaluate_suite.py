@@ -21,6 +21,7 @@ from flows.report import publish_report
 from flows.run_record import Record, Started, end_record, noted, write_record
 from tasks.comparison import Comparison
 from tasks.datasets import get_dataset
+from tasks.gating import Both, measure_variants
 from tasks.pipeline import Pipeline
 from tasks.placement import Placement
 
@@ -105,6 +106,10 @@ def measure_pair(
         systems.dense(pipeline, name(kind), title, pair.retriever, expansions)
         systems.audit(pipeline, name("query"), name(kind), expansions, pair.training)
         systems.ask(name("query"), name(kind), "Does the expansion help?", baseline=True)
+    if written:
+        suffix, often = f"-{number + 1}" if number else "", name([*written][-1])
+        both = Both(name("query"), often, pair.retriever, baseline=name("query"), suffix=suffix)
+        measure_variants(pipeline, systems, both, pair.gate)
     for kind in ("query", *written) if number else ():
         systems.ask(name(kind, 0), name(kind), "Are these models better than the first?")
 

@@ -19,10 +19,8 @@ from expandr_core.store.artifacts import Artifact
 from flows.measurements import (
     RoundsReport,
     as_trained,
-    kept,
     measure_on_dev,
     measure_start_on_dev,
-    open_comparison,
 )
 from flows.presets import Preset, place, resolve
 from flows.report import publish_report
@@ -104,7 +102,8 @@ def run_rounds(pipeline: Pipeline, data: Data, base: Models) -> tuple[Models, Ar
     """Run round after round from the models of the start; return the best models and the report."""
     report = RoundsReport(data)
     best, last = train_rounds(pipeline, data, base, report)
-    return best, report.systems.report(pipeline, kept=kept(pipeline, best, last.round))
+    written, best = report.end(pipeline, best, last.round)
+    return best, written
 
 
 def train_rounds(
@@ -120,7 +119,7 @@ def train_rounds(
     best = current = base
     rounds_from: Counter[int] = Counter()  # by the round whose models they start from
     begun: list[Future[object]] = []
-    dev = open_comparison(data, "dev", "choose/") if report or options.rounds > 1 else None
+    dev = (report or RoundsReport(data)).dev if report or options.rounds > 1 else None
 
     for number in range(1, options.rounds + 1):
         this, previous = pipeline.round(number), best if options.next_round == "best" else current

@@ -1,5 +1,7 @@
 """Which systems the loop measures, and which contrasts between them are tested."""
 
+from dataclasses import replace
+
 from expandr_core.evaluation.comparison import MeasuredDataset
 from expandr_core.evaluation.verdict import Kept
 from expandr_core.options.loop import JointLoopOptions
@@ -7,6 +9,7 @@ from expandr_core.options.training import AlignOptions
 from expandr_core.store.artifacts import Artifact
 from tasks.comparison import Comparison, Expansions, Measured
 from tasks.data import Data
+from tasks.gating import Both, learn_gate, measure_variants
 from tasks.models import Models
 from tasks.pipeline import Future, Pipeline
 from tasks.retriever import train_retriever
@@ -23,11 +26,13 @@ class RoundsReport:
 
     Attributes:
         systems: measured so far.
+        dev: what is measured on the split that chooses the best round.
     """
 
     def __init__(self, data: Data):
         """Measure nothing yet."""
         self.systems = open_comparison(data, data.reported)
+        self.dev = open_comparison(data, "dev", "choose/")
         self._data = data
         self._control: Future[Artifact] | None = None
 
@@ -62,6 +67,23 @@ class RoundsReport:
         control = self._control and self._control.result()
         arguments = self.systems, control, base, previous, current, expansions
         return pipeline.submit("measure the round", measure_round, *arguments)
+
+    def end(self, pipeline: Pipeline, best: Models, rounds: int) -> tuple[Artifact, Models]:
+        """Learn the gate of the best models on dev, measure it, and write the report.
+
+        A gate is not measured on the queries that it is learned on, where there are no others.
+
+        Returns:
+            The report, and the best models with their gate.
+        """
+        chosen = kept(pipeline, best, rounds)
+        both = Both(chosen.alone, chosen.expanded, best.retriever, baseline="query")
+        if pipeline.options.gate.mode != "off":
+            gate = learn_gate(pipeline, self.dev, f"round-{best.round}", best.retriever)
+            best = replace(best, gate=gate)
+        unseen = best.gate if self._data.reported != "dev" else None
+        measure_variants(pipeline, self.systems, both, unseen)
+        return self.systems.report(pipeline, kept=chosen), best
 
 
 def train_control(pipeline: Pipeline, data: Data, start: Artifact) -> Artifact:

@@ -26,6 +26,7 @@ class ModelPair:
         title: as the report shows it.
         options: how the retriever is used and the LLM writes; of a run's models, those of the run.
         training: files of examples that the models were trained on, as far as they are known.
+        gate: tells which queries are expanded, if the run learned it.
     """
 
     title: str
@@ -33,6 +34,7 @@ class ModelPair:
     retriever: Artifact
     options: JointLoopOptions
     training: tuple[Artifact, ...]
+    gate: Artifact | None = None
 
 
 class MeasuredModels(Options):
@@ -126,6 +128,7 @@ def _best_models(run: RunRecord, training: tuple[Artifact, ...]) -> ModelPair:
         run.models["retriever"],
         run.options,
         tuple(files.values()),
+        run.models.get("gate"),
     )
 
 

@@ -71,7 +71,7 @@ class RunRecord(Record):
     Attributes:
         options: of the run.
         best_round: the round that was best on dev; 0 if none beat the start.
-        models: the best LLM and retriever, and the corpus.
+        models: the best LLM and retriever, the corpus and, if there is one, their gate.
     """
 
     options: JointLoopOptions
@@ -242,11 +242,12 @@ def record_run(
     pipeline: Pipeline, started: Started, report: Artifact, best: Models, corpus: Artifact
 ) -> RunRecord:
     """Write the record of this run into the store."""
+    models = {"llm": best.llm, "retriever": best.retriever, "corpus": corpus}
     record = RunRecord(
         **end_record(pipeline, started, report),
         options=pipeline.options,
         best_round=best.round,
-        models={"llm": best.llm, "retriever": best.retriever, "corpus": corpus},
+        models=models | ({"gate": best.gate} if best.gate else {}),
     )
     write_record(pipeline, record)
     return record

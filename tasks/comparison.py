@@ -49,10 +49,12 @@ class Comparison:
         contrasts: the family of tests.
         inputs: of the stage compare, by role.
         written: expansions, by title, whoever wrote them.
+        expansions: that a system searches with, by its name.
         vectors: of each dataset, by each retriever and encoding.
         indices: for BM25, by corpus and language.
         purpose: begins the names of its steps, where a run measures a dataset for several purposes.
         subsets_are: what the subsets of its datasets are.
+        notes: sentences at the end of the verdict.
     """
 
     datasets: list[Measured]
@@ -60,10 +62,12 @@ class Comparison:
     contrasts: list[Contrast] = field(default_factory=list)
     inputs: dict[str, Artifact] = field(default_factory=dict)
     written: list[tuple[str, Artifact]] = field(default_factory=list)
+    expansions: dict[str, Expansions] = field(default_factory=dict)
     vectors: dict[tuple[str, str, EncodingOptions], Artifact] = field(default_factory=dict)
     indices: dict[tuple[str, str], Artifact] = field(default_factory=dict)
     purpose: str = ""
     subsets_are: SubsetsAre = "parts"
+    notes: list[str] = field(default_factory=list)
 
     @property
     def evaluations(self) -> dict[str, Evaluation]:
@@ -130,7 +134,7 @@ class Comparison:
         """Measure a retriever with the mean of query and expansion, or with one of them alone."""
         options, measure = pipeline.options.measured_retriever, pipeline.options.evaluate
         weights = {"fused": options.fusion.expansion_weight, "expansion": 1.0, "query": 0.0}
-        for step, role, key, written in self._cells(pipeline, name, title, expansions):
+        for step, role, key, written in self.cells(pipeline, name, title, expansions):
             evaluation = self.evaluations[key]
             encoding = key, retriever.key, options.encoding
             if encoding not in self.vectors:
@@ -147,8 +151,7 @@ class Comparison:
                 weights[mode if written else "query"],
             )
             inputs = {"retriever": retriever, "expansions": written}
-            inputs |= {"embeddings": self.vectors[encoding]}
-            inputs |= {"queries": evaluation.queries, "qrels": evaluation.qrels}
+            inputs |= {"embeddings": self.vectors[encoding], **evaluation.judged}
             cell = self.purpose + role.removeprefix("measured/")
             self.inputs[role] = pipeline.step("evaluate", inputs, step, options=chosen, name=cell)
 
@@ -157,7 +160,7 @@ class Comparison:
     ) -> None:
         """Measure BM25, the reference from outside."""
         language = pipeline.options.evaluate.bm25_language
-        for step, role, key, written in self._cells(pipeline, name, title, expansions):
+        for step, role, key, written in self.cells(pipeline, name, title, expansions):
             evaluation = self.evaluations[key]
             indexed = evaluation.corpus.digest, language
             if indexed not in self.indices:
@@ -171,18 +174,18 @@ class Comparison:
             chosen = EvaluateBM25Options.of(
                 pipeline.options.evaluate, evaluation.identical_ids, bool(written)
             )
-            inputs = {"index": self.indices[indexed], "expansions": written}
-            inputs |= {"queries": evaluation.queries, "qrels": evaluation.qrels}
+            inputs = {"index": self.indices[indexed], "expansions": written, **evaluation.judged}
             cell = self.purpose + role.removeprefix("measured/")
             self.inputs[role] = pipeline.step(
                 "evaluate_bm25", inputs, step, options=chosen, name=cell
             )
 
-    def _cells(
+    def cells(
         self, pipeline: Pipeline, name: str, title: str, expansions: Expansions | None
     ) -> Iterator[tuple[str, str, str, Artifact | None]]:
         """Yield for each dataset and seed: title, input of the comparison, dataset, expansions."""
         seeds = max(map(len, expansions.values())) if expansions else 1
+        self.expansions[name] = expansions or {}
         self.systems[name] = System(name=name, title=title, seeds=seeds)
         for key in self.evaluations:
             for seed, written in enumerate(expansions[key] if expansions else [None]):
@@ -210,8 +213,7 @@ class Comparison:
         """
         for key, evaluation in self.evaluations.items():
             inputs = {
-                "queries": evaluation.queries,
-                "qrels": evaluation.qrels,
+                **evaluation.judged,
                 "corpus": evaluation.corpus,
                 "before": self.inputs[f"measured/{key}/{before}/0"],
             }
@@ -252,11 +254,11 @@ class Comparison:
             contrasts=tuple(self.contrasts),
             significance=pipeline.options.evaluate.significance,
             kept=kept,
+            notes=tuple(self.notes),
             warnings=self._warnings(pipeline),
             subsets_are=self.subsets_are,
         )
-        inputs = queries | self.inputs
-        return pipeline.step("compare", inputs, title, options=options, name=name)
+        return pipeline.step("compare", queries | self.inputs, title, options=options, name=name)
 
     def _warnings(self, pipeline: Pipeline) -> tuple[str, ...]:
         """Warn of empty texts, and of passages that were left out for their ids."""

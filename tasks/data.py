@@ -54,6 +54,11 @@ class Evaluation:
     corpus: Artifact
     identical_ids: IdenticalIds = "ignore"
 
+    @property
+    def judged(self) -> dict[str, Artifact]:
+        """The queries and their judgements, as the inputs of a stage."""
+        return {"queries": self.queries, "qrels": self.qrels}
+
 
 def prepare_data(pipeline: Pipeline) -> Data:
     """Read the collection and the triples; split the training queries."""

@@ -27,13 +27,15 @@ ROLES = frozenset({"llm", "retriever", "reward_encoder"})
 class Models:
     """The language model and the retriever after a round; round 0 is before the first.
 
-    `reward_encoder` rewards in every round, if it is not the retriever of the round.
+    `reward_encoder` rewards in every round, if it is not the retriever of the round. `gate` tells which
+    queries are expanded, if it was learned.
     """
 
     round: int
     llm: Artifact
     retriever: Artifact
     reward_encoder: Artifact | None = None
+    gate: Artifact | None = None
 
 
 def import_models(pipeline: Pipeline, roles: Set[str] = ROLES) -> dict[str, Artifact]:

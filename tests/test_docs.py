@@ -126,7 +126,7 @@ GROUPS = "|".join(JointLoopOptions.model_fields)
 
 @pytest.mark.parametrize(("page", "path"), named(rf"(?:`|--set )((?:{GROUPS})(?:\.[a-z_]\w*)+)"))
 def test_options_exist(page, path):
-    assert path.rsplit(".", 1)[-1] in ("py", "yaml", "jsonl", "template") or is_option(path)
+    assert path.rsplit(".", 1)[-1] in ("py", "yaml", "json", "jsonl", "template") or is_option(path)
 
 
 @pytest.mark.parametrize(("page", "name"), named(r"\b(EXPANDR_[A-Z_]+)\b"))

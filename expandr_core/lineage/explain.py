@@ -125,6 +125,8 @@ def _evaluation(lineage: Lineage, key: str, cell: Cell) -> dict[str, Any]:
 
 def _searched(lineage: Lineage, node: Node) -> Node:
     """Return the node that read the corpus: the encoding of it, or the search itself."""
+    if "expanded" in node.inputs:  # two searches put together
+        return _searched(lineage, lineage.node(node.inputs["expanded"]["key"]))
     encoded = node.inputs.get("embeddings") or node.inputs.get("index")
     return lineage.node(encoded["key"]) if encoded else node
 
@@ -141,6 +143,8 @@ def _input(node: Node, role: str) -> dict[str, str] | None:
 def _models(lineage: Lineage, evaluation: str) -> dict[str, Node]:
     """Find the models behind an evaluation, and what they were trained on, by role."""
     node = lineage.node(evaluation)
+    if "expanded" in node.inputs:
+        return _models(lineage, node.inputs["expanded"]["key"])
     found: dict[str, Node] = {}
     if "retriever" in node.inputs:
         found["retriever"] = lineage.node(node.inputs["retriever"]["key"])

@@ -160,6 +160,8 @@ def _passages(store: Store, corpus: Artifact, ids: list[str]) -> dict[str, str]:
 
 def _texts(lineage: Lineage, node: Node, query_id: str) -> dict[str, Any] | None:
     """Return what was written for a query; None if it is searched alone."""
+    if "expanded" in node.inputs:  # of two searches, the one that may be taken
+        return _texts(lineage, lineage.node(node.inputs["expanded"]["key"]), query_id)
     reference = node.inputs.get("expansions")
     if reference is None:
         return None

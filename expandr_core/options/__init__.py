@@ -6,6 +6,7 @@
     preferences   which candidates become pairs
     training      DPO, and the retriever's training
     evaluation    how systems are measured and compared
+    gate          which queries are expanded, and with what weight
     loop          all of it together
 
 Defaults are the paper's (Yao et al., EMNLP 2025, as its code runs). A field declared with `runtime`

@@ -47,6 +47,11 @@ class EvaluationOptions(Options):
         "retriever.encoding.similarity says, or otherwise (the paper trains by dot, and evaluates by "
         "cosine).",
     )
+    fusion: Literal["vector", "rrf"] = Field(
+        default="vector",
+        description="'rrf' also measures the kept models with the ranks of the query's run and of the "
+        "expanded query's fused (Exp4Fuse), in a row of its own.",
+    )
     bm25_language: Language = Field(
         default="english",
         description="Language of BM25's stemmer and stop words. Scripts without spaces need none: "

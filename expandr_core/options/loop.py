@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from expandr_core.options.base import Device, Options, Positive, runtime
 from expandr_core.options.data import DataOptions, DemoWorldOptions
 from expandr_core.options.evaluation import EvaluationOptions
+from expandr_core.options.gate import GateOptions
 from expandr_core.options.generation import GenerationOptions, LLMOptions
 from expandr_core.options.preferences import PreferenceOptions
 from expandr_core.options.retriever import FusionOptions, RetrieverOptions, useless_weight
@@ -69,6 +70,7 @@ class JointLoopOptions(Options):
         default=RetrieverTrainingOptions(), title="Retriever training"
     )
     evaluate: EvaluationOptions = Field(default=EvaluationOptions(), title="Evaluate")
+    gate: GateOptions = Field(default=GateOptions(), title="Gate, and weight of the expansions")
     loop: LoopOptions = Field(default=LoopOptions(), title="Loop")
     device: Device = runtime("auto", description="Where models run.")
 

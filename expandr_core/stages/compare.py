@@ -83,6 +83,7 @@ class CompareOptions(Options):
         default=None, description="The models that are kept, if any were chosen."
     )
     warnings: tuple[str, ...] = Field(default=(), description="Why numbers may be wrong.")
+    notes: tuple[str, ...] = added((), description="Sentences at the end of the verdict.")
     subsets_are: SubsetsAre = added(
         "parts",
         description="Parts of a dataset, whose mean is its result; or one for each seed that everything "
@@ -124,6 +125,7 @@ def run(job: Job) -> None:
     if options.subsets_are != "parts":
         comparison["subsets_are"] = options.subsets_are
     comparison["verdict"] = verdict(comparison)._asdict()
+    comparison["verdict"]["sentences"] += options.notes
     text = json.dumps(comparison, indent=1, ensure_ascii=False, allow_nan=False)
     (job.out / "comparison.json").write_text(text, encoding="utf-8")
     (job.out / "report.md").write_text(render(json.loads(text)), encoding="utf-8")

@@ -64,7 +64,7 @@ class RecordedRun(BaseModel):
         options: as plain values, under the names that they had.
         changed: the options that differed from the defaults of that version; None if not recorded.
         best_round: that was best on dev; 0 if none beat the start.
-        models: the best LLM and retriever, and the corpus.
+        models: the best LLM and retriever, the corpus, and perhaps their gate.
     """
 
     model_config = ConfigDict(frozen=True)

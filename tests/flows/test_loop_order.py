@@ -119,15 +119,17 @@ def test_retriever_first_trains_on_texts_of_the_llm_before_and_rewards_by_the_ne
 def test_the_report_has_no_systems_of_a_model_that_is_not_trained(tmp_path):
     found = {order: systems(two_rounds(tmp_path, order)[0]) for order in ORDERS}
     start = ["bm25", "bm25-untrained", "query", "untrained", "untrained-alone", "untrained-greedy"]
-    control = ["control", "control-untrained"]
+    control, gate = ["control", "control-untrained"], ["learned", "gated"]
     assert found["align_only"] == [
         *start,
         *("round-1", "round-1-greedy", "round-2", "round-2-greedy"),
+        *gate,
     ]
     assert found["retriever_only"] == [
         *(*start, *control),
         *("round-1", "round-1-query", "round-1-alone", "round-1-greedy"),
         *("round-2", "round-2-query", "round-2-alone", "round-2-greedy"),
+        *gate,
     ]
     assert set(found["retriever_first"]) - set(found["align_first"]) == {
         *("round-1-before", "round-2-before")
