@@ -186,6 +186,9 @@ def evaluate(
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=0, help="How many seeds of sampled expansions.")] = 3,
+    gate_on: Annotated[
+        str, typer.Option(help="Learn a gate on the qrels/dev.tsv of this folder in BEIR layout.")
+    ] = "",
     store: StoreOption = "store",
     seed: SeedOption = None,
     changes: SetOption = None,
@@ -203,7 +206,7 @@ def evaluate(
         from flows.model_pairs import MeasuredModels
         from flows.run_record import said_of_it
 
-        models = MeasuredModels.of(runs or [], inputs or [])
+        models = MeasuredModels.of(runs or [], inputs or [], gate_on)
         wanted, store = tuple(datasets.split(",")), absolute(store)
         said = [str(config), *said_of(seed, changes)]
         check_suite(wanted, options, models, store)

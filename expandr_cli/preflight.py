@@ -2,7 +2,7 @@
 
 import uuid
 
-from expandr_core.data.catalog import find_datasets
+from expandr_core.data.catalog import dev_of, find_datasets
 from expandr_core.data.formats.pairs import pairs_files
 from expandr_core.errors import DataError, first_line, naming
 from expandr_core.options.loop import JointLoopOptions
@@ -100,4 +100,6 @@ def check_suite(
     """
     check_store(store)
     find_datasets(datasets)
+    if models.gate_on:
+        dev_of(models.gate_on)
     find_pairs(Unobserved(store, options), models)

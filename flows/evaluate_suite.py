@@ -7,12 +7,14 @@ dataset --> corpus --encode------------------------> vectors -------+
 training data --> audit of leakage -------------------------------------------------+--> compare
 """
 
+from dataclasses import replace
 from typing import Annotated
 
 from prefect import flow
 from pydantic import Field
 
-from expandr_core.data.catalog import find_datasets
+from expandr_core.data.catalog import dev_of, find_datasets
+from expandr_core.errors import DataError
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
 from flows.model_pairs import MeasuredModels, ModelPair, find_pairs
@@ -21,7 +23,7 @@ from flows.report import publish_report
 from flows.run_record import Record, Started, end_record, noted, write_record
 from tasks.comparison import Comparison
 from tasks.datasets import get_dataset
-from tasks.gating import Both, measure_variants
+from tasks.gating import Both, learn_gate_on, measure_variants
 from tasks.pipeline import Pipeline
 from tasks.placement import Placement
 
@@ -70,6 +72,8 @@ def evaluate_suite(
         pairs = find_pairs(pipeline, models)
         systems = Comparison([get_dataset(pipeline, dataset) for dataset in wanted])
         systems.bm25(pipeline, "bm25", "BM25")
+        if models.gate_on:
+            pairs = learn_gates(pipeline, pairs, models.gate_on, systems)
         for number, pair in enumerate(pairs):
             prefix = f"{pair.title}: " if len(pairs) > 1 else ""
             measure_pair(pipeline, systems, pair, number, prefix, seeds)
@@ -77,6 +81,39 @@ def evaluate_suite(
         summary = record_suite(pipeline, started, report, list(datasets))
     publish_report(pipeline, summary, "suite-report")
     return summary
+
+
+def learn_gates(
+    pipeline: Pipeline, pairs: list[ModelPair], folder: str, systems: Comparison
+) -> list[ModelPair]:
+    """Learn a gate for each pair of models on the dev queries of a folder.
+
+    Raises:
+        DataError: if no gate is wanted, or the queries are those that are measured.
+    """
+    if pipeline.options.gate.mode == "off":
+        raise DataError("gate.mode is 'off', so no gate is learned; choose another mode")
+    dev = get_dataset(pipeline, dev_of(folder))
+    [evaluation] = dev.subsets.values()
+    for key, measured in systems.evaluations.items():
+        if measured.queries.digest == evaluation.queries.digest:
+            raise DataError(
+                f"the queries of {key} are the dev queries of {folder}, so a gate would be measured on "
+                "what it was learned on; give other queries"
+            )
+    learned = []
+    for number, pair in enumerate(pairs):
+        view, name = with_models_of(pipeline, pair), f"-{number + 1}" if number else ""
+        gate = learn_gate_on(view, dev, pair.llm, pair.retriever, name, pair.title)
+        learned.append(replace(pair, gate=gate))
+    return learned
+
+
+def with_models_of(pipeline: Pipeline, pair: ModelPair) -> Pipeline:
+    """View the pipeline with the options that a pair of models is used with."""
+    options = pair.options
+    retriever = options.measured_retriever
+    return pipeline.changed(llm=options.llm, retriever=retriever, expand=options.expand)
 
 
 def measure_pair(
@@ -92,9 +129,7 @@ def measure_pair(
     def name(kind: str, number: int = number) -> str:
         return f"{kind}-{number + 1}" if number else kind
 
-    options = pair.options
-    retriever = options.measured_retriever
-    pipeline = pipeline.changed(llm=options.llm, retriever=retriever, expand=options.expand)
+    pipeline = with_models_of(pipeline, pair)
     systems.dense(pipeline, name("query"), f"{prefix}query only", pair.retriever)
     written = {}
     if pipeline.options.evaluate.greedy:

@@ -57,9 +57,14 @@ class MeasuredModels(Options):
         description="Keys of prepared training data to audit for leakage, such as prepare-1f3a; that "
         "of the runs is known.",
     )
+    gate_on: str = Field(
+        default="",
+        description="Folder in BEIR layout on whose dev queries (qrels/dev.tsv) the models learn a "
+        "gate; empty for the gates of the runs.",
+    )
 
     @classmethod
-    def of(cls, runs: list[str], inputs: list[str]) -> "MeasuredModels":
+    def of(cls, runs: list[str], inputs: list[str], gate_on: str = "") -> "MeasuredModels":
         """Read what the command line names: runs, and inputs such as "llm=KEY"; the last one counts.
 
         Raises:
@@ -72,7 +77,11 @@ class MeasuredModels(Options):
             named[name].append(value)
         llm, retriever = named["llm"][-1], named["retriever"][-1]
         return cls(
-            runs=tuple(runs), llm=llm, retriever=retriever, training=tuple(named["training"])
+            runs=tuple(runs),
+            llm=llm,
+            retriever=retriever,
+            training=tuple(named["training"]),
+            gate_on=gate_on,
         )
 
 

@@ -7,7 +7,7 @@ from expandr_core.retrieval.gate import Gate, read_gate
 from expandr_core.stages.evaluate_runs import EXPANDED, SAVED, SEARCHED, EvaluateRunsOptions
 from expandr_core.stages.gate import GateStageOptions
 from expandr_core.store.artifacts import Artifact
-from tasks.comparison import Comparison
+from tasks.comparison import Comparison, Measured
 from tasks.pipeline import Pipeline
 
 
@@ -30,7 +30,28 @@ class Both:
     suffix: str = ""
 
 
-def learn_gate(pipeline: Pipeline, dev: Comparison, system: str, retriever: Artifact) -> Artifact:
+def learn_gate_on(
+    pipeline: Pipeline, dev: Measured, llm: Artifact, retriever: Artifact, name: str, title: str
+) -> Artifact:
+    """Expand dev queries, and learn the gate of a language model and a retriever on them.
+
+    Args:
+        pipeline: of the run.
+        dev: the queries.
+        llm: writes.
+        retriever: searches.
+        name: of the models, if several are measured.
+        title: of the models.
+    """
+    systems = Comparison([dev], purpose="gate/")
+    written = systems.expand(pipeline, llm, f"sampled{name}", title)
+    systems.dense(pipeline, f"sampled{name}", f"{title}, to learn the gate", retriever, written)
+    return learn_gate(pipeline, systems, f"sampled{name}", retriever, name)
+
+
+def learn_gate(
+    pipeline: Pipeline, dev: Comparison, system: str, retriever: Artifact, name: str = ""
+) -> Artifact:
     """Learn the weight of the expansions, and the gate, on the dev queries.
 
     Args:
@@ -38,6 +59,7 @@ def learn_gate(pipeline: Pipeline, dev: Comparison, system: str, retriever: Arti
         dev: what is measured on dev, and nothing else.
         system: that searches with the expansions there.
         retriever: of that system.
+        name: of the step.
     """
     [(key, evaluation)] = dev.evaluations.items()
     [written] = dev.expansions[system][key]
@@ -45,7 +67,7 @@ def learn_gate(pipeline: Pipeline, dev: Comparison, system: str, retriever: Arti
     inputs = {"retriever": retriever, "expansions": written, **evaluation.judged}
     inputs["embeddings"] = dev.vectors[key, retriever.key, options.measured_retriever.encoding]
     chosen = GateStageOptions.of(options, evaluation.identical_ids)
-    return pipeline.step("gate", inputs, "learn the gate on dev", options=chosen)
+    return pipeline.step("gate", inputs, f"learn the gate on dev{name}", options=chosen, name=name)
 
 
 def measure_variants(

@@ -171,6 +171,26 @@ def _is_location(reference: str) -> bool:
     return "/" in reference or reference in (".", "..")
 
 
+def dev_of(reference: str) -> Dataset:
+    """Return the dev queries of a folder in BEIR layout as a dataset.
+
+    Raises:
+        DataError: if it is no folder.
+
+    >>> found = dev_of("data/letters/")
+    >>> found.name, found.split, found.location
+    ('letters-dev', 'dev', 'data/letters')
+    """
+    found = find_datasets([reference])
+    if len(found) > 1 or found[0].subsets or "/" not in found[0].location or found[0].md5:
+        raise DataError(
+            f"{reference}: dev queries are read from one folder in BEIR layout with qrels/dev.tsv; name "
+            "such a folder"
+        )
+    [dataset] = found
+    return Dataset(f"{dataset.name}-dev", "other", "other", "dev", dataset.location)
+
+
 def is_archive(location: str) -> bool:
     """Tell whether a location is the URL of an archive."""
     return location.startswith(("http://", "https://"))

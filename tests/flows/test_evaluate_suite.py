@@ -16,6 +16,7 @@ from expandr_cli.main import app
 from expandr_core.errors import DataError
 from expandr_core.options.data import DataOptions
 from expandr_core.options.evaluation import EvaluationOptions
+from expandr_core.options.gate import GateOptions
 from expandr_core.options.generation import (
     GenerationOptions,
     LLMOptions,
@@ -142,7 +143,7 @@ def test_every_system_is_measured_on_the_judged_queries(first):
         *("BM25", "query only", "+ expansion, greedy", "+ expansion, sampled")
     ]
     assert set(rows["queries"]) == {6}
-    assert list(rows["seeds"]) == [1, 1, 1, 2]
+    assert list(rows["seeds"])[4:] == [2, 2]
     assert rows["ndcg_at_10_deviation"].notna().tolist() == [False, False, False, True]
     assert rows["corrected_p"].notna().tolist() == [False, False, True, True]
     assert rows["ndcg_at_10"].nunique() == 4
@@ -268,6 +269,33 @@ def test_the_best_models_of_a_run_are_measured_with_its_options(both, world):
     assert ("sampled", "sampled-2") in pairs and ("query-2", "sampled-2") in pairs
     with pytest.raises(DataError, match="there is no run 'nobody'"):
         run(world, f"scifact={world.folder}/sf", models=MeasuredModels(runs=("nobody",)))
+
+
+def test_models_learn_a_gate_on_dev_queries_and_are_measured_with_it_on_others(world, tmp_path):
+    folder = write_dataset(tmp_path / "law", 0, queries=8)
+    lines = (folder / "qrels" / "test.tsv").read_text().splitlines()
+    for split, rows in (("dev", lines[1:5]), ("test", lines[5:])):
+        (folder / "qrels" / f"{split}.tsv").write_text("\n".join([lines[0], *rows]) + "\n")
+    options = world.options.model_copy(
+        update={"evaluate": EvaluationOptions(depth=100, greedy=False, fusion="rrf", report=False)}
+    )
+    models = MeasuredModels(gate_on=f"{folder}/")
+    found = run(world, f"{folder}/", options=options, models=models)
+    rows = pd.read_csv(board(found) / "comparison.csv")
+    titles = ["BM25", "query only", "+ expansion, sampled"]
+    gated = ["learned weight", "gated before generation", "ranks fused"]
+    for title, said in zip(rows["system"], [*titles, *gated], strict=True):
+        assert said in title
+    assert list(rows["seeds"])[4:] == [2, 2]
+    gate = titled(found)["learn the gate on dev"]
+    assert gate.counts["queries"] == rows["queries"][0] == 4
+    assert "queries are expanded" in (board(found) / "report.md").read_text()
+    with pytest.raises(DataError, match="what it was learned on"):
+        (folder / "qrels" / "test.tsv").write_bytes((folder / "qrels" / "dev.tsv").read_bytes())
+        run(world, f"{folder}/", options=options, models=models)
+    off = options.model_copy(update={"gate": GateOptions(mode="off")})
+    with pytest.raises(DataError, match=r"gate\.mode is 'off'"):
+        run(world, f"{folder}/", options=off, models=models)
 
 
 def test_tiny_models_belong_to_a_run(world):
