@@ -1,4 +1,4 @@
-"""Automations of the server: crash runs whose process died or never started, and report failures.
+"""Automations of the server: crash dead runs, and report failures and the gate's decisions.
 
 A killed process cannot report its end: its run would stay "Running" for ever, count against every
 limit, and keep its parent waiting. Crashed runs are started again by their parents (tasks/placement.py)
@@ -23,10 +23,12 @@ from flows.ablate import ablate
 from flows.compare_runs import compare_runs
 from flows.evaluate_suite import evaluate_suite
 from flows.joint_loop import joint_loop
+from flows.promotion import EVENT
 from flows.single_stage import single_stage
 
 PREFIX = "expandr: "  # of our automations; others belong to people
 NOTIFICATION = PREFIX + "a failure is reported"
+PROMOTION = PREFIX + "a decision about a champion is reported"
 NOTIFICATION_BLOCK = "expandr-failures"
 STUCK_AFTER = {  # containers may wait for images or machines
     "process": timedelta(minutes=2),
@@ -69,7 +71,7 @@ def automations(
             STUCK_AFTER[pool_type],
         ),
     ]
-    return ended + ([_notification(block)] if block else [])
+    return ended + ([_notification(block), _promotion(block)] if block else [])
 
 
 def _ended(name: str, about: str, after: set[str], within: timedelta) -> AutomationCore:
@@ -122,6 +124,29 @@ def _notification(block: BlockDocument) -> AutomationCore:
                 block_document_id=block.id,
                 subject="ExpandR: {{ flow.name }} {{ flow_run.name }} {{ flow_run.state.name }}",
                 body="{{ flow_run.state.message }}\n{{ flow_run|ui_url or flow_run.id }}",
+            )
+        ],
+    )
+
+
+def _promotion(block: BlockDocument) -> AutomationCore:
+    return AutomationCore(
+        name=PROMOTION,
+        description="New models were promoted, or refused; sent through the notification block "
+        f"{NOTIFICATION_BLOCK!r}.",
+        tags=[TAG],
+        trigger=EventTrigger(
+            expect={f"{EVENT}.*"},
+            match=ResourceSpecification({"prefect.resource.id": "expandr.model.*"}),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Reactive,
+            threshold=1,
+        ),
+        actions=[
+            SendNotification(
+                block_document_id=block.id,
+                subject="ExpandR: {{ event.payload.model }} {{ event.payload.outcome }}",
+                body="{{ event.payload.reason }}\nrun {{ event.payload.run }}",
             )
         ],
     )
@@ -182,11 +207,11 @@ def apply_automations(
         f"no notification block {NOTIFICATION_BLOCK!r}: create one in the UI (Blocks), or set "
         "EXPANDR_NOTIFY_URL to a webhook's URL, and deploy again"
     )
-    if not block and NOTIFICATION not in there:
-        changes.append(Change("automation", NOTIFICATION.removeprefix(PREFIX), "skipped", why))
+    for name in sorted({NOTIFICATION, PROMOTION} - there.keys()) if not block else ():
+        changes.append(Change("automation", name.removeprefix(PREFIX), "skipped", why))
     for name, found in there.items():
         client.delete_automation(found.id)
-        detail = why if name == NOTIFICATION else ""
+        detail = why if name in (NOTIFICATION, PROMOTION) else ""
         changes.append(Change("automation", name.removeprefix(PREFIX), "removed", detail))
     return changes
 

@@ -90,8 +90,9 @@ def plan(store: str, timezone: str) -> list[Deployment]:
             "weekly",
             "cpu",
             "The joint loop by schedule, one run at a time: a run that comes due meanwhile is "
-            "cancelled. What it finds in the store, it does not make again.",
-            loop,
+            "cancelled. What it finds in the store, it does not make again. Its models become the "
+            "champion if they are better (promotion.enabled).",
+            {**loop, "options": {"promotion": {"enabled": True}}},
             schedules=(weekly,),
             limit=1,
         ),

@@ -10,6 +10,7 @@ profit from the expansions; round after round, always rewarded by the current re
 """
 
 from collections import Counter
+from functools import partial
 
 from prefect import flow, get_run_logger
 from prefect.logging import disable_run_logger
@@ -23,6 +24,7 @@ from flows.measurements import (
     measure_start_on_dev,
 )
 from flows.presets import Preset, place, resolve
+from flows.promotion import check_promotion, judge_run
 from flows.report import publish_report
 from flows.run_record import RunRecord, noted, record_run
 from tasks.align import align
@@ -61,13 +63,15 @@ def joint_loop(
         store: Folder or s3:// URL that keeps every artifact.
     """
     options = resolve(preset, options, back_to_default)
+    check_promotion(options.promotion)
     pipeline = Pipeline(store, options, place(preset, placement), fresh)
     named = options.data.collection or options.data.triples
     with noted(pipeline, "joint-loop", named, preset) as started:
         data, base = start(pipeline)
         pipeline.steps.expected = len(list(pipeline.steps)) + count_steps(pipeline, data, base)
         best, report = run_rounds(pipeline, data, base)
-        record = record_run(pipeline, started, report, best, data.corpus)
+        write = partial(record_run, pipeline, started, report, best, data.corpus)
+        record = judge_run(pipeline, data, write) if options.promotion.enabled else write()
     publish_report(pipeline, record, "joint-loop-report")
     return record
 

@@ -10,6 +10,7 @@ from expandr_core.options.evaluation import EvaluationOptions
 from expandr_core.options.gate import GateOptions
 from expandr_core.options.generation import GenerationOptions, LLMOptions
 from expandr_core.options.preferences import PreferenceOptions
+from expandr_core.options.promotion import PromotionOptions
 from expandr_core.options.retriever import FusionOptions, RetrieverOptions, useless_weight
 from expandr_core.options.training import (
     AlignOptions,
@@ -72,6 +73,7 @@ class JointLoopOptions(Options):
     evaluate: EvaluationOptions = Field(default=EvaluationOptions(), title="Evaluate")
     gate: GateOptions = Field(default=GateOptions(), title="Gate, and weight of the expansions")
     loop: LoopOptions = Field(default=LoopOptions(), title="Loop")
+    promotion: PromotionOptions = Field(default=PromotionOptions(), title="Promotion")
     device: Device = runtime("auto", description="Where models run.")
 
     @model_validator(mode="after")
