@@ -120,6 +120,7 @@ def _datasets(report: Report) -> Picture | None:
                 label = "_"
         axes.axvline(0, color=LIGHT["muted"], linewidth=0.8)
         axes.set_yticks([len(datasets) - n for n in range(len(datasets))], datasets)
+        axes.set_ylim(0.45, len(datasets) + 0.55)
         axes.tick_params(axis="y", length=0, labelcolor=LIGHT["ink"])
         made.figure.legend(loc="outside upper left", ncols=2)
     return Picture(

@@ -46,7 +46,7 @@ def _about_chance(report: Report) -> list[str]:
     head = report["headline"]
     if head and head["low"] is not None:
         said.append(
-            f"The gain is known to about ±{(head['high'] - head['low']) / 2:.3f} "
+            f"The difference is known to about ±{(head['high'] - head['low']) / 2:.3f} "
             f"{MEASURES[report['metric']].title}; a smaller difference needs a test of its own."
         )
     if report["seeds"] == 1:
@@ -105,13 +105,14 @@ def _about_leakage(report: Report) -> list[str]:
 def suggestions_of(report: Report) -> list[str]:
     """Return what the numbers suggest to try next."""
     said, metric, head = [], report["metric"], report["headline"]
-    rows = {row["system"]: row for row in report["systems"]}
-    best = max(report["systems"], key=lambda row: row[metric], default=None)
+    place = head["dataset"] if head else ""
+    rows = {row["system"]: row for row in report["systems"] if row["dataset"] == place}
+    best = max(rows.values(), key=lambda row: row[metric], default=None)
     if best and head and best["system"] != head["after"]:
         own = rows[head["after"]]
         said.append(
-            f"{best['title']} reaches {best[metric]:.3f} and {own['title']} {own[metric]:.3f}: try the "
-            "former where you search, and test it on queries that were not used here."
+            f"On {place}, {best['title']} reaches {best[metric]:.3f} and {own['title']} "
+            f"{own[metric]:.3f}: try the former, and test it on queries that were not used here."
         )
     for test in report["tests"]:
         if test["effect"] == "worse" and head and test["after"] == head["after"]:
