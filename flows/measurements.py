@@ -65,7 +65,8 @@ class RoundsReport:
     ) -> Future[None]:
         """Measure the models of a round together, and each beside what it replaces."""
         control = self._control and self._control.result()
-        arguments = self.systems, control, base, previous, current, expansions
+        training = self._data.preference, self._data.retriever
+        arguments = self.systems, control, base, previous, current, expansions, training
         return pipeline.submit("measure the round", measure_round, *arguments)
 
     def end(self, pipeline: Pipeline, best: Models, rounds: int) -> tuple[Artifact, Models]:
@@ -140,8 +141,9 @@ def measure_round(
     previous: Models,
     current: Models,
     expansions: Expansions,
+    training: tuple[Artifact, ...],
 ) -> None:
-    """Measure the models of a round together, and each beside what it replaces.
+    """Measure the models of a round together, and each beside what it replaces; audit the gain.
 
     A model that the rounds leave as it is (`loop.order`) brings no systems of its own.
     """
@@ -160,6 +162,7 @@ def measure_round(
             )
     if order != "align_only":
         _measure_retrained(pipeline, systems, previous, current, expansions)
+    systems.audit(pipeline, "query", f"round-{n}", expansions, training)
     if pipeline.options.evaluate.greedy:
         _measure_greedily(pipeline, systems, base, current)
     before = _plain(order, origin if previous.llm != base.llm else 0)

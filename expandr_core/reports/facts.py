@@ -55,10 +55,10 @@ def data_facts(run: ComparedRun) -> list[Facts]:
     for dataset in run.comparison["datasets"]:
         for place in MeasuredDataset(**dataset).keys().values():
             node = run.lineage.node(report.inputs[f"measured/{place}/{first}/0"]["key"])
-            searched = _searched(run.lineage, node)
+            source = searched(run.lineage, node)
             digests = {
-                role: source.inputs[role]["digest"]
-                for role, source in (("queries", node), ("qrels", node), ("corpus", searched))
+                role: read.inputs[role]["digest"]
+                for role, read in (("queries", node), ("qrels", node), ("corpus", source))
             }
             qrels = run.store.local(Artifact(**node.inputs["qrels"]))
             found.append(
@@ -66,17 +66,18 @@ def data_facts(run: ComparedRun) -> list[Facts]:
                     "dataset": place,
                     "queries": int(node.manifest["counts"]["queries"]),
                     "judgements": pq.read_metadata(qrels).num_rows,
-                    "passages": searched.manifest["counts"].get("passages"),
+                    "passages": source.manifest["counts"].get("passages"),
                     "digests": digests,
                 }
             )
     return found
 
 
-def _searched(lineage: Lineage, node: Node) -> Node:
-    """Return the node that read the corpus: the encoding of it, or the search itself."""
-    encoded = node.inputs.get("embeddings") or node.inputs.get("index")
-    return lineage.node(encoded["key"]) if encoded else node
+def searched(lineage: Lineage, node: Node) -> Node:
+    """Return the node that read the corpus: the encoding or index of it, or the search itself."""
+    before = (node.inputs.get(role) for role in ("embeddings", "index", "alone"))
+    found = next((each for each in before if each), None)
+    return searched(lineage, lineage.node(found["key"])) if found else node
 
 
 def code_facts(nodes: Iterable[Node]) -> Facts:

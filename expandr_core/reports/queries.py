@@ -9,6 +9,7 @@ from expandr_core.evaluation.comparison import MeasuredDataset, dataset_key
 from expandr_core.lineage.compared_run import ComparedRun
 from expandr_core.lineage.nodes import Node
 from expandr_core.records import rows_with_ids
+from expandr_core.reports.facts import searched
 from expandr_core.reports.rankings import best_positives, relevant, top_hits
 from expandr_core.store.artifacts import Artifact
 
@@ -145,9 +146,7 @@ def _add_hits(run: ComparedRun, nodes: dict[str, Node], rows: list[Row]) -> None
 
 
 def _passages(run: ComparedRun, node: Node, ids: set[str]) -> dict[str, str]:
-    encoded = node.inputs.get("embeddings") or node.inputs.get("index")
-    source = run.lineage.node(encoded["key"]) if encoded else node
-    path = run.store.local(Artifact(**source.inputs["corpus"]))
+    path = run.store.local(Artifact(**searched(run.lineage, node).inputs["corpus"]))
     rows = rows_with_ids(path, "passage_id", sorted(ids)).to_pylist()
     return {row["passage_id"]: f"{row['title']} {row['text']}".strip() for row in rows}
 

@@ -14,6 +14,11 @@ from expandr_core.seeding import derive_seed
 
 Row = dict[str, Any]
 FAMILIES = ("reference", "base retriever", "control", "joint")
+_BEGINNINGS = {
+    "bm25": "reference",
+    "control": "control",
+    **dict.fromkeys(("round", "joint", "learned", "gated", "rrf"), "joint"),
+}
 # systems of round 0, by the line that they begin
 _STARTS = {
     "round-N": "untrained",
@@ -32,8 +37,7 @@ def family_of(system: str) -> str:
     >>> [family_of(name) for name in ("bm25-untrained", "aligned-2", "control-aligned-1", "round-1")]
     ['reference', 'base retriever', 'control', 'joint']
     """
-    beginnings = {"bm25": "reference", "control": "control", "round": "joint", "joint": "joint"}
-    return next((f for name, f in beginnings.items() if system.startswith(name)), "base retriever")
+    return next((f for name, f in _BEGINNINGS.items() if system.startswith(name)), "base retriever")
 
 
 def systems_of(run: ComparedRun) -> tuple[list[Row], list[Row]]:

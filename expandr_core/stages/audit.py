@@ -27,6 +27,7 @@ from expandr_core.evaluation.leakage import (
 )
 from expandr_core.evaluation.metrics import HEADLINE
 from expandr_core.options.base import Options
+from expandr_core.planning.workload import PlannedStep
 from expandr_core.records import Passage
 from expandr_core.runtime.job import Job
 
@@ -42,6 +43,17 @@ class AuditOptions(Options):
 
 
 OPTIONS = AuditOptions
+BYTES_GROW_WITH = "queries"
+
+
+def workload(step: PlannedStep) -> dict[str, float]:
+    """Return the queries whose texts are compared."""
+    return {"queries": step.counts["queries"]}
+
+
+def predict(step: PlannedStep) -> dict[str, float]:
+    """Predict that every query is audited."""
+    return {"queries": step.rows("queries")}
 
 
 def run(job: Job) -> None:

@@ -110,6 +110,7 @@ def test_a_changed_option_of_dpo_runs_what_follows_from_dpo_again(first, store):
         StepId("evaluate", 1, "test/round-1/0"),
         StepId("evaluate", 1, "test/round-1-query/0"),
         StepId("evaluate", 1, "test/round-1-alone/0"),
+        StepId("audit", 1, "test/round-1"),
         StepId("expand", 1, "choose/dev/sampled/0"),
         StepId("evaluate", 1, "choose/dev/round-1/0"),
         StepId("compare", 1, "choose/dev/round-1"),
