@@ -57,13 +57,16 @@ def spec_of(manifest: dict[str, Any]) -> StageSpec:
     return spec
 
 
-def remake(store: Store, key: str, into: Store) -> Artifact:
+def remake(
+    store: Store, key: str, into: Store, environment: dict[str, str] | None = None
+) -> Artifact:
     """Make an artifact again in another store, after all that it was made from.
 
     Args:
         store: that keeps the manifests; no other file of it is read.
         key: of the artifact.
         into: store to make it in; what it has already is reused.
+        environment: of this process, for faster children; see `run_in_child`.
 
     Raises:
         DataError: if this version would make another artifact, or one came out with other bytes, or a
@@ -72,9 +75,11 @@ def remake(store: Store, key: str, into: Store) -> Artifact:
     made = Artifact(key=key, digest="")
     for node in Lineage(store).upstream([key]):
         spec = spec_of(dict(node.manifest))
-        run = run_in_child if needs_child(spec) else run_stage
         try:
-            made = into.lookup(spec.key) or run(spec, into, no_progress)
+            found = into.lookup(spec.key)
+            if not found and needs_child(spec):
+                found = run_in_child(spec, into, no_progress, environment=environment)
+            made = found or run_stage(spec, into, no_progress)
         except (DataError, OSError) as error:
             outside = ", ".join(spec.sources)
             hint = f"; it is made from files outside the store ({outside})" if outside else ""

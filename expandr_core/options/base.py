@@ -16,10 +16,17 @@ def _keep_order(schema: dict[str, Any]) -> None:
 
 
 class Options(BaseModel):
-    """Typed, frozen, and closed: a misspelled option is an error, and so is a number without end."""
+    """Typed, frozen, and closed: a misspelled option is an error, and so is a number without end.
+
+    A default is what it would be if it were given: 2 in a field of floats is 2.0, in keys too.
+    """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, json_schema_extra=_keep_order
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        validate_default=True,
+        json_schema_extra=_keep_order,
     )
 
 

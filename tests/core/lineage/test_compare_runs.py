@@ -210,7 +210,7 @@ def test_long_lineages_are_compared(tmp_path):
             folder.mkdir(parents=True)
             (folder / "manifest.json").write_text(sealed(manifest))
     last = f"merge-{1199:020x}"
-    [first] = upstream_differences(*map(Lineage, stores), (last, last))
+    [first] = upstream_differences(Lineage(stores[0]), Lineage(stores[1]), (last, last))
     assert first.first and first.facts == {"seed": (1, 2)} and len(first.paths[0]) == 1199
 
 

@@ -2,16 +2,21 @@
 
 import json
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from expandr_core.errors import DataError
 from expandr_core.evaluation.comparison import read_comparison
+from expandr_core.evaluation.metrics import METRICS, score_queries
 from expandr_core.lineage.cells import cells, find_cell
 from expandr_core.lineage.explain import explain
 from expandr_core.lineage.query import explain_query
-from expandr_core.lineage.recompute import Recomputation, measured_again
+from expandr_core.lineage.recompute import Recomputation
+from expandr_core.lineage.remeasure import FORMULAS, measured_again, relevant_hits
+from expandr_core.records import QRELS, RUN
 from expandr_core.store.artifacts import Artifact
 
 
@@ -139,12 +144,54 @@ def test_an_unknown_query_is_refused_with_some_that_are_there(recorded, run):
         explain_query(recorded, run, "nope")
 
 
-def test_rankings_that_are_read_in_pieces_give_the_same_scores(recorded, run, monkeypatch):
+def test_queries_are_measured_again_as_trec_eval_does_whatever_the_pieces(
+    recorded, run, monkeypatch
+):
     key = explain(recorded, run, "joint-1/map")["evaluations"][0]["key"]
-    whole = measured_again(recorded, key)
     written = pq.read_table(f"{recorded.root}/artifacts/{key}/per_query.parquet")
-    assert whole == pa.Table.from_batches(written.to_batches())
-    for rows in (1, 7, 100, 101):
-        monkeypatch.setattr("expandr_core.lineage.recompute._ROWS_AT_ONCE", rows)
-        assert measured_again(recorded, key) == whole
-        assert measured_again(recorded, key, ranks=10)["mrr_at_10"] == whole["mrr_at_10"]
+    for rows in (1, 7, 100, 101, 65536):
+        monkeypatch.setattr("expandr_core.lineage.remeasure._ROWS_AT_ONCE", rows)
+        again = measured_again(recorded, key)
+        assert again.drop_columns(METRICS) == written.drop_columns(METRICS).combine_chunks()
+        for name in METRICS:
+            assert again[name].to_pylist() == pytest.approx(written[name].to_pylist(), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"score": [0.9, 0.95, 0.7]},
+        {"rank": [1, 3, 2]},
+        {"query_id": ["test-013-look-1", "x", "test-013-look-1"]},
+    ],
+)
+def test_a_ranking_whose_ranks_do_not_follow_its_scores_is_refused(tmp_path, changed):
+    hits = {"query_id": ["q"] * 3, "passage_id": list("abc"), "score": [0.9, 0.8, 0.7],
+            "rank": [1, 2, 3]} | changed  # fmt: skip
+    pq.write_table(pa.table(hits, schema=RUN), tmp_path / "run.parquet")
+    qrels = pa.table([["q"], ["b"], [1]], schema=QRELS)
+    with pytest.raises(DataError, match="do not follow its scores"):
+        relevant_hits(pa.array(["q"]), qrels, tmp_path / "run.parquet")
+
+
+def test_the_formulas_are_those_of_trec_eval(tmp_path):
+    """Grades, several relevant passages, and queries without hits, at random."""
+    random = np.random.default_rng(0)
+    rows, judged = [], []
+    for query in (f"q{number}" for number in range(60)):
+        passages = random.permutation(200)[: random.integers(0, 150)]
+        rows += [(query, f"p{each}", -float(rank), rank) for rank, each in enumerate(passages, 1)]
+        judged += [
+            (query, f"p{each}", int(random.integers(-1, 4))) for each in random.permutation(200)[:9]
+        ]
+    hits = pa.table(list(zip(*rows, strict=True)), schema=RUN)
+    qrels = pa.table(list(zip(*judged, strict=True)), schema=QRELS)
+    pq.write_table(hits, tmp_path / "run.parquet")
+    expected = score_queries(qrels, hits)
+    positive = qrels.filter(pc.field("relevance") > 0)
+    relevant = relevant_hits(
+        expected["query_id"].combine_chunks(), positive, tmp_path / "run.parquet"
+    )
+    for formula, ranks, name in zip(FORMULAS.values(), (10, 0, 100, 10), METRICS, strict=True):
+        found = formula(relevant, ranks)
+        assert found == pytest.approx(expected[name].to_numpy(), abs=1e-12), name

@@ -1,10 +1,13 @@
 """Which options are in a key, and which numbers are options."""
 
+import json
+
 import pytest
 from pydantic import ValidationError
 
 from expandr_core.options.base import Options, added, identity, runtime
 from expandr_core.options.loop import JointLoopOptions
+from expandr_core.stages import dpo, kto, sft
 
 
 class Group(Options):
@@ -52,3 +55,12 @@ def test_an_added_option_is_in_the_key_only_where_it_differs_from_its_default():
 
     assert identity(Stage()) == identity(Stage(newer=5)) == {"depth": 3}
     assert identity(Stage(newer=6)) == {"depth": 3, "newer": 6}
+
+
+@pytest.mark.parametrize("kind", [JointLoopOptions, dpo.OPTIONS, kto.OPTIONS, sft.OPTIONS])
+def test_a_default_has_the_key_of_the_same_value_when_it_is_given(kind):
+    """As when a preset or a form gives it, or a manifest: 2 epochs are 2.0 epochs."""
+    given = kind(**json.loads(kind().model_dump_json()))
+    assert json.dumps(identity(given)) == json.dumps(identity(kind()))
+    again = kind(**json.loads(json.dumps(identity(kind()))))
+    assert json.dumps(identity(again)) == json.dumps(identity(kind()))
