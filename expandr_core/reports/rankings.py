@@ -29,16 +29,16 @@ def best_positives(run: Path, positives: Mapping[str, set[str]]) -> dict[str, tu
         run: a run.parquet.
         positives: relevant passages by query.
     """
-    wanted = pa.array({passage for own in positives.values() for passage in own}, pa.string())
+    pairs = [(query_id, passage) for query_id, own in positives.items() for passage in own]
+    names, columns = ("query_id", "passage_id"), list(zip(*pairs, strict=True)) or [[], []]
+    wanted = pa.table([pa.array(column, pa.string()) for column in columns], names=names)
     found: dict[str, tuple[float, int]] = {}
     for batch in pq.ParquetFile(run).iter_batches(_ROWS_AT_ONCE, use_threads=False):
-        hits = pa.Table.from_batches([batch]).filter(pc.field("passage_id").isin(wanted))
+        hits = pa.Table.from_batches([batch]).join(wanted, list(names), join_type="inner")
         for row in hits.to_pylist():
-            query_id = row["query_id"]
-            if row["passage_id"] in positives.get(query_id, ()):
-                before = found.get(query_id)
-                if before is None or row["rank"] < before[1]:
-                    found[query_id] = row["score"], row["rank"]
+            before = found.get(row["query_id"])
+            if before is None or row["rank"] < before[1]:
+                found[row["query_id"]] = row["score"], row["rank"]
     return found
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from expandr_core.evaluation.comparison import titles_of
 from expandr_core.evaluation.means import without_nan
+from expandr_core.evaluation.significance import FEWEST, TEST_NAMES
 from expandr_core.lineage.compared_run import ComparedRun
 from expandr_core.reports.intervals import aligned, bootstrap, by_cluster
 from expandr_core.seeding import derive_seed
@@ -65,6 +66,8 @@ def systems_of(run: ComparedRun) -> tuple[list[Row], list[Row]]:
             limits = bootstrap(np.stack(changes, axis=1), np.arange(len(means)), seed)
             for test, low_, high_ in zip(asked, *limits, strict=True):
                 named = {f"{side}_title": titles[test[side]] for side in ("before", "after")}
+                few = test["clusters"] < FEWEST
+                named["test_title"] = TEST_NAMES["randomisation" if few else comparison["test"]]
                 tests.append(test | named | without_nan({"low": low_, "high": high_}))
     return rows, tests
 
