@@ -196,7 +196,8 @@ inputs = tokenizer.apply_chat_template(
     turn, add_generation_prompt=True, return_tensors="pt", return_dict=True
 )
 text = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]  # samples, as measured
-print(tokenizer.decode(text, skip_special_tokens=True))"""
+print(tokenizer.decode(text, skip_special_tokens=True))
+# vLLM casts float32 to 16 bits unless told otherwise: LLM("llm", dtype="float32")"""
 
 
 def _use_retriever(folder: Path) -> str:

@@ -93,7 +93,8 @@ class RegisteredModel(BaseModel):
 
     def kept(self) -> list[Version]:
         """Return what garbage collection keeps: what aliases name, and KEPT_BEFORE versions before."""
-        numbers = {n for alias in self.aliases for n in self.line(alias)[-1 - KEPT_BEFORE :]}
+        numbers = {*self.aliases.values()}
+        numbers |= {n for alias in self.aliases for n in self.line(alias)[-1 - KEPT_BEFORE :]}
         return [each for each in self.versions if each.number in numbers]
 
     def with_version(self, new: Version) -> tuple["RegisteredModel", int]:

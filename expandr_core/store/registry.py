@@ -137,9 +137,7 @@ def judge(
         if champion != tested_against:
             raise Overtaken(f"version {champion} of {name} is the champion now")
         model = model.moved(CHAMPION, "promoted" if passed else "refused", number, author)
-        if model.aliases.get(CANDIDATE) == number:
-            return model
-        return model.moved(CANDIDATE, "promoted", number, author)
+        return model.model_copy(update={"aliases": model.aliases | {CANDIDATE: number}})
 
     _require_whole(store, version)
     return _change(store, name, change)

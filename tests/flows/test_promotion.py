@@ -109,7 +109,7 @@ def test_a_retriever_of_shuffled_positives_is_refused_and_a_better_one_promoted(
     gate(str(store), worse)
     model = read_model(opened, "demo")
     assert model.aliases == {"champion": 1, "candidate": 2}
-    refused = model.history[-2]
+    refused = model.history[-1]
     assert (refused.alias, refused.action, refused.before) == ("champion", "refused", 1)
     assert refused.gate["dev"]["difference"] < 0 and "that is no gain" in refused.reason
     assert refused.reason in decided() and "demo: refused" in decided()
@@ -131,7 +131,7 @@ def test_a_retriever_of_shuffled_positives_is_refused_and_a_better_one_promoted(
     ]  # fmt: skip
     model = read_model(opened, "demo")
     assert model.aliases == {"champion": 3, "candidate": 3}
-    moved = model.history[-2]
+    moved = model.history[-1]
     assert (moved.before, moved.after, moved.action) == (2, 3, "promoted")
     assert moved.gate["dev"]["difference"] > 0 and moved.gate["dev"]["corrected_p"] <= 0.25
     assert "against version 2" in moved.reason and "demo: promoted" in decided()

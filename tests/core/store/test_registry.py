@@ -101,7 +101,9 @@ def test_of_two_gates_at_once_the_second_is_told_that_the_champion_is_another_on
     model = judge(store, "demo", worse, tested_against=1, passed=False, author=ME)
     assert model.aliases == {"champion": 1, "candidate": 2}
     assert [each.run for each in model.versions] == [("1", "2")[won.index(True)], "3"]
-    assert (model.history[-2].action, model.history[-2].alias) == ("refused", "champion")
+    assert (model.history[-1].action, model.history[-1].alias) == ("refused", "champion")
+    collect(store)
+    assert {each["name"] for each in store.records()} == {each.run for each in model.versions}
 
 
 def test_no_move_is_lost_when_many_write(store, monkeypatch):
