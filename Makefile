@@ -29,7 +29,7 @@ test: install  ## Run all tests but vLLM's (ARGS="tests/core -x" selects some)
 test-vllm: install vllm-env  ## Run the tests that need vLLM
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} EXPANDR_VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python \
 		$(BIN)/python -m pytest $(IN_PARALLEL) $(ARGS) \
-		tests/flows/test_vllm_demo.py tests/core/generation/test_vllm_engine.py
+		tests/flows/test_vllm_loop.py tests/core/generation/test_vllm_engine.py
 
 cluster: install  ## Start a cluster on this machine, in ./cluster, and deploy to it (see infra/README.md)
 	$(BIN)/python -m infra.local up

@@ -71,7 +71,7 @@ def _run(cluster: Cluster, preset: str, store: str, seconds: float) -> bool:
         deployment = lifecycle.api(cluster, "GET", "/deployments/name/joint-loop/manual")["id"]
         fields = {"preset": preset}
         if preset == "tiny":  # change the placement, or the loop would run all stages itself
-            fields["placement.Runs At Once"] = "4"
+            fields["placement.Embed"] = "here"
         run = browser.start_run(page, cluster.url, deployment, fields, shots)
         address = f"{cluster.url}/v2/runs/flow-run/{run}"
         say(f"started through the form: {address}")

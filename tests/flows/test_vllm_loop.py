@@ -1,4 +1,4 @@
-"""A round of the demo with vLLM, which applies the adapter apart, and SciFact where it is at hand.
+"""A tiny round with vLLM, which applies the adapter apart, and SciFact where it is at hand.
 
 These tests need vLLM's interpreter, as tests/core/generation/test_vllm_engine.py does, and minutes.
 SciFact takes half an hour on two cores: EXPANDR_TEST_DATA names a folder that has it in BEIR layout.
@@ -46,16 +46,11 @@ def ndcg_at_10(run: Finished) -> dict[str, float]:
     return {row["system"]: row["ndcg_at_10"] for row in rows}
 
 
-def test_a_round_of_the_demo_runs_with_vllm_and_an_adapter_apart_and_is_found_again(tmp_path):
-    demo = with_vllm("demo", JointLoopOptions())
-    dpo = demo.dpo.model_copy(update={"merge": False})
-    loop = demo.loop.model_copy(update={"rounds": 1})
-    options = demo.model_copy(update={"dpo": dpo, "loop": loop})
+def test_a_round_runs_with_vllm_and_an_adapter_apart_and_is_found_again(tmp_path):
+    tiny = with_vllm("tiny", JointLoopOptions(seed=1))
+    options = tiny.model_copy(update={"dpo": tiny.dpo.model_copy(update={"merge": False})})
     run = finished(tmp_path, options)
     assert engines(run) == {"vllm"}
-    quality = ndcg_at_10(run)
-    assert quality["round-1"] > quality["untrained"] + 0.2
-
     assert "merge" not in {step.stage for step in run.digests}
     written = run.artifact("expand", 1, "test/sampled/0")
     expansions = Store(str(tmp_path)).manifest(written.key)
