@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from huggingface_hub import ModelCard
 from typer.testing import CliRunner
@@ -131,3 +132,26 @@ def test_a_licence_comes_from_the_base(tmp_path):
     merged = put("merge", "", {"llm": base})
     assert licence_of(store, merged, "llm") == {"license": "gemma"}
     assert licence_of(store, put("import_adapter", "", {}), "llm") == {}
+
+
+def test_mteb_measures_the_export_as_the_report_does(exported, first, tmp_path):
+    """Run the program of docs/models.md."""
+    pytest.importorskip("mteb")
+    prepared = Store(first.record.store).local(first.artifact("prepare"))
+    names = {"corpus": {"passage_id": "_id"}, "test_queries": {"query_id": "_id", "query": "text"}}
+    (tmp_path / "qrels").mkdir()
+    for name, renamed in names.items():
+        rows = pd.read_parquet(prepared / f"{name}.parquet").rename(columns=renamed)
+        path = tmp_path / f"{name.removeprefix('test_')}.jsonl"
+        rows.to_json(path, orient="records", lines=True)
+    qrels = pd.read_parquet(prepared / "test_qrels.parquet")
+    qrels.columns = ["query-id", "corpus-id", "score"]
+    qrels.to_csv(tmp_path / "qrels/test.tsv", sep="\t", index=False)
+    page = (Path(__file__).parents[2] / "docs/models.md").read_text()
+    [program] = re.findall(r"```python\n(.*?import mteb.*?)```", page, re.DOTALL)
+    known = {"FOLDER": str(tmp_path), "MODEL": str(exported / "whole/retriever")}
+    exec(program, known)
+    comparison = json.loads((exported / "whole/results.json").read_text())
+    alone = comparison["kept"]["alone"]
+    [row] = [row for row in comparison["results"] if row["system"] == alone]
+    assert known["result"].get_score() == pytest.approx(row["ndcg_at_10"], abs=1e-5)
