@@ -4,6 +4,7 @@ from typing import Any
 
 from expandr_core.evaluation.metrics import MEASURES
 from expandr_core.evaluation.significance import FEWEST
+from expandr_core.preferences.audit import CERTAIN
 
 Report = dict[str, Any]
 FEW_CLUSTERS = 30
@@ -114,21 +115,40 @@ def suggestions_of(report: Report) -> list[str]:
             f"On {place}, {best['title']} reaches {best[metric]:.3f} and {own['title']} "
             f"{own[metric]:.3f}: try the former, and test it on queries that were not used here."
         )
-    for test in report["tests"]:
-        if test["effect"] == "worse" and head and test["after"] == head["after"]:
-            said.append(
-                f"{test['after_title']} is worse than {test['before_title']}: use the latter."
-            )
+    said += _about_losses(report)
     said += _about_rounds(report)
-    for audit in report["pair_audits"]:
-        if audit["length_p"] < 0.01:
-            side = "longer" if audit["chosen_longer"] > audit["rejected_longer"] else "shorter"
+    for side in ("longer", "shorter"):
+        biased = [
+            str(audit["round"])
+            for audit in report["pair_audits"]
+            if audit["length_p"] < CERTAIN
+            and (audit["chosen_longer"] > audit["rejected_longer"]) == (side == "longer")
+        ]
+        if biased:
             said.append(
-                f"In round {audit['round']} chosen texts are mostly the {side} ones: check that the LLM "
-                "does not learn a length."
+                f"Chosen texts are mostly the {side} ones (round {' and '.join(biased)}): check that "
+                "the LLM does not learn a length."
             )
     if report["seeds"] == 1:
         said.append("Repeat the run with other seeds before you rely on a close comparison.")
+    return said
+
+
+def _about_losses(report: Report) -> list[str]:
+    """Say what hurts: systems that are worse than what they are compared with, and single queries."""
+    said = [
+        f"{test['after_title']} is worse than {test['before_title']} on {test['dataset']} "
+        f"({test['difference']:+.3f}): leave out what tells them apart."
+        for test in report["tests"]
+        if test["effect"] == "worse"
+    ]
+    queries = report["queries"]
+    if "unavailable" not in queries and queries["worst"]:
+        start = "" if said else "Nothing that was tested hurts on average, but "
+        said.append(
+            f"{start}{queries['losses']} of {queries['queries']} queries lose by "
+            f"{queries['after_title']}, at worst {queries['worst'][0]['difference']:+.3f}."
+        )
     return said
 
 

@@ -6,6 +6,7 @@ plain values, so that a record stays readable when options are renamed.
 
 import json
 import logging
+import mimetypes
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -149,7 +150,8 @@ def write_text(filesystem: AbstractFileSystem, folder: str, name: str, text: str
     """Write a file atomically; make its folder if there is none."""
     path = f"{folder}/{name}"
     if not isinstance(filesystem, LocalFileSystem):
-        filesystem.pipe_file(path, text.encode())
+        kind = {"ContentType": mimetypes.guess_type(name)[0] or "text/plain"}  # browsers open it
+        filesystem.pipe_file(path, text.encode(), **kind)
         return
     with explain_full_disk(Path(folder), STORE_REMEDY), partial_file(Path(path)) as partial:
         partial.write_text(text, encoding="utf-8")
