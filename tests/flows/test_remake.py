@@ -26,7 +26,9 @@ from expandr_core.stages import (
     collection_texts,
     compare,
     dataset,
+    evaluate_runs,
     example_passages,
+    gate,
     import_adapter,
     import_expansions,
     import_model,
@@ -127,8 +129,15 @@ def make_others(first, store: Store, folder: Path) -> list[Artifact]:
     queries = inputs["queries"]
     inputs |= {"corpus": files.at("corpus.parquet"), "training-0": files.at("retriever.parquet")}
     inputs |= {"before": measured(first, "query"), "after-0": measured(first, "untrained")}
-    written = store.manifest(inputs["after-0"].key)["inputs"]["expansions"]
-    make("audit", audit.OPTIONS(), inputs | {"expansions-0": Artifact(**written)})
+    searched = store.manifest(inputs["after-0"].key)["inputs"]
+    searched = {role: Artifact(**each) for role, each in searched.items()}
+    make("audit", audit.OPTIONS(), inputs | {"expansions-0": searched["expansions"]})
+    learned = make("gate", gate.OPTIONS.of(options, "ignore"), searched)
+    runs = {"alone": inputs["before"], "expanded": inputs["after-0"], "gate": learned}
+    runs |= {role: inputs[role] for role in ("queries", "qrels")}
+    encoding = options.retriever.encoding
+    chosen = evaluate_runs.OPTIONS(how="gate", encoding=encoding, depth=options.evaluate.depth)
+    make("evaluate_runs", chosen, runs)
     names = {"base": "round-1", "base_plain": "aligned-1", "query": "query"}
     chosen = compare.OPTIONS(
         systems=tuple(System(name=name, title=name) for name in names),
