@@ -117,7 +117,7 @@ def ours(work: Work, seed: int, precision: Precision) -> tuple[SentenceTransform
     model = load_retriever(Path(work.model), "cpu", EncodingOptions())
     pairs = torch.from_numpy(work.rows.pools.positive_pairs)
     loss = ContrastiveLoss(pairs, Fusion(normalize=True), TEMPERATURE)
-    trainer = RetrieverTrainer(model, work.rows, loss, options, seed, work.folder, loss.fusion)
+    trainer = RetrieverTrainer(model, work.rows, loss, options, seed, work.folder)
     return model, seconds_of(lambda: trainer.train(no_progress, None))
 
 

@@ -224,7 +224,7 @@ def evaluate(
 
 Stage = Literal[
     "prepare", "import_pairs", "import_expansions", "expansions", "greedy", "candidates", "answers",
-    "preferences", "dpo", "retriever", "evaluate",
+    "preferences", "dpo", "retriever", "distil", "evaluate",
 ]  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from expandr_core.evaluation.verdict import Kept
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.options.training import AlignOptions
 from expandr_core.store.artifacts import Artifact
+from flows.distilled import distil_kept, measure_distilled
 from tasks.comparison import Comparison, Expansions, Measured
 from tasks.data import Data
 from tasks.gating import Both, learn_gate, measure_variants
@@ -72,10 +73,11 @@ class RoundsReport:
     def end(self, pipeline: Pipeline, best: Models, rounds: int) -> tuple[Artifact, Models]:
         """Learn the gate of the best models on dev, measure it, and write the report.
 
-        A gate is not measured on the queries that it is learned on, where there are no others.
+        A gate is not measured on the queries that it is learned on, where there are no others. The
+        models are distilled if that is asked for.
 
         Returns:
-            The report, and the best models with their gate.
+            The report, and the best models with their gate and their distilled query encoder.
         """
         chosen = kept(pipeline, best, rounds)
         both = Both(chosen.alone, chosen.expanded, best.retriever, baseline="query")
@@ -84,6 +86,10 @@ class RoundsReport:
             best = replace(best, gate=gate)
         unseen = best.gate if self._data.reported != "dev" else None
         measure_variants(pipeline, self.systems, both, unseen)
+        if pipeline.options.distil.enabled:
+            student = distil_kept(pipeline, self._data, best)
+            best = replace(best, distilled=student)
+            chosen = measure_distilled(pipeline, self.systems, best.retriever, student, chosen)
         return self.systems.report(pipeline, kept=chosen), best
 
 

@@ -180,6 +180,7 @@ def subset_of(pipeline: Pipeline, data: Data, queries: int) -> Data:
         collection=passages(data.collection) if data.collection else None,
         preference=some(data.preference, queries),
         retriever=some(data.retriever, queries),
+        unlabelled=some(data.unlabelled, queries) if data.unlabelled else None,
         evaluations={
             split: Evaluation(some(each.queries, queries), each.qrels, passages(each.corpus))
             for split, each in data.evaluations.items()

@@ -71,7 +71,8 @@ class RunRecord(Record):
     Attributes:
         options: of the run.
         best_round: the round that was best on dev; 0 if none beat the start.
-        models: the best LLM and retriever, the corpus and, if there is one, their gate.
+        models: the best LLM and retriever, the corpus and, if there are any, their gate and the
+            distilled retriever.
     """
 
     options: JointLoopOptions
@@ -243,11 +244,12 @@ def record_run(
 ) -> RunRecord:
     """Write the record of this run into the store."""
     models = {"llm": best.llm, "retriever": best.retriever, "corpus": corpus}
+    added = {"gate": best.gate, "distilled": best.distilled}
     record = RunRecord(
         **end_record(pipeline, started, report),
         options=pipeline.options,
         best_round=best.round,
-        models=models | ({"gate": best.gate} if best.gate else {}),
+        models=models | {role: made for role, made in added.items() if made},
     )
     write_record(pipeline, record)
     return record

@@ -13,7 +13,8 @@ from expandr_core.store.artifacts import Artifact
 from expandr_core.store.run_records import Step
 from tasks.align import align
 from tasks.comparison import Comparison, Measured
-from tasks.data import Evaluation, prepare_data
+from tasks.data import Evaluation, import_queries, prepare_data
+from tasks.distil import distil
 from tasks.expand import write_answers, write_candidates, write_expansions, write_greedy
 from tasks.imports import import_expansions
 from tasks.models import import_models, with_adapter
@@ -31,7 +32,7 @@ from tasks.retriever import train_retriever
 
 Stage = Literal[
     "prepare", "import_pairs", "import_expansions", "expansions", "greedy", "candidates", "answers",
-    "preferences", "dpo", "retriever", "evaluate",
+    "preferences", "dpo", "retriever", "distil", "evaluate",
 ]  # fmt: skip
 NEEDED = {
     "prepare": (),
@@ -41,6 +42,7 @@ NEEDED = {
     "preferences": ("candidates", "queries"),  # and what the reward needs
     "dpo": ("llm", "pairs"),
     "retriever": ("retriever", "queries"),
+    "distil": ("llm", "retriever", "queries"),
     "evaluate": ("retriever", "corpus", "queries", "qrels"),
 }
 OPTIONAL = {
@@ -54,16 +56,16 @@ class Inputs(Options):
     """Artifacts by KEY or KEY/FILE, as `expandr show RUN` lists them; each stage needs some of them."""
 
     llm: str = Field(
-        default="", description="Language model, to expand, or for import_pairs and dpo."
+        default="", description="Language model, to expand, or for import_pairs, dpo and distil."
     )
     retriever: str = Field(
         default="",
-        description="Retriever, for preferences, evaluate, or retriever (to start from).",
+        description="Retriever, for preferences, evaluate, retriever and distil (to start from).",
     )
     queries: str = Field(
         default="",
-        description="Queries, such as prepare-1f3a/test_queries.parquet; for preferences and retriever "
-        "those with positives, such as prepare-1f3a/preference.parquet; for import_expansions "
+        description="Queries, such as prepare-1f3a/test_queries.parquet; for preferences, retriever and "
+        "distil those with positives, such as prepare-1f3a/preference.parquet; for import_expansions "
         "prepare-1f3a/pseudo_docs.parquet.",
     )
     qrels: str = Field(
@@ -127,6 +129,9 @@ def single_stage(
             start = found["retriever"]
             corpus, expansions = found.get("corpus"), found.get("expansions")
             train_retriever(pipeline, found["queries"], corpus, expansions, start, start)
+        case "distil":
+            examples, unlabelled = found["queries"], import_queries(pipeline)
+            distil(pipeline, examples, unlabelled, found["llm"], found["retriever"])
         case "evaluate":
             evaluate(pipeline, found)
     return list(pipeline.steps)

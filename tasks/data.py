@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from expandr_core.errors import DataError
 from expandr_core.options.data import IdenticalIds
 from expandr_core.stages import collection_texts, prepare
+from expandr_core.stages import import_queries as import_queries_stage
 from expandr_core.stages.prepare import PSEUDO_DOCS
 from expandr_core.store.artifacts import Artifact
 from tasks.pipeline import Pipeline
@@ -24,6 +25,7 @@ class Data:
         pseudo_docs: expansions of the retriever's queries in the training triples, if there are any.
         pairs: imported pairs that the first round aligns the LLM with, or None.
         expansions: imported expansions that the first round trains the retriever on, or None.
+        unlabelled: queries without judgements that the distilled query encoder learns from, or None.
     """
 
     world: Artifact | None
@@ -35,6 +37,7 @@ class Data:
     pseudo_docs: Artifact | None = None
     pairs: Artifact | None = None
     expansions: Artifact | None = None
+    unlabelled: Artifact | None = None
 
     @property
     def reported(self) -> str:
@@ -106,7 +109,23 @@ def prepare_data(pipeline: Pipeline) -> Data:
         retriever=file("retriever.parquet"),
         evaluations=evaluations,
         pseudo_docs=file(PSEUDO_DOCS) if PSEUDO_DOCS in prepared.files else None,
+        unlabelled=import_queries(pipeline) if pipeline.options.distil.enabled else None,
     )
+
+
+def import_queries(pipeline: Pipeline) -> Artifact | None:
+    """Import the queries without judgements to distil with, if some are named."""
+    options = import_queries_stage.OPTIONS.of(pipeline.options)
+    if not options.location:
+        return None
+    made = pipeline.step(
+        "import_queries",
+        {},
+        "import the queries without judgements",
+        options=options,
+        sources=import_queries_stage.source_digests(options),
+    )
+    return made.at(import_queries_stage.FILE)
 
 
 def training_texts(pipeline: Pipeline, data: Data, role: str) -> Artifact:

@@ -28,7 +28,8 @@ class Models:
     """The language model and the retriever after a round; round 0 is before the first.
 
     `reward_encoder` rewards in every round, if it is not the retriever of the round. `gate` tells which
-    queries are expanded, if it was learned.
+    queries are expanded, if it was learned. `distilled` is the retriever whose query encoder needs no
+    expansions, if there is one.
     """
 
     round: int
@@ -36,6 +37,7 @@ class Models:
     retriever: Artifact
     reward_encoder: Artifact | None = None
     gate: Artifact | None = None
+    distilled: Artifact | None = None
 
 
 def import_models(pipeline: Pipeline, roles: Set[str] = ROLES) -> dict[str, Artifact]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from expandr_core.errors import DataError
 from expandr_core.options.retriever import EncodingOptions
 from expandr_core.runtime.device import run_device
-from expandr_core.runtime.model_folders import ANCHORDR, SENTENCE_CONFIG
+from expandr_core.runtime.model_folders import ANCHORDR, SENTENCE_CONFIG, routed
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -47,7 +47,9 @@ def load_retriever(folder: Path, device: str, encoding: EncodingOptions) -> "Sen
 
 
 def load_sentence_model(folder: Path, device: str) -> "SentenceTransformer":
-    """Load a sentence-transformers model, which may be AnchorDR, without running code of the folder.
+    """Load a sentence-transformers model, without running code of the folder.
+
+    It may be AnchorDR, or a router to two of them.
 
     AnchorDR needs a way of its own: sentence-transformers imports classes of other packages only if
     it may also run any code that a folder brings.
@@ -63,15 +65,20 @@ def load_sentence_model(folder: Path, device: str) -> "SentenceTransformer":
     from sentence_transformers import SentenceTransformer
 
     modules = json.loads((folder / "modules.json").read_bytes())
-    if ANCHORDR not in [module["type"] for module in modules]:
+    inner = [module["type"] for module in routed(folder, modules[0]["path"])]
+    if ANCHORDR not in [*inner, *(module["type"] for module in modules)]:
         return SentenceTransformer(
             str(folder), device=device, local_files_only=True, trust_remote_code=False
         )
+    from sentence_transformers.base.modules import Router
+
     from expandr_core.anchordr.model import AnchorDR
 
     config = json.loads((folder / SENTENCE_CONFIG).read_bytes())
+    classes = {ANCHORDR: AnchorDR}
+    only = Router.load(str(folder), module_classes=classes) if inner else AnchorDR.load(str(folder))
     return SentenceTransformer(
-        modules=[AnchorDR.load(str(folder))],
+        modules=[only],
         device=device,
         prompts=config["prompts"],
         default_prompt_name=config["default_prompt_name"],

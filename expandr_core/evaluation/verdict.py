@@ -7,7 +7,7 @@ from expandr_core.evaluation.comparison import titles_of
 from expandr_core.evaluation.metrics import MEASURES
 from expandr_core.evaluation.render import format_p
 from expandr_core.evaluation.significance import fewest_to_tell
-from expandr_core.options.base import Options
+from expandr_core.options.base import Options, added
 
 NAMED = 5  # so many datasets at most are named
 _ON = {
@@ -22,12 +22,14 @@ class Kept(Options):
     """The models that are kept, chosen on other data than this.
 
     `expanded` and `alone` name the systems that search with them, with an expansion and without;
-    `reason` says why they are kept, in a sentence.
+    `reason` says why they are kept, in a sentence. `distilled` names the system that searches with their
+    distilled query encoder, if there is one.
     """
 
     expanded: str
     alone: str
     reason: str
+    distilled: str = added("")
 
 
 class Verdict(NamedTuple):

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from expandr_core.options.base import Device, Options, Positive, runtime
 from expandr_core.options.data import DataOptions, DemoWorldOptions
+from expandr_core.options.distil import DistilOptions
 from expandr_core.options.evaluation import EvaluationOptions
 from expandr_core.options.gate import GateOptions
 from expandr_core.options.generation import GenerationOptions, LLMOptions
@@ -72,6 +73,9 @@ class JointLoopOptions(Options):
     )
     evaluate: EvaluationOptions = Field(default=EvaluationOptions(), title="Evaluate")
     gate: GateOptions = Field(default=GateOptions(), title="Gate, and weight of the expansions")
+    distil: DistilOptions = Field(
+        default=DistilOptions(), title="A query encoder that needs no LLM"
+    )
     loop: LoopOptions = Field(default=LoopOptions(), title="Loop")
     promotion: PromotionOptions = Field(default=PromotionOptions(), title="Promotion")
     device: Device = runtime("auto", description="Where models run.")
@@ -118,6 +122,18 @@ class JointLoopOptions(Options):
                 f"{compared} by one vector, and retriever.fusion.method 'rrf' fuses ranks; choose "
                 "another method, or the reward 'candidate_rank' without beats_query"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _distils_expansions(self) -> "JointLoopOptions":
+        method, weight = self.retriever.fusion.method, self.distil.expansion_weight
+        if self.distil.enabled and not self.retriever.fusion.expansion_weight:
+            raise ValueError(
+                "distil.enabled learns the vectors of expanded queries, and "
+                "retriever.fusion.expansion_weight is 0; raise it, or set distil.enabled to false"
+            )
+        if method != "rrf" and weight is not None and (problem := useless_weight(method, weight)):
+            raise ValueError(f"distil.expansion_weight {problem}")
         return self
 
     @property

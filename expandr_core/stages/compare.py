@@ -20,6 +20,7 @@ each seed's queries are paired with those of the same seed.
 """
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -39,6 +40,7 @@ from expandr_core.evaluation.comparison import (
     join_subsets,
     titles_of,
 )
+from expandr_core.evaluation.kept_share import LEVEL, kept_share
 from expandr_core.evaluation.means import means_over, over_datasets, over_subsets, results
 from expandr_core.evaluation.metrics import HEADLINE, METRICS
 from expandr_core.evaluation.render import render
@@ -120,10 +122,12 @@ def run(job: Job) -> None:
         "examples": examples(differences),
         "leakage": _audits(job),
         "warnings": list(options.warnings),
-        "kept": options.kept and options.kept.model_dump(),
+        "kept": options.kept and options.kept.model_dump(exclude_defaults=True),
     }
     if options.subsets_are != "parts":
         comparison["subsets_are"] = options.subsets_are
+    if options.kept and options.kept.distilled:
+        comparison["kept_share"] = list(_kept_shares(job, options.kept))
     comparison["verdict"] = verdict(comparison)._asdict()
     comparison["verdict"]["sentences"] += options.notes
     text = json.dumps(comparison, indent=1, ensure_ascii=False, allow_nan=False)
@@ -143,7 +147,8 @@ def _require_systems(options: CompareOptions) -> None:
     """Check that every system that is asked about is measured."""
     asked = [(each.question, {each.before, each.after}) for each in options.contrasts]
     if options.kept:
-        asked.append((options.kept.reason, {options.kept.expanded, options.kept.alone}))
+        kept = {options.kept.expanded, options.kept.alone, options.kept.distilled} - {""}
+        asked.append((options.kept.reason, kept))
     for about, names in asked:
         unknown = names - {system.name for system in options.systems}
         if unknown:
@@ -198,6 +203,20 @@ def _contrasts(job: Job) -> tuple[list[dict[str, Any]], pa.Table]:
             tables.append(pa.table(columns, schema=CHANGES))
         job.progress(done + 1, len(options.datasets), "datasets")
     return corrected(tested, options.significance.significance_level), pa.concat_tables(tables)
+
+
+def _kept_shares(job: Job, kept: Kept) -> Iterator[dict[str, Any]]:
+    """Yield the share of the expansions' gain that the distilled encoder keeps, on every dataset."""
+    options: CompareOptions = job.options
+    systems = {system.name: system for system in options.systems}
+    for dataset in options.datasets:
+        before, whole, part = (
+            _per_query(job, dataset, systems[name])[1]
+            for name in (kept.alone, kept.expanded, kept.distilled)
+        )
+        seed = derive_seed("compare", job.seed, "kept share")
+        found = kept_share(before, whole, part, HEADLINE, seed)
+        yield {"dataset": dataset.name, "level": LEVEL, **found._asdict()}
 
 
 def _per_query(job: Job, dataset: MeasuredDataset, system: System) -> tuple[pa.Table, pa.Table]:

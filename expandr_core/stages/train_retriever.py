@@ -15,6 +15,7 @@ weights that are best on it are kept.
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from expandr_core.options.base import Options, identity
@@ -81,9 +82,7 @@ def run(job: Job) -> None:
     mined = job.inputs.get("negatives")
     expansions = None
     if "expansions" in job.spec.inputs and options.trained.expansion_weight > 0:
-        shards = job.store.shards(job.spec.inputs["expansions"])
-        with ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
-            expansions = list(pool.map(job.store.local, shards))
+        expansions = fetched_shards(job, "expansions")
     task = RetrieverTask(
         examples=file_in(job.inputs["examples"], "retriever.parquet"),
         mined=file_in(mined, "negatives.parquet") if mined else None,
@@ -102,12 +101,18 @@ def run(job: Job) -> None:
         counts, history = train(task, device, job.progress)
     else:
         counts, history = launch(train, options.training.processes, device, task)
-    job.counts |= counts | _measures(history)
-    _write_log(job, history)
+    job.counts |= counts | measures(history)
+    write_log(job, history)
     _write_use(job, options)
 
 
-def _write_log(job: Job, history: "History") -> None:
+def fetched_shards(job: Job, role: str) -> list[Path]:
+    """Return the local folders of the shards of an input."""
+    with ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
+        return list(pool.map(job.store.local, job.store.shards(job.spec.inputs[role])))
+
+
+def write_log(job: Job, history: "History") -> None:
     """Write the loss of each step, and the dev measure after it if there is one."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -121,7 +126,7 @@ def _write_log(job: Job, history: "History") -> None:
     pq.write_table(pa.table(columns), job.out / "training_log.parquet", compression="zstd")
 
 
-def _measures(history: "History") -> dict[str, float]:
+def measures(history: "History") -> dict[str, float]:
     """Summarise a training: the loss at its beginning and end, and the best step."""
     losses = history.losses
     tenth = math.ceil(len(losses) / 10)

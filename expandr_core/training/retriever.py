@@ -4,9 +4,9 @@ import logging
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from sentence_transformers import SentenceTransformer
 
 from expandr_core.encoders.fusion import Fusion
 from expandr_core.encoders.load import limit_texts, load_retriever, load_sentence_model, normalizes
@@ -16,8 +16,9 @@ from expandr_core.options.training import RetrieverTrainingOptions
 from expandr_core.runtime.job import Progress
 from expandr_core.seeding import derive_seed
 from expandr_core.training.contrastive import ContrastiveLoss
+from expandr_core.training.dev_metric import dev_set
 from expandr_core.training.distributed import rank
-from expandr_core.training.retriever_trainer import History, RetrieverTrainer, Weights
+from expandr_core.training.retriever_trainer import History, RetrieverTrainer
 from expandr_core.training.rows import TrainingRows
 
 log = logging.getLogger(__name__)
@@ -72,22 +73,32 @@ def train(task: RetrieverTask, device: str, report: Progress) -> tuple[dict[str,
     )
     loss = ContrastiveLoss(pairs, fusion, options.contrastive_temperature)
     seed = derive_seed("train_retriever", task.seed)
-    trainer = RetrieverTrainer(model, rows, loss, options, seed, task.checkpoints, search)
+    dev = (dev_set(rows), search) if len(rows.dev) else None
+    trainer = RetrieverTrainer(model, rows, loss, options, seed, task.checkpoints, dev)
     history = trainer.train(report, task.checkpoint)
     if not rank():
-        _save(history.best or model.state_dict(), task)
+        trained = load_sentence_model(task.retriever, "cpu").float()
+        trained.load_state_dict(history.best or model.state_dict())
+        save_retriever(trained, task.retriever, encoding, task.out)
     return rows.counts(), replace(history, best=None)
 
 
-def _save(weights: Weights, task: RetrieverTask) -> None:
-    """Save the weights in the start model, with the similarity and text limit of the training."""
-    trained: Any = load_sentence_model(task.retriever, "cpu").float()
-    trained.load_state_dict(weights)
-    limit_texts(trained, task.encoding.max_tokens)
-    trained.similarity_fn_name = "cosine" if normalizes(trained, task.encoding) else "dot"
-    trained.save(str(task.out), create_model_card=False)
-    make_portable(task.out)
-    for path in sorted(task.retriever.iterdir()):  # licence, notice, model card
+def save_retriever(
+    model: SentenceTransformer, start: Path, encoding: EncodingOptions, out: Path
+) -> None:
+    """Save a trained model, with the similarity and text limit of the training.
+
+    Args:
+        model: on the CPU.
+        start: folder of the model that training started from.
+        encoding: of the training.
+        out: folder for the model.
+    """
+    limit_texts(model, encoding.max_tokens)
+    model.similarity_fn_name = "cosine" if normalizes(model, encoding) else "dot"
+    model.save(str(out), create_model_card=False)
+    make_portable(out)
+    for path in sorted(start.iterdir()):  # licence, notice, model card
         kept = path.suffix.lower() in ("", ".md", ".txt") and path.is_file()
-        if kept and not (task.out / path.name).exists():
-            shutil.copyfile(path, task.out / path.name)
+        if kept and not (out / path.name).exists():
+            shutil.copyfile(path, out / path.name)

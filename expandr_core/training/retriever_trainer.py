@@ -14,7 +14,7 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -27,11 +27,10 @@ from expandr_core.runtime.job import Progress
 from expandr_core.seeding import derive_seed
 from expandr_core.training.callbacks import all_finite, diverged
 from expandr_core.training.checkpoints import read_checkpoint, write_checkpoint
-from expandr_core.training.contrastive import ContrastiveLoss
-from expandr_core.training.dev_metric import DevSet, dev_set, measure
+from expandr_core.training.dev_metric import DevSet, measure
 from expandr_core.training.distributed import gather, rank, shares, sum_gradients
 from expandr_core.training.grad_cache import GradCache, TextBatch
-from expandr_core.training.rows import Row, TrainingRows, batches_of
+from expandr_core.training.rows import Row, Rows
 
 log = logging.getLogger(__name__)
 MAX_GRADIENT_NORM = 1.0  # the default of transformers' Trainer
@@ -52,6 +51,19 @@ class Prepared(NamedTuple):
     labels: Tensor
     share: slice
     rows: int
+
+
+class Loss(Protocol):
+    """The loss of a whole batch."""
+
+    @property
+    def fusion(self) -> Fusion:
+        """How a query is fused with its expansion."""
+        ...
+
+    def with_gradient(self, vectors: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss and its gradient; see `contrastive.ContrastiveLoss`."""
+        ...
 
 
 @dataclass
@@ -77,12 +89,13 @@ class RetrieverTrainer:
     def __init__(
         self,
         model: SentenceTransformer,
-        rows: TrainingRows,
-        loss: ContrastiveLoss,
+        rows: Rows,
+        loss: Loss,
         options: RetrieverTrainingOptions,
         seed: int,
         checkpoints: Path,
-        search: Fusion,
+        dev: tuple[DevSet, Fusion] | None = None,
+        rate_option: str = "training.learning_rate",
     ):
         """Prepare a training; nothing is read or written yet.
 
@@ -93,16 +106,15 @@ class RetrieverTrainer:
             options: options of the training.
             seed: seed of dropout.
             checkpoints: folder for the checkpoints.
-            search: how queries are searched with, to find the best step; `loss` may fuse otherwise.
+            dev: held-out queries to find the best step on, and how they are searched with (`loss` may
+                fuse otherwise); None to keep the last step.
+            rate_option: the option to lower if the training diverges.
         """
-        self.search = search
+        self.dev, self.rate_option = dev, rate_option
         self.model, self.rows, self.options = model, rows, options
         self.loss, self.seed, self.checkpoints = loss, seed, checkpoints
         self.encoder = GradCache(model, options.precision, options.mini_batch_size)
-        self.dev: DevSet | None = dev_set(rows) if len(rows.dev) else None
-        order = rows.order()
-        sources = rows.sources()[order % rows.examples] if options.batches == "by_source" else None
-        self.batches = batches_of(order, options.batch_size, sources)
+        self.batches = rows.batches(options)
         self.parameters = [weight for weight in model.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=options.learning_rate, weight_decay=0.0
@@ -172,7 +184,7 @@ class RetrieverTrainer:
         norm = nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM).item()
         self.optimizer.step()
         self.schedule.step()
-        remedy = f"lower training.learning_rate ({self.options.learning_rate:g})"
+        remedy = f"lower {self.rate_option} ({self.options.learning_rate:g})"
         for name, value in (("the loss", loss), ("the gradients' norm", norm)):
             if not math.isfinite(value):
                 raise diverged(f"{name} is {value}", step, remedy)
@@ -197,7 +209,7 @@ class RetrieverTrainer:
         due = step % self.options.evaluation_steps == 0 or step == len(self.batches)
         if self.dev is None or not due:
             return
-        score = measure(self.encoder, self.dev, self.search)
+        score = measure(self.encoder, *self.dev)
         if rank():
             return
         log.info("dev nDCG@10 after %d steps: %.4f", step, score)

@@ -7,7 +7,7 @@ copied for that: a row is assembled from Arrow columns when a batch needs it.
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +35,23 @@ class Row(NamedTuple):
 
     texts: list[str | None]
     label: list[int]
+
+
+class Rows(Protocol):
+    """The rows of a training."""
+
+    @property
+    def width(self) -> int:
+        """The number of texts and labels in a row."""
+        ...
+
+    def batches(self, options: RetrieverTrainingOptions) -> list[NDArray[np.int64]]:
+        """Return the row numbers of each batch, in the order of training."""
+        ...
+
+    def row(self, number: int) -> Row:
+        """Assemble one row."""
+        ...
 
 
 class TrainingRows:
@@ -103,6 +120,12 @@ class TrainingRows:
     def width(self) -> int:
         """The number of texts and labels in a row."""
         return 3 + self.slots
+
+    def batches(self, options: RetrieverTrainingOptions) -> list[NDArray[np.int64]]:
+        """Return the row numbers of each batch, in the order of training."""
+        order = self.order()
+        sources = self.sources()[order % self.examples] if options.batches == "by_source" else None
+        return batches_of(order, options.batch_size, sources)
 
     def order(self) -> NDArray[np.int64]:
         """Return all row numbers in the order of training, pass by pass.
