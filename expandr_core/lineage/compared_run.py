@@ -78,11 +78,9 @@ class ComparedRun:
         """Return the corpora, queries or judgements that a system was measured on, by subset."""
         found = {}
         for (subset, seed), key in self.evaluations(dataset, system).items():
-            node = self.lineage.node(key)
-            if role == "corpus" and (
-                made := node.inputs.get("embeddings") or node.inputs.get("index")
-            ):
-                node = self.lineage.node(made["key"])
             if seed == 0:
-                found[subset] = Artifact(**node.inputs[role])
+                inputs = self.lineage.node(key).inputs
+                found[subset] = Artifact(
+                    **(self.lineage.corpus_of(key) if role == "corpus" else inputs[role])
+                )
         return found

@@ -117,27 +117,16 @@ def _evaluation(lineage: Lineage, key: str, cell: Cell) -> dict[str, Any]:
         "queries": counts["queries"],
         "run_file": {"path": f"{key}/run.parquet", "sha256": files["run.parquet"]},
         "per_query": {"path": f"{key}/per_query.parquet", "sha256": files["per_query.parquet"]},
-        "query_texts": _input(node, "queries"),
-        "judgements": _input(node, "qrels"),
-        "corpus": _input(_searched(lineage, node), "corpus"),
+        "query_texts": _referred(node.inputs["queries"]),
+        "judgements": _referred(node.inputs["qrels"]),
+        "corpus": _referred(lineage.corpus_of(key)),
     }
 
 
-def _searched(lineage: Lineage, node: Node) -> Node:
-    """Return the node that read the corpus: the encoding of it, or the search itself."""
-    if "expanded" in node.inputs:  # two searches put together
-        return _searched(lineage, lineage.node(node.inputs["expanded"]["key"]))
-    encoded = node.inputs.get("embeddings") or node.inputs.get("index")
-    return lineage.node(encoded["key"]) if encoded else node
-
-
-def _input(node: Node, role: str) -> dict[str, str] | None:
+def _referred(reference: Mapping[str, Any]) -> dict[str, str]:
     """Refer to an input by path and digest."""
-    each = node.inputs.get(role)
-    if each is None:
-        return None
-    path = f"{each['key']}/{each['path']}" if each.get("path") else each["key"]
-    return {"path": path, "digest": each["digest"]}
+    path = f"{reference['key']}/{reference['path']}" if reference.get("path") else reference["key"]
+    return {"path": path, "digest": reference["digest"]}
 
 
 def _models(lineage: Lineage, evaluation: str) -> dict[str, Node]:

@@ -4,10 +4,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from expandr_core.errors import DataError
 from expandr_core.store.manifests import DamagedArtifact
 from expandr_core.store.run_records import RecordedRun
 from expandr_core.store.store import Store
 
+_TO_CORPUS = ("embeddings", "index", "expanded", "alone")  # roles that lead to what was searched
 ADAPTERS = ("dpo", "kto", "sft", "import_adapter")
 
 
@@ -118,6 +120,20 @@ class Lineage:
                     seen.add(reference["key"])
                     queue.append(reference["key"])
         return None
+
+    def corpus_of(self, evaluation: str) -> dict[str, Any]:
+        """Refer to the corpus that an evaluation searched, by itself or through vectors and indices.
+
+        Raises:
+            DataError: if its manifest leads to none.
+        """
+        queue = [evaluation]
+        for key in queue:
+            inputs = self.node(key).inputs
+            if "corpus" in inputs:
+                return inputs["corpus"]
+            queue += [inputs[role]["key"] for role in _TO_CORPUS if role in inputs]
+        raise DataError(f"{evaluation}: its manifest leads to no corpus")
 
     def _cost(self, manifest: Mapping[str, Any]) -> Cost:
         parts = manifest["parts"]

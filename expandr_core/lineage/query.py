@@ -111,7 +111,7 @@ def _measured(
         if corpus is None:
             judged = _rows(store, node.inputs["qrels"], query_id)
             relevance = {row["passage_id"]: row["relevance"] for row in judged}
-            corpus = _corpus(lineage, node)
+            corpus = Artifact(**lineage.corpus_of(node.key))
         hits = pq.read_table(
             store.local(_file(node, "run.parquet")), filters=[("query_id", "=", query_id)]
         ).sort_by("rank")
@@ -133,12 +133,6 @@ def _measured(
         })  # fmt: skip
     assert corpus is not None
     return {"passages": _passages(store, corpus, list(wanted)), "systems": systems}
-
-
-def _corpus(lineage: Lineage, node: Node) -> Artifact:
-    encoded = node.inputs.get("embeddings") or node.inputs.get("index")
-    source = lineage.node(encoded["key"]) if encoded else node
-    return Artifact(**source.inputs["corpus"])
 
 
 def _file(node: Node, path: str) -> Artifact:

@@ -1,4 +1,4 @@
-"""The pages of a report: HTML, Markdown, JSON and CSV of the same numbers."""
+"""The pages of a report: HTML, Markdown, LaTeX, JSON and CSV of the same numbers."""
 
 import csv
 import io
@@ -10,6 +10,7 @@ from expandr_core.reports.figures import figures_of
 from expandr_core.reports.formats import FILTERS
 from expandr_core.reports.graph import mermaid
 from expandr_core.reports.palette import DARK, FAMILIES, LIGHT, css
+from expandr_core.reports.tex import tex
 
 Report = dict[str, Any]
 _COLUMNS = (
@@ -25,6 +26,7 @@ def pages_of(report: Report) -> dict[str, str]:
     return {
         "report.html": html_of(report),
         "report.md": markdown_of(report),
+        "report.tex": tex_of(report),
         "report.json": text,
         "report.csv": csv_of(report),
     }
@@ -47,6 +49,11 @@ def markdown_of(report: Report) -> str:
     return filled("report.md.j2", report, mermaid="" if "unavailable" in graph else mermaid(graph))
 
 
+def tex_of(report: Report) -> str:
+    """Write the tables for a paper, with significance marks, as a document that compiles alone."""
+    return filled("report.tex.j2", report)
+
+
 def csv_of(report: Report) -> str:
     """Write the table of systems."""
     file = io.StringIO()
@@ -57,12 +64,13 @@ def csv_of(report: Report) -> str:
 
 
 def filled(template: str, *values: Report, **named: Any) -> str:
-    """Fill a template of this package; what goes into HTML is escaped."""
+    """Fill a template of this package; what goes into HTML or LaTeX is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("expandr_core.reports"),
         autoescape=".html" in template,
+        finalize=tex if ".tex" in template else None,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
