@@ -24,7 +24,7 @@ def report(
     ] = False,
     store: StoreOption = "store",
 ) -> None:
-    """Write the report of a run: report.html to look at, report.md, report.json and report.csv.
+    """Write the report of a run: report.html to look at, report.md, .tex, .json and .csv.
 
     A run writes it by itself at its end (`evaluate.report`).
     """

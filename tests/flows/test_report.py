@@ -37,7 +37,7 @@ def test_a_run_ends_with_its_report_and_the_index(store):
     record = joint_loop(options=OPTIONS, store=str(store))
     folder = Path(store, "reports", record.name)
     assert sorted(each.name for each in folder.iterdir()) == [
-        *("report.csv", "report.html", "report.json", "report.md")
+        *("report.csv", "report.html", "report.json", "report.md", "report.tex")
     ]
     assert shown(record) == (folder / "report.md").read_text()
     index = Path(store, "reports", "index.html").read_text()
