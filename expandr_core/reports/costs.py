@@ -27,6 +27,8 @@ NAMES = {
     "train_retriever": "train retrievers",
     "evaluate": "measure dense search",
     "evaluate_bm25": "measure BM25",
+    "evaluate_runs": "measure gated search",
+    "gate": "learn the gate",
     "compare": "compare",
 }
 

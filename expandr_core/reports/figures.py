@@ -244,7 +244,7 @@ def _curves(report: Report, name: str, kind: str, measure: str, y: str) -> Pictu
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
         made.figure.legend(loc="outside upper left", ncols=2)
-    return Picture(made.svg, f"{y[0].upper()}{y[1:]} during {len(curves)} trainings of the {kind}.")
+    return Picture(made.svg, f"{y[0].upper()}{y[1:]} in each training of the {kind}, by step.")
 
 
 def _cost(report: Report) -> Picture | None:

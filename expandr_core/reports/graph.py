@@ -1,11 +1,12 @@
 """The lineage of a report as a graph that fits a page: artifacts of one kind are one node.
 
-Artifacts are grouped by stage, round and purpose, or if these are too many by stage and round, or by
-stage.
+Artifacts are grouped by stage, round and purpose; if these are too many by phase and round, or by stage.
 Layers run from the data to the report; the order within a layer is that of the neighbours (Sugiyama's
 barycentres).
 """
 
+import itertools
+import re
 from typing import Any
 
 from expandr_core.lineage.compared_run import ComparedRun
@@ -14,7 +15,21 @@ from expandr_core.reports.costs import name_of
 from expandr_core.store.run_records import StepId
 
 MOST_NODES = 40
-_SWEEPS = 6
+_SWEEPS = 12
+_BEND = 0.16  # width of an edge that passes a layer, in nodes
+MEASURE = "measure systems"
+_MEASURING = ("bm25_index", "evaluate_bm25", "evaluate", "audit")
+_PHASES = {  # of a round, by stage or by the purpose of texts and vectors; the rest measures
+    **dict.fromkeys(("candidates", "answers", "reward", "pairs"), "write and reward texts"),
+    **dict.fromkeys(("dpo", "kto", "sft", "merge"), "align the LLM"),
+    **dict.fromkeys(("training", "mine", "train_retriever"), "train the retriever"),
+}
+_TEXTS = {
+    "candidates": "candidates",
+    "answers": "answers",
+    "training": "texts for training",
+    "choose": "texts for dev",
+}
 Group = tuple[str, int, str]  # stage, round, purpose
 Edges = set[tuple[Group, Group]]
 
@@ -24,14 +39,15 @@ def graph_of(run: ComparedRun) -> dict[str, Any]:
 
     Returns:
         `nodes`: id, title, stage, round, artifacts, seconds, layer, column; `edges`: pairs of ids,
-        without those that a longer way replaces.
+        without those that a longer way replaces; `bends`: layer and column where each edge passes
+        the layers between.
     """
     nodes = run.lineage.upstream([run.run.report.key])
     steps: dict[str, StepId] = {}
     for step in run.run.steps:
         steps.setdefault(step.artifact.key, step.id)
     levels = ({n.key: _group(n, steps.get(n.key), level) for n in nodes} for level in range(2))
-    coarsest = {node.key: _group(node, None, 1) for node in nodes}
+    coarsest = {node.key: _group(node, None, 2) for node in nodes}
     group_of = next((each for each in levels if len(set(each.values())) <= MOST_NODES), coarsest)
     members: dict[Group, list[Node]] = {}
     for node in nodes:
@@ -43,8 +59,8 @@ def graph_of(run: ComparedRun) -> dict[str, Any]:
         if group_of[each["key"]] != group_of[node.key]
     }
     layers = _layers(list(members), edges)
-    edges = _reduced(edges)
-    columns = _columns(layers, edges)
+    ways = _ways(layers, _reduced(edges))
+    columns = _columns(layers | {bend: bend[1] for way in ways for bend in way[1:-1]}, ways)
     names = {group: f"n{number}" for number, group in enumerate(members)}
     return {
         "nodes": [
@@ -60,7 +76,8 @@ def graph_of(run: ComparedRun) -> dict[str, Any]:
             }
             for group, found in members.items()
         ],
-        "edges": sorted((names[one], names[other]) for one, other in edges),
+        "edges": [(names[way[0]], names[way[-1]]) for way in ways],
+        "bends": [[(bend[1], columns[bend]) for bend in way[1:-1]] for way in ways],
         "artifacts": len(nodes),
     }
 
@@ -68,17 +85,21 @@ def graph_of(run: ComparedRun) -> dict[str, Any]:
 def _group(node: Node, step: StepId | None, level: int) -> Group:
     """Say to which group an artifact belongs; each level is coarser than the one before."""
     stage = node.stage
-    if step is None:
+    if step is None or level == 2:
         return stage, 0, ""
-    purpose = step.name.partition("/")[0] if stage in ("expand", "encode") and level == 0 else ""
-    return stage, step.round, purpose
+    if stage in _MEASURING:
+        return MEASURE, step.round, ""
+    purpose = step.name.partition("/")[0] if stage in ("expand", "encode") else ""
+    if level == 0:
+        return stage, step.round, purpose
+    phase = _PHASES.get(purpose or stage, MEASURE if purpose else stage)
+    return phase, step.round, ""
 
 
 def _title(group: Group) -> str:
     stage, _, purpose = group
     if stage == "expand" and purpose:
-        known = {"training": "texts for training", "candidates": "candidates", "answers": "answers"}
-        return known.get(purpose, f"texts for {purpose}")
+        return _TEXTS.get(purpose, f"texts for {purpose}")
     return name_of(stage)
 
 
@@ -129,13 +150,22 @@ def _reduced(edges: Edges) -> Edges:
     }
 
 
-def _columns(layers: dict[Group, int], edges: Edges) -> dict[Group, float]:
-    """Return the place of each group in its layer, centred on 0."""
+def _ways(layers: dict[Group, int], edges: Edges) -> list[list[Group]]:
+    """Let each edge pass the layers between its ends: there it gets a place of its own."""
+    ways = []
+    for number, (one, other) in enumerate(sorted(edges)):
+        between = range(layers[one] + 1, layers[other])
+        ways.append([one, *(("", layer, str(number)) for layer in between), other])
+    return ways
+
+
+def _columns(layers: dict[Group, int], ways: list[list[Group]]) -> dict[Group, float]:
+    """Return the place of each group and bend in its layer, centred on 0."""
     rows: dict[int, list[Group]] = {}
     for group, layer in layers.items():
         rows.setdefault(layer, []).append(group)
     near: dict[Group, list[Group]] = {group: [] for group in layers}
-    for one, other in sorted(edges):
+    for one, other in (step for way in ways for step in itertools.pairwise(way)):
         near[one].append(other)
         near[other].append(one)
     columns: dict[Group, float] = {}
@@ -152,7 +182,13 @@ def _columns(layers: dict[Group, int], edges: Edges) -> dict[Group, float]:
 
 
 def _spread(row: list[Group]) -> dict[Group, float]:
-    return {group: place - (len(row) - 1) / 2 for place, group in enumerate(row)}
+    """Place a layer's groups side by side; a bend needs little room."""
+    widths = [1.0 if group[0] else _BEND for group in row]
+    ends = list(itertools.accumulate(widths))
+    return {
+        group: end - (width + ends[-1]) / 2
+        for group, end, width in zip(row, ends, widths, strict=True)
+    }
 
 
 def mermaid(graph: dict[str, Any]) -> str:
@@ -161,6 +197,7 @@ def mermaid(graph: dict[str, Any]) -> str:
     for node in graph["nodes"]:
         which = f", round {node['round']}" if node["round"] else ""
         many = f" ({node['artifacts']})" if node["artifacts"] > 1 else ""
-        lines.append(f'  {node["id"]}["{node["title"]}{which}{many}"]')
+        title = re.sub(r"[^\w .,+-]", " ", node["title"])  # nothing that Mermaid could read
+        lines.append(f'  {node["id"]}["{title}{which}{many}"]')
     lines += [f"  {one} --> {other}" for one, other in graph["edges"]]
     return "\n".join(lines)

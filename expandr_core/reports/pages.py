@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -94,28 +95,30 @@ def _placed(graph: Report) -> Report:
     if "unavailable" in graph:
         return graph
     (width, height), (beside, below) = BOX, GAP
-    left = min(node["column"] for node in graph["nodes"])
-    right = max(node["column"] for node in graph["nodes"])
-    places = {
-        node["id"]: (
-            8 + (node["column"] - left) * (width + beside),
-            8 + node["layer"] * (height + below),
-        )
-        for node in graph["nodes"]
-    }
-    edges = []
-    for one, other in graph["edges"]:
-        (x, y), (x_, y_) = places[one], places[other]
-        x, x_, y = x + width / 2, x_ + width / 2, y + height
-        bend = max(14.0, (y_ - y) / 2)
-        edges.append(f"M{x:g} {y:g}C{x:g} {y + bend:g} {x_:g} {y_ - bend:g} {x_:g} {y_:g}")
+    columns = [node["column"] for node in graph["nodes"]]
+    columns += [column for bends in graph["bends"] for _, column in bends]
+    left = min(columns)
+
+    def place(layer: int, column: float) -> tuple[float, float]:
+        return 8 + (column - left) * (width + beside), 8 + layer * (height + below)
+
+    places = {node["id"]: place(node["layer"], node["column"]) for node in graph["nodes"]}
+    ways = []
+    for (one, other), bends in zip(graph["edges"], graph["bends"], strict=True):
+        points = [places[one], *(place(*bend) for bend in bends), places[other]]
+        way = ""
+        for (x, y), (x_, y_) in itertools.pairwise((x + width / 2, y) for x, y in points):
+            begin, bend = y + height, (y_ - y - height) / 2
+            way += f"{'L' if way else 'M'}{x:.1f} {begin:.1f}C{x:.1f} {begin + bend:.1f} "
+            way += f"{x_:.1f} {y_ - bend:.1f} {x_:.1f} {y_:.1f}"
+        ways.append(way)
     return {
         "nodes": [
             node | {"x": places[node["id"]][0], "y": places[node["id"]][1]}
             for node in graph["nodes"]
         ],
-        "edges": edges,
+        "edges": ways,
         "artifacts": graph["artifacts"],
-        "width": (right - left) * (width + beside) + width + 16,
+        "width": (max(columns) - left) * (width + beside) + width + 16,
         "height": max(y for _, y in places.values()) + height + 8,
     }

@@ -84,9 +84,23 @@ def report_of(
         "code": _or_why(lambda: code_facts(run.lineage.upstream([record.report.key]))),
         "options": option_facts(run),
     }
+    report["counts"] = _counts(report)
     report["cannot_say"] = limits_of(report)
     report["suggestions"] = suggestions_of(report)
     return report
+
+
+def _counts(report: dict[str, Any]) -> dict[str, int]:
+    """Count what the pages count."""
+    return {
+        "tests": len(report["tests"]),
+        "trainings": len(report["curves"]),
+        "datasets": len({row["dataset"] for row in report["systems"]}),
+        "boxes": len(report["lineage"].get("nodes", ())),
+        "sources": len(report["code"].get("sources", ())),
+        "options": len(report["options"]["all"]),
+        "gone": len(report["cost"]["gone"]),
+    }
 
 
 def _outcome(run: ComparedRun) -> dict[str, Any]:

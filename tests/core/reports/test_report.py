@@ -5,6 +5,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from expandr_core.evaluation.comparison import read_comparison
+from expandr_core.lineage.compared_run import ComparedRun
+from expandr_core.reports.graph import graph_of, mermaid
 from expandr_core.reports.intervals import bootstrap
 from expandr_core.store.artifacts import Artifact
 
@@ -78,13 +80,23 @@ def test_the_queries_at_the_ends_are_those_that_changed_most(report, recorded, r
     assert any(hit["relevant"] for hit in best["top_after"][:1]) == at_first
 
 
-def test_the_lineage_reaches_from_the_data_to_the_comparison(report):
-    nodes = {node["id"]: node for node in report["lineage"]["nodes"]}
-    assert len(nodes) <= 40
-    assert sum(node["artifacts"] for node in nodes.values()) == report["lineage"]["artifacts"]
-    for one, other in report["lineage"]["edges"]:
-        assert nodes[one]["layer"] < nodes[other]["layer"]
-    assert {nodes[one]["stage"] for one, _ in report["lineage"]["edges"]} >= {"demo_world", "dpo"}
+@pytest.mark.parametrize("most", [40, 14])
+def test_the_lineage_reaches_from_the_data_to_the_comparison(recorded, run, monkeypatch, most):
+    monkeypatch.setattr("expandr_core.reports.graph.MOST_NODES", most)
+    graph = graph_of(ComparedRun(recorded, run))
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    assert 8 <= len(nodes) <= most
+    assert sum(node["artifacts"] for node in nodes.values()) == graph["artifacts"]
+    for (one, other), bends in zip(graph["edges"], graph["bends"], strict=True):
+        layers = [nodes[one]["layer"], *(layer for layer, _ in bends), nodes[other]["layer"]]
+        assert layers == list(range(layers[0], layers[-1] + 1)) and len(layers) > 1
+    assert len(mermaid(graph).splitlines()) == 1 + len(nodes) + len(graph["edges"])
+    first, last = min(nodes.values(), key=at_layer), max(nodes.values(), key=at_layer)
+    assert (first["stage"], last["stage"]) == ("demo_world", "compare")
+
+
+def at_layer(node: dict) -> int:
+    return node["layer"]
 
 
 def test_every_step_is_paid_for_once(report, run):
