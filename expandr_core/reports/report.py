@@ -65,11 +65,7 @@ def report_of(
         "datasets": part("data", lambda: _try(lambda: data_facts(run), [])),
         "headline": headline,
         "systems": systems,
-        "means": [
-            row | {"system_title": titles[row["system"]]}
-            for row in comparison["means"]
-            if not single
-        ],
+        "means": [] if single else _named(comparison["means"], "system_title", titles),
         "tests": tests,
         "path": path_of(systems, comparison) if single else [],
         "rounds": rounds_of(systems, comparison["metric"]) if single else [],
@@ -78,7 +74,7 @@ def report_of(
         "curves": part("curves", lambda: _try(lambda: curves_of(run), [])),
         "queries": part("queries", lambda: _or_why(lambda: _changes(run, headline))),
         "pair_audits": _try(lambda: audits_of(run), []),
-        "leakage": [row | {"title": titles[row["system"]]} for row in comparison["leakage"]],
+        "leakage": _named(comparison["leakage"], "title", titles),
         "cost": part("cost", lambda: costs_of(run, points)),
         "lineage": part("lineage", lambda: _or_why(lambda: graph_of(run))),
         "code": _or_why(lambda: code_facts(run.lineage.upstream([record.report.key]))),
@@ -88,6 +84,11 @@ def report_of(
     report["cannot_say"] = limits_of(report)
     report["suggestions"] = suggestions_of(report)
     return report
+
+
+def _named(rows: list[dict[str, Any]], name: str, titles: dict[str, str]) -> list[dict[str, Any]]:
+    """Add the titles of the systems to rows."""
+    return [row | {name: titles[row["system"]]} for row in rows]
 
 
 def _counts(report: dict[str, Any]) -> dict[str, int]:
