@@ -26,6 +26,7 @@ from expandr_core.stages import (
     collection_texts,
     compare,
     dataset,
+    distil,
     evaluate_runs,
     example_passages,
     gate,
@@ -33,6 +34,7 @@ from expandr_core.stages import (
     import_expansions,
     import_model,
     import_pairs,
+    import_queries,
     kto,
     prepare,
     sample,
@@ -121,6 +123,14 @@ def make_others(first, store: Store, folder: Path) -> list[Artifact]:
     passages = make("example_passages", example_passages.OPTIONS(), inputs).at("corpus.parquet")
     make("collection_texts", collection_texts.OPTIONS(), {"corpus": passages})
     make("sample", sample.OPTIONS(size=5), {"table": passages})
+
+    log = write_lines(folder / "log.jsonl", [{"text": "What does it eat?"}])
+    chosen = import_queries.OPTIONS(location=str(log))
+    make("import_queries", chosen, {}, sources=import_queries.source_digests(chosen))
+    inputs = {"retriever": first.artifact("tiny_retriever")}
+    inputs |= {"examples": first.artifact("prepare").at("retriever.parquet")}
+    inputs |= {"expansions": first.artifact("expand", 1, "training")}
+    make("distil", distil.OPTIONS.of(options), inputs)
 
     chosen = dataset.OPTIONS(location=str(write_dataset(folder / "birds", 0)), split="test")
     make("dataset", chosen, {}, sources=dataset.source_digests(chosen))
