@@ -15,7 +15,7 @@ from expandr_core.errors import DataError
 from expandr_core.evaluation.comparison import read_comparison
 from expandr_core.lineage.options import changed_options
 from expandr_core.store.manifests import DamagedArtifact, fact
-from expandr_core.store.registry import find_version
+from expandr_core.store.registry import run_named
 from expandr_core.store.run_records import RecordedRun, find_recorded
 from expandr_core.store.store import Store
 from tasks.stage import open_store
@@ -28,8 +28,7 @@ def show_any(out: Console, url: str, what: str) -> None:
         DataError: if there is neither.
     """
     store = open_store(url)
-    named = find_version(store, what)
-    run = find_recorded(store.records(), named[1].run if named else what)
+    run = find_recorded(store.records(), run_named(store, what))
     if run and run.table:
         print_ablation(out, store, run.table)
         return

@@ -140,9 +140,9 @@ def write_data_card(
 
 
 def kept_rows(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the results of the query alone at the start, and of what is kept, alone and expanded."""
+    """Return the results of the query alone at the start, and of all that is kept."""
     kept = comparison["kept"]
-    shown = ("query", kept["alone"], kept["expanded"]) if kept else ()
+    shown = ("query", kept["alone"], kept["expanded"], kept.get("distilled")) if kept else ()
     return [row for row in comparison["results"] if row["system"] in shown]
 
 

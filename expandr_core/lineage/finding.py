@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from expandr_core.errors import DataError
+from expandr_core.store.registry import run_named
 from expandr_core.store.run_records import RecordedRun, find_recorded
 from expandr_core.store.store import Store
 
@@ -10,11 +11,11 @@ _LISTED = 20
 
 
 def find_run(stores: Iterable[Store], name: str, nth: int = 0) -> tuple[Store, RecordedRun]:
-    """Find a finished run by the beginning of its name, or the latest.
+    """Find a finished run by the beginning of its name, the latest, or that of a registered model.
 
     Args:
         stores: in which to look, one after the other.
-        name: or its beginning, or "latest".
+        name: or its beginning, "latest", or an alias such as "champion".
         nth: how many stores that have it to pass over, as long as there is another one.
 
     Raises:
@@ -22,7 +23,11 @@ def find_run(stores: Iterable[Store], name: str, nth: int = 0) -> tuple[Store, R
     """
     stores = list(stores)
     records = [(store, store.records()) for store in stores]
-    found = [(store, run) for store, each in records if (run := find_recorded(each, name))]
+    found = [
+        (store, run)
+        for store, each in records
+        if (run := find_recorded(each, run_named(store, name)))
+    ]
     if found:
         return found[min(nth, len(found) - 1)]
     there = [str(each.get("name", "?")) for _, all_of in records for each in all_of][-_LISTED:]

@@ -178,6 +178,12 @@ def _require_whole(store: Store, version: Version) -> None:
         )
 
 
+def run_named(store: Store, name: str) -> str:
+    """Return the run of the version that a name stands for (see `find_version`), or else the name."""
+    found = find_version(store, name)
+    return found[1].run if found else name
+
+
 class _Read(NamedTuple):
     """A model as it was read: its file's content and, on S3, ETag; both are "" if there is none."""
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from huggingface_hub import ModelCard
+from store_keys import full
 from typer.testing import CliRunner
 
 from expandr_cli.main import app
@@ -57,18 +59,42 @@ print(json.dumps(said))
 
 @pytest.fixture(scope="module")
 def exported(first, tmp_path_factory) -> Path:
-    """The models of the first run, once with the whole LLM and once with the adapter."""
+    """The models of the first run, once with the whole LLM, and once with the adapter and more roles."""
     folder = tmp_path_factory.mktemp("exported")
-    for name, more in (("whole", []), ("adapter", ["--adapter"])):
-        command = ["export", "champion", str(folder / name), *more, "--store", first.record.store]
-        said = CliRunner().invoke(app, command, env={"COLUMNS": "300"})
-        assert said.exit_code == 0, said.output
-        assert f"no champion in {first.record.store}; using the latest run" in said.output
-        assert (
-            f"hf upload YOUR_NAME/demo-llm {folder / name / 'llm'} . --repo-type model"
-            in said.output
-        )
+    store = Store(str(shutil.copytree(first.record.store, folder / "store")))
+    export(store, first.record.name, folder / "whole")
+    (store.scratch / "gate").mkdir()
+    (store.scratch / "gate/gate.json").write_text("{}")
+    gate = store.commit(full("gate-1"), store.scratch / "gate", [], {"counts": {}})
+    more = {"gate": gate, "distilled": first.record.models["retriever"]}
+    run = first.record.model_copy(
+        update={"name": "20990101T000000-more", "models": first.record.models | more}
+    )
+    store.write_record(run.name, run.model_dump(mode="json"))
+    export(store, run.name, folder / "adapter", "--adapter")
     return folder
+
+
+def export(store: Store, run: str, folder: Path, *more: str) -> None:
+    """Export the champion where there is none."""
+    command = ["export", "champion", str(folder), *more, "--store", store.url]
+    said = CliRunner().invoke(app, command, env={"COLUMNS": "300"})
+    assert said.exit_code == 0, said.output
+    assert f"no champion in {store.url}; using the latest run, {run}" in said.output
+    assert f"hf upload YOUR_NAME/demo-llm {folder / 'llm'} . --repo-type model" in said.output
+
+
+def test_what_else_a_run_kept_is_exported_too(exported):
+    assert {each.name for each in (exported / "adapter").iterdir()} == {
+        *("llm", "llm_base", "retriever", "distilled", "gate", "README.md", "CITATION"),
+        *("llm_training_data", "retriever_training_data", "expandr.json", "results.json"),
+    }
+    assert (exported / "adapter/gate/gate.json").read_text() == "{}"
+    name = "model.safetensors"
+    models = [
+        (exported / f"adapter/{role}" / name).read_bytes() for role in ("retriever", "distilled")
+    ]
+    assert models[0] == models[1] == (exported / "whole/retriever" / name).read_bytes()
 
 
 def test_plain_libraries_give_the_same_vectors_and_texts(exported, first):

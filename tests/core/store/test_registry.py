@@ -106,8 +106,8 @@ def test_of_two_gates_at_once_the_second_is_told_that_the_champion_is_another_on
     assert {each["name"] for each in store.records()} == {each.run for each in model.versions}
 
 
-def test_no_move_is_lost_when_many_write(store, monkeypatch):
-    monkeypatch.setattr(registry, "_POLL", 0.05)
+def test_no_move_is_lost_when_many_write(tmp_path):
+    store = Store(str(tmp_path / "store"))
     versions = [run_of(store, name) for name in "12"]
 
     def write(writer: int) -> None:
