@@ -29,6 +29,7 @@ NAMES = {
     "evaluate_bm25": "measure BM25",
     "evaluate_runs": "measure gated search",
     "gate": "learn the gate",
+    "distil": "distil the query encoder",
     "compare": "compare",
 }
 

@@ -47,6 +47,7 @@ def figures_of(report: Report) -> dict[str, Picture]:
         ("LLM", "kl", "divergence from the start (nats)"),
         ("retriever", "loss", "contrastive loss (nats)"),
         ("retriever", "dev_ndcg_at_10", "nDCG@10 on dev examples"),
+        ("student", "loss", "loss of the distilled encoder"),
     ):
         name = f"curve-{kind}-{measure}".lower().replace("/", "-").replace("_", "-")
         found[name] = _curves(report, name, kind, measure, y)

@@ -18,6 +18,7 @@ from expandr_core.store.run_records import Step
 Row = dict[str, Any]
 POINTS = 150  # of a curve; longer ones are averaged piecewise
 _ROWS_AT_ONCE = 4096
+_KINDS = {"train_retriever": "retriever", "distil": "student"}
 MEASURES = {
     "loss": "loss",
     "eval_loss": "loss on the dev rows",
@@ -96,7 +97,7 @@ def _column(run: ComparedRun, shard: Artifact, name: str, column: str) -> Any:
 def curves_of(run: ComparedRun) -> list[Row]:
     """Return the log of each training: title, kind, steps, and points by measure."""
     found = []
-    for step in _steps(run, *ADAPTERS, "train_retriever"):
+    for step in _steps(run, *ADAPTERS, "train_retriever", "distil"):
         node = run.lineage.node(step.artifact.key)
         entries = list(_log(run, node))
         curves = {
@@ -105,7 +106,7 @@ def curves_of(run: ComparedRun) -> list[Row]:
         }
         curves = {name: points for name, points in curves.items() if len(points) > 1}
         if curves:
-            kind = "retriever" if node.stage == "train_retriever" else "LLM"
+            kind = _KINDS.get(node.stage, "LLM")
             found.append(
                 {
                     "key": node.key,

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from expandr_core.evaluation.comparison import MeasuredDataset, dataset_key
+from expandr_core.evaluation.comparison import MeasuredDataset, dataset_key, titles_of
 from expandr_core.lineage.compared_run import ComparedRun
 from expandr_core.lineage.nodes import Node
 from expandr_core.records import rows_with_ids
@@ -44,6 +44,8 @@ def changes_of(run: ComparedRun, headline: Row) -> Row:
     return pair | {
         "before_title": headline["before_title"],
         "after_title": headline["after_title"],
+        "writer_before": _writer(run, headline["before"]),
+        "writer_after": headline["after_title"],
         "queries": len(rows),
         "wins": int((differences > 0).sum()),
         "ties": int((differences == 0).sum()),
@@ -52,6 +54,14 @@ def changes_of(run: ComparedRun, headline: Row) -> Row:
         "best": best,
         "worst": worst,
     }
+
+
+def _writer(run: ComparedRun, before: str) -> str:
+    """Name the system whose expansions are shown before: the first one's, or the untrained LLM's."""
+    names, place = titles_of(run.comparison), run.comparison["datasets"][0]["name"]
+    key = next(run.measured.evaluations(place, before))[2]
+    written = "expansions" in run.lineage.node(key).inputs
+    return names[before if written or "untrained" not in names else "untrained"]
 
 
 def _add_texts(run: ComparedRun, headline: Row, rows: list[Row]) -> None:

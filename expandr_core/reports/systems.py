@@ -18,7 +18,7 @@ FAMILIES = ("reference", "base retriever", "control", "joint")
 _BEGINNINGS = {
     "bm25": "reference",
     "control": "control",
-    **dict.fromkeys(("round", "joint", "learned", "gated", "rrf"), "joint"),
+    **dict.fromkeys(("round", "joint", "learned", "gated", "rrf", "distilled"), "joint"),
 }
 # systems of round 0, by the line that they begin
 _STARTS = {
