@@ -9,7 +9,7 @@ from graphlib import TopologicalSorter
 from typing import Any
 
 from expandr_core.lineage.nodes import Lineage, Node
-from expandr_core.lineage.options import ABSENT, differing, flat, stage_defaults
+from expandr_core.lineage.options import ABSENT, but_for_new, differing, stage_defaults
 
 Pair = tuple[Any, Any]
 Keys = tuple[str, str]  # of an artifact in each of the two lineages
@@ -130,7 +130,7 @@ def _own(one: Node, other: Node, keys: Keys, paths: list[tuple[str, ...]]) -> Di
         return Difference(keys, paths, inputs={"made by": (one.stage, other.stage)})
     manifests = one.manifest, other.manifest
     defaults = stage_defaults(one.stage)
-    options = differing(*({**defaults, **flat(each.get("options", {}))} for each in manifests))
+    options = but_for_new(differing(*(each.get("options", {}) for each in manifests)), defaults)
     facts = {name: (manifests[0].get(name), manifests[1].get(name)) for name in _FACTS}
     machines = {
         "hardware": (manifests[0].get("hardware"), manifests[1].get("hardware")),

@@ -56,10 +56,25 @@ def changed_options(run: RecordedRun) -> dict[str, Any]:
 def differing_options(before: RecordedRun, after: RecordedRun) -> dict[str, tuple[Any, Any]]:
     """Return the options that differ between two runs, by path, with both values.
 
-    An option that an earlier version did not have counts as left at its default.
+    An option that an earlier version did not have is ABSENT, unless the other run has it at its default.
     """
     defaults = flat(JointLoopOptions().model_dump(mode="json"))
-    return differing(*({**defaults, **flat(run.options)} for run in (before, after)))
+    return but_for_new(differing(before.options, after.options), defaults)
+
+
+def but_for_new(
+    differences: Mapping[str, tuple[Any, Any]], defaults: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Leave out options that only one version has, at their defaults.
+
+    >>> but_for_new({"mode": ("absent", "off"), "seed": ("absent", 0)}, {"mode": "on", "seed": 0})
+    {'mode': ('absent', 'off')}
+    """
+    return {
+        path: pair
+        for path, pair in differences.items()
+        if ABSENT not in pair or path not in defaults or defaults[path] not in pair
+    }
 
 
 def changed_stage_options(stage: str, options: Mapping[str, Any]) -> dict[str, Any]:

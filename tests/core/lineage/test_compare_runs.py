@@ -17,6 +17,7 @@ from expandr_core.lineage.differences import upstream_differences
 from expandr_core.lineage.nodes import Lineage
 from expandr_core.lineage.tables import RowDifference, row_difference
 from expandr_core.lineage.upstream import said_of
+from expandr_core.options.loop import JointLoopOptions
 from expandr_core.records import PASSAGES
 from expandr_core.store.artifacts import content_digest
 from expandr_core.store.manifests import sealed
@@ -139,6 +140,14 @@ def test_what_may_have_changed_the_bytes_is_named(recorded, run, tmp_path, chang
     [first] = found["first"]
     assert first["what"] == [said.format(**before)]
     assert said_of(found) == first["what"] or "code" in found
+
+
+def test_an_option_that_a_version_did_not_have_is_not_taken_for_its_default(recorded, run):
+    newer = {**run.options, "gate": {"mode": "off"}, "evaluate": {**run.options["evaluate"]}}
+    newer["evaluate"]["report"] = JointLoopOptions().evaluate.report
+    other = run.model_copy(update={"options": newer, "name": "newer"})
+    found = compared((recorded, run), (recorded, other))
+    assert found["differ"]["newer"]["options"] == {"gate.mode": ["absent", "off"]}
 
 
 def test_code_that_no_commit_tells_is_not_said_to_be_the_same(recorded, run, tmp_path):
