@@ -75,6 +75,7 @@ def systems_of(run: ComparedRun) -> tuple[list[Row], list[Row]]:
 def headline_of(comparison: Mapping[str, Any], tests: list[Row]) -> Row | None:
     """Return the test that the report is about: what is kept, or the best system, against its baseline.
 
+    A system that ranks every query as its baseline does, such as a gate that never expands, comes last.
     None if nothing was compared with a baseline.
     """
     baselines = {each["name"]: each["baseline"] for each in comparison["systems"]}
@@ -91,7 +92,11 @@ def headline_of(comparison: Mapping[str, Any], tests: list[Row]) -> Row | None:
     ]
     if kept and any(test["after"] == kept["expanded"] for test in asked):
         return next(test for test in asked if test["after"] == kept["expanded"])
-    return max(asked, key=lambda test: scores[test["after"]], default=None)
+
+    def importance(test: Row) -> tuple[bool, float]:
+        return test["wins"] + test["losses"] > 0, scores[test["after"]]
+
+    return max(asked, key=importance, default=None)
 
 
 def rounds_of(rows: list[Row], metric: str) -> list[Row]:

@@ -8,6 +8,7 @@ from expandr_core.evaluation.comparison import read_comparison
 from expandr_core.lineage.compared_run import ComparedRun
 from expandr_core.reports.graph import graph_of, mermaid
 from expandr_core.reports.intervals import bootstrap
+from expandr_core.reports.systems import headline_of
 from expandr_core.store.artifacts import Artifact
 
 
@@ -23,6 +24,24 @@ def test_repeating_each_query_in_its_cluster_makes_nothing_more_certain():
     alone = bootstrap(values, np.arange(40), seed=1)
     repeated = bootstrap(np.repeat(values, 9, axis=0), np.repeat(np.arange(40), 9), seed=1)
     assert repeated == pytest.approx(alone)
+
+
+def test_the_headline_is_no_system_that_changes_no_query():
+    names = {"query": 0.43, "gated": 0.43, "expanded": 0.38}
+    comparison = {
+        "metric": "ndcg_at_10",
+        "kept": None,
+        "datasets": [{"name": "d"}],
+        "systems": [{"name": name, "baseline": "query"} for name in names],
+        "results": [{"dataset": "d", "system": k, "ndcg_at_10": v} for k, v in names.items()],
+    }
+    tests = [
+        {"dataset": "d", "before": "query", "after": name, "wins": won, "losses": lost}
+        for name, won, lost in (("gated", 0, 0), ("expanded", 30, 70))
+    ]
+    headline = headline_of(comparison, tests)
+    assert headline and headline["after"] == "expanded"
+    assert headline_of(comparison, tests[:1]) == tests[0]
 
 
 def test_every_section_of_a_run_by_an_earlier_version_is_there(report):
