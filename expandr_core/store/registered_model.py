@@ -136,9 +136,9 @@ def is_name(text: str) -> bool:
 def model_name(text: str) -> str:
     """Name a model after its collection, a name or the last part of its path.
 
-    >>> model_name("s3://bucket/SciFact/"), model_name("demo"), model_name("2024 news.jsonl")
-    ('scifact', 'demo', 'm2024-news')
+    >>> model_name("s3://bucket/SciFact/"), model_name("2024 news.jsonl"), model_name("latest")
+    ('scifact', 'm2024-news', 'mlatest')
     """
     last = text.rstrip("/").rpartition("/")[2].lower().removesuffix(".jsonl")
     name = re.sub(r"[^a-z0-9_.-]+", "-", last)[:60]
-    return name if _NAME.fullmatch(name) else f"m{name}"
+    return name if is_name(name) else f"m{name}"
