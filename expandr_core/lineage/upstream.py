@@ -86,7 +86,11 @@ def upstream(first: ComparedRun, other: ComparedRun, dataset: str, system: str) 
 def _measured_otherwise(
     before: set[tuple[str, int]], after: set[tuple[str, int]]
 ) -> dict[str, Pair]:
-    """Say which evaluations only one of two runs has: other seeds or other subsets."""
+    """Say which evaluations only one of two runs has: other seeds or other subsets.
+
+    >>> _measured_otherwise({("", 0), ("", 1)}, {("", 0)})
+    {'number of seeds': (2, 1)}
+    """
     sides = before, after
     facts = {
         "number of seeds": [len({seed for _, seed in each}) for each in sides],
@@ -127,7 +131,8 @@ def said_of(upstream: dict[str, Any]) -> list[str]:
     ]
     said += [upstream[what]["said"] for what, _ in TABLES.values() if what in upstream]
     if files := upstream.get("files", {}):
-        said.append(f"{len(files)} raw files, {min(files)} among them")
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        said.append(f"raw files: {min(files)}{more}")
     return said or list(dict.fromkeys(what for each in upstream["first"] for what in each["what"]))
 
 
