@@ -56,7 +56,7 @@ ACCENTS = {
     "\u0327": "c",
     "\u0328": "k",
 }
-LONGEST = 30  # letters without a place where a line may break
+LONGEST = 20  # letters without a place where a line may break
 
 
 def tex(value: object) -> str:
