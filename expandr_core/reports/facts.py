@@ -43,7 +43,7 @@ def _named(run: ComparedRun) -> str:
     options = run.run.options.get("data", {})
     named = str(options.get("collection") or options.get("triples") or "").rstrip("/")
     datasets = ", ".join(each["name"] for each in run.comparison["datasets"])
-    if run.run.kind:
+    if run.run.kind == "evaluate-suite":
         return datasets
     return named.rpartition("/")[2] or "the demo world"
 

@@ -6,6 +6,7 @@ from expandr_core.reports.drawing import drawing
 from expandr_core.reports.palette import FAMILIES, LIGHT, SERIES
 
 Report = dict[str, Any]
+_MOST = 8  # groups or curves of one picture
 _WIDE = 20  # range of a curve from which on its axis is logarithmic
 _STYLES = ("-", "--", ":")  # of the lines of one family
 _LINES = ("round-N", "round-N-greedy", "aligned-N", "control-aligned-N", "round-N-query")
@@ -210,12 +211,15 @@ def _similarity(report: Report) -> Picture | None:
 
 def _histogram(name: str, title: str, x: str, unit: str, found: Report) -> Picture | None:
     """Draw groups as outlines over the same bins, as shares, with their means."""
-    groups = found["groups"]
+    groups = found["groups"][:_MOST]
     if not groups:
         return None
+    rest = "" if len(groups) == len(found["groups"]) else " Not all groups are drawn."
+    long = max(len(group["name"]) for group in groups) > 18
+    height = 2.7 + 0.14 * len(groups) / (1 if long else 2)
     sizes = sorted({group["n"] for group in groups})
     n = "n = " + " to ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1])))
-    with drawing(name, title, f"{n} {unit}") as made:
+    with drawing(name, title, f"{n} {unit}", height) as made:
         axes = made.axes(f"{x} ({n})", f"share of {unit}")
         for number, group in enumerate(groups):
             colour = LIGHT[SERIES[number % len(SERIES)]]
@@ -224,28 +228,33 @@ def _histogram(name: str, title: str, x: str, unit: str, found: Report) -> Pictu
             axes.stairs(shares, found["edges"], color=colour, linewidth=1.5, label=label)
             axes.axvline(group["mean"], color=colour, linewidth=0.9, linestyle=(0, (3, 2)))
         axes.set_ylim(bottom=0)
-        long = max(len(group["name"]) for group in groups) > 18
         made.figure.legend(loc="outside upper left", ncols=1 if long else 2)
-    return Picture(made.svg, f"{title}; {n} {unit} in each group, dashed lines are means.")
+    return Picture(made.svg, f"{title}; {n} {unit} in each group, dashed lines are means.{rest}")
 
 
 def _curves(report: Report, name: str, kind: str, measure: str, y: str) -> Picture | None:
     curves = [c for c in report["curves"] if c["kind"] == kind and measure in c["measures"]]
     if not curves:
         return None
+    rest = "" if len(curves) <= _MOST else " Not all are drawn."
+    curves = curves[:_MOST]
+    long = max(len(curve["title"]) for curve in curves) > 26
+    height = 2.7 + 0.14 * len(curves) / (1 if long else 2)
     steps = max(curve["steps"] for curve in curves)
-    with drawing(name, f"{y} by step", f"of {len(curves)} trainings") as made:
+    with drawing(name, f"{y} by step", f"of {len(curves)} trainings", height) as made:
         axes = made.axes(f"step (n = {steps} at most)", y)
         for number, curve in enumerate(curves):
             points = curve["measures"][measure]
             axes.plot(*zip(*points, strict=True), color=LIGHT[SERIES[number % len(SERIES)]],
-                      label=_short(curve["title"], 34))  # fmt: skip
+                      label=_short(curve["title"], 60))  # fmt: skip
         values = [value for c in curves for _, value in c["measures"][measure]]
         if min(values) > 0 and max(values) > _WIDE * min(values):
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
-        made.figure.legend(loc="outside upper left", ncols=2)
-    return Picture(made.svg, f"{y[0].upper()}{y[1:]} in each training of the {kind}, by step.")
+        made.figure.legend(loc="outside upper left", ncols=1 if long else 2)
+    return Picture(
+        made.svg, f"{y[0].upper()}{y[1:]} in each training of the {kind}, by step.{rest}"
+    )
 
 
 def _cost(report: Report) -> Picture | None:

@@ -30,7 +30,22 @@ MEASURES = {
 
 
 def _steps(run: ComparedRun, *stages: str) -> Iterator[Step]:
-    yield from (step for step in run.run.steps if step.id.stage in stages)
+    """Yield the steps of some stages, each artifact once."""
+    seen = set()
+    for step in run.run.steps:
+        if step.id.stage in stages and step.artifact.key not in seen:
+            seen.add(step.artifact.key)
+            yield step
+
+
+def label_of(title: str, number: int) -> str:
+    """Say to which round a step belongs, and if the run has parts to which.
+
+    >>> label_of("choose pairs, round 1", 1), label_of("seed 2, base: choose pairs, round 1", 1)
+    ('round 1', 'seed 2, base, round 1')
+    """
+    part = title.rpartition(": ")[0]
+    return f"{part}, round {number}" if part else f"round {number}"
 
 
 def distributions_of(run: ComparedRun) -> Row:
@@ -39,22 +54,16 @@ def distributions_of(run: ComparedRun) -> Row:
     for step in _steps(run, "reward"):
         parts = run.lineage.node(step.artifact.key).manifest["parts"]
         columns = [_column(run, Artifact(**part), "rewards.parquet", "reward") for part in parts]
-        rewards[f"round {step.id.round}"] = np.concatenate(columns)
+        rewards[label_of(step.title, step.id.round)] = np.concatenate(columns)
     for step in _steps(run, "pairs", "import_pairs"):
-        own = f"round {step.id.round}"
+        own = label_of(step.title, step.id.round)
         path = run.store.local(step.artifact) / "pairs.parquet"
         margin = pq.read_table(path, columns=["margin"])["margin"].drop_null()
         margins[own] = margin.to_numpy().astype(np.float64)
         for side in ("chosen", "rejected"):
-            words[f"{side}, {own}"] = np.array(
-                [
-                    count_words(text)
-                    for batch in pq.ParquetFile(path).iter_batches(
-                        _ROWS_AT_ONCE, columns=[f"{side}_text"]
-                    )
-                    for text in batch.column(0).to_pylist()
-                ]
-            )
+            batches = pq.ParquetFile(path).iter_batches(_ROWS_AT_ONCE, columns=[f"{side}_text"])
+            lengths = [count_words(text) for each in batches for text in each.column(0).to_pylist()]
+            words[f"{side}, {own}"] = np.array(lengths)
     return {
         "rewards": histograms(rewards),
         "margins": histograms(margins),
@@ -154,5 +163,6 @@ def audits_of(run: ComparedRun) -> list[Row]:
             for side in ("chosen", "rejected")
         }
         shares["accepted_percent"] = 100 * facts["accepted"] / facts["queries"]
-        found.append({"round": step.id.round, **facts, **shares})
+        own = {"round": step.id.round, "label": label_of(step.title, step.id.round)}
+        found.append({**own, **facts, **shares})
     return found

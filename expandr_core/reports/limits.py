@@ -119,14 +119,14 @@ def suggestions_of(report: Report) -> list[str]:
     said += _about_rounds(report)
     for side in ("longer", "shorter"):
         biased = [
-            str(audit["round"])
+            audit["label"]
             for audit in report["pair_audits"]
             if audit["length_p"] < CERTAIN
             and (audit["chosen_longer"] > audit["rejected_longer"]) == (side == "longer")
         ]
         if biased:
             said.append(
-                f"Chosen texts are mostly the {side} ones (round {' and '.join(biased)}): check that "
+                f"Chosen texts are mostly the {side} ones ({' and '.join(biased)}): check that "
                 "the LLM does not learn a length."
             )
     if report["seeds"] == 1:
@@ -144,7 +144,7 @@ def _about_losses(report: Report) -> list[str]:
     ]
     queries = report["queries"]
     if "unavailable" not in queries and queries["worst"]:
-        start = "" if said else "Nothing that was tested hurts on average, but "
+        start = "" if said else "No test shows that anything hurts on average, but "
         said.append(
             f"{start}{queries['losses']} of {queries['queries']} queries lose by "
             f"{queries['after_title']}, at worst {queries['worst'][0]['difference']:+.3f}."
