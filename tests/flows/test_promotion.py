@@ -140,6 +140,18 @@ def test_a_retriever_of_shuffled_positives_is_refused_and_a_better_one_promoted(
     assert read_model(opened, "demo") == model
     assert "The models are those of version 3, the champion" in decided()
 
+    folder = opened.scratch / "corpus"
+    folder.mkdir()
+    passages = pq.read_table(opened.local(run.models["corpus"]))
+    pq.write_table(passages.slice(1), folder / "corpus.parquet")
+    changed = opened.commit(full("prepare-changed"), folder, [], {"counts": {}})
+    models = better.models | {"corpus": changed.at("corpus.parquet")}
+    again = better.model_copy(update={"name": "20270103T000000-changed", "models": models})
+    opened.write_record(again.name, again.model_dump(mode="json"))
+    gate(str(store), again)
+    assert read_model(opened, "demo").aliases["champion"] == 4
+    assert "those of version 3, the champion, with the corpus of today" in decided()
+
 
 @pytest.mark.parametrize(
     ("changes", "fault"),
