@@ -1,5 +1,6 @@
 """The whole loop under Prefect: what runs, what is found, and what becomes of damage and kills."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -260,9 +261,15 @@ def test_a_killed_loop_goes_on_where_it_was_and_ends_in_the_same_bytes(first, st
     assert "going on from checkpoint-" in (home.parent / "output").read_text()
 
 
+def runs_a_stage(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):  # it has just ended
+        return "expandr_core.runtime.runner" in process.cmdline()
+    return False
+
+
 def stage_ends_with_its_flow(home: Path) -> None:
     deadline = time.monotonic() + 30
-    while any("expandr_core.runtime.runner" in process.cmdline() for process in of_home(home)):
+    while any(map(runs_a_stage, of_home(home))):
         assert time.monotonic() < deadline, "the stage's process outlived the flow"
         time.sleep(0.05)
 
