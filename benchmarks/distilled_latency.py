@@ -1,7 +1,8 @@
 """How long one query takes with the LLM, and how long with the distilled query encoder instead.
 
-    python -m benchmarks.distilled_latency STORE [--run NAME] [--queries 40]
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.distilled_latency STORE [--run NAME] [--queries 40]
 
+Without that setting, waiting threads keep a core busy: beside other programs a search takes 40 ms.
 STORE has a finished run with `distil.enabled`. Models and index are loaded once; then the same test
 queries are searched one by one, ten passages deep, first by one way and then by the other, and once more
 the other way round. Fails if the distilled encoder is not at least 20 times as fast by the median.
