@@ -93,10 +93,18 @@ def test_a_constant_policy_is_the_better_of_the_two_given_the_cost():
         assert np.isfinite(fitted.scores).all()
 
 
-def test_one_dev_query_is_enough_for_a_constant_policy():
-    for gain, policy in ((0.5, "always"), (-0.5, "never")):
+def test_one_dev_query_shows_nothing_so_none_is_expanded():
+    for gain in (0.5, -0.5):
         fitted = fit_gate(np.ones((1, 6)), np.array([gain]), np.zeros(1, int), 0.01, T, seed=0)
-        assert fitted.policy == policy and fitted.p == 1
+        assert fitted.policy == "never" and fitted.p == 1
+
+
+@pytest.mark.parametrize(("times", "policy"), [(4, "never"), (200, "always")])
+def test_a_gain_that_may_be_chance_expands_nothing(times, policy):
+    """The mean is 0.05 of 16 queries, p = 0.66, and of 800, p = 0.002; the features tell nothing."""
+    gains = np.array([0.5, -0.4, 0.5, -0.4] * times)
+    fitted = fit_gate(np.ones((len(gains), 3)), gains, np.arange(len(gains)), 0.0, T, seed=0)
+    assert fitted.policy == policy
 
 
 def test_a_feature_without_variance_and_equal_queries_do_no_harm():
