@@ -31,6 +31,7 @@ from expandr_core.retrieval.proposals import passages_at_once, propose
 
 _MARGIN = 64  # extra proposals, and as many again as wanted, so that few queries are searched twice
 _BYTES_PER_PROPOSAL = 80
+_FEW_PAIRS = 1 << 14  # of a query and a passage; to score them all takes no longer than to propose some
 Keys = NDArray[np.uint64]  # a score and its tie order: the greater, the nearer
 _NONE = np.uint64(0)  # below the key of any score
 _LAST = np.uint64((1 << 32) - 1)
@@ -81,6 +82,8 @@ def _best_keys(
     """Return the keys of the k best passages of each query, descending; (queries, k)."""
     passages = len(index.passage_ids)
     wanted = min(2 * k + _MARGIN, passages)
+    if wanted == passages or len(queries) * passages <= _FEW_PAIRS:
+        return _all_keys(queries, index)[:, : -k - 1 : -1]
     proposals = propose(queries, index, wanted, memory_gb, proposer)
 
     # score those that can be among the k best
@@ -99,6 +102,15 @@ def _best_keys(
         if len(unsettled):
             worst, size = worst[unsettled, 0], passages_at_once(index, memory_gb)
             keys[unsettled] = _search_again(queries[unsettled], worst, index, k, size)
+    return keys
+
+
+def _all_keys(queries: Vectors, index: Index) -> Keys:
+    """Return the keys of all passages of each query, ascending; (queries, passages)."""
+    passages = len(index.passage_ids)
+    rows, positions = np.divmod(np.arange(len(queries) * passages), passages)
+    keys = _keys(index, queries, rows, positions).reshape(len(queries), passages)
+    keys.sort(axis=1)
     return keys
 
 
@@ -140,7 +152,9 @@ def _search_again(queries: Vectors, worst: Vectors, index: Index, k: int, size: 
 
 def _keys(index: Index, queries: Vectors, rows: Positions, positions: Positions) -> Keys:
     """Score pairs of a query and a passage; return numbers that are ordered as they are ranked."""
-    scores = index.products(queries, rows, positions).astype(np.float32)
+    with np.errstate(over="ignore"):
+        scores = index.products(queries, rows, positions).astype(np.float32)
+    require_finite(scores)
     scores += np.float32(0)  # -0 becomes 0
     bits = scores.view(np.uint32)
     ordered = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31)).astype(np.uint64)

@@ -202,7 +202,7 @@ def status(name):
 
 index = open_index(sorted(Path(sys.argv[1]).iterdir()))
 queries = np.load(Path(sys.argv[1]).parent / "queries.npy")
-nearest(queries[:1], index._replace(shards=index.shards[:1], passage_ids=index.passage_ids[:1000]), 9, 1)
+nearest(queries, index._replace(shards=index.shards[:1], passage_ids=index.passage_ids[:1000]), 9, 1)
 Path("/proc/self/clear_refs").write_text("5")  # the peak so far no longer counts
 before = status("VmRSS")
 places = nearest(queries, index, 9, float(sys.argv[2]))[1]
