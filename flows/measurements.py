@@ -254,10 +254,11 @@ def _ask_about_round(
     what = "retrained retriever" if order == "retriever_only" else "joint loop"
     if order == "retriever_first":
         systems.ask(f"{joint}-before", joint, f"Does {method} help the retrained retriever?")
-    systems.ask(plain, joint, "Does retraining the retriever help?")
+    systems.ask(plain, joint, "Does retraining the retriever help, when expansions are used?")
     systems.ask("query", joint, f"Is the {what} better than the query alone?", baseline=True)
     systems.ask("control", joint, f"Is the {what} better than training without expansions?")
-    systems.ask(f"control-{plain}", joint, "Do expansions in training help, expansions equal?")
+    question = "Do expansions in training help, with the same expansions at search?"
+    systems.ask(f"control-{plain}", joint, question)
     if origin:
         question = "Is this round better than the one whose models it started from?"
         systems.ask(f"round-{origin}", joint, question)
@@ -280,9 +281,16 @@ def measure_on_dev(
 def kept(pipeline: Pipeline, best: Models, rounds: int) -> Kept:
     """Tell the report which models are kept, and why."""
     if not best.round:
-        reason = "No round beat the start on the dev queries; the models of the start are kept."
+        reason = (
+            "No round scored higher than the start on the dev queries; the models of the start are "
+            "kept."
+        )
         return Kept(expanded="untrained", alone="query", reason=reason)
     name = f"round-{best.round}"
-    reason = f"Round {best.round} of {rounds} was best on the dev queries; its models are kept."
+    reason = (
+        f"On the dev queries round {best.round} of {rounds} scored highest; its models are kept."
+        if rounds > 1
+        else "On the dev queries round 1 scored higher than the start; its models are kept."
+    )
     alone = "query" if pipeline.options.loop.order == "align_only" else f"{name}-query"
     return Kept(expanded=name, alone=alone, reason=reason)

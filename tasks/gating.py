@@ -108,6 +108,9 @@ def _measure_gate(pipeline: Pipeline, systems: Comparison, both: Both, gate: Art
     systems.notes.append(
         f"{name}: {expands:.0f} of {queries:.0f} queries are expanded, {saved:.0f} calls of the LLM are "
         "saved."
+        if expands
+        else f"{name}: the gate expands none of the {queries:.0f} queries, so it equals "
+        f"{systems.systems[both.alone].title}."
     )
 
 

@@ -113,6 +113,15 @@ def format_p(value: float) -> str:
     return f"{value:.3f}" if value >= 0.001 else f"{value:.1e}"
 
 
+def signed(value: float | None) -> str:
+    """Write a difference, with a true minus sign.
+
+    >>> signed(0.0251), signed(-0.0251), signed(None)
+    ('+0.025', '−0.025', '–')
+    """
+    return "–" if value is None else f"{value:+.3f}".replace("-", "−")
+
+
 def format_score(row: dict[str, Any], metric: str) -> str:
     """Format a metric of a row, with its standard deviation if there is one.
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from expandr_core.evaluation.comparison import titles_of
 from expandr_core.evaluation.metrics import MEASURES
-from expandr_core.evaluation.render import format_p
+from expandr_core.evaluation.render import format_p, signed
 from expandr_core.evaluation.significance import fewest_to_tell
 from expandr_core.options.base import Options, added
 
@@ -64,7 +64,7 @@ def verdict(comparison: dict[str, Any]) -> Verdict:
     >>> for sentence in verdict(comparison).sentences:
     ...     print(sentence)
     Round 1 is kept.
-    On this data the expansions hurt: query only 0.951, joint round 1 0.926 (-0.025, p = 0.010).
+    On this data these expansions hurt: query only 0.951, joint round 1 0.926 (−0.025, p = 0.010).
     The best system is query only with nDCG@10 0.951.
     Without expansions the kept models reach 0.951, with them 0.926.
     """
@@ -116,15 +116,20 @@ def _effect(
     scores, titles = _scores(comparison), titles_of(comparison)
     before, after = system["baseline"], system["name"]
     least = fewest_to_tell(comparison["significance_level"])
+    better, worse = {
+        None: (f"{titles[after]} is better", f"{titles[after]} is worse"),
+        False: ("the trained models help", "these expansions hurt"),
+        True: ("these expansions help", "these models hurt"),
+    }[expand]
     what = {
-        "better": f"On this data the {'trained models' if expand is False else 'expansions'} help",
-        "worse": "On this data the expansions hurt",
+        "better": f"On this data {better}",
+        "worse": f"On this data {worse}",
         "unclear": "On this data no difference is shown",
         "too few": f"{contrast['clusters']} observations are too few to tell (at least {least})",
     }
     return (
         f"{what[contrast['effect']]}: {titles[before]} {scores[before]:.3f}, {titles[after]} "
-        f"{scores[after]:.3f} ({contrast['difference']:+.3f}, p = {format_p(contrast['corrected_p'])})."
+        f"{scores[after]:.3f} {_by(contrast)}."
     )
 
 
@@ -171,8 +176,7 @@ def _best(comparison: dict[str, Any], several: bool) -> list[str]:
     metric, titles = comparison["metric"], titles_of(comparison)
     said = f"with {MEASURES[metric].title}"
     if not several:
-        best = max(comparison["results"], key=lambda row: row[metric])
-        return [f"The best system is {titles[best['system']]} {said} {best[metric]:.3f}."]
+        return [_best_of_one(comparison)]
     sentences = []
     whole = [mean for mean in comparison["means"] if mean["scope"] == "all"]
     for title in dict.fromkeys(mean["title"] for mean in whole):
@@ -182,3 +186,38 @@ def _best(comparison: dict[str, Any], several: bool) -> list[str]:
             f"The best system by the mean ({title}) is {system} {said} {best[metric]:.3f}."
         )
     return sentences
+
+
+def _best_of_one(comparison: dict[str, Any]) -> str:
+    """Name the best system of the one dataset, and whether its lead over the baseline is shown.
+
+    If nothing is shown to beat the one baseline that there is, that is what is said.
+    """
+    metric, titles, scores = comparison["metric"], titles_of(comparison), _scores(comparison)
+    title = MEASURES[metric].title
+    name = max(scores, key=lambda each: scores[each])
+    [system] = [each for each in comparison["systems"] if each["name"] == name]
+    lead = f"{titles[name]} with {title} {scores[name]:.3f}"
+    baselines = {each["baseline"] for each in comparison["systems"]} - {""}
+    if name in baselines:
+        return f"The best system is {lead}."
+    own = next(iter(_with_baseline(comparison, system)), None)
+    how = _by(own) if own else "which no test compares with a baseline"
+    against = [each for each in comparison["contrasts"] if each["before"] in baselines]
+    if len(baselines) != 1 or any(each["effect"] == "better" for each in against):
+        known = {"better": "", "unclear": "; its lead is not shown to be more than chance"}
+        if own is None:
+            return f"The best system is {lead}, {how}."
+        return f"The best system is {lead}{known.get(own['effect'], '; its lead is not shown')}."
+    [baseline] = baselines
+    higher = sum(score > scores[baseline] for score in scores.values())
+    return (
+        f"No system is shown to be better than {titles[baseline]} ({scores[baseline]:.3f}); "
+        f"{higher} {'scores' if higher == 1 else 'score'} higher, at best {lead}"
+        f"{' ' if own else ', '}{how}."
+    )
+
+
+def _by(contrast: dict[str, Any]) -> str:
+    """Write by how much systems differ, and whether that is chance."""
+    return f"({signed(contrast['difference'])}, p = {format_p(contrast['corrected_p'])})"

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from expandr_core.evaluation.render import cell, format_p, markdown_table, shortened
+from expandr_core.evaluation.render import cell, format_p, markdown_table, shortened, signed
 
 Number = float | int | None
 LONG = 320  # characters of a text that are shown at once
@@ -17,15 +17,6 @@ def score(value: Number) -> str:
     ('0.412', '–')
     """
     return "–" if value is None else f"{value:.3f}"
-
-
-def signed(value: Number) -> str:
-    """Write a difference.
-
-    >>> signed(0.0251), signed(-0.0251)
-    ('+0.025', '−0.025')
-    """
-    return "–" if value is None else f"{value:+.3f}".replace("-", "−")
 
 
 def count(value: Number) -> str:

@@ -57,7 +57,7 @@ from expandr_core.planning.workload import PlannedStep
 from expandr_core.runtime.job import Job
 from expandr_core.seeding import derive_seed
 
-VERSION = 4
+VERSION = 5
 ROLE = "measure"
 ISOLATION = "never"
 CHANGES = pa.schema(

@@ -57,7 +57,8 @@ def test_its_rows_are_tested_against_the_query_and_against_always_expanding(gate
         [system] = [each for each in comparison["systems"] if each["name"] == name]
         assert system["baseline"] == "query"
     said = comparison["verdict"]["sentences"][-1]
-    assert "gated after generation" in said and "calls of the LLM are saved" in said
+    assert "gated after generation" in said
+    assert "calls of the LLM are saved" in said or "expands none of the 18 queries" in said
     assert said in (store.local(gated.record.report) / "report.md").read_text()
 
 
