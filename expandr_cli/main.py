@@ -16,6 +16,7 @@ from expandr_cli.import_gguf import app as gguf_command
 from expandr_cli.models import app as model_commands
 from expandr_cli.plan import app as plan_command
 from expandr_cli.report import app as report_command
+from expandr_cli.serve import app as serve_command
 from expandr_cli.terminal import AGAIN, StoreOption, absolute, fail, notify, out, user_errors
 from expandr_core.options.loop import JointLoopOptions
 from flows.presets import CONFIGS
@@ -38,6 +39,7 @@ app.add_typer(ablate_command)
 app.add_typer(explain_command)
 app.add_typer(compare_command)
 app.add_typer(report_command)
+app.add_typer(serve_command)
 app.add_typer(cluster_commands)
 
 

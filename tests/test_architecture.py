@@ -78,7 +78,13 @@ FLOORS = [
     ("flows",),
     ("tasks",),
     ("expandr_core.stages",),
-    ("expandr_core.planning", "expandr_core.demo", "expandr_core.exports", "expandr_core.reports"),
+    (
+        "expandr_core.planning",
+        "expandr_core.demo",
+        "expandr_core.exports",
+        "expandr_core.reports",
+        "expandr_core.serving",
+    ),
     ("expandr_core.lineage",),
     ("expandr_core.training",),
     ("expandr_core.evaluation",),
@@ -143,6 +149,7 @@ def test_no_file_is_over_300_lines_and_no_function_over_60():
         ("exports", 830),
         ("lineage", 2400),
         ("reports", 2450),
+        ("serving", 1200),
     ],
 )
 def test_rooms_stay_within_their_size(rooms, most):

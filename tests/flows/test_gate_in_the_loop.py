@@ -10,10 +10,13 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from expandr_cli.main import app
-from expandr_cli.search import Search
+from expandr_cli.search import print_answer, served
 from expandr_core.evaluation.comparison import read_comparison
 from expandr_core.options.gate import GateOptions
 from expandr_core.retrieval.gate import AFTER, BEFORE, Gate, read_gate
+from expandr_core.serving.answers import Asked, answer
+from expandr_core.serving.opened import Opened
+from expandr_core.serving.writer import Writer
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.run_records import StepId
 from expandr_core.store.store import Store
@@ -88,9 +91,12 @@ def asked(gated: Finished, gate: Gate) -> tuple[str, list[str], bool]:
     """Search with a gate; return what is said, what is found, and whether the LLM was asked."""
     said = io.StringIO()
     store = Store(gated.record.store)
-    search = Search(Console(file=said, width=300), store, gated.record, "what sings?", 2)
-    found = search.gated(gate)["passage_id"].to_pylist()
-    return said.getvalue(), found, "expansion" in vars(search)
+    writer = Writer(store, gated.record.models["llm"], gated.record.options, None, {})
+    opened = Opened(store, served(store, gated.record), writer)
+    opened.gate = gate
+    [found] = answer(opened, [Asked("what sings?", 2)])
+    print_answer(Console(file=said, width=300), opened, found)
+    return said.getvalue(), found.hits["passage_id"].to_pylist(), "generator" in vars(writer)
 
 
 def test_search_asks_the_gate_before_the_llm_writes(gated):

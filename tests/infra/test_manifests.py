@@ -122,9 +122,10 @@ def test_every_pod_fits_the_restricted_standard_that_the_namespace_enforces(rend
     others = objects((KUBERNETES / "job-workers.yaml").read_text())
     template = json.loads((INFRA / "job-templates" / "kubernetes.json").read_text())
     others.append(template["job_configuration"]["job_manifest"])
+    others += objects((KUBERNETES / "serve.yaml").read_text())
     pods = [each.get("spec", {}).get("template") for each in (*rendered, *others)]
     pods = [pod["spec"] for pod in pods if pod]
-    assert len(pods) == 11
+    assert len(pods) == 12
     for pod in pods:
         outer = pod["securityContext"]
         assert outer["runAsNonRoot"] and outer["runAsUser"] > 0
@@ -206,6 +207,27 @@ def test_redis_asks_for_the_password_and_does_not_show_it(setup, tmp_path):
     assert server.wait(30) == 0  # the shell is gone, so that a stop reaches Redis
 
 
+def test_the_server_of_searches_is_asked_where_it_answers_and_has_time_to_stop():
+    from expandr_cli.serve import GRACE_SECONDS
+
+    pods, service = objects((KUBERNETES / "serve.yaml").read_text())
+    pod = pods["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    port = container["args"][-1]
+    assert container["ports"] == [{"name": "http", "containerPort": int(port)}]
+    assert service["spec"]["selector"] == pods["spec"]["template"]["metadata"]["labels"]
+    assert service["spec"]["ports"][0]["targetPort"] == "http"
+    for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[name]["httpGet"] == {"path": "/health", "port": "http"}
+    waits = int(container["lifecycle"]["preStop"]["exec"]["command"][-1])
+    assert pod["terminationGracePeriodSeconds"] >= GRACE_SECONDS + waits
+    composed = COMPOSE["services"]["serve"]
+    assert f":{composed['command'][-1]}/health" in composed["healthcheck"]["test"][-1]
+    assert int(composed["stop_grace_period"].removesuffix("s")) > GRACE_SECONDS
+    unit = (INFRA / "systemd" / "expandr-serve.service").read_text()
+    assert int(re.findall(r"^TimeoutStopSec=(\d+)s$", unit, re.M)[0]) > GRACE_SECONDS
+
+
 @pytest.mark.parametrize(("pool", "gpus"), [("cpu", None), ("gpu-infer", 1), ("gpu-train", 1)])
 def test_a_worker_of_a_gpu_pool_has_a_gpu(rendered, pool, gpus):
     (worker,) = [each for each in rendered if each["metadata"]["name"] == f"worker-{pool}"]
@@ -227,6 +249,7 @@ def test_systemd_knows_every_word_of_the_units(tmp_path):
         unit.write_text(unit.read_text().replace("/opt/expandr/.venv/bin", str(programs)))
     worker = (units / "prefect-worker@.service").rename(units / "prefect-worker@gpu0.service")
     started = [units / f"prefect-{name}.service" for name in ("migrate", "api", "services")]
+    started.append(units / "expandr-serve.service")
     said = run(
         "systemd-analyze", "verify", "--man=no", *started, worker,
         env={"SYSTEMD_UNIT_PATH": f"{units}:", "PATH": "/usr/bin:/bin"},

@@ -1,0 +1,1 @@
+"""Answer requests over HTTP with the models that a run kept."""

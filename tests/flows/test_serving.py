@@ -1,0 +1,337 @@
+"""What is served is what `expandr search` finds, whatever clients send and whoever is the champion."""
+
+import gc
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+import uvicorn
+from typer.testing import CliRunner
+
+from expandr_cli.main import app
+from expandr_cli.search import served
+from expandr_cli.serve import _Finder
+from expandr_core.serving.answers import Asked, answer
+from expandr_core.serving.app import make_app
+from expandr_core.serving.opened import Opened
+from expandr_core.serving.server import Limits, Server
+from expandr_core.serving.writer import Writer
+from expandr_core.store.store import Store
+from flows.run_record import find_run
+
+QUESTIONS = [f"what is {word} for?" for word in ("it", "that", "gold", "this herb", "salt", "tin")]
+LIMITS = Limits(query_characters=200, passages=20, texts=4, together=8, body_bytes=20_000)
+TOKEN = "a secret"
+HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script> \u202e {{ 7 * 7 }}"
+
+
+class Served(NamedTuple):
+    """A server in a thread of this process."""
+
+    store: str
+    server: Server
+    url: str
+
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        return httpx.post(f"{self.url}/{path}", json=body, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def serving(first, tmp_path_factory) -> Iterator[Served]:
+    store = shutil.copytree(first.record.store, tmp_path_factory.mktemp("serving") / "store")
+    said = CliRunner().invoke(app, ["promote", "--store", str(store)])
+    assert said.exit_code == 0, said.output
+    find = _Finder(Store(str(store)), "", "here", None, {})
+    server = Server(find.first(), LIMITS, find.newer, 0.05)
+    with listening(make_app(server)) as url:
+        yield Served(str(store), server, url)
+
+
+class listening:
+    """Serve an application in a thread."""
+
+    def __init__(self, application: Any):
+        config = uvicorn.Config(application, port=0, log_level="error")
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run)
+
+    def __enter__(self) -> str:
+        self._thread.start()
+        while not self._server.started:
+            assert self._thread.is_alive()
+            self._thread.join(0.02)
+        port = self._server.servers[0].sockets[0].getsockname()[1]
+        return f"http://127.0.0.1:{port}"
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+
+
+def hits_of(found: dict[str, Any]) -> list[tuple[str, float]]:
+    return [(hit["passage_id"], hit["score"]) for hit in found["hits"]]
+
+
+@pytest.mark.parametrize("mode", ["auto", "expanded", "alone"])
+def test_hits_and_scores_are_those_of_a_search_by_itself_to_the_bit(serving, mode):
+    store = Store(serving.store)
+    run = find_run(store, "latest")
+    assert run
+    writer = Writer(store, run.models["llm"], run.options, None, {})
+    opened = Opened(store, served(store, run), writer)
+    with ThreadPoolExecutor(len(QUESTIONS)) as pool:  # so that some are computed together
+        answers = pool.map(
+            lambda each: serving.post("search", query=each, k=7, mode=mode), QUESTIONS
+        )
+    for question, said in zip(QUESTIONS, answers, strict=True):
+        assert said.status_code == 200, said.text
+        found = said.json()
+        [alone] = answer(opened, [Asked(question, 7, mode)])
+        rows = alone.hits.to_pylist()
+        assert hits_of(found) == [(row["passage_id"], row["score"]) for row in rows]
+        assert (found["expansion"], found["gate"]) == (alone.expansion, alone.decision)
+        assert found["served"] == {"model": "demo", "version": 1, "run": run.name}
+
+
+def test_the_command_prints_what_is_served(serving):
+    command = ["search", QUESTIONS[0], "-k", "3", "--store", serving.store]
+    printed = CliRunner().invoke(app, command, env={"COLUMNS": "300"}).output
+    found = serving.post("search", query=QUESTIONS[0], k=3).json()
+    lines = [f"{hit['rank']:>3}. {hit['score']:.3f}  {hit['passage_id']}" for hit in found["hits"]]
+    assert [line for line in lines if line in printed] == lines
+
+
+def test_an_expansion_is_written_once_and_a_seed_gives_another_one(serving):
+    query = "who has seen it?"
+    first, again = (serving.post("expand", query=query).json() for _ in range(2))
+    assert (first["remembered"], again["remembered"]) == (False, True)
+    assert first["expansion"] == again["expansion"]
+    sampled = {serving.post("expand", query=query, seed=n).json()["expansion"] for n in (1, 2, 1)}
+    assert len(sampled) == 2
+
+
+def test_vectors_are_those_of_the_encoder(serving):
+    texts = ["a moth", "it lives in the north"]
+    encoder = serving.server.opened.encoder
+    for kind, encode in (("query", encoder.encode_queries), ("passage", encoder.encode_passages)):
+        said = serving.post("embed", texts=texts, kind=kind).json()
+        assert said["vectors"] == encode(texts).tolist()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "reason"),
+    [
+        ("search", {"query": "x" * 201}, 422, "at most 200 characters"),
+        ("search", {"query": " \n"}, 422, "it is empty"),
+        ("search", {"query": "a", "k": 21}, 422, r"at most 20 passages"),
+        ("search", {"query": "a", "k": 0}, 422, "greater than or equal to 1"),
+        ("search", {"query": "a", "mode": "distilled"}, 422, "distilled query encoder is not served"),
+        ("search", {"query": "a", "model": "x"}, 422, "model: Extra inputs"),
+        ("search", {"query": ["a"]}, 422, "valid string"),
+        ("search", {"query": "a", "seed": -1}, 422, "seed"),
+        ("search", {}, 422, "query: Field required"),
+        ("embed", {"texts": ["a"] * 5}, 422, "at most 4 texts"),
+        ("embed", {"texts": ["a", "x" * 201]}, 422, "at most 200 characters"),
+        ("expand", {"query": "x" * 30_000}, 413, "more than 20,000 bytes"),
+        ("nothing", {}, 404, "Not Found"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_answered_is_refused_with_its_reason(serving, path, body, status, reason):
+    said = serving.post(path, **body)
+    assert said.status_code == status and re.search(reason, said.json()["detail"]), said.text
+    assert "xxxx" not in said.text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{", b"\xff\xfe", b"[]", b"null", b"[" * 9000, b'{"query": "\\ud800"}',
+        b'{"query": "a", "k": 1e999}', b'{"query": "a", "k": ' + b"9" * 5000 + b"}",
+        b'{"query": "a", "seed": NaN}',
+    ],
+)  # fmt: skip
+def test_no_body_breaks_the_server(serving, body):
+    said = httpx.post(
+        f"{serving.url}/search", content=body, headers={"Content-Type": "application/json"}
+    )
+    assert said.status_code in (400, 422) and said.json()["detail"]
+
+
+def test_odd_texts_are_searched_for_like_others(serving):
+    for query in (HOSTILE, "\x00\x1b[31m", "\U0001f980" * 200, "</s><|im_end|>", "a\nb"):
+        assert serving.post("search", query=query).status_code == 200, query
+
+
+def test_a_body_of_unknown_length_is_limited_too(serving):
+    chunks = (b"a" * 1000 for _ in range(50))
+    said = httpx.post(
+        f"{serving.url}/search", content=chunks, headers={"Content-Type": "application/json"}
+    )
+    assert said.status_code == 413
+
+
+def test_the_metrics_and_the_lineage_tell_what_is_served(serving):
+    serving.post("search", query=QUESTIONS[0])
+    text = httpx.get(f"{serving.url}/metrics").text
+    lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(lines['expandr_requests_total{path="/search",status="200"}']) >= 1
+    assert float(lines["expandr_batch_requests_count"]) >= 1
+    assert float(lines["process_resident_memory_bytes"]) > 1e7
+    run = find_run(Store(serving.store), "latest")
+    assert run and f'run="{run.name}",version="' in text
+    found = httpx.get(f"{serving.url}/lineage").json()
+    assert found["models"]["llm"] == run.models["llm"].key
+    assert {"demo_world", "prepare", "encode"} <= {each["stage"] for each in found["artifacts"]}
+    assert httpx.get(f"{serving.url}/health").json() == {"status": "ready"}
+    assert httpx.get(f"{serving.url}/docs").status_code == 404
+
+
+def test_only_the_token_opens_the_door(serving):
+    server = Server(serving.server.opened, LIMITS, lambda _: None, 60)
+    with listening(make_app(server, TOKEN)) as url:
+        for given, status in (
+            (None, 401), ("Bearer x", 401), (f"Basic {TOKEN}", 401), (f"Bearer {TOKEN}", 200),
+            ("Bearer \xe9", 401),
+        ):  # fmt: skip
+            headers = {"Authorization": given.encode("latin-1")} if given else {}
+            for path in ("metrics", "lineage"):
+                said = httpx.get(f"{url}/{path}", headers=headers)
+                assert said.status_code == status, (given, path)
+        assert httpx.post(f"{url}/search", json={"query": "a"}).status_code == 401
+        assert httpx.get(f"{url}/health").status_code == httpx.get(url).status_code == 200
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    from infra.local.browser import FLAGS
+
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("chromium is not installed")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+def test_the_page_shows_both_sides_and_asks_nobody_else(serving, browser, monkeypatch):
+    [(query, judged), *_] = serving.server.opened.judged.items()
+    page = browser.new_page(viewport={"width": 400, "height": 900})
+    asked, said = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(serving.url)
+    page.wait_for_function("document.querySelector('#examples button')")
+    for width, scheme in ((400, "light"), (1300, "dark")):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
+        page.fill("#query", query)
+        page.select_option("#mode", "expanded")
+        page.fill("#k", "20")
+        with page.expect_response("**/search") as answered:
+            page.click("#go")
+        found = answered.value.json()
+        page.wait_for_function("!document.querySelector('#go').disabled")
+        assert page.inner_text("#expansion").split() == found["expansion"].split()
+        for side, hits in (("before", found["alone"]), ("after", found["hits"])):
+            assert page.locator(f"#{side} li").count() == 20
+            relevant = [hit for hit in hits if judged.get(hit["passage_id"], 0) > 0]
+            assert page.locator(f"#{side} li.relevant").count() == len(relevant)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    hostile = {**found, "expansion": HOSTILE, "hits": [{**found["hits"][0], "text": HOSTILE}]}
+    page.route("**/search", lambda route: route.fulfill(json=hostile))
+    page.fill("#query", HOSTILE)
+    page.click("#go")
+    page.wait_for_function("document.querySelectorAll('#after li').length == 1")
+    assert page.inner_text("#expansion") == page.inner_text("#after p") == HOSTILE
+    assert page.locator("main img, main script").count() == 0
+    page.close()
+    assert all(url.startswith((serving.url, "data:")) for url in asked) and not said
+
+
+def test_a_new_champion_is_served_without_a_lost_request_and_the_old_one_is_let_go(serving):
+    store = Store(serving.store)
+    [record] = [each for each in store.records() if "kind" not in each]
+    name = "20990101T000000-later-run"
+    store.write_record(name, record | {"name": name, "options": record["options"] | {"seed": 9}})
+    old, done = weakref.ref(serving.server.opened), threading.Event()
+
+    def ask(number: int) -> list[tuple[int, int]]:
+        seen = []
+        with httpx.Client(timeout=60) as client:
+            while not done.is_set():
+                body = {"query": f"{QUESTIONS[number % 6]} {len(seen)} {number}"}
+                said = client.post(f"{serving.url}/search", json=body)
+                seen.append((said.status_code, said.json()["served"]["version"]))
+                if seen[-3:] == [(200, 2)] * 3:
+                    break
+        return seen
+
+    with ThreadPoolExecutor(6) as pool:
+        seen = [pool.submit(ask, number) for number in range(6)]
+        promoted = CliRunner().invoke(app, ["promote", name, "--store", serving.store])
+        assert promoted.exit_code == 0, promoted.output
+        try:
+            answers = [each.result(120) for each in seen]
+        finally:
+            done.set()
+    for own in answers:
+        assert [status for status, _ in own] == [200] * len(own)
+        assert [version for _, version in own] == sorted(version for _, version in own)
+        assert own[-1][1] == 2
+    gc.collect()
+    assert old() is None
+
+
+def test_a_stopped_server_answers_what_it_has_begun_and_asks_for_the_token_of_its_environment(
+    serving,
+):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "expandr_cli.main", "serve", "--store", serving.store]
+    command += ["--port", str(port), "--run", "demo/1"]
+    environment = os.environ | {"EXPANDR_TOKEN": TOKEN}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stderr
+    assert any("serving run" in line for line in process.stderr)
+    url, headers = f"http://127.0.0.1:{port}/search", {"Authorization": f"Bearer {TOKEN}"}
+    body = {"query": QUESTIONS[0], "mode": "expanded"}
+    with httpx.Client(transport=httpx.HTTPTransport(retries=6)) as client:  # it listens soon
+        assert client.post(url, json=body).status_code == 401
+    with httpx.Client(headers=headers, timeout=60) as client, ThreadPoolExecutor(8) as pool:
+        asked = [
+            pool.submit(client.post, url, json=body | {"query": f"{each} {n}"})
+            for n, each in enumerate(QUESTIONS * 4)
+        ]
+        assert asked[0].result().status_code == 200
+        process.send_signal(signal.SIGTERM)
+        statuses = [each.result().status_code for each in asked if not each.exception(60)]
+    assert process.wait(60) == 0
+    assert statuses and set(statuses) == {200}
+
+
+def test_what_makes_no_sense_is_said_before_anything_is_loaded(serving, tmp_path):
+    empty = tmp_path / "token"
+    empty.touch()
+    for more, words in (
+        (["--token-file", str(empty)], "is empty"),
+        (["--token-file", str(tmp_path / "none")], "cannot be read"),
+        (["--llm", "there"], "give 'here', 'none', or the URL"),
+        (["--llm", "http://x/v1"], "--llm-model"),
+        (["--run", "x/champion"], "there is no run 'x/champion'"),
+    ):
+        said = CliRunner().invoke(app, ["serve", "--store", serving.store, *more])
+        assert said.exit_code == 2 and words in said.output, said.output
