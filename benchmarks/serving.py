@@ -3,8 +3,8 @@
     python -m benchmarks.serving STORE [--run NAME] [--seconds 60] [--small]
 
 Both sides ask the same server queries that it has never seen, so nothing is remembered: first one
-client, then all, then all, then one. A last phase of `--seconds` mixes in the collection's own queries, half of
-all, which are soon remembered. Prints throughput, latency, statuses, and the server's memory.
+client, then all, then all, then one. A last phase of `--seconds` mixes in the collection's own queries,
+half of all, which are soon remembered. Prints throughput, latency, statuses, and the server's memory.
 """
 
 import argparse
@@ -22,7 +22,8 @@ from typing import NamedTuple
 import psutil
 
 CLIENTS = 50
-HEAD = b"POST /search HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+HEAD = b"POST /search HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEAD += b"Content-Length: %d\r\n\r\n"
 ONE_AND_MANY = (1, CLIENTS, CLIENTS, 1)
 
 
