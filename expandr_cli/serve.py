@@ -25,31 +25,41 @@ TOKEN = "EXPANDR_TOKEN"
 GRACE_SECONDS = 60  # for requests in progress, when the server is stopped
 
 
+RunOption = Annotated[
+    str,
+    typer.Option(
+        "--run",
+        help="Alias (champion, MODEL/ALIAS, MODEL/VERSION), run, or 'latest'; by default the champion, "
+        "and the latest run as long as there is none. When an alias moves, what it names then is "
+        "served, without a restart.",
+    ),
+]
+LLMOption = Annotated[
+    str,
+    typer.Option(
+        help="Where the LLM runs: 'here', in this process; the URL of an OpenAI-compatible server, such "
+        "as http://host:8000/v1, whose key is read from OPENAI_API_KEY; or 'none'.",
+    ),
+]
+APIOption = Annotated[
+    Literal["completions", "chat"], typer.Option(help="API of that server; see llm.endpoint.api.")
+]
+TokenOption = Annotated[
+    Path | None,
+    typer.Option(
+        help=f"File with the token that requests must bring; by default ${TOKEN}, if it is set."
+    ),
+]
+
+
 @app.command()
 def serve(
-    run_name: Annotated[
-        str,
-        typer.Option(
-            "--run",
-            help="Alias (champion, MODEL/ALIAS, MODEL/VERSION), run, or 'latest'; by default the "
-            "champion, and the latest run as long as there is none. When an alias moves, what it names "
-            "then is served, without a restart.",
-        ),
-    ] = "",
+    run_name: RunOption = "",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8080,
-    llm: Annotated[
-        str,
-        typer.Option(
-            help="Where the LLM runs: 'here', in this process; the URL of an OpenAI-compatible server, "
-            "such as http://host:8000/v1, whose key is read from OPENAI_API_KEY; or 'none'.",
-        ),
-    ] = "here",
+    llm: LLMOption = "here",
     llm_model: Annotated[str, typer.Option(help="The LLM's name on that server.")] = "",
-    llm_api: Annotated[
-        Literal["completions", "chat"],
-        typer.Option(help="API of that server; see llm.endpoint.api."),
-    ] = "completions",
+    llm_api: APIOption = "completions",
     max_query_chars: Annotated[int, typer.Option(min=1, help="Longest query or text.")] = 2000,
     max_k: Annotated[int, typer.Option(min=1, help="Most passages of an answer.")] = 100,
     max_queue: Annotated[
@@ -60,12 +70,7 @@ def serve(
     poll: Annotated[
         float, typer.Option(min=0.05, help="Seconds between two looks for a new champion.")
     ] = 10,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(
-            help=f"File with the token that requests must bring; by default ${TOKEN}, if it is set."
-        ),
-    ] = None,
+    token_file: TokenOption = None,
     store: StoreOption = "store",
 ) -> None:
     """Serve the champion, or the models of a run: `/search`, `/expand`, `/embed`, and a page to try it.
@@ -73,7 +78,6 @@ def serve(
     SIGTERM or Ctrl-C ends it as soon as the requests in progress are answered.
     """
     with user_errors():
-        import uvicorn
         from cachetools import LRUCache
 
         from expandr_core.serving.app import make_app
@@ -87,20 +91,26 @@ def serve(
         find = _Finder(opened, run_name, llm, _endpoint(llm, llm_model, llm_api), LRUCache(cache))
         limits = Limits(max_query_chars, max_k, waiting=max_queue, together=max_batch)
         server = Server(find.first(), limits, find.newer, poll)  # which alone holds the models
-        config = uvicorn.Config(
-            make_app(server, token),
-            host,
-            port,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=GRACE_SECONDS,
-        )
         _warn_of_open_doors(host, token)
         notify(f"serving run {server.opened.served.run} at http://{host}:{port}; Ctrl-C ends it")
+    _listen(make_app(server, token), host, port)
+
+
+def _listen(application: Any, host: str, port: int) -> None:
+    """Answer requests until a signal comes, and then those that are in progress."""
+    import uvicorn
+
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises its signal again at its end
         signal.signal(number, lambda *_: None)
-    uvicorn.Server(config).run()
+    uvicorn.run(
+        application,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
 
 
 class _Finder:
