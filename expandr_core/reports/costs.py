@@ -88,6 +88,7 @@ def _row(run: ComparedRun, nodes: list[Node]) -> Row:
         "reused": len(nodes) - len(made),
         "seconds": cost.seconds,
         "seconds_made": own.seconds,
+        "seconds_reused": cost.seconds - own.seconds,
         "gpu_hours": cost.gpu_hours,
         "tokens": int(cost.tokens or 0) or None,
         "megabytes": cost.bytes / 1e6,

@@ -3,12 +3,11 @@
 from typing import Any, NamedTuple
 
 from expandr_core.reports.drawing import drawing
-from expandr_core.reports.palette import FAMILIES, LIGHT, SERIES
+from expandr_core.reports.palette import FAMILIES, LIGHT, SERIES, STYLES, looks_of
 
 Report = dict[str, Any]
 _MOST = 8  # groups or curves of one picture
 _WIDE = 20  # range of a curve from which on its axis is logarithmic
-_STYLES = ("-", "--", ":")  # of the lines of one family
 _LINES = ("round-N", "round-N-greedy", "aligned-N", "control-aligned-N", "round-N-query")
 
 
@@ -44,7 +43,7 @@ def figures_of(report: Report) -> dict[str, Picture]:
     for kind, measure, y in (
         ("LLM", "loss", "loss (nats)"),
         ("LLM", "rewards/margins", "margin of implicit rewards"),
-        ("LLM", "rewards/accuracies", "share of pairs ranked rightly"),
+        ("LLM", "rewards/accuracies", "training pairs ranked rightly"),
         ("LLM", "kl", "divergence from the start (nats)"),
         ("retriever", "loss", "contrastive loss (nats)"),
         ("retriever", "dev_ndcg_at_10", "nDCG@10 on dev examples"),
@@ -66,7 +65,8 @@ def _systems(report: Report) -> Picture | None:
     if len({row["dataset"] for row in rows}) != 1:
         return None
     rows = sorted(rows, key=lambda row: row[report["metric"]])
-    n = f"n = {rows[0]['queries']} queries in {rows[0]['clusters']} clusters"
+    clusters, n = rows[0]["clusters"], f"n = {rows[0]['queries']} queries"
+    n += "" if clusters == rows[0]["queries"] else f" in {clusters} clusters"
     with drawing("systems", f"{metric} of all systems", n, 0.7 + 0.2 * len(rows)) as made:
         axes = made.axes(f"{metric} ({n})", "", grid="x")
         for place, row in enumerate(rows):
@@ -143,7 +143,7 @@ def _rounds(report: Report) -> Picture | None:
         seen: dict[str, int] = {}
         for number, line in enumerate(lines):
             points, colour = line["points"], _colour(line["family"])
-            style = _STYLES[seen.setdefault(line["family"], 0) % len(_STYLES)]
+            style = STYLES[seen.setdefault(line["family"], 0) % len(STYLES)]
             seen[line["family"]] += 1
             rounds = [point["round"] + 0.03 * (number - len(lines) / 2) for point in points]
             values = [point["value"] for point in points]
@@ -158,7 +158,7 @@ def _rounds(report: Report) -> Picture | None:
     return Picture(
         made.svg,
         f"{metric} after each round, with {report['confidence_percent']} % intervals; round 0 is the "
-        f"untrained start. n = {queries} queries.",
+        f"start, before any training. n = {queries} queries.",
     )
 
 
@@ -189,7 +189,7 @@ def _queries(report: Report) -> Picture | None:
     return Picture(
         made.svg,
         f"Change in {metric} of each of {n} queries, from {queries['before_title']} to "
-        f"{queries['after_title']}: green won, red lost.",
+        f"{queries['after_title']}: above 0 it is won, below lost.",
     )
 
 
@@ -202,7 +202,7 @@ def _similarity(report: Report) -> Picture | None:
     named = [group | {"name": titles[group["name"]]} for group in histogram["groups"]]
     return _histogram(
         "similarity",
-        "Similarity to the positive",
+        "Similarity to the relevant passage",
         "similarity of the search vector to the best relevant passage",
         "queries",
         histogram | {"groups": named},
@@ -221,15 +221,22 @@ def _histogram(name: str, title: str, x: str, unit: str, found: Report) -> Pictu
     n = "n = " + " to ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1])))
     with drawing(name, title, f"{n} {unit}", height) as made:
         axes = made.axes(f"{x} ({n})", f"share of {unit}")
-        for number, group in enumerate(groups):
-            colour = LIGHT[SERIES[number % len(SERIES)]]
+        looks = looks_of([group["name"] for group in groups])
+        for group, (colour, style) in zip(groups, looks, strict=True):
             shares = [count / group["n"] for count in group["counts"]]
             label = f"{_short(group['name'], 30)} (mean {group['mean']:.3g})"
-            axes.stairs(shares, found["edges"], color=colour, linewidth=1.5, label=label)
+            axes.stairs(
+                shares, found["edges"], color=colour, linewidth=1.5, linestyle=style, label=label
+            )
             axes.axvline(group["mean"], color=colour, linewidth=0.9, linestyle=(0, (3, 2)))
         axes.set_ylim(bottom=0)
         made.figure.legend(loc="outside upper left", ncols=1 if long else 2)
-    return Picture(made.svg, f"{title}; {n} {unit} in each group, dashed lines are means.{rest}")
+    each = (
+        " in each group, dashed lines are means"
+        if len(groups) > 1
+        else ", the dashed line is the mean"
+    )
+    return Picture(made.svg, f"{title}; {n} {unit}{each}.{rest}")
 
 
 def _curves(report: Report, name: str, kind: str, measure: str, y: str) -> Picture | None:
@@ -241,20 +248,20 @@ def _curves(report: Report, name: str, kind: str, measure: str, y: str) -> Pictu
     long = max(len(curve["title"]) for curve in curves) > 26
     height = 2.7 + 0.14 * len(curves) / (1 if long else 2)
     steps = max(curve["steps"] for curve in curves)
-    with drawing(name, f"{y} by step", f"of {len(curves)} trainings", height) as made:
+    trainings = "1 training" if len(curves) == 1 else f"{len(curves)} trainings"
+    with drawing(name, f"{y} by step", f"of {trainings}", height) as made:
         axes = made.axes(f"step (n = {steps} at most)", y)
-        for number, curve in enumerate(curves):
+        looks = looks_of([curve["title"] for curve in curves])
+        for curve, (colour, style) in zip(curves, looks, strict=True):
             points = curve["measures"][measure]
-            axes.plot(*zip(*points, strict=True), color=LIGHT[SERIES[number % len(SERIES)]],
+            axes.plot(*zip(*points, strict=True), style, color=colour,
                       label=_short(curve["title"], 60))  # fmt: skip
         values = [value for c in curves for _, value in c["measures"][measure]]
         if min(values) > 0 and max(values) > _WIDE * min(values):
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
         made.figure.legend(loc="outside upper left", ncols=1 if long else 2)
-    return Picture(
-        made.svg, f"{y[0].upper()}{y[1:]} in each training of the {kind}, by step.{rest}"
-    )
+    return Picture(made.svg, f"{y[0].upper()}{y[1:]} by step, in {trainings} of the {kind}.{rest}")
 
 
 def _cost(report: Report) -> Picture | None:

@@ -16,6 +16,7 @@ from expandr_core.store.artifacts import Artifact
 from expandr_core.store.run_records import Step
 
 Row = dict[str, Any]
+LOW_AGREEMENT = 0.3  # of the components of the reward, by Kendall's tau
 POINTS = 150  # of a curve; longer ones are averaged piecewise
 _ROWS_AT_ONCE = 4096
 _KINDS = {"train_retriever": "retriever", "distil": "student"}
@@ -146,6 +147,22 @@ def _thinned(points: list[tuple[int, float]]) -> list[tuple[float, float]]:
         return [(float(step), float(value)) for step, value in points]
     pieces = np.array_split(np.array(points, np.float64), POINTS)
     return [(float(step), float(value)) for step, value in (piece.mean(axis=0) for piece in pieces)]
+
+
+def reward_scale(options: Row) -> str:
+    """Say what a reward is, and between which numbers.
+
+    >>> reward_scale({"reward": "ndcg_delta", "retriever_weight": 2.0, "self_weight": 1.0})
+    'A reward is ndcg_delta of the retriever and 1/rank by the answer, weighted 2 and 1: at most 3.'
+    """
+    weights = [float(options.get(f"{name}_weight", 1)) for name in ("retriever", "self")]
+    named = "1/rank among the candidates by the retriever"
+    if options.get("reward", "candidate_rank") != "candidate_rank":
+        named = f"{options['reward']} of the retriever"
+    return (
+        f"A reward is {named} and 1/rank by the answer, weighted {weights[0]:g} and "
+        f"{weights[1]:g}: at most {sum(weights):g}."
+    )
 
 
 def audits_of(run: ComparedRun) -> list[Row]:

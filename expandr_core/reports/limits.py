@@ -1,10 +1,10 @@
-"""What a run cannot say, and what its numbers suggest to try; both follow from its facts."""
+"""What a run cannot say; it follows from the facts of its report."""
 
 from typing import Any
 
 from expandr_core.evaluation.metrics import MEASURES
 from expandr_core.evaluation.significance import FEWEST
-from expandr_core.preferences.audit import CERTAIN
+from expandr_core.reports.models import origin_of
 
 Report = dict[str, Any]
 FEW_CLUSTERS = 30
@@ -12,19 +12,35 @@ FEW_CLUSTERS = 30
 
 def limits_of(report: Report) -> list[str]:
     """Return sentences about what the numbers do not show, from the rest of the report."""
-    said = [*_about_data(report), *_about_chance(report), *_about_choice(report)]
-    return [*said, *_about_leakage(report), *(f"{each}." for each in report["warnings"])]
+    said = [*_about_models(report), *_about_data(report), *_about_chance(report)]
+    said += [*_about_choice(report), *_about_leakage(report), *_about_code(report)]
+    return [*said, *(f"{each}." for each in report["warnings"])]
+
+
+def _about_models(report: Report) -> list[str]:
+    said = []
+    for role, what in (("llm", "Texts were written by"), ("retriever", "Searches began with")):
+        built = [each for each in report["models"] if each["role"] == role and each["built"]]
+        if built:
+            said.append(
+                f"{what} {origin_of(built[0])}: this tests the pipeline, not what the method brings "
+                f"with a {'language model' if role == 'llm' else 'retriever'} of usual size."
+            )
+    return said
 
 
 def _about_data(report: Report) -> list[str]:
     said = []
     sources = {step["stage"] for step in report["cost"]["stages"]}
     if "demo_world" in sources:
-        said.append(
-            "The world is synthetic and the models are tiny: the numbers show the mechanism, not what "
-            "real collections or larger models reach."
-        )
+        said.append("The world is synthetic: the numbers do not tell what real collections reach.")
     if len(report["datasets"]) == 1:
+        passages = report["datasets"][0]["passages"]
+        if passages:
+            said.append(
+                f"{passages:,.0f} passages were searched. The more there are, the harder it is: "
+                "do not compare the scores with published ones on a corpus of another size."
+            )
         said.append(
             "One collection was measured; the run says nothing about other domains or languages."
         )
@@ -47,8 +63,9 @@ def _about_chance(report: Report) -> list[str]:
     head = report["headline"]
     if head and head["low"] is not None:
         said.append(
-            f"The difference is known to about ±{(head['high'] - head['low']) / 2:.3f} "
-            f"{MEASURES[report['metric']].title}; a smaller difference needs a test of its own."
+            f"The difference between {head['before_title']} and {head['after_title']} is known to about "
+            f"±{(head['high'] - head['low']) / 2:.3f} {MEASURES[report['metric']].title}; other "
+            "differences have intervals of their own."
         )
     if report["seeds"] == 1:
         said.append(
@@ -57,9 +74,11 @@ def _about_chance(report: Report) -> list[str]:
         )
     unclear = [each for each in tests if each["effect"] in ("unclear", "too few")]
     if unclear:
+        alike = sum(each["alike"] for each in unclear)
         said.append(
-            f"{len(unclear)} of {len(tests)} tests show no difference. That does not prove that these "
-            "systems are equal."
+            f"{len(unclear)} of {len(tests)} tests show no difference"
+            + (f", {alike} of them as the two systems rank every query alike" if alike else "")
+            + ". To show no difference does not prove that systems are equal."
         )
     untested = len(report["systems"]) - len({each["after"] for each in tests})
     if untested and tests:
@@ -68,14 +87,22 @@ def _about_chance(report: Report) -> list[str]:
 
 
 def _about_choice(report: Report) -> list[str]:
-    kept = report["kept"]
-    if not kept:
+    if not report["kept"]:
         return ["No models were chosen: the best of many systems looks better than it is."]
-    said = []
-    if report["run"]["best_round"]:
+    said, dev = [], report["dev"]
+    rounds = max(
+        (point["round"] for line in report["rounds"] for point in line["points"]), default=0
+    )
+    if dev:
+        scores = ", ".join(
+            f"{'the start' if row['title'] == 'round 0' else row['title']} {row['value']:.3f}"
+            for row in dev
+        )
+        chosen = "Which round is kept" if rounds > 1 else "Whether round 1 is kept"
+        another = "; on other queries another may be best" if rounds > 1 else ""
         said.append(
-            "The round was chosen on dev queries of the same collection; on another collection another "
-            "round may be best."
+            f"{chosen} was decided on {dev[0]['queries']} dev queries ({scores}), "
+            f"not by a test{another}."
         )
     if any(each["dataset"] == "dev" for each in report["datasets"]):
         said.append(
@@ -97,77 +124,28 @@ def _about_leakage(report: Report) -> list[str]:
                 f"{audit['title']} on {audit['dataset']}; look at the gain without them."
             )
             break
-    said.append(
-        "What the language model read in its pretraining is unknown; it may have seen these texts."
-    )
-    return said
-
-
-def suggestions_of(report: Report) -> list[str]:
-    """Return what the numbers suggest to try next."""
-    said, metric, head = [], report["metric"], report["headline"]
-    place = head["dataset"] if head else ""
-    rows = {row["system"]: row for row in report["systems"] if row["dataset"] == place}
-    best = max(rows.values(), key=lambda row: row[metric], default=None)
-    if best and head and best["system"] != head["after"]:
-        own = rows[head["after"]]
+    writers = [each for each in report["models"] if each["role"] == "llm"]
+    foreign = dict.fromkeys(each["name"] for each in writers if not each["built"])
+    if foreign or not writers:
         said.append(
-            f"On {place}, {best['title']} reaches {best[metric]:.3f} and {own['title']} "
-            f"{own[metric]:.3f}: try the former, and test it on queries that were not used here."
+            f"What {' and '.join(foreign) or 'the language model'} read in its pretraining is unknown; "
+            "it may have seen these texts."
         )
-    said += _about_losses(report)
-    said += _about_rounds(report)
-    for side in ("longer", "shorter"):
-        biased = [
-            audit["label"]
-            for audit in report["pair_audits"]
-            if audit["length_p"] < CERTAIN
-            and (audit["chosen_longer"] > audit["rejected_longer"]) == (side == "longer")
-        ]
-        if biased:
-            said.append(
-                f"Chosen texts are mostly the {side} ones ({' and '.join(biased)}): check that "
-                "the LLM does not learn a length."
-            )
-    if report["seeds"] == 1:
-        said.append("Repeat the run with other seeds before you rely on a close comparison.")
-    return said
-
-
-def _about_losses(report: Report) -> list[str]:
-    """Say what hurts: systems that are worse than what they are compared with, and single queries."""
-    said = [
-        f"{test['after_title']} is worse than {test['before_title']} on {test['dataset']} "
-        f"({test['difference']:+.3f}): leave out what tells them apart."
-        for test in report["tests"]
-        if test["effect"] == "worse"
-    ]
-    queries = report["queries"]
-    if "unavailable" not in queries and queries["worst"]:
-        start = "" if said else "No test shows that anything hurts on average, but "
+    elif "demo_world" not in {step["stage"] for step in report["cost"]["stages"]}:
         said.append(
-            f"{start}{queries['losses']} of {queries['queries']} queries lose by "
-            f"{queries['after_title']}, at worst {queries['worst'][0]['difference']:+.3f}."
+            "The LLM learned to write from the texts of the collection, which are also those that are "
+            "searched."
         )
     return said
 
 
-def _about_rounds(report: Report) -> list[str]:
-    """Say whether the last round was worth it, by its test."""
-    points = [line["points"] for line in report["rounds"] if line["line"] == "round-N"]
-    if not points:
+def _about_code(report: Report) -> list[str]:
+    commits = report["code"].get("commits", [])
+    dirty = any(each.endswith("-dirty") for each in commits)
+    if len(commits) < 2 and not dirty:
         return []
-    if len(points[0]) == 2:
-        return ["One round was run; a second shows whether the gain goes on."]
-    before, last = points[0][-2:]
-    more = f"The last round changed the joint system by {last['value'] - before['value']:+.3f}"
-    effects = [
-        test["effect"]
-        for test in report["tests"]
-        if (test["before"], test["after"]) == (before["system"], last["system"])
+    several = f"code of {len(commits)} commits" if len(commits) > 1 else "one commit's code"
+    partly = ", partly changed and not committed" if dirty else ""
+    return [
+        f"It was made by {several}{partly}: no one version of the code is known to give the same again."
     ]
-    if effects == ["better"]:
-        return [f"{more}, which is significant: another round may bring more."]
-    if effects == ["worse"]:
-        return [f"{more}, which is significant: fewer rounds are better."]
-    return [f"{more}, which no test tells from chance: more rounds are not worth their cost yet."]

@@ -27,6 +27,10 @@ DARK = LIGHT | {
 }
 FAMILIES = {"reference": "muted", "base retriever": "blue", "control": "orange", "joint": "green"}
 SERIES = ("blue", "green", "orange", "purple", "red", "sky", "muted")
+STYLES = ("-", "--", ":")  # of the lines of one family
+_FIXED = {"rejected": "purple", "chosen": "sky", "query only": "muted", "control": "orange",
+          "untrained": "blue", "start": "blue"}  # fmt: skip
+_ROUNDS = ("green", "purple", "sky", "red")
 
 
 def css(colours: dict[str, str]) -> str:
@@ -46,3 +50,20 @@ def with_variables(svg: str) -> str:
     """
     names = {value: name for name, value in LIGHT.items()}
     return re.sub("|".join(names), lambda found: f"var(--{names[found[0]]})", svg)
+
+
+def looks_of(names: list[str]) -> list[tuple[str, str]]:
+    """Return colour and line style of groups or trainings, by the colours of the families.
+
+    >>> [style for _, style in looks_of(["start", "round 1", "untrained"])]
+    ['-', '-', '--']
+    """
+    seen: dict[str, int] = {}
+    looks, rounds = [], 0
+    for name in names:
+        colour = next((fixed for word, fixed in _FIXED.items() if word in name), "")
+        if not colour:
+            colour, rounds = _ROUNDS[rounds % len(_ROUNDS)], rounds + 1
+        seen[colour] = seen.get(colour, -1) + 1
+        looks.append((LIGHT[colour], STYLES[seen[colour] % len(STYLES)]))
+    return looks

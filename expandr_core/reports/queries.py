@@ -10,6 +10,7 @@ from expandr_core.lineage.compared_run import ComparedRun
 from expandr_core.lineage.nodes import Node
 from expandr_core.records import rows_with_ids
 from expandr_core.reports.facts import searched
+from expandr_core.reports.models import expanding
 from expandr_core.reports.rankings import best_positives, relevant, top_hits
 from expandr_core.store.artifacts import Artifact
 
@@ -29,6 +30,7 @@ def changes_of(run: ComparedRun, headline: Row) -> Row:
         headline: the test of these systems.
     """
     path = run.store.local(run.run.report) / "differences.parquet"
+    expands = expanding(run, headline["dataset"])
     pair = {name: headline[name] for name in ("dataset", "before", "after")}
     rows = pq.read_table(
         path,
@@ -46,6 +48,8 @@ def changes_of(run: ComparedRun, headline: Row) -> Row:
         "after_title": headline["after_title"],
         "writer_before": _writer(run, headline["before"]),
         "writer_after": headline["after_title"],
+        "before_expands": expands[headline["before"]],
+        "after_expands": expands[headline["after"]],
         "queries": len(rows),
         "wins": int((differences > 0).sum()),
         "ties": int((differences == 0).sum()),

@@ -12,11 +12,20 @@ from expandr_core.reports.costs import costs_of
 from expandr_core.reports.facts import code_facts, data_facts, option_facts, run_facts
 from expandr_core.reports.graph import graph_of
 from expandr_core.reports.intervals import CONFIDENCE_PERCENT, RESAMPLES
-from expandr_core.reports.learning import audits_of, curves_of, distributions_of
-from expandr_core.reports.limits import limits_of, suggestions_of
+from expandr_core.reports.learning import (
+    LOW_AGREEMENT,
+    audits_of,
+    curves_of,
+    distributions_of,
+    reward_scale,
+)
+from expandr_core.reports.limits import limits_of
+from expandr_core.reports.models import beginnings_of, dev_scores_of, models_of
 from expandr_core.reports.queries import changes_of
 from expandr_core.reports.similarity import similarity_of
+from expandr_core.reports.suggestions import suggestions_of
 from expandr_core.reports.systems import headline_of, path_of, rounds_of, systems_of
+from expandr_core.reports.terms import terms_of
 from expandr_core.store.manifests import DamagedArtifact
 from expandr_core.store.run_records import RecordedRun
 from expandr_core.store.store import Store
@@ -65,25 +74,38 @@ def report_of(
         "datasets": part("data", lambda: _try(lambda: data_facts(run), [])),
         "headline": headline,
         "systems": systems,
+        "models": _try(lambda: models_of(run), []),
+        "dev": _try(lambda: dev_scores_of(run), []) if comparison["kept"] else [],
         "means": [] if single else _named(comparison["means"], "system_title", titles),
         "tests": tests,
-        "path": path_of(systems, comparison) if single else [],
+        "terms": terms_of(titles.values()),
+        "path": path_of(systems, tests, comparison) if single else [],
         "rounds": rounds_of(systems, comparison["metric"]) if single else [],
         "similarity": part("similarity", lambda: _or_why(lambda: similarity_of(run))),
         "distributions": part("distributions", lambda: _or_why(lambda: distributions_of(run))),
         "curves": part("curves", lambda: _try(lambda: curves_of(run), [])),
         "queries": part("queries", lambda: _or_why(lambda: _changes(run, headline))),
         "pair_audits": _try(lambda: audits_of(run), []),
+        "reward_scale": reward_scale(record.options.get("preferences", {})),
+        "low_agreement": LOW_AGREEMENT,
         "leakage": _named(comparison["leakage"], "title", titles),
         "cost": part("cost", lambda: costs_of(run, points)),
         "lineage": part("lineage", lambda: _or_why(lambda: graph_of(run))),
         "code": _or_why(lambda: code_facts(run.lineage.upstream([record.report.key]))),
         "options": option_facts(run),
     }
-    report["counts"] = _counts(report)
-    report["cannot_say"] = limits_of(report)
-    report["suggestions"] = suggestions_of(report)
-    return report
+    return report | _said(report)
+
+
+def _said(report: dict[str, Any]) -> dict[str, Any]:
+    """Say in words what follows from the rest of a report."""
+    return {
+        "counts": _counts(report),
+        "scope": _scope(report),
+        "beginnings": beginnings_of(report["models"]),
+        "cannot_say": limits_of(report),
+        "suggestions": suggestions_of(report),
+    }
 
 
 def _named(rows: list[dict[str, Any]], name: str, titles: dict[str, str]) -> list[dict[str, Any]]:
@@ -95,6 +117,7 @@ def _counts(report: dict[str, Any]) -> dict[str, int]:
     """Count what the pages count."""
     return {
         "tests": len(report["tests"]),
+        "tests_of_alike": sum(test["alike"] for test in report["tests"]),
         "trainings": len(report["curves"]),
         "datasets": len({row["dataset"] for row in report["systems"]}),
         "boxes": len(report["lineage"].get("nodes", ())),
@@ -102,6 +125,20 @@ def _counts(report: dict[str, Any]) -> dict[str, int]:
         "options": len(report["options"]["all"]),
         "gone": len(report["cost"]["gone"]),
     }
+
+
+def _scope(report: dict[str, Any]) -> str:
+    """Say how much was measured on: queries and passages, or datasets.
+
+    >>> _scope({"datasets": [{"queries": 300, "passages": 1200}]})
+    '300 queries, 1,200 passages'
+    """
+    rows = report["datasets"]
+    queries = sum(row["queries"] for row in rows)
+    if len(rows) != 1:
+        return f"{len(rows)} sets of queries, {queries:,} queries" if rows else ""
+    passages = rows[0]["passages"]
+    return f"{queries:,} queries" + ("" if passages is None else f", {passages:,.0f} passages")
 
 
 def _outcome(run: ComparedRun) -> dict[str, Any]:
@@ -116,7 +153,15 @@ def _outcome(run: ComparedRun) -> dict[str, Any]:
         "confidence_percent": CONFIDENCE_PERCENT,
         "resamples": RESAMPLES,
         "seeds": _seeds(run),
+        "baseline": _baseline(comparison),
     }
+
+
+def _baseline(comparison: dict[str, Any]) -> str:
+    """Name the baseline, if all systems have the same."""
+    titles = titles_of(comparison)
+    found = {titles[each["baseline"]] for each in comparison["systems"] if each["baseline"]}
+    return found.pop() if len(found) == 1 else ""
 
 
 def _seeds(run: ComparedRun) -> int:

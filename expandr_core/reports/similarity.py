@@ -27,6 +27,8 @@ _SUMMED = ("vector", "concatenate", "hyde")  # fusions whose scores are similari
 def similarity_of(run: ComparedRun) -> dict[str, Any]:
     """Measure the similarity under the base retriever, without and with each kind of expansion.
 
+    A system's `change` is from the query alone, its `gain` from the LLM before its alignment.
+
     Only queries whose relevant passage is among the hits of all systems count; the rest is `left_out`.
 
     Raises:
@@ -61,21 +63,24 @@ def similarity_of(run: ComparedRun) -> dict[str, Any]:
 def _summary(run: ComparedRun, values: dict[str, Any], clusters: Any) -> dict[str, Any]:
     titles, names = titles_of(run.comparison), list(values)
     scores = np.stack(list(values.values()), axis=1)
-    before = names.index("untrained") if "untrained" in names else 0
-    changes = scores - scores[:, [before]]
+    before = names.index("query") if "query" in names else 0
+    start = names.index("untrained") if "untrained" in names else before
+    changes, gains = scores - scores[:, [before]], scores - scores[:, [start]]
     seed = derive_seed("report", "similarity")
-    limits = bootstrap(np.concatenate([scores, changes], axis=1), clusters, seed)
-    own, differences = np.split(limits, 2, axis=1)
+    limits = bootstrap(np.concatenate([scores, changes, gains], axis=1), clusters, seed)
+    own, differences, gained = np.split(limits, 3, axis=1)
     systems = [
         {"system": name, "title": titles[name], "mean": float(scores[:, place].mean())}
         | {"change": None if place == before else float(changes[:, place].mean())}
+        | {"gain": None if place in (before, start) else float(gains[:, place].mean())}
         | without_nan({
             "low": own[0, place], "high": own[1, place],
             "change_low": differences[0, place], "change_high": differences[1, place],
+            "gain_low": gained[0, place], "gain_high": gained[1, place],
         })
         for place, name in enumerate(names)
     ]  # fmt: skip
-    return {"before": names[before], "systems": systems, "histogram": histograms(values)}
+    return {"before": titles[names[before]], "systems": systems, "histogram": histograms(values)}
 
 
 def _systems(run: ComparedRun) -> dict[str, Node]:

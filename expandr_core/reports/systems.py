@@ -11,6 +11,7 @@ from expandr_core.evaluation.means import without_nan
 from expandr_core.evaluation.significance import FEWEST, TEST_NAMES
 from expandr_core.lineage.compared_run import ComparedRun
 from expandr_core.reports.intervals import aligned, bootstrap, by_cluster
+from expandr_core.reports.models import expanding, ranks_nothing_else
 from expandr_core.seeding import derive_seed
 
 Row = dict[str, Any]
@@ -44,7 +45,9 @@ def family_of(system: str) -> str:
 def systems_of(run: ComparedRun) -> tuple[list[Row], list[Row]]:
     """Return the rows of the table and the tests, with intervals of nDCG@10 and of differences.
 
-    Rows are those of comparison.json with title, family, clusters, low and high.
+    Rows are those of comparison.json with title, family, clusters, low and high, with `expands`: whether
+    the system uses expansions, and with `equals`: the title of an earlier one that ranks alike, or "".
+    Tests have `alike` if their systems rank alike.
     """
     comparison, titles = run.comparison, titles_of(run.comparison)
     rows, tests = [], []
@@ -53,11 +56,14 @@ def systems_of(run: ComparedRun) -> tuple[list[Row], list[Row]]:
         seed = derive_seed("report", dataset)
         low, high = bootstrap(scores, clusters, seed)
         places = {name: place for place, name in enumerate(titles)}
+        expands, alike = expanding(run, dataset), _alike(run, dataset, scores, list(titles))
         for row in comparison["results"]:
             if row["dataset"] == dataset:
                 place = places[row["system"]]
                 known = {"title": titles[row["system"]], "family": family_of(row["system"])}
-                known |= {"clusters": len(np.unique(clusters))}
+                known |= {"clusters": len(np.unique(clusters)), "expands": expands[row["system"]]}
+                first = alike[row["system"]]
+                known["equals"] = "" if first == row["system"] else titles[first]
                 rows.append(row | known | without_nan({"low": low[place], "high": high[place]}))
         asked = [each for each in comparison["contrasts"] if each["dataset"] == dataset]
         if asked:
@@ -65,11 +71,28 @@ def systems_of(run: ComparedRun) -> tuple[list[Row], list[Row]]:
             changes = [means[:, places[t["after"]]] - means[:, places[t["before"]]] for t in asked]
             limits = bootstrap(np.stack(changes, axis=1), np.arange(len(means)), seed)
             for test, low_, high_ in zip(asked, *limits, strict=True):
-                named = {f"{side}_title": titles[test[side]] for side in ("before", "after")}
+                named: Row = {f"{s}_title": titles[test[s]] for s in ("before", "after")}
+                named["ties"] = test["queries"] - test["wins"] - test["losses"]
+                named["alike"] = alike[test["before"]] == alike[test["after"]]
                 few = test["clusters"] < FEWEST
                 named["test_title"] = TEST_NAMES["randomisation" if few else comparison["test"]]
                 tests.append(test | named | without_nan({"low": low_, "high": high_}))
     return rows, tests
+
+
+def _alike(run: ComparedRun, dataset: str, scores: Any, names: list[str]) -> dict[str, str]:
+    """Return of each system the first one that finds the same passages in the same order."""
+    found: dict[str, str] = {}
+    for place, name in enumerate(names):
+        equal = (
+            first
+            for earlier, first in enumerate(names[:place])
+            if found[first] == first
+            and np.array_equal(scores[:, place], scores[:, earlier])
+            and ranks_nothing_else(run, dataset, name, first)
+        )
+        found[name] = next(equal, name)
+    return found
 
 
 def headline_of(comparison: Mapping[str, Any], tests: list[Row]) -> Row | None:
@@ -128,24 +151,25 @@ def _point(number: int, row: Row, metric: str) -> Row:
     }
 
 
-def path_of(rows: list[Row], comparison: Mapping[str, Any]) -> list[Row]:
+def path_of(rows: list[Row], tests: list[Row], comparison: Mapping[str, Any]) -> list[Row]:
     """Return from where to where the kept system came: one change at a time, with its gain.
 
     Query alone, expansion of the untrained LLM, of the aligned one, retrained retriever: as far as the
-    run has them.
+    run has them; each with the `effect` that its test shows, "" if it was not tested.
     """
     kept, known = comparison["kept"], {row["system"]: row for row in rows}
     if not kept:
         return []
     aligned_name = kept["expanded"].replace("round-", "aligned-")
     names = dict.fromkeys(["query", "untrained", aligned_name, kept["expanded"]])
-    steps, before = [], None
+    effects = {(test["before"], test["after"]): test["effect"] for test in tests}
+    steps, before, previous = [], None, ""
     for name in (name for name in names if name in known):
         value = known[name][comparison["metric"]]
         change = None if before is None else value - before
         steps.append(
             {"system": name, "title": known[name]["title"], "value": value, "change": change}
-            | {"family": known[name]["family"]}
+            | {"family": known[name]["family"], "effect": effects.get((previous, name), "")}
         )
-        before = value
+        before, previous = value, name
     return steps

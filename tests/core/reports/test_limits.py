@@ -1,0 +1,81 @@
+"""What a report says beside its numbers is true for gains, losses and chance alike."""
+
+import copy
+
+import pytest
+
+from expandr_core.reports.limits import limits_of
+from expandr_core.reports.models import beginnings_of
+from expandr_core.reports.suggestions import suggestions_of
+
+
+@pytest.fixture
+def changed(report) -> dict:
+    return copy.deepcopy(report)
+
+
+def test_the_verdict_names_the_models_that_wrote_and_searched(report):
+    [texts, search] = report["beginnings"]
+    assert texts.startswith(
+        "The texts were written by a tiny LLM that was built from the collection's"
+    )
+    assert search.startswith("The search began with a tiny retriever that was built")
+    said = " ".join(report["cannot_say"])
+    assert "this tests the pipeline" in said and "pretraining" not in said
+
+
+def test_an_imported_llm_may_have_read_the_texts_and_is_no_toy(changed):
+    imported = {
+        "role": "llm",
+        "key": "",
+        "name": "org/llm",
+        "about": "imported, 9 MB",
+        "built": False,
+    }
+    changed["models"] = [imported]
+    said = " ".join(limits_of(changed))
+    assert "What org/llm read in its pretraining is unknown" in said
+    assert "tests the pipeline" not in said
+    assert beginnings_of([imported])[0].startswith(
+        "The texts were written by org/llm (imported, 9 MB)"
+    )
+
+
+def test_the_choice_of_one_round_is_told_with_its_dev_scores_and_without_praise(report):
+    [said] = [each for each in report["cannot_say"] if "dev queries" in each]
+    assert said.startswith("Whether round 1 is kept was decided on 18 dev queries (the start 0.")
+    assert "another" not in said
+
+
+@pytest.mark.parametrize(
+    ("effect", "words"),
+    [("better", "whether the gain goes on"), ("unclear", "No gain is shown after the one round")],
+)
+def test_a_second_round_is_suggested_after_a_gain_only(changed, effect, words):
+    changed["headline"]["effect"] = effect
+    assert any(words in each for each in suggestions_of(changed))
+
+
+def test_a_loss_by_expansions_and_one_by_other_models_have_different_remedies(changed):
+    tests = {(test["before"], test["after"]): test for test in changed["tests"]}
+    tests["query", "untrained"]["effect"] = tests["query", "control"]["effect"] = "worse"
+    said = [each for each in suggestions_of(changed) if each.startswith("Worse than query only")]
+    assert len(said) == 2
+    assert "+ untrained expansion (−0.028). Search without expansions" in said[0]
+    assert said[1].endswith("Keep query only.")
+
+
+def test_systems_that_rank_alike_name_each_other_and_their_test_says_so(report):
+    rows = {row["system"]: row for row in report["systems"]}
+    for row in rows.values():
+        alike = [other for other in rows.values() if other["title"] == row["equals"]]
+        assert all(other["ndcg_at_10"] == row["ndcg_at_10"] for other in alike)
+    for test in report["tests"]:
+        assert not test["alike"] or (test["difference"], test["wins"]) == (0, 0)
+
+
+def test_code_that_was_not_committed_is_said_to_be_no_version(changed):
+    changed["code"]["commits"] = ["a1b2"]
+    assert not any("code" in each for each in limits_of(changed))
+    changed["code"]["commits"] = ["a1b2", "c3d4-dirty"]
+    assert any("2 commits, partly changed and not committed" in each for each in limits_of(changed))
