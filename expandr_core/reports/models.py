@@ -9,9 +9,10 @@ from expandr_core.evaluation.metrics import HEADLINE
 from expandr_core.lineage.compared_run import ComparedRun
 from expandr_core.lineage.nodes import Node
 from expandr_core.store.artifacts import Artifact
+from expandr_core.store.manifests import DamagedArtifact
 
 Row = dict[str, Any]
-_ROLES = {"tiny_llm": "llm", "tiny_retriever": "retriever"}
+_STARTS = ("tiny_llm", "tiny_retriever", "import_model")
 _MILLION = 1e6
 
 
@@ -21,22 +22,21 @@ def models_of(run: ComparedRun) -> list[Row]:
     Each has a `role` (llm, retriever, reward encoder), a `name`, what is known `about` it, and whether
     it was `built` from the collection's own texts rather than imported.
     """
-    upstream = run.lineage.upstream([run.run.report.key])
-    searching = {
-        node.inputs[role]["key"]
-        for node in upstream
-        if node.stage != "reward"
-        for role in ("llm", "retriever")
-        if role in node.inputs
-    }
-    found = []
-    for node in upstream:
-        role = _ROLES.get(node.stage)
-        if node.stage == "import_model":
-            role = node.manifest["options"]["kind"]
-            role = role if node.key in searching else "reward encoder"
-        if role:
-            found.append({"role": role, "key": node.key, **_described(node)})
+    roles: dict[str, str] = {}
+    found, keys = [], [run.run.report.key]
+    nodes: dict[str, Node | None] = {}
+    for key in keys:
+        nodes[key] = node = _node(run, key)
+        for role, reference in node.inputs.items() if node else ():
+            if role in ("llm", "retriever") and node and node.stage != "reward":
+                roles[reference["key"]] = role
+            if reference["key"] not in keys:
+                keys.append(reference["key"])
+    for key, node in nodes.items():
+        if key.rpartition("-")[0] in _STARTS:
+            found.append(
+                {"role": roles.get(key, "reward encoder"), "key": key, **_described(key, node)}
+            )
     endpoint = run.run.options.get("llm", {})
     if endpoint.get("engine") == "endpoint":
         model = endpoint.get("endpoint", {}).get("model") or "the model of an endpoint"
@@ -44,7 +44,18 @@ def models_of(run: ComparedRun) -> list[Row]:
     return found
 
 
-def _described(node: Node) -> Row:
+def _node(run: ComparedRun, key: str) -> Node | None:
+    """Return a node, or None if it is gone."""
+    try:
+        return run.lineage.node(key)
+    except DamagedArtifact:
+        return None
+
+
+def _described(key: str, node: Node | None) -> Row:
+    if node is None:
+        built = not key.startswith("import_model")
+        return {"name": key, "about": "not in the store any more", "built": built}
     options, counts = node.manifest["options"], node.manifest["counts"]
     if node.stage == "import_model":
         folder = str(options.get("folder") or node.manifest.get("runtime", {}).get("folder", ""))
@@ -81,7 +92,7 @@ def beginnings_of(models: list[Row]) -> list[str]:
     ):
         origins = dict.fromkeys(origin_of(each) for each in models if each["role"] == role)
         if origins:
-            trained = ", or what this run trained from it" if len(origins) == 1 else ""
+            trained = ", or what was trained from it" if len(origins) == 1 else ""
             said.append(f"{what} {' and '.join(origins)}{trained}.")
     return said
 

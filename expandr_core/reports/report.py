@@ -91,7 +91,8 @@ def report_of(
         "leakage": _named(comparison["leakage"], "title", titles),
         "cost": part("cost", lambda: costs_of(run, points)),
         "lineage": part("lineage", lambda: _or_why(lambda: graph_of(run))),
-        "code": _or_why(lambda: code_facts(run.lineage.upstream([record.report.key]))),
+        "code": {"commits": [], "hardware": []}
+        | _or_why(lambda: code_facts(run.lineage.upstream([record.report.key]))),
         "options": option_facts(run),
     }
     return report | _said(report)

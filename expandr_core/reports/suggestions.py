@@ -41,7 +41,7 @@ def _about_best(report: Report) -> list[str]:
         return [
             f"{said}, which is significant: use the former, after a test on queries not used here."
         ]
-    return [f"{said}, but no test shows that one is better: do not choose between them by that."]
+    return [f"{said}, but no test shows which is better: do not choose between them by that."]
 
 
 def _about_losses(report: Report) -> list[str]:
