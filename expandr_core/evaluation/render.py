@@ -28,7 +28,7 @@ def fill(template: str, *values: dict[str, Any], **named: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    filters = (cell, format_p, format_score, markdown_table, shortened)
+    filters = (cell, format_p, format_score, markdown_table, shortened, signed)
     environment.filters |= {each.__name__: each for each in filters}
     return environment.get_template(template).render(*values, **named)
 
