@@ -199,9 +199,9 @@ def _best_of_one(comparison: dict[str, Any]) -> str:
     [system] = [each for each in comparison["systems"] if each["name"] == name]
     lead = f"{titles[name]} with {title} {scores[name]:.3f}"
     baselines = {each["baseline"] for each in comparison["systems"]} - {""}
-    if name in baselines:
-        return f"The best system is {lead}."
     own = next(iter(_with_baseline(comparison, system)), None)
+    if name in baselines and own is None:
+        return f"The best system is {lead}."
     how = _by(own) if own else "which no test compares with a baseline"
     against = [each for each in comparison["contrasts"] if each["before"] in baselines]
     if len(baselines) != 1 or any(each["effect"] == "better" for each in against):

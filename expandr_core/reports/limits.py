@@ -34,8 +34,8 @@ def _about_data(report: Report) -> list[str]:
     sources = {step["stage"] for step in report["cost"]["stages"]}
     if "demo_world" in sources:
         said.append("The world is synthetic: the numbers do not tell what real collections reach.")
-    if len(report["datasets"]) == 1:
-        passages = report["datasets"][0]["passages"]
+    if len({row["dataset"] for row in report["systems"]}) == 1:
+        passages = max((row["passages"] or 0 for row in report["datasets"]), default=0)
         if passages:
             said.append(
                 f"{passages:,.0f} passages were searched. The more there are, the harder it is: "

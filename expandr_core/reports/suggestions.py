@@ -7,6 +7,7 @@ from expandr_core.preferences.audit import CERTAIN
 
 Report = dict[str, Any]
 MANY_CUT_PERCENT = 20.0
+LISTED = 5  # so many examples at most
 
 
 def suggestions_of(report: Report) -> list[str]:
@@ -47,21 +48,23 @@ def _about_best(report: Report) -> list[str]:
 def _about_losses(report: Report) -> list[str]:
     """Say what hurts: systems that are worse than what they are compared with, and single queries."""
     expands = {row["system"]: row["expands"] for row in report["systems"]}
-    found: dict[tuple[str, str, bool], list[str]] = {}
+    several = len({row["dataset"] for row in report["systems"]}) > 1
+    found: dict[tuple[str, bool], list[str]] = {}
     for test in report["tests"]:
         if test["effect"] == "worse":
             added = expands[test["after"]] and not expands[test["before"]]
-            worse = f"{test['after_title']} ({signed(test['difference'])})"
-            found.setdefault((test["before_title"], test["dataset"], added), []).append(worse)
+            place = f" on {test['dataset']}" if several else ""
+            worse = f"{test['after_title']}{place} ({signed(test['difference'])})"
+            found.setdefault((test["before_title"], added), []).append(worse)
     said = [
-        f"Worse than {before} on {dataset}: {', '.join(worse)}. "
+        f"Worse than {before}: {_few(worse)}. "
         + (
             "Search without expansions, or have better ones written: by another LLM or prompt, or "
             "give them less weight."
             if added
             else f"Keep {before}."
         )
-        for (before, dataset, added), worse in found.items()
+        for (before, added), worse in found.items()
     ]
     queries = report["queries"]
     if "unavailable" not in queries and queries["worst"]:
@@ -98,20 +101,37 @@ def _about_rounds(report: Report) -> list[str]:
 
 def _about_lengths(report: Report) -> list[str]:
     """Say whether DPO can learn a length instead of a content, and what to do."""
-    said = []
-    limit = report["options"]["all"].get("expand.candidates.max_new_tokens", "of tokens")
-    for audit in report["pair_audits"]:
-        cut = audit["chosen_cut_percent"]
-        if audit["length_p"] < CERTAIN:
-            longer = audit["chosen_longer"] > audit["rejected_longer"]
-            said.append(
-                f"DPO can learn a length ({audit['label']}): chosen texts have "
-                f"{audit['chosen_words']:.1f} words, rejected ones {audit['rejected_words']:.1f} "
-                f"({'longer' if longer else 'shorter'}, p = {format_p(audit['length_p'])})."
-            )
-        if cut > MANY_CUT_PERCENT:
-            said.append(
-                f"{cut:.0f} % of the chosen texts ({audit['label']}) are cut at the limit of {limit} "
-                "tokens: raise expand.candidates.max_new_tokens."
-            )
+    said, audits = [], report["pair_audits"]
+    limit = report["options"]["all"].get("expand.candidates.max_new_tokens", "new")
+    biased = [
+        f"{audit['chosen_words']:.1f} and {audit['rejected_words']:.1f} "
+        f"({audit['label']}, p = {format_p(audit['length_p'])})"
+        for audit in audits
+        if audit["length_p"] < CERTAIN
+    ]
+    if biased:
+        said.append(
+            "The LLM can learn a length instead of a content: the chosen and rejected texts have, in "
+            f"words, {_few(biased)}."
+        )
+    cut = [
+        f"{audit['chosen_cut_percent']:.0f} % ({audit['label']})"
+        for audit in audits
+        if audit["chosen_cut_percent"] > MANY_CUT_PERCENT
+    ]
+    if cut:
+        said.append(
+            f"Many of the chosen texts are cut at the limit of {limit} tokens, {_few(cut)}: raise "
+            "expand.candidates.max_new_tokens."
+        )
     return said
+
+
+def _few(parts: list[str]) -> str:
+    """List some of many.
+
+    >>> _few(list("abcdefgh"))
+    'a, b, c, d, e, and 3 more'
+    """
+    more = f", and {len(parts) - LISTED} more" if len(parts) > LISTED else ""
+    return ", ".join(parts[:LISTED]) + more

@@ -115,6 +115,15 @@ def test_the_best_of_systems_that_differ_by_chance_is_not_praised():
     )
 
 
+def test_a_baseline_that_is_not_shown_to_beat_its_own_baseline_is_not_praised():
+    variants = comparison("unclear", 0.1) | {"kept": None, "subsets_are": "seeds"}
+    variants["systems"][3]["baseline"] = "round-1"  # as a variant of an ablation
+    assert verdict(variants).sentences[-1] == (
+        "The best system is joint round 1 with nDCG@10 0.900; its lead is not shown to "
+        "be more than chance."
+    )
+
+
 def test_systems_without_kept_models_are_judged_by_name_as_they_may_have_no_expansion():
     said = verdict(comparison("worse", -0.1, round_1=0.7) | {"kept": None})
     assert said.sentences[0].startswith("On this data joint round 1 is worse: query only 0.800")
