@@ -1,5 +1,6 @@
 """What tests of several modules share."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,3 +37,11 @@ def prefect_server() -> Iterator[None]:
 
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture(autouse=True)
+def logs_reach_pytest() -> None:
+    """Let log lines of the core reach pytest, whatever a test before has left."""
+    core = logging.getLogger("expandr_core")
+    core.setLevel(logging.NOTSET)
+    core.propagate = True
