@@ -31,9 +31,7 @@ from expandr_core.retrieval.proposals import passages_at_once, propose
 
 _MARGIN = 64  # extra proposals, and as many again as wanted, so that few queries are searched twice
 _BYTES_PER_PROPOSAL = 80
-_FEW_PAIRS = (
-    1 << 14
-)  # of a query and a passage; to score them all takes no longer than to propose some
+_FEW_PAIRS = 1 << 14  # of a query and a passage, which are all scored as fast as some are proposed
 Keys = NDArray[np.uint64]  # a score and its tie order: the greater, the nearer
 _NONE = np.uint64(0)  # below the key of any score
 _LAST = np.uint64((1 << 32) - 1)
