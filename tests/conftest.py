@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,3 +46,18 @@ def logs_reach_pytest() -> None:
     core = logging.getLogger("expandr_core")
     core.setLevel(logging.NOTSET)
     core.propagate = True
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    """Headless Chromium; of one module, as its event loop would be in the way of others."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    from infra.local.browser import FLAGS
+
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("chromium is not installed")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield browser
+        browser.close()

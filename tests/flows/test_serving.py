@@ -213,20 +213,6 @@ def test_only_the_token_opens_the_door(serving):
     del server.opened  # FastAPI's caches keep an application, and so its server
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    from infra.local.browser import FLAGS
-
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if not chromium:
-        pytest.skip("chromium is not installed")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield browser
-        browser.close()
-
-
 def test_the_page_shows_both_sides_and_asks_nobody_else(serving, browser):
     [(query, judged), *_] = serving.server.opened.judged.items()
     page = browser.new_page(viewport={"width": 400, "height": 900})

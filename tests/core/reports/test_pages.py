@@ -3,8 +3,6 @@
 import copy
 import json
 import re
-import shutil
-from collections.abc import Iterator
 from html.parser import HTMLParser
 
 import pytest
@@ -84,20 +82,6 @@ def test_hostile_texts_stay_texts(hostile, pages):
     usual = [line for line in pages["report.md"].splitlines() if line.startswith("|")]
     assert len(tables) == len(usual)
     assert json.loads(hostile["report.json"])["systems"][0]["title"] == HOSTILE[0]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    from infra.local.browser import FLAGS
-
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if not chromium:
-        pytest.skip("chromium is not installed")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize("kind", ["usual", "hostile"])
