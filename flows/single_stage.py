@@ -130,7 +130,7 @@ def single_stage(
             corpus, expansions = found.get("corpus"), found.get("expansions")
             train_retriever(pipeline, found["queries"], corpus, expansions, start, start)
         case "distil":
-            examples, unlabelled = found["queries"], import_queries(pipeline)
+            examples, unlabelled = found["queries"], import_queries(pipeline, None)
             distil(pipeline, examples, unlabelled, found["llm"], found["retriever"])
         case "evaluate":
             evaluate(pipeline, found)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from expandr_core.errors import DataError
 from expandr_core.options.data import IdenticalIds
+from expandr_core.options.distil import DEMO
 from expandr_core.stages import collection_texts, prepare
 from expandr_core.stages import import_queries as import_queries_stage
 from expandr_core.stages.prepare import PSEUDO_DOCS
@@ -67,8 +68,7 @@ def prepare_data(pipeline: Pipeline) -> Data:
     """Read the collection and the triples; split the training queries."""
     options, made = pipeline.options.data, None
     if options.collection == "demo":
-        world = pipeline.options.world
-        made = pipeline.step("demo_world", {}, "make the demo world", options=world)
+        made = make_world(pipeline)
     prepared = pipeline.step(
         "prepare",
         {"world": made},
@@ -109,18 +109,30 @@ def prepare_data(pipeline: Pipeline) -> Data:
         retriever=file("retriever.parquet"),
         evaluations=evaluations,
         pseudo_docs=file(PSEUDO_DOCS) if PSEUDO_DOCS in prepared.files else None,
-        unlabelled=import_queries(pipeline) if pipeline.options.distil.enabled else None,
+        unlabelled=import_queries(pipeline, made) if pipeline.options.distil.enabled else None,
     )
 
 
-def import_queries(pipeline: Pipeline) -> Artifact | None:
-    """Import the queries without judgements to distil with, if some are named."""
+def make_world(pipeline: Pipeline) -> Artifact:
+    """Make the demo world."""
+    world = pipeline.options.world
+    return pipeline.step("demo_world", {}, "make the demo world", options=world)
+
+
+def import_queries(pipeline: Pipeline, world: Artifact | None) -> Artifact | None:
+    """Import the queries without judgements to distil with, if some are named.
+
+    Args:
+        pipeline: of the run.
+        world: the demo world, if it is made already.
+    """
     options = import_queries_stage.OPTIONS.of(pipeline.options)
     if not options.location:
         return None
+    from_world = options.location == DEMO
     made = pipeline.step(
         "import_queries",
-        {},
+        {"world": world or make_world(pipeline)} if from_world else {},
         "import the queries without judgements",
         options=options,
         sources=import_queries_stage.source_digests(options),

@@ -65,6 +65,25 @@ def make_world(options: DemoWorldOptions, seed: int) -> World:
     return World(entities, passages, questions)
 
 
+def query_log(world: World, seed: int) -> list[str]:
+    """Ask once more about all that is asked, without judgements and in other words, in random order.
+
+    Every thing and aspect whose questions have a wording left is asked about in one of those.
+    """
+    random = Random(derive_seed("demo_query_log", seed))
+    asked = {question.text for questions in world.questions.values() for question in questions}
+    log = []
+    for entity in world.entities:
+        if entity.split == "instruct":
+            continue
+        for vocabulary in ASPECTS.values():
+            texts = [template.format(alias=entity.alias) for template in vocabulary.questions]
+            if left := [text for text in texts if text not in asked]:
+                log.append(random.choice(left))
+    random.shuffle(log)
+    return log
+
+
 def passage_id(entity: Entity, aspect: str) -> str:
     """Name the passage that states an entity's value in an aspect."""
     return f"{aspect}-{entity.number:03d}"

@@ -7,6 +7,7 @@ from pydantic import Field
 from expandr_core.options.base import Options, Positive
 from expandr_core.options.training import RetrieverTrainingOptions
 
+DEMO = "demo"
 DistilLoss = Literal["cosine", "mse"]
 
 
@@ -21,7 +22,7 @@ class DistilOptions(Options):
     queries: str = Field(
         default="",
         description="File or s3:// URL of queries without judgements to learn from too, one a line, or "
-        "*.jsonl with a field text. The LLM expands them.",
+        "*.jsonl with a field text, or 'demo' for the log of the built-in world. The LLM expands them.",
     )
     samples: int = Field(
         default=0,

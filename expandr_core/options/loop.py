@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from expandr_core.options.base import Device, Options, Positive, runtime
 from expandr_core.options.data import DataOptions, DemoWorldOptions
-from expandr_core.options.distil import DistilOptions
+from expandr_core.options.distil import DEMO, DistilOptions
 from expandr_core.options.evaluation import EvaluationOptions
 from expandr_core.options.gate import GateOptions
 from expandr_core.options.generation import GenerationOptions, LLMOptions
@@ -134,6 +134,11 @@ class JointLoopOptions(Options):
             )
         if method != "rrf" and weight is not None and (problem := useless_weight(method, weight)):
             raise ValueError(f"distil.expansion_weight {problem}")
+        if self.distil.enabled and self.distil.queries == DEMO != self.data.collection:
+            raise ValueError(
+                "distil.queries 'demo' is the log of data.collection 'demo'; name a file of queries "
+                "that people ask of your collection, or set distil.queries to ''"
+            )
         return self
 
     @property

@@ -1,5 +1,6 @@
 """Import queries without judgements: a text file with one query a line, or JSON lines with a field text.
 
+Input role: perhaps `world`, a demo world, whose log is then read.
 Writes queries.parquet, in the order of the file. A query's id depends on its text alone, so that a file
 may be sorted or grow without new expansions for the queries that it had. Repeated queries are dropped.
 """
@@ -12,9 +13,11 @@ from expandr_core.data.formats.triples import text_id
 from expandr_core.data.rows import GZIP, RawFile, Reader, write_parquet
 from expandr_core.errors import DataError
 from expandr_core.options.base import Options, runtime
+from expandr_core.options.distil import DEMO
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.records import QUERIES
 from expandr_core.runtime.job import Job
+from expandr_core.stages.demo_world import LOG
 from expandr_core.store.filesystems import kind_of, open_filesystem
 
 VERSION = 1
@@ -40,7 +43,9 @@ OPTIONS = ImportQueriesOptions
 
 
 def source_digests(options: ImportQueriesOptions) -> dict[str, str]:
-    """Return the SHA-256 of the file, by its name."""
+    """Return the SHA-256 of the file, by its name; the demo's log is in the store."""
+    if options.location == DEMO:
+        return {}
     file = _file(options.location)
     return {file.name: file.sha256()}
 
@@ -64,7 +69,8 @@ def run(job: Job) -> None:
     """Write the queries, each its own cluster."""
     options: ImportQueriesOptions = job.options
     reader = Reader(options.bad_rows, job.counts, job.spec.sources)
-    file = _file(options.location)
+    world = job.inputs.get("world")
+    file = _file(str(world / LOG) if world else options.location)
 
     def parse(_: int, line: str) -> str:
         text = filled_field(parse_object(line), "text") if file.name.endswith("jsonl") else line

@@ -13,12 +13,8 @@ from flows.presets import resolve
 from flows.single_stage import Inputs, single_stage
 
 
-def test_the_report_has_a_row_without_the_llm_and_the_share_of_the_gain_that_it_keeps(
-    first, store, tmp_path
-):
-    log = tmp_path / "log.txt"
-    log.write_text("What does it eat?\nWhere does it live?\n")
-    changes = {"enabled": True, "queries": str(log), "epochs": 2, "learning_rate": 0.01}
+def test_the_report_has_a_row_without_the_llm_and_the_share_of_the_gain_that_it_keeps(first, store):
+    changes = {"enabled": True, "queries": "demo", "epochs": 2, "learning_rate": 0.01}
     distil = tiny_loop.OPTIONS.distil.model_copy(update=changes)
     options = tiny_loop.OPTIONS.model_copy(update={"distil": distil})
     run = finished(store, options)
@@ -64,4 +60,5 @@ def test_the_report_has_a_row_without_the_llm_and_the_share_of_the_gain_that_it_
 
 def test_the_demo_says_how_to_distil_it():
     demo = resolve("demo", JointLoopOptions())
-    assert not demo.distil.enabled and demo.distil.learning_rate == demo.training.learning_rate
+    assert not demo.distil.enabled and demo.distil.queries == "demo"
+    assert demo.distil.learning_rate == demo.training.learning_rate

@@ -127,11 +127,31 @@ def test_the_texts_are_written_in_the_order_of_training(tmp_path: Path):
     assert pq.read_table(folder / "texts.parquet").to_pylist() == [t._asdict() for t in TEXTS]
 
 
+def test_the_log_asks_about_every_thing_and_aspect_in_words_of_no_judged_query(tmp_path: Path):
+    folder, _ = run_world(tmp_path)
+    log = (folder / "log.txt").read_text().splitlines()
+    judged = {question.text for asked in WORLD.questions.values() for question in asked}
+    assert len(set(log)) == len(log) == (4 + 3 + 2) * 6
+    assert not judged & set(log)
+    asked_about = {
+        entity.alias: {
+            aspect
+            for aspect, words in ASPECTS.items()
+            for template in words.questions
+            if template.format(alias=entity.alias) in log
+        }
+        for entity in WORLD.entities
+    }
+    for entity in WORLD.entities:
+        expected = set() if entity.split == "instruct" else set(ASPECTS)
+        assert asked_about[entity.alias] == expected
+
+
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path):
     first = run_world(tmp_path / "a")[1]
     assert first == run_world(tmp_path / "b")[1]
     other = run_world(tmp_path / "c", seed=1)[1]
-    for name in ("collection/corpus.jsonl", "collection/queries.jsonl", "texts.parquet"):
+    for name in ("collection/corpus.jsonl", "collection/queries.jsonl", "log.txt", "texts.parquet"):
         assert first[name] != other[name]
 
 

@@ -18,6 +18,7 @@ from sentence_transformers import SentenceTransformer
 from expandr_core.encoders.encode import Encoder, encode_expanded
 from expandr_core.encoders.fusion import Fusion
 from expandr_core.errors import DataError
+from expandr_core.options.data import DemoWorldOptions
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.options.retriever import EncodingOptions, FusionOptions
 from expandr_core.runtime.job import Progress, no_progress
@@ -247,6 +248,27 @@ def test_queries_without_judgements_are_read_once_each(name, content, tmp_path):
     assert made.counts == {"queries": 2, "dropped/repeated queries": 1}
     with pytest.raises(DataError, match=r"nothing: no such file; .*distil\.queries"):
         import_queries.source_digests(import_queries.OPTIONS(location="nothing"))
+
+
+def test_the_log_of_the_demo_world_is_read_from_it(tmp_path):
+    import pyarrow.parquet as pq
+
+    store = Store(str(tmp_path / "store"))
+    size = DemoWorldOptions(instruct_entities=1, train_entities=2, dev_entities=1, test_entities=1)
+    world = run_stage(make_spec("demo_world", size), store, no_progress)
+    options = import_queries.OPTIONS(location="demo")
+    assert import_queries.source_digests(options) == {}
+    spec = make_spec("import_queries", options, {"world": world})
+    rows = pq.read_table(store.local(run_stage(spec, store, no_progress)) / "queries.parquet")
+    log = (store.local(world) / "log.txt").read_text()
+    assert rows["query"].to_pylist() == log.splitlines()
+
+
+def test_the_log_of_the_demo_world_is_not_asked_of_another_collection():
+    with pytest.raises(ValueError, match=r"distil\.queries 'demo' is the log of data\.collection"):
+        JointLoopOptions.model_validate(
+            {"distil": {"enabled": True, "queries": "demo"}, "data": {"collection": "law"}}
+        )
 
 
 def test_without_weight_of_the_expansions_there_is_nothing_to_distil():
