@@ -26,7 +26,7 @@ def explain(
         str,
         typer.Argument(
             help="SYSTEM/METRIC, DATASET/SYSTEM/METRIC or BEFORE..AFTER/p, such as joint-1/ndcg@10; "
-            "empty for the headline."
+            "METRIC_low and METRIC_high are the limits of its interval. Empty for the headline."
         ),
     ] = "",
     query: Annotated[str, typer.Option(help="Show this query of the run instead.")] = "",
@@ -110,6 +110,8 @@ def _print_number(console: Console, found: dict[str, Any]) -> None:
         _say(
             console, "computed again", f"{check['value']:.12g}, {word} ({check['difference']:.1e})"
         )
+    if "audit" in found:
+        _say(console, "audit", found["audit"])
     for each in found["evaluations"]:
         title = f"measured: {each['system']} on {each['dataset']} {each['subset']}".rstrip()
         value = "" if each["value"] is None else f"{each['value']:.6f} on "

@@ -9,16 +9,21 @@ scripts without spaces, these are runs of nine characters (see `expandr_core.dat
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from expandr_core.data.split import normalise
 from expandr_core.data.terms import terms
 from expandr_core.records import Passage, passages_in, rows_with_ids
 
 RUN_OF_WORDS = 8
+COPIED = 0.5  # least share of copied words in a copy
+MARKS = ("query_in_training", "passage_in_training", "copying")
 _ROWS_AT_ONCE = 4096
 
 
@@ -118,3 +123,43 @@ def seen_in_training(
             for positive in batch["positive"].to_pylist():
                 reused |= by_passage.get(normalise(positive), set())
     return leaked, reused
+
+
+def summary(rows: Mapping[str, Any], shares: NDArray[np.float64], audited: bool) -> dict[str, Any]:
+    """Summarise an audit.
+
+    Args:
+        rows: the columns of audit.parquet, (queries,) each.
+        shares: (expansions,) the share of each that is copied.
+        audited: whether the training data is known; entries about it are None if not.
+    """
+    marks = {**rows, "copying": rows["copied"] >= COPIED}
+    gains = rows["after"] - rows["before"]
+    known = MARKS if audited else MARKS[2:]
+    anyhow = np.any([marks[mark] for mark in known], axis=0)
+
+    def split(marked: NDArray[np.bool_]) -> dict[str, Any]:
+        return {
+            "queries": int(marked.sum()),
+            "share": float(marked.mean()),
+            "gain_of_these": _mean(gains[marked]),
+            "gain_without": _mean(gains[~marked]),
+        }
+
+    return {
+        "rule": f"copying: at least {COPIED:g} of an expansion's words lie in runs of "
+        f"{RUN_OF_WORDS} or more that a relevant passage has too",
+        "queries": len(gains),
+        "gain": _mean(gains),
+        "expansions": {
+            "number": len(shares),
+            "with_a_run": int((shares > 0).sum()),
+            "copying": int((shares >= COPIED).sum()),
+        },
+        **{mark: split(marks[mark]) if mark in known else None for mark in MARKS},
+        "any": split(anyhow),
+    }
+
+
+def _mean(values: NDArray[np.float64]) -> float | None:
+    return float(values.mean()) if len(values) else None

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expandr_core.evaluation.comparison import join_subsets, read_comparison
+from expandr_core.lineage.intervals import Intervals, Limits, intervals
 from expandr_core.lineage.nodes import Lineage
 from expandr_core.lineage.recompute import Recomputation
 from expandr_core.store.artifacts import Artifact
@@ -73,6 +74,14 @@ class ComparedRun:
             path = self.store.local(Artifact(key=key, digest="", path="per_query.parquet"))
             tables.setdefault(subset, []).append(pq.read_table(path))
         return join_subsets(tables, rounded, self.comparison.get("subsets_are", "parts"))[1]
+
+    def intervals(self, dataset: str) -> Intervals:
+        """Return the intervals that its report shows for a dataset."""
+        return intervals(self.comparison, dataset, lambda name: self.scores(dataset, name))
+
+    def limits(self, dataset: str) -> Limits:
+        """Return their limits alone."""
+        return self.intervals(dataset).limits
 
     def data(self, dataset: str, system: str, role: str) -> dict[str, Artifact]:
         """Return the corpora, queries or judgements that a system was measured on, by subset."""

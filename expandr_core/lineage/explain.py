@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from expandr_core.evaluation.comparison import read_comparison, titles_of
+from expandr_core.evaluation.comparison import MeasuredDataset, titles_of
 from expandr_core.evaluation.metrics import MEASURES
 from expandr_core.lineage.cells import DEVIATION, Cell, cells, find_cell, spelt
+from expandr_core.lineage.compared_run import ComparedRun
+from expandr_core.lineage.intervals import CONFIDENCE_PERCENT
 from expandr_core.lineage.nodes import ADAPTERS, Lineage, Node, total
 from expandr_core.lineage.options import changed_options, changed_stage_options
 from expandr_core.lineage.prompt import example_prompt
@@ -15,6 +17,11 @@ from expandr_core.store.store import Store
 
 SCHEMA = 1  # of what `expandr explain --json` prints
 AGREES = 1e-9
+_ABOUT = {
+    DEVIATION: ", standard deviation over seeds",
+    "low": f", lower limit of the {CONFIDENCE_PERCENT} % interval",
+    "high": f", upper limit of the {CONFIDENCE_PERCENT} % interval",
+}
 
 
 def explain(store: Store, run: RecordedRun, what: str = "", check: bool = False) -> dict[str, Any]:
@@ -32,17 +39,15 @@ def explain(store: Store, run: RecordedRun, what: str = "", check: bool = False)
     Raises:
         DataError: if there is no such cell; it lists those that there are.
     """
-    comparison = read_comparison(store.local(run.report))
-    cell = find_cell(comparison, what)
-    lineage = Lineage(store, run)
-    again = Recomputation(store, comparison, lineage.node(run.report.key).manifest)
-    datasets = list(cell.row["datasets"]) if cell.kind == "mean" else [cell.place]
+    compared = ComparedRun(store, run)
+    comparison, lineage, again = compared.comparison, compared.lineage, compared.measured
+    cell = find_cell(comparison, what, compared.limits)
     systems = [name for name in (cell.before, cell.system) if name]
     measured = [
         {"system": system, "dataset": dataset, "subset": subset, "seed": seed}
         | _evaluation(lineage, key, cell)
         for system in systems
-        for dataset in datasets
+        for dataset in _datasets(comparison, cell)
         for subset, seed, key in again.evaluations(dataset, system)
     ]
     nodes = lineage.upstream(each["key"] for each in measured)
@@ -67,6 +72,9 @@ def explain(store: Store, run: RecordedRun, what: str = "", check: bool = False)
         "cost": total(nodes).plain(),
         "nodes": [_node(node) for node in nodes],
     }
+    if cell.kind == "audit":
+        audit = lineage.node(again.audit(cell).key)
+        found["audit"] = f"{audit.key}/audit.parquet"
     if check:
         found["check"] = _check(again, cell)
     return found
@@ -78,12 +86,21 @@ def check_all(store: Store, run: RecordedRun) -> list[dict[str, Any]]:
     Returns:
         In the order of the report: `what`, as `explain` takes it; `value`; and `check` as there.
     """
-    comparison = read_comparison(store.local(run.report))
-    again = Recomputation(store, comparison, store.manifest(run.report.key))
-    known = [each for each in cells(comparison) if each.value is not None]
+    compared = ComparedRun(store, run)
+    known = cells(compared.comparison, compared.limits)
     return [
-        {"what": each.name, "value": each.value, "check": _check(again, each)} for each in known
+        {"what": each.name, "value": each.value, "check": _check(compared.measured, each)}
+        for each in known
+        if each.value is not None
     ]
+
+
+def _datasets(comparison: Mapping[str, Any], cell: Cell) -> list[str]:
+    """Return the datasets that a cell is measured on; an audit is of one subset of a dataset."""
+    if cell.kind == "audit":
+        known = (MeasuredDataset(**each) for each in comparison["datasets"])
+        return [each.name for each in known if cell.place in each.keys().values()]
+    return list(cell.row["datasets"]) if cell.kind == "mean" else [cell.place]
 
 
 def _check(again: Recomputation, cell: Cell) -> dict[str, Any]:
@@ -95,9 +112,13 @@ def _check(again: Recomputation, cell: Cell) -> dict[str, Any]:
 
 def title_of(comparison: Mapping[str, Any], cell: Cell) -> str:
     """Name a cell as the report does."""
-    titles, metric = titles_of(dict(comparison)), cell.field.removesuffix(f"_{DEVIATION}")
-    number = MEASURES[metric].title if metric in MEASURES else spelt(metric)
-    number += ", standard deviation over seeds" if cell.field.endswith(DEVIATION) else ""
+    titles, said = titles_of(dict(comparison)), ""
+    metric, _, about = cell.field.rpartition("_")
+    if about in _ABOUT:
+        said = _ABOUT[about]
+    else:
+        metric = cell.field
+    number = (MEASURES[metric].title if metric in MEASURES else spelt(metric)) + said
     where = cell.row["title"] if cell.kind == "mean" else cell.place
     system = titles[cell.system]
     if cell.before:

@@ -14,13 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from expandr_core.errors import DataError
-from expandr_core.evaluation.comparison import read_comparison, titles_of
+from expandr_core.evaluation.comparison import titles_of
 from expandr_core.evaluation.metrics import METRICS
 from expandr_core.lineage.cells import find_cell
+from expandr_core.lineage.compared_run import ComparedRun
 from expandr_core.lineage.explain import explain
 from expandr_core.lineage.finding import find_run
-from expandr_core.lineage.nodes import Lineage
-from expandr_core.lineage.recompute import Recomputation
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.run_records import RecordedRun, recorded_run
 from expandr_core.store.store import Store
@@ -81,9 +80,9 @@ class RunResults:
     def __init__(self, store: Store, record: RecordedRun):
         """Look at a run."""
         self.store, self.record = store, record
-        self.comparison: dict[str, Any] = read_comparison(store.local(record.report))
-        manifest = Lineage(store).node(record.report.key).manifest
-        self._measured = Recomputation(store, self.comparison, manifest)
+        self._compared = ComparedRun(store, record)
+        self.comparison: dict[str, Any] = self._compared.comparison
+        self._measured = self._compared.measured
 
     def systems(self) -> pd.DataFrame:
         """Return a row per dataset and system: titles, metrics, and the test against the baseline."""
@@ -172,14 +171,15 @@ class RunResults:
 
     def value(self, what: str = "") -> float | None:
         """Return a number of the report, such as "joint-1/ndcg@10"; by default the headline."""
-        return find_cell(self.comparison, what).value
+        return find_cell(self.comparison, what, self._compared.limits).value
 
     def _names(self, systems: Iterable[str]) -> list[str]:
         """Return the names of systems; of all, if none is given."""
         metric = METRICS[0]
         dataset = self.comparison["datasets"][0]["name"]
         named = [
-            find_cell(self.comparison, f"{dataset}/{each}/{metric}").system for each in systems
+            find_cell(self.comparison, f"{dataset}/{each}/{metric}", self._compared.limits).system
+            for each in systems
         ]
         return named or list(titles_of(self.comparison))
 

@@ -3,16 +3,21 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from expandr_core.evaluation.comparison import MeasuredDataset, join_subsets
+from expandr_core.evaluation.leakage import summary
 from expandr_core.evaluation.means import Mean, over_datasets, over_seeds, over_subsets
 from expandr_core.evaluation.metrics import HEADLINE, mean_metrics
 from expandr_core.evaluation.significance import compare_queries, holm
 from expandr_core.lineage.cells import DEVIATION, Cell
+from expandr_core.lineage.intervals import Limits, intervals
 from expandr_core.lineage.remeasure import measured_again
 from expandr_core.seeding import derive_seed
+from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
 
 
@@ -32,6 +37,7 @@ class Recomputation:
         self.datasets = {each["name"]: each for each in comparison["datasets"]}
         self.seeds = {each["name"]: each["seeds"] for each in comparison["systems"]}
         self._measured: dict[str, pa.Table] = {}
+        self._limits: dict[str, Limits] = {}
 
     def evaluations(self, dataset: str, system: str) -> Iterator[tuple[str, int, str]]:
         """Yield the evaluations of a system on a dataset: subset, seed and key."""
@@ -42,6 +48,10 @@ class Recomputation:
 
     def value(self, cell: Cell) -> float:
         """Compute a cell again."""
+        if cell.limit is not None:
+            return self._limit(cell, cell.limit)
+        if cell.kind == "audit":
+            return self._audit(cell)
         if cell.kind == "test":
             return self._test(cell)
         metric = cell.field.removesuffix(f"_{DEVIATION}")
@@ -88,6 +98,37 @@ class Recomputation:
             won = rows[1] > rows[0] if cell.field == "wins" else rows[1] < rows[0]
             return int(won.sum())
         return getattr(change, cell.field)
+
+    def _limit(self, cell: Cell, side: int) -> float:
+        """Draw the intervals of a dataset again, and return one limit of one of them."""
+        if cell.place not in self._limits:
+            drawn = intervals(
+                self.comparison, cell.place, lambda name: self._per_query(cell.place, name)
+            )
+            self._limits[cell.place] = drawn.limits
+        limit = self._limits[cell.place][cell.before, cell.system][side]
+        assert limit is not None
+        return limit
+
+    def _audit(self, cell: Cell) -> float:
+        """Count the marks of an audit again; a gain is that of the rankings and the judgements."""
+        artifact = self.audit(cell)
+        manifest = self.store.manifest(artifact.key)
+        inputs = manifest["inputs"]
+        rows = pq.read_table(self.store.local(artifact) / "audit.parquet").sort_by("query_id")
+        marked = {name: rows[name].to_numpy() for name in rows.column_names}
+        scores = {role: self._scores(each["key"])[HEADLINE].to_numpy()
+                  for role, each in inputs.items() if role.startswith(("before", "after-"))}  # fmt: skip
+        marked["before"] = scores.pop("before")
+        marked["after"] = np.mean(list(scores.values()), axis=0)
+        audited = any(role.startswith("training-") for role in inputs)
+        found = summary(marked, marked["copied"], audited)
+        mark, _, number = cell.field.removeprefix("leakage.").rpartition(".")
+        return (found[mark] if mark else found)[number]
+
+    def audit(self, cell: Cell) -> Artifact:
+        """Refer to the audit that a cell comes from."""
+        return Artifact(**self.inputs[f"audit/{cell.place}/{cell.system}"])
 
     def _per_query(self, dataset: str, system: str, weighted: bool = True) -> pa.Table:
         """Return a system's nDCG@10 of each query; see `join_subsets`."""

@@ -8,10 +8,10 @@ from expandr_core.evaluation.comparison import titles_of
 from expandr_core.evaluation.metrics import MEASURES
 from expandr_core.evaluation.significance import TEST_NAMES
 from expandr_core.lineage.compared_run import ComparedRun
+from expandr_core.lineage.intervals import CONFIDENCE_PERCENT, RESAMPLES
 from expandr_core.reports.costs import costs_of
 from expandr_core.reports.facts import code_facts, data_facts, option_facts, run_facts
 from expandr_core.reports.graph import graph_of
-from expandr_core.reports.intervals import CONFIDENCE_PERCENT, RESAMPLES
 from expandr_core.reports.learning import (
     LOW_AGREEMENT,
     audits_of,

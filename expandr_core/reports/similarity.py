@@ -14,9 +14,9 @@ from expandr_core.errors import DataError
 from expandr_core.evaluation.comparison import MeasuredDataset, titles_of
 from expandr_core.evaluation.means import without_nan
 from expandr_core.lineage.compared_run import ComparedRun
+from expandr_core.lineage.intervals import bootstrap
 from expandr_core.lineage.nodes import Node
 from expandr_core.reports.histograms import histograms
-from expandr_core.reports.intervals import bootstrap
 from expandr_core.reports.rankings import best_positives, relevant
 from expandr_core.seeding import derive_seed
 from expandr_core.store.artifacts import Artifact

@@ -7,12 +7,9 @@ from typing import Any
 import numpy as np
 
 from expandr_core.evaluation.comparison import titles_of
-from expandr_core.evaluation.means import without_nan
 from expandr_core.evaluation.significance import FEWEST, TEST_NAMES
 from expandr_core.lineage.compared_run import ComparedRun
-from expandr_core.reports.intervals import aligned, bootstrap, by_cluster
 from expandr_core.reports.models import expanding, ranks_nothing_else
-from expandr_core.seeding import derive_seed
 
 Row = dict[str, Any]
 FAMILIES = ("reference", "base retriever", "control", "joint")
@@ -52,31 +49,27 @@ def systems_of(run: ComparedRun) -> tuple[list[Row], list[Row]]:
     comparison, titles = run.comparison, titles_of(run.comparison)
     rows, tests = [], []
     for dataset in (each["name"] for each in comparison["datasets"]):
-        _, clusters, scores = aligned({name: run.scores(dataset, name) for name in titles})
-        seed = derive_seed("report", dataset)
-        low, high = bootstrap(scores, clusters, seed)
-        places = {name: place for place, name in enumerate(titles)}
-        expands, alike = expanding(run, dataset), _alike(run, dataset, scores, list(titles))
+        measured = run.intervals(dataset)
+        expands = expanding(run, dataset)
+        alike = _alike(run, dataset, measured.scores, list(titles))
         for row in comparison["results"]:
             if row["dataset"] == dataset:
-                place = places[row["system"]]
-                known = {"title": titles[row["system"]], "family": family_of(row["system"])}
-                known |= {"clusters": len(np.unique(clusters)), "expands": expands[row["system"]]}
-                first = alike[row["system"]]
-                known["equals"] = "" if first == row["system"] else titles[first]
-                rows.append(row | known | without_nan({"low": low[place], "high": high[place]}))
-        asked = [each for each in comparison["contrasts"] if each["dataset"] == dataset]
-        if asked:
-            means = by_cluster(scores, clusters)
-            changes = [means[:, places[t["after"]]] - means[:, places[t["before"]]] for t in asked]
-            limits = bootstrap(np.stack(changes, axis=1), np.arange(len(means)), seed)
-            for test, low_, high_ in zip(asked, *limits, strict=True):
-                named: Row = {f"{s}_title": titles[test[s]] for s in ("before", "after")}
+                name, first = row["system"], alike[row["system"]]
+                known = {"title": titles[name], "family": family_of(name), "expands": expands[name]}
+                known |= {"clusters": measured.clusters}
+                known["equals"] = "" if first == name else titles[first]
+                low, high = measured.limits["", name]
+                rows.append(row | known | {"low": low, "high": high})
+        for test in comparison["contrasts"]:
+            if test["dataset"] == dataset:
+                before, after = test["before"], test["after"]
+                named: Row = {"before_title": titles[before], "after_title": titles[after]}
                 named["ties"] = test["queries"] - test["wins"] - test["losses"]
-                named["alike"] = alike[test["before"]] == alike[test["after"]]
+                named["alike"] = alike[before] == alike[after]
                 few = test["clusters"] < FEWEST
                 named["test_title"] = TEST_NAMES["randomisation" if few else comparison["test"]]
-                tests.append(test | named | without_nan({"low": low_, "high": high_}))
+                low, high = measured.limits[before, after]
+                tests.append(test | named | {"low": low, "high": high})
     return rows, tests
 
 

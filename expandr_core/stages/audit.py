@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from expandr_core.evaluation.leakage import (
-    RUN_OF_WORDS,
+    MARKS,
     relevant_passages,
     seen_in_training,
+    summary,
     verbatim_share,
 )
 from expandr_core.evaluation.metrics import HEADLINE
@@ -34,8 +34,6 @@ from expandr_core.runtime.job import Job
 VERSION = 3
 ROLE = "measure"
 ISOLATION = "never"
-COPIED = 0.5  # least share of copied words in a copy
-MARKS = ("query_in_training", "passage_in_training", "copying")
 
 
 class AuditOptions(Options):
@@ -81,7 +79,7 @@ def run(job: Job) -> None:
     }
     pq.write_table(pa.table(rows), job.out / "audit.parquet", compression="zstd")
     all_shares = [share for query_id in ids for share in shares.get(query_id, [])]
-    report = _report(rows, np.array(all_shares), audited=bool(training))
+    report = summary(rows, np.array(all_shares), audited=bool(training))
     (job.out / "audit.json").write_text(json.dumps(report, indent=1, allow_nan=False))
     job.counts |= {"queries": len(ids), "expansions": len(all_shares)}
     job.counts |= {mark: sum(rows[mark]) for mark in MARKS[:2]}
@@ -114,37 +112,3 @@ def _verbatim_shares(
                     shares.setdefault(row["query_id"], []).append(share)
         job.progress(done + 1, len(roles), "seeds")
     return shares
-
-
-def _report(rows: dict[str, Any], shares: NDArray[np.float64], audited: bool) -> dict[str, Any]:
-    """Summarise the table; entries about training are null if the training data is unknown."""
-    marks = {**rows, "copying": rows["copied"] >= COPIED}
-    gains = rows["after"] - rows["before"]
-    known = MARKS if audited else MARKS[2:]
-    anyhow = np.any([marks[mark] for mark in known], axis=0)
-
-    def split(marked: NDArray[np.bool_]) -> dict[str, Any]:
-        return {
-            "queries": int(marked.sum()),
-            "share": float(marked.mean()),
-            "gain_of_these": _mean(gains[marked]),
-            "gain_without": _mean(gains[~marked]),
-        }
-
-    return {
-        "rule": f"copying: at least {COPIED:g} of an expansion's words lie in runs of "
-        f"{RUN_OF_WORDS} or more that a relevant passage has too",
-        "queries": len(gains),
-        "gain": _mean(gains),
-        "expansions": {
-            "number": len(shares),
-            "with_a_run": int((shares > 0).sum()),
-            "copying": int((shares >= COPIED).sum()),
-        },
-        **{mark: split(marks[mark]) if mark in known else None for mark in MARKS},
-        "any": split(anyhow),
-    }
-
-
-def _mean(values: NDArray[np.float64]) -> float | None:
-    return float(values.mean()) if len(values) else None

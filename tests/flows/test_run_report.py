@@ -13,6 +13,10 @@ from prefect.client.schemas.filters import (
 from typer.testing import CliRunner
 
 from expandr_cli.main import app
+from expandr_core.lineage.explain import check_all, explain
+from expandr_core.lineage.finding import find_run
+from expandr_core.reports.report import report_of
+from expandr_core.store.artifacts import Artifact
 from expandr_core.store.garbage import find_garbage
 from expandr_core.store.store import Store
 from flows.joint_loop import joint_loop
@@ -47,6 +51,24 @@ def test_a_run_ends_with_its_report_and_the_index(store):
     later = datetime.now(UTC) + timedelta(days=1)
     found = find_garbage(Store(str(store)), None, later)
     assert not [each for each in found if record.name in each.name]
+
+
+def test_intervals_and_audits_of_a_report_are_explained_and_computed_again(first, store):
+    opened, run = find_run([Store(str(store))], first.record.name)
+    checks = {each["what"]: each["check"] for each in check_all(opened, run)}
+    assert all(each["agrees"] for each in checks.values())
+    report = report_of(opened, run)
+    for row in report["systems"]:
+        assert checks[f"test/{row['system']}/ndcg@10_low"]["value"] == row["low"]
+    for row in report["tests"]:
+        name = f"test/{row['before']}..{row['after']}/difference_high"
+        assert checks[name]["value"] == row["high"]
+    [audit] = report["leakage"]
+    name = f"test/{audit['system']}/leakage.any.queries"
+    assert checks[name]["value"] == audit["any"]["queries"]
+    found = explain(opened, run, name)
+    assert opened.local(Artifact(key=found["audit"].partition("/")[0], digest="")).is_dir()
+    assert [each["system"] for each in found["evaluations"]] == [audit["system"]]
 
 
 def test_a_run_whose_report_cannot_be_written_has_its_results(first, store, caplog):

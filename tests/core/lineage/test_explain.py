@@ -12,9 +12,9 @@ from expandr_core.errors import DataError
 from expandr_core.evaluation.comparison import read_comparison
 from expandr_core.evaluation.metrics import METRICS, score_queries
 from expandr_core.lineage.cells import cells, find_cell
+from expandr_core.lineage.compared_run import ComparedRun
 from expandr_core.lineage.explain import explain
 from expandr_core.lineage.query import explain_query
-from expandr_core.lineage.recompute import Recomputation
 from expandr_core.lineage.remeasure import FORMULAS, measured_again, relevant_hits
 from expandr_core.records import QRELS, RUN
 from expandr_core.store.artifacts import Artifact
@@ -26,14 +26,22 @@ def comparison(recorded, run):
 
 
 def test_every_cell_has_a_name_and_is_computed_again(recorded, run, comparison):
-    again = Recomputation(recorded, comparison, recorded.manifest(run.report.key))
-    checked = 0
-    for cell in cells(comparison):
+    compared = ComparedRun(recorded, run)
+    kinds, limits = set(), {name: compared.limits(name) for name in compared.measured.datasets}
+    for cell in cells(comparison, limits.__getitem__):
         if cell.value is not None:
-            assert find_cell(comparison, cell.name) == cell
-            assert again.value(cell) == pytest.approx(cell.value, abs=1e-9), cell.name
-            checked += 1
-    assert checked > 100
+            assert find_cell(comparison, cell.name, limits.__getitem__) == cell
+            assert compared.measured.value(cell) == pytest.approx(cell.value, abs=1e-9), cell.name
+            kinds.add((cell.kind, cell.limit))
+    assert kinds == {
+        ("mean", None),
+        ("score", None),
+        ("score", 0),
+        ("score", 1),
+        ("test", None),
+        ("test", 0),
+        ("test", 1),
+    }
 
 
 def test_the_chain_of_a_number_reaches_the_files(recorded, run):

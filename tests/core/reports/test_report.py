@@ -6,8 +6,8 @@ import pytest
 
 from expandr_core.evaluation.comparison import read_comparison
 from expandr_core.lineage.compared_run import ComparedRun
+from expandr_core.lineage.intervals import bootstrap
 from expandr_core.reports.graph import graph_of, mermaid
-from expandr_core.reports.intervals import bootstrap
 from expandr_core.reports.systems import headline_of
 from expandr_core.store.artifacts import Artifact
 
