@@ -12,7 +12,7 @@ from flows.option_paths import meant, option_paths
 from flows.prompt_file import with_prompt_text
 from tasks.placement import SPREAD, Placement
 
-Preset = Literal["none", "tiny", "demo", "scifact", "paper", "released", "cosine-0.02"]
+Preset = Literal["none", "tiny", "demo", "scifact", "gemma", "paper", "released", "cosine-0.02"]
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 

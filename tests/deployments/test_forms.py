@@ -65,7 +65,7 @@ def test_fields_come_in_reading_order(name):
 
 def test_choices_are_drop_downs_of_these_values():
     found = {path: field for path, field, _ in fields_of(FORMS["joint-loop"])}
-    presets = ["none", "tiny", "demo", "scifact", "paper", "released", "cosine-0.02"]
+    presets = ["none", "tiny", "demo", "scifact", "gemma", "paper", "released", "cosine-0.02"]
     assert found["preset"]["enum"] == presets
     assert found["placement.train"]["enum"] == ["here", "cpu", "gpu-infer", "gpu-train"]
     assert found["options.device"]["enum"] == ["auto", "cpu", "cuda"]
