@@ -95,7 +95,7 @@ def test_the_bounds_are_told():
 @pytest.mark.parametrize("name", ["joint-loop", "evaluate-suite"])
 def test_what_presets_set_an_option_to_is_told_beside_it(name):
     found = {path: field["description"] for path, field, _ in fields_of(FORMS[name])}
-    assert found["options.loop.rounds"].endswith("Presets: tiny 1. (at least 1)")
+    assert found["options.loop.rounds"].endswith("Presets: tiny 1, gemma 1. (at least 1)")
     assert "Presets: tiny 0.01, demo 0.0005, scifact" in found["options.dpo.learning_rate"]
     assert "Presets: for candidates tiny 4, demo 8" in found["options.expand.candidates.samples"]
     assert "cosine-0.02 facebook/contriever." in found["options.retriever.model"]
