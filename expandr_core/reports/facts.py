@@ -73,6 +73,26 @@ def data_facts(run: ComparedRun) -> list[Facts]:
     return found
 
 
+_PARTS = {
+    "preference/queries/train": "preference data",
+    "retriever/queries/train": "training the retriever",
+    "dev/queries": "choosing the round (dev)",
+}
+
+
+def split_facts(run: ComparedRun) -> list[Facts]:
+    """Return how many queries the run learned from, and for what; the same splits of data once."""
+    found = []
+    for node in run.lineage.upstream([run.run.report.key]):
+        counts = node.manifest["counts"] if node.stage == "prepare" else {}
+        found += [
+            {"part": part, "queries": int(counts[name])}
+            for name, part in _PARTS.items()
+            if counts.get(name)
+        ]
+    return list({(each["part"], each["queries"]): each for each in found}.values())
+
+
 def searched(lineage: Lineage, node: Node) -> Node:
     """Return the node that read the corpus: the encoding or index of it, or the search itself."""
     before = (node.inputs.get(role) for role in ("embeddings", "index", "alone"))

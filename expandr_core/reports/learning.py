@@ -105,7 +105,7 @@ def _column(run: ComparedRun, shard: Artifact, name: str, column: str) -> Any:
 
 
 def curves_of(run: ComparedRun) -> list[Row]:
-    """Return the log of each training: title, kind, steps, and points by measure."""
+    """Return the log of each training: title, kind, what of and how many, steps, points by measure."""
     found = []
     for step in _steps(run, *ADAPTERS, "train_retriever", "distil"):
         node = run.lineage.node(step.artifact.key)
@@ -116,13 +116,18 @@ def curves_of(run: ComparedRun) -> list[Row]:
         }
         curves = {name: points for name, points in curves.items() if len(points) > 1}
         if curves:
-            kind = _KINDS.get(node.stage, "LLM")
+            kind, counts = _KINDS.get(node.stage, "LLM"), node.manifest["counts"]
+            pairs = counts.get("train_pairs")
             found.append(
                 {
                     "key": node.key,
                     "title": step.title,
                     "kind": kind,
                     "round": step.id.round,
+                    "examples": counts.get("examples", counts.get("queries"))
+                    if pairs is None
+                    else pairs,
+                    "examples_are": "queries" if pairs is None else "pairs",
                     "steps": max(entry["step"] for entry in entries),
                     "measures": curves,
                 }

@@ -4,10 +4,10 @@ from typing import Any
 
 from expandr_core.evaluation.metrics import MEASURES
 from expandr_core.evaluation.significance import FEWEST
-from expandr_core.reports.models import origin_of
 
 Report = dict[str, Any]
 FEW_CLUSTERS = 30
+_ROLES = {"llm": "texts were written by {}", "retriever": "searches began with {}"}
 
 
 def limits_of(report: Report) -> list[str]:
@@ -18,15 +18,20 @@ def limits_of(report: Report) -> list[str]:
 
 
 def _about_models(report: Report) -> list[str]:
-    said = []
-    for role, what in (("llm", "Texts were written by"), ("retriever", "Searches began with")):
-        built = [each for each in report["models"] if each["role"] == role and each["built"]]
-        if built:
-            said.append(
-                f"{what} {origin_of(built[0])}: this tests the pipeline, not what the method brings "
-                f"with a {'language model' if role == 'llm' else 'retriever'} of usual size."
-            )
-    return said
+    built = [
+        each
+        for role in _ROLES
+        for each in report["models"]
+        if each["built"] and each["role"] == role
+    ]
+    if not built:
+        return []
+    named = " and ".join(dict.fromkeys(_ROLES[each["role"]].format(each["name"]) for each in built))
+    both = "both " if len({each["role"] for each in built}) > 1 else ""
+    return [
+        f"{named[0].upper()}{named[1:]}, {both}built from the collection's own texts: this tests the "
+        "pipeline, not what the method brings with models of usual size."
+    ]
 
 
 def _about_data(report: Report) -> list[str]:
@@ -36,13 +41,12 @@ def _about_data(report: Report) -> list[str]:
         said.append("The world is synthetic: the numbers do not tell what real collections reach.")
     if len({row["dataset"] for row in report["systems"]}) == 1:
         passages = max((row["passages"] or 0 for row in report["datasets"]), default=0)
-        if passages:
-            said.append(
-                f"{passages:,.0f} passages were searched. The more there are, the harder it is: "
-                "do not compare the scores with published ones on a corpus of another size."
-            )
+        size = f" of {passages:,.0f} passages" if passages else ""
+        more = (
+            "; scores of a corpus of another size cannot be compared with these" if passages else ""
+        )
         said.append(
-            "One collection was measured; the run says nothing about other domains or languages."
+            f"One collection{size} was measured: nothing is known of other domains or languages{more}."
         )
     said.append(
         "Passages that nobody judged count as not relevant, so a system that finds other good passages "
@@ -78,11 +82,9 @@ def _about_chance(report: Report) -> list[str]:
         said.append(
             f"{len(unclear)} of {len(tests)} tests show no difference"
             + (f", {alike} of them as the two systems rank every query alike" if alike else "")
-            + ". To show no difference does not prove that systems are equal."
+            + ". To show no difference does not prove that systems are equal; and scores of systems "
+            "that no test compares may differ by chance."
         )
-    untested = len(report["systems"]) - len({each["after"] for each in tests})
-    if untested and tests:
-        said.append("Pairs of systems that no test names were not compared beyond their scores.")
     return said
 
 

@@ -10,7 +10,13 @@ from expandr_core.evaluation.significance import TEST_NAMES
 from expandr_core.lineage.compared_run import ComparedRun
 from expandr_core.lineage.intervals import CONFIDENCE_PERCENT, RESAMPLES
 from expandr_core.reports.costs import costs_of
-from expandr_core.reports.facts import code_facts, data_facts, option_facts, run_facts
+from expandr_core.reports.facts import (
+    code_facts,
+    data_facts,
+    option_facts,
+    run_facts,
+    split_facts,
+)
 from expandr_core.reports.graph import graph_of
 from expandr_core.reports.learning import (
     LOW_AGREEMENT,
@@ -72,6 +78,7 @@ def report_of(
         "run": run_facts(run),
         **_outcome(run),
         "datasets": part("data", lambda: _try(lambda: data_facts(run), [])),
+        "split": _try(lambda: split_facts(run), []),
         "headline": headline,
         "systems": systems,
         "models": _try(lambda: models_of(run), []),

@@ -3,13 +3,15 @@
 from collections.abc import Iterable
 
 ALWAYS = {
+    "nDCG@10": "how well the first ten passages match the judgements; 1 is the best possible order",
     "baseline": "the system that another one is tested against in the table",
     "cluster": "queries that belong together and count as one observation; mostly each query is its own",
 }
 IN_TITLES = {
     "query only": "search with the query as it is",
     "untrained": "an expansion by the LLM as it was before DPO, not yet aligned",
-    "DPO'd": "an expansion by the LLM after DPO has aligned it with the retriever",
+    "DPO'd": "an expansion by the LLM after DPO (direct preference optimization): it has learned which "
+    "of its own texts the retriever likes better",
     "KTO-aligned": "an expansion by the LLM after KTO has aligned it with the retriever",
     "SFT-aligned": "an expansion by the LLM after fine-tuning on the chosen texts",
     "SFT control": "the retriever trained on the same queries, but without expansions",
@@ -27,7 +29,7 @@ def terms_of(titles: Iterable[str]) -> dict[str, str]:
     """Explain the words that occur in titles of systems.
 
     >>> list(terms_of(["query only", "joint round 1, query only"]))
-    ['query only', 'joint', 'baseline', 'cluster']
+    ['query only', 'joint', 'nDCG@10', 'baseline', 'cluster']
     """
     whole = "\n".join(titles)
     return {word: text for word, text in IN_TITLES.items() if word in whole} | ALWAYS

@@ -21,7 +21,21 @@ def test_the_verdict_names_the_models_that_wrote_and_searched(report):
     )
     assert search.startswith("The search began with a tiny retriever that was built")
     said = " ".join(report["cannot_say"])
+    assert said.startswith(
+        "Texts were written by a tiny LLM and searches began with a tiny retriever, both built from"
+    )
     assert "this tests the pipeline" in said and "pretraining" not in said
+
+
+def test_one_built_model_is_named_alone(changed):
+    changed["models"] = [each for each in changed["models"] if each["role"] == "retriever"]
+    assert limits_of(changed)[0].startswith("Searches began with a tiny retriever, built from")
+
+
+def test_the_size_of_a_corpus_that_is_gone_is_not_told(changed):
+    changed["datasets"] = []
+    [said] = [each for each in limits_of(changed) if each.startswith("One collection")]
+    assert said == "One collection was measured: nothing is known of other domains or languages."
 
 
 def test_an_imported_llm_may_have_read_the_texts_and_is_no_toy(changed):
