@@ -149,17 +149,25 @@ def search(
         ),
     ] = "",
     passages: Annotated[int, typer.Option("-k", min=1, help="How many passages to show.")] = 5,
-    expand: Annotated[bool, typer.Option(help="Let the LLM expand the question first.")] = True,
+    expand: Annotated[
+        bool,
+        typer.Option(help="Let the LLM expand the question first, or search without any LLM."),
+    ] = True,
     gate: Annotated[
         bool, typer.Option(help="Ask the run's gate first whether to expand, if it has one.")
+    ] = True,
+    distilled: Annotated[
+        bool,
+        typer.Option(help="With --no-expand: use the distilled query encoder, if the run has one."),
     ] = True,
     store: StoreOption = "store",
 ) -> None:
     """Search the corpus with the LLM and retriever of the champion, or of a run."""
     from expandr_cli.search import search_corpus
 
+    with_llm, without = "auto" if gate else "expanded", "distilled" if distilled else "alone"
     with user_errors():
-        search_corpus(out, store, run_name, question, passages, expand, gate)
+        search_corpus(out, store, run_name, question, passages, with_llm if expand else without)
 
 
 @app.command()

@@ -1,7 +1,5 @@
 """Search the corpus of the champion, or of a run, with its LLM, retriever and, if it has one, gate."""
 
-import logging
-
 from rich.console import Console
 
 from expandr_cli.terminal import notify
@@ -9,7 +7,7 @@ from expandr_core.errors import DataError
 from expandr_core.records import passages_in, rows_with_ids
 from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import find, run_stage
-from expandr_core.serving.answers import Answer, Asked, answer
+from expandr_core.serving.answers import Answer, Asked, Mode, answer
 from expandr_core.serving.opened import Opened, Served
 from expandr_core.serving.writer import Writer
 from expandr_core.store.artifacts import Artifact
@@ -20,21 +18,23 @@ from tasks.stage import open_store
 
 
 def search_corpus(
-    out: Console, url: str, run_name: str, question: str, passages: int, expand: bool, gated: bool
+    out: Console, url: str, run_name: str, question: str, passages: int, mode: Mode
 ) -> None:
-    """Expand the question, unless the run's gate is against it, search, and print what is found.
+    """Search as the mode says, and print what is found.
+
+    "distilled" searches with the query alone if the run has no distilled query encoder.
 
     Raises:
         DataError: if there is no such run or alias, or the question is empty.
     """
     if not question.strip():
         raise DataError("the question is empty")
-    logging.getLogger("expandr_core").setLevel(logging.WARNING)
     store = open_store(url)
     run = chosen_run(store, run_name, notify)
     writer = Writer(store, run.models["llm"], run.options, None, {})
     opened = Opened(store, served(store, run), writer)
-    mode = ("auto" if gated else "expanded") if expand else "alone"
+    if mode == "distilled":
+        mode = "distilled" if opened.student else "alone"
     [found] = answer(opened, [Asked(question, passages, mode)])
     print_answer(out, opened, found)
 

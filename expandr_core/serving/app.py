@@ -20,6 +20,7 @@ from expandr_core.serving.batching import Refused
 from expandr_core.serving.middleware import Guard
 from expandr_core.serving.opened import Kind, Opened
 from expandr_core.serving.server import Limits, Server
+from expandr_core.serving.writer import Unwritten
 
 PAGE = Path(__file__).with_name("page.html")
 EXAMPLES = 6  # queries of the collection that the page offers
@@ -143,8 +144,8 @@ def make_app(server: Server, token: str = "") -> FastAPI:
 def _add_questions(app: FastAPI, server: Server, limits: Limits) -> None:
     """Add the routes that ask the models."""
 
-    @app.post("/search")
-    async def search(asked: Search) -> Found:
+    @app.post("/search", response_model=Found)
+    async def search(asked: Search) -> Response:
         """Find the k nearest passages of a query.
 
         By default the gate decides whether the query is expanded, and every query is if there is no
@@ -157,7 +158,7 @@ def _add_questions(app: FastAPI, server: Server, limits: Limits) -> None:
         found: Answer = await server.batcher.submit(answer, opened, question)
         server.metrics.answered(found)
         judged = opened.judged.get(asked.query, {})
-        return Found(
+        said = Found(
             served=_version(opened),
             mode=mode,
             gate=found.decision,
@@ -168,9 +169,10 @@ def _add_questions(app: FastAPI, server: Server, limits: Limits) -> None:
             judged=bool(judged),
             seconds=time.perf_counter() - start,
         )
+        return _json(said)
 
-    @app.post("/expand")
-    async def expand(asked: Expand) -> Expanded:
+    @app.post("/expand", response_model=Expanded)
+    async def expand(asked: Expand) -> Response:
         """Write a query's expansion: the likeliest text, or, with a seed, a sampled one."""
         limits.check([asked.query])
         start, opened = time.perf_counter(), server.opened
@@ -179,12 +181,13 @@ def _add_questions(app: FastAPI, server: Server, limits: Limits) -> None:
         )
         server.metrics.expanded(remembered)
         seconds = time.perf_counter() - start
-        return Expanded(
+        said = Expanded(
             served=_version(opened), expansion=text, remembered=remembered, seconds=seconds
         )
+        return _json(said)
 
-    @app.post("/embed")
-    async def embed(asked: Embed) -> Embedded:
+    @app.post("/embed", response_model=Embedded)
+    async def embed(asked: Embed) -> Response:
         """Return the vectors of texts, as search uses them."""
         limits.check(asked.texts)
         start, opened = time.perf_counter(), server.opened
@@ -192,7 +195,8 @@ def _add_questions(app: FastAPI, server: Server, limits: Limits) -> None:
             Opened.embed, opened, (tuple(asked.texts), asked.kind)
         )
         seconds = time.perf_counter() - start
-        return Embedded(served=_version(opened), vectors=vectors.tolist(), seconds=seconds)
+        said = Embedded(served=_version(opened), vectors=vectors.tolist(), seconds=seconds)
+        return _json(said)
 
 
 def _add_facts(app: FastAPI, server: Server) -> None:
@@ -259,9 +263,15 @@ def _add_errors(app: FastAPI) -> None:
     async def unanswerable(_: Request, error: DataError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 422)
 
-    @app.exception_handler(RuntimeError)  # such as that of a language model's server
-    async def in_trouble(_: Request, error: RuntimeError) -> JSONResponse:
+    @app.exception_handler(Unwritten)
+    @app.exception_handler(RuntimeError)  # such as a lack of memory
+    async def in_trouble(_: Request, error: Exception) -> JSONResponse:
         return JSONResponse({"detail": str(error)[:300]}, 503, {"Retry-After": "5"})
+
+
+def _json(answer: BaseModel) -> Response:
+    """Send an answer as it is; FastAPI would validate it once more."""
+    return Response(answer.model_dump_json(), media_type="application/json")
 
 
 def _has(opened: Opened, mode: Mode) -> bool:

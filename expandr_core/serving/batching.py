@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from expandr_core.errors import DataError
+from expandr_core.serving.writer import Unwritten
 
 log = logging.getLogger(__name__)
 Work = Callable[[Any, Sequence[Any]], Sequence[Any]]
@@ -116,11 +117,13 @@ def _compute(loop: asyncio.AbstractEventLoop, batch: list[_Waiting]) -> None:
     try:
         answers = work(models, [each.item for each in batch])
     except Exception as error:
-        if len(batch) > 1 and not isinstance(error, OSError | RuntimeError):
+        if len(batch) > 1 and not isinstance(error, OSError | RuntimeError | Unwritten):
             for each in batch:
                 _compute(loop, [each])
             return
-        if not isinstance(error, DataError):
+        if isinstance(error, Unwritten):
+            log.warning("%s", error)
+        elif not isinstance(error, DataError):
             log.exception("a request failed")
         for each in batch:
             loop.call_soon_threadsafe(_settle, each.answer, None, error)

@@ -4,6 +4,7 @@ from collections.abc import MutableMapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
+from expandr_core.errors import DataError
 from expandr_core.generation.engine import Generator, LLMSpec, Request, open_engine
 from expandr_core.options.generation import EndpointOptions, TransformersOptions
 from expandr_core.options.loop import JointLoopOptions
@@ -12,6 +13,10 @@ from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
 
 Memory = MutableMapping[tuple[str, str, int | None], str]  # by writer, query and seed
+
+
+class Unwritten(DataError):
+    """The language model, or the server that runs it, fails: not the fault of a query."""
 
 
 class Written(NamedTuple):
@@ -42,7 +47,7 @@ class Writer:
             store: that has it.
             llm: a model, or an adapter.
             options: of the run that kept it.
-            endpoint: a server that runs it; by default this process does.
+            endpoint: a server that runs it, with its adapter merged; by default this process does.
             memory: of expansions, which writers can share.
         """
         self._store, self._llm, self._options = store, llm, options
@@ -58,25 +63,19 @@ class Writer:
 
         Args:
             asked: queries, each with the seed of a sampled text; None for the likeliest text.
-        """
-        from expandr_core.generation.prompts import remove_preamble
 
-        options = self._options.expand
+        Raises:
+            Unwritten: if the language model fails.
+        """
         known = {
             (query, seed): self._memory[self.identity, query, seed]
             for query, seed in asked
             if (self.identity, query, seed) in self._memory
         }
         new = [each for each in dict.fromkeys(asked) if each not in known]
-        requests = [self._request(*each) for each in new]
-        written: dict[tuple[str, int | None], str] = {}
-        if new:
-            batches = self.generator.generate(
-                requests, options.expansion, options.prompt.max_tokens
-            )
-            for index, [completion] in (each for batch in batches for each in batch):
-                text = remove_preamble(completion.text, options.prompt.name)
-                written[new[index]] = self._memory[self.identity, *new[index]] = text
+        written = self._generate(new) if new else {}
+        for each, text in written.items():
+            self._memory[self.identity, *each] = text
         first = {*written}
         found = []
         for each in asked:
@@ -87,6 +86,21 @@ class Writer:
     def load(self) -> None:
         """Load the model, if a server does not have it."""
         _ = self.generator
+
+    def _generate(self, asked: list[tuple[str, int | None]]) -> dict[tuple[str, int | None], str]:
+        from expandr_core.generation.prompts import remove_preamble
+
+        options, generator = self._options.expand, self.generator
+        requests = [self._request(*each) for each in asked]
+        try:
+            batches = generator.generate(requests, options.expansion, options.prompt.max_tokens)
+            return {
+                asked[index]: remove_preamble(completion.text, options.prompt.name)
+                for batch in batches
+                for index, [completion] in batch
+            }
+        except Exception as error:  # whatever it is, queries without the model go on
+            raise Unwritten(f"the language model does not write: {error}") from error
 
     def _request(self, query: str, seed: int | None) -> Request:
         options = self._options.expand
@@ -112,7 +126,7 @@ class Writer:
         spec = LLMSpec(
             paths["llm"],
             self._options.device,
-            paths.get("adapter"),
+            None if self._endpoint else paths.get("adapter"),
             chat,
             precision=own.precision,
         )

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import httpx
+import openai_server
 import pytest
 import uvicorn
 from typer.testing import CliRunner
@@ -22,6 +23,7 @@ from typer.testing import CliRunner
 from expandr_cli.main import app
 from expandr_cli.search import served
 from expandr_cli.serve import _Finder
+from expandr_core.options.generation import EndpointOptions
 from expandr_core.serving.answers import Asked, answer
 from expandr_core.serving.app import make_app
 from expandr_core.serving.opened import Opened
@@ -166,6 +168,31 @@ def test_no_body_breaks_the_server(serving, body):
         f"{serving.url}/search", content=body, headers={"Content-Type": "application/json"}
     )
     assert said.status_code in (400, 422) and said.json()["detail"]
+
+
+def test_trouble_of_the_llm_s_server_is_said_and_queries_without_the_llm_go_on(
+    serving, first, monkeypatch
+):
+    monkeypatch.setenv("OPENAI_API_KEY", "a key")
+    with openai_server.running() as llm:
+        endpoint = EndpointOptions(url=llm.url, model="llama", retries=0)
+        opened = _Finder(Store(serving.store), "", llm.url, endpoint, {}).first()
+        server = Server(opened, LIMITS, lambda _: None, 60)
+        with listening(make_app(server)) as url, httpx.Client(base_url=url, timeout=60) as client:
+            for status, reason in ((401, "set OPENAI_API_KEY"), (500, "fails"), (0, "Connection")):
+                for path, mode in (("search", {"mode": "expanded"}), ("expand", {})):
+                    llm.troubles = [(status, {})]
+                    said = client.post(path, json={"query": "what is it?", **mode})
+                    assert said.status_code == 503 and reason in said.json()["detail"], said.text
+                    assert said.headers["Retry-After"] and "a key" not in said.text
+                alone = client.post("search", json={"query": "what is it?", "mode": "alone"})
+                assert alone.status_code == 200 and len(alone.json()["hits"]) == 10
+            found = client.post("expand", json={"query": "what is it?"}).json()
+            assert found["expansion"] == "text of seed 0 at 0.0" and not found["remembered"]
+        del server.opened
+        adapter = first.artifact("dpo", 1)  # which a server has merged
+        writer = Writer(opened.store, adapter, opened.served.options, endpoint, {})
+        assert writer.write([("what is it?", None)])[0].text == found["expansion"]
 
 
 def test_odd_texts_are_searched_for_like_others(serving):
