@@ -26,6 +26,7 @@ from tasks.datasets import get_dataset
 from tasks.gating import Both, learn_gate_on, measure_variants
 from tasks.pipeline import Pipeline
 from tasks.placement import Placement
+from tasks.references import measure_references
 
 DEFAULTS, MODELS, HERE = JointLoopOptions(), MeasuredModels(), Placement()
 Seeds = Annotated[int, Field(ge=0)]
@@ -71,7 +72,7 @@ def evaluate_suite(
     with noted(pipeline, "evaluate-suite", ", ".join(datasets), preset) as started:
         pairs = find_pairs(pipeline, models)
         systems = Comparison([get_dataset(pipeline, dataset) for dataset in wanted])
-        systems.bm25(pipeline, "bm25", "BM25")
+        measure_references(pipeline, systems)
         if models.gate_on:
             pairs = learn_gates(pipeline, pairs, models.gate_on, systems)
         for number, pair in enumerate(pairs):

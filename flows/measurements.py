@@ -13,6 +13,7 @@ from tasks.data import Data
 from tasks.gating import Both, learn_gate, measure_variants
 from tasks.models import Models
 from tasks.pipeline import Future, Pipeline
+from tasks.references import measure_bm25, measure_references
 from tasks.retriever import train_retriever
 
 
@@ -103,8 +104,8 @@ def measure_start(
 ) -> None:
     """Measure what there is before the first round; `training` makes the control, if there is one."""
     untrained = systems.expand(pipeline, base.llm, "sampled", "untrained LLM")
-    systems.bm25(pipeline, "bm25", "BM25")
-    systems.bm25(pipeline, "bm25-untrained", "BM25, + untrained expansion", untrained)
+    measure_references(pipeline, systems)
+    measure_bm25(pipeline, systems, "bm25-untrained", "BM25, + untrained expansion", untrained)
     systems.dense(pipeline, "query", "query only", base.retriever)
     systems.dense(pipeline, "untrained", "+ untrained expansion", base.retriever, untrained)
     systems.dense(

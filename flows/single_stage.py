@@ -28,6 +28,7 @@ from tasks.preferences import (
     ranks_in_corpus,
     reward,
 )
+from tasks.references import measure_references
 from tasks.retriever import train_retriever
 
 Stage = Literal[
@@ -189,7 +190,7 @@ def evaluate(pipeline: Pipeline, found: dict[str, Artifact]) -> None:
     """Measure a retriever with and without expansions, beside BM25, and publish the report."""
     evaluation = Evaluation(found["queries"], found["qrels"], found["corpus"])
     systems = Comparison([Measured(MeasuredDataset(name="alone"), {"": evaluation})])
-    systems.bm25(pipeline, "bm25", "BM25")
+    measure_references(pipeline, systems)
     systems.dense(pipeline, "query", "query only", found["retriever"])
     if "expansions" in found:
         written = {"alone": [found["expansions"]]}

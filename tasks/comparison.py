@@ -16,10 +16,8 @@ from expandr_core.evaluation.verdict import Kept
 from expandr_core.options.evaluation import RankingOptions
 from expandr_core.options.retriever import EncodingOptions
 from expandr_core.stages.audit import AuditOptions
-from expandr_core.stages.bm25_index import BM25IndexOptions
 from expandr_core.stages.compare import CompareOptions
 from expandr_core.stages.evaluate import EvaluateOptions
-from expandr_core.stages.evaluate_bm25 import EvaluateBM25Options
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
 from tasks.data import Evaluation
@@ -154,31 +152,6 @@ class Comparison:
             inputs |= {"embeddings": self.vectors[encoding], **evaluation.judged}
             cell = self.purpose + role.removeprefix("measured/")
             self.inputs[role] = pipeline.step("evaluate", inputs, step, options=chosen, name=cell)
-
-    def bm25(
-        self, pipeline: Pipeline, name: str, title: str, expansions: Expansions | None = None
-    ) -> None:
-        """Measure BM25, the reference from outside."""
-        language = pipeline.options.evaluate.bm25_language
-        for step, role, key, written in self.cells(pipeline, name, title, expansions):
-            evaluation = self.evaluations[key]
-            indexed = evaluation.corpus.digest, language
-            if indexed not in self.indices:
-                self.indices[indexed] = pipeline.step(
-                    "bm25_index",
-                    {"corpus": evaluation.corpus},
-                    f"index {key} for BM25",
-                    options=BM25IndexOptions(language=language),
-                    name=f"{self.purpose}{key}",
-                )
-            chosen = EvaluateBM25Options.of(
-                pipeline.options.evaluate, evaluation.identical_ids, bool(written)
-            )
-            inputs = {"index": self.indices[indexed], "expansions": written, **evaluation.judged}
-            cell = self.purpose + role.removeprefix("measured/")
-            self.inputs[role] = pipeline.step(
-                "evaluate_bm25", inputs, step, options=chosen, name=cell
-            )
 
     def cells(
         self, pipeline: Pipeline, name: str, title: str, expansions: Expansions | None

@@ -62,6 +62,11 @@ class EvaluationOptions(Options):
         description="How often BM25 reads the query before its expansion, so that a long expansion does "
         "not drown it (Query2Doc: 5).",
     )
+    rm3: bool = Field(
+        default=False,
+        description="Also report BM25 with RM3: the query expanded by terms of its first hits, which "
+        "needs no LLM.",
+    )
     significance: SignificanceOptions = Field(
         default=SignificanceOptions(), title="Significance of differences"
     )

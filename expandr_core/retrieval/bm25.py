@@ -8,7 +8,7 @@ Anserini's k1 = 0.9 and b = 0.4 lose up to 3 points. Scripts without spaces are 
 characters instead (`expandr_core.data.terms`); other languages have their stemmers and stop words.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -88,12 +88,49 @@ class BM25:
         Returns:
             A run: the queries in their order, ranks from 1. A query without hits has no rows.
         """
+        tokens = self.term_ids(queries)
+        scores = (self.index.get_scores_from_ids(ids) if ids else None for ids in tokens)
+        return self._rank(query_ids, scores, k, identical_ids)
+
+    def search_weighted(
+        self,
+        query_ids: pa.Array,
+        queries: Iterable[Mapping[int, float]],
+        k: int,
+        identical_ids: IdenticalIds = "ignore",
+    ) -> pa.Table:
+        """Rank as `search` does, for queries that give weights to terms.
+
+        Args:
+            query_ids: (queries,)
+            queries: weights by the terms' ids.
+            k: passages of each query.
+            identical_ids: as in `search`.
+        """
+        scores = (self._weighted_scores(weights) if weights else None for weights in queries)
+        return self._rank(query_ids, scores, k, identical_ids)
+
+    def term_ids(self, texts: Iterable[str]) -> Iterator[list[int]]:
+        """Yield the ids of each text's terms that the corpus has, in their order."""
+        return _term_ids(self.tokenizer, texts, update_vocabulary=False)
+
+    def _weighted_scores(self, weights: Mapping[int, float]) -> NDArray[np.float32]:
+        scores = np.zeros(len(self.passage_ids), np.float32)
+        for term, weight in weights.items():
+            scores += np.float32(weight) * self.index.get_scores_from_ids([term])
+        return scores
+
+    def _rank(
+        self,
+        query_ids: pa.Array,
+        scores_of: Iterable[NDArray[np.float32] | None],
+        k: int,
+        identical_ids: IdenticalIds,
+    ) -> pa.Table:
         runs = [RUN.empty_table()]
-        tokens = _term_ids(self.tokenizer, queries, update_vocabulary=False)
-        for query_id, query_tokens in zip(query_ids, tokens, strict=True):
-            if not query_tokens:
+        for query_id, scores in zip(query_ids, scores_of, strict=True):
+            if scores is None:
                 continue
-            scores = self.index.get_scores_from_ids(query_tokens)
             hits = np.flatnonzero(scores > 0)
             hits = hits[best(scores[hits], self._order[hits], k + 1)]
             ids = self.passage_ids.take(pa.array(hits))

@@ -276,17 +276,16 @@ def test_models_learn_a_gate_on_dev_queries_and_are_measured_with_it_on_others(w
     lines = (folder / "qrels" / "test.tsv").read_text().splitlines()
     for split, rows in (("dev", lines[1:5]), ("test", lines[5:])):
         (folder / "qrels" / f"{split}.tsv").write_text("\n".join([lines[0], *rows]) + "\n")
-    options = world.options.model_copy(
-        update={"evaluate": EvaluationOptions(depth=100, greedy=False, fusion="rrf", report=False)}
-    )
+    measure = EvaluationOptions(depth=100, greedy=False, fusion="rrf", rm3=True, report=False)
+    options = world.options.model_copy(update={"evaluate": measure})
     models = MeasuredModels(gate_on=f"{folder}/")
     found = run(world, f"{folder}/", options=options, models=models)
     rows = pd.read_csv(board(found) / "comparison.csv")
-    titles = ["BM25", "query only", "+ expansion, sampled"]
+    titles = ["BM25", "BM25 with RM3", "query only", "+ expansion, sampled"]
     gated = ["learned weight", "gated before generation", "ranks fused"]
     for title, said in zip(rows["system"], [*titles, *gated], strict=True):
         assert said in title
-    assert list(rows["seeds"])[4:] == [2, 2]
+    assert list(rows["seeds"])[5:] == [2, 2]
     gate = titled(found)["learn the gate on dev"]
     assert gate.counts["queries"] == rows["queries"][0] == 4
     report = (board(found) / "report.md").read_text()

@@ -334,6 +334,17 @@ def test_bm25_repeats_the_query_before_an_expansion_as_query2doc_does(world):
     assert runs[0] == runs[1] != runs[2]
 
 
+def test_rm3_searches_with_terms_of_the_first_hits(world):
+    corpus = world.data.at("corpus.parquet")
+    inputs = world.inputs(index=indexed(world.store, corpus))
+    plain, rm3 = (flat(evaluate_bm25.OPTIONS, depth=100, rm3=each) for each in (False, True))
+    alone = found(make(world.store, "evaluate_bm25", plain, inputs)[1])
+    fed_back = found(make(world.store, "evaluate_bm25", rm3, inputs | {"corpus": corpus})[1])
+    assert alone.keys() == fed_back.keys()
+    assert all(set(hits) <= set(fed_back[query_id]) for query_id, hits in alone.items())
+    assert any(len(hits) < len(fed_back[query_id]) for query_id, hits in alone.items())
+
+
 def test_a_report_s_bm25_repeats_the_query_only_with_expansions():
     options = EvaluationOptions(bm25_query_repeats=5)
     of = evaluate_bm25.OPTIONS.of
