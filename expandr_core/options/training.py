@@ -60,6 +60,12 @@ class AlignmentTrainingOptions(Options):
         description="Steps between evaluations on the dev pairs, each with a checkpoint; the adapter "
         "with the lowest loss is kept. Without dev pairs, the last one is.",
     )
+    precision: Literal["auto", "float32", "bfloat16"] = added(
+        "auto",
+        description="In which the language model computes; the adapter is always in float32. auto: "
+        "bfloat16 on a GPU, float32 on a processor, where bfloat16 is about twice as fast if the "
+        "processor has it, and very slow if not.",
+    )
     device_batch_size: Positive = runtime(
         16, description="Pairs per process and forward pass; gradients accumulate over the rest."
     )

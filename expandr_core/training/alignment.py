@@ -113,11 +113,12 @@ def make_trainer(task: AlignmentTask, device: str, report: Progress) -> Trainer:
         tokenizer.pad_token = tokenizer.eos_token
     rows = {split.name: Dataset.load_from_disk(str(split)) for split in task.rows.iterdir()}
     on_gpu, options = device != "cpu", task.options
+    coarse = on_gpu if options.precision == "auto" else options.precision == "bfloat16"
     kind, arguments = _trainer_and_arguments(
-        options, _arguments(task, on_gpu, seed, has_dev="dev" in rows)
+        options, _arguments(task, on_gpu, coarse, seed, has_dev="dev" in rows)
     )
     # after the arguments, which with ZeRO-3 determine how the model is loaded
-    model = load_adapted(task.llm, task.adapter, torch.bfloat16 if on_gpu else torch.float32)
+    model = load_adapted(task.llm, task.adapter, torch.bfloat16 if coarse else torch.float32)
     trainer = kind(
         model=model,
         args=arguments,
@@ -179,7 +180,9 @@ def _remedy(task: AlignmentTask) -> str:
     )
 
 
-def _arguments(task: AlignmentTask, on_gpu: bool, seed: int, has_dev: bool) -> dict[str, Any]:
+def _arguments(
+    task: AlignmentTask, on_gpu: bool, coarse: bool, seed: int, has_dev: bool
+) -> dict[str, Any]:
     """Return the arguments that TRL's three trainers share."""
     options = task.options
     share, device_batch = shares_of_batch(options)
@@ -196,7 +199,7 @@ def _arguments(task: AlignmentTask, on_gpu: bool, seed: int, has_dev: bool) -> d
         "gradient_accumulation_steps": share // device_batch,
         "max_grad_norm": options.max_grad_norm,
         "max_length": None,  # the texts are cut by us, the prompts never
-        "bf16": on_gpu,
+        "bf16": coarse,
         "use_cpu": not on_gpu,
         "gradient_checkpointing": options.gradient_checkpointing,
         "use_liger_kernel": on_gpu and is_liger_kernel_available(),

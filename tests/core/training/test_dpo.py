@@ -319,6 +319,21 @@ def test_training_prefers_the_chosen_and_its_merge_equals_base_plus_adapter(stor
         assert (merged / name).read_text() == name
 
 
+def test_the_model_computes_in_the_precision_that_is_named_and_the_adapter_in_float32(
+    store, llm_folder
+):
+    inputs = put_inputs(store, llm_folder)
+    for precision, kind in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        model: Any = trainer_of(store, inputs, precision=precision).model
+        kinds = {"lora" in name: weights.dtype for name, weights in model.named_parameters()}
+        assert kinds == {True: torch.float32, False: kind}
+    coarse = run_stage(spec_of(inputs, epochs=8, precision="bfloat16"), store, no_progress)
+    assert coarse.counts["dev_accuracies"] == 1
+    exact = run_stage(spec_of(inputs, epochs=8), store, no_progress)
+    assert coarse.counts["last/loss"] == pytest.approx(exact.counts["last/loss"], rel=0.05)
+    assert coarse.files != exact.files
+
+
 def test_no_pair_for_training_is_the_input_s_fault(store, llm_folder):
     inputs = put_inputs(store, llm_folder, [row(0, "dev")])
     with pytest.raises(DataError, match=r"preferences.dpo_dev_share"):
