@@ -92,8 +92,7 @@ def run_in_child(
 
 
 def _follow(lines: Iterable[str], progress: Progress) -> Artifact | str | None:
-    """Forward a child's events; return its artifact or its error message, if any."""
-    result: Artifact | str | None = None
+    """Forward a child's events; return its artifact or its error message, which come last, if any."""
     for line in lines:
         try:
             event = json.loads(line)
@@ -105,10 +104,10 @@ def _follow(lines: Iterable[str], progress: Progress) -> Artifact | str | None:
             case {"progress": [done, total, unit]}:
                 progress(done, total, unit)
             case {"artifact": artifact}:
-                result = Artifact(**artifact)
+                return Artifact(**artifact)
             case {"bad_input": message}:
-                result = message
-    return result
+                return message
+    return None
 
 
 def terminate_tree(child: subprocess.Popen | Forked, patience: float = 5) -> None:

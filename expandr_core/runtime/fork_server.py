@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 from expandr_core.runtime import runner
-from expandr_core.runtime.child_protocol import die_with_parent
+from expandr_core.runtime.child_protocol import die_with_parent, end
 
 _MESSAGE_BYTES = 1 << 20  # at most
 LIBRARIES = ("torch", "sentence_transformers", "peft", "trl.trainer.dpo_trainer")
@@ -160,9 +160,10 @@ def _wait_for_fork(
     os.dup2(errors, 2)
     for each in (output, errors, status):
         os.close(each)
-    sys.exit(runner.main(*arguments))
+    end(runner.main(*arguments))
 
 
 if __name__ == "__main__":
     with socket.socket(fileno=int(sys.argv[1])) as own:
         serve(own, sys.argv[2:])
+    end(0)

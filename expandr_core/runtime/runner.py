@@ -37,7 +37,7 @@ from pydantic import ValidationError
 
 from expandr_core.errors import DataError
 from expandr_core.options.base import Options, identity
-from expandr_core.runtime.child_protocol import die_with_parent, emit, report_events
+from expandr_core.runtime.child_protocol import die_with_parent, emit, end, report_events
 from expandr_core.runtime.job import Job, Progress, no_progress
 from expandr_core.store.artifacts import Artifact, StageSpec
 from expandr_core.store.claims import Claims, drop_marks, find_marked
@@ -273,4 +273,4 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    end(main(*sys.argv[1:]))

@@ -1,14 +1,16 @@
 """Several processes that train one model on one machine: torchrun's ranks, without its command line.
 
 Each process has a rank; `torch.distributed` connects them, by NCCL on GPUs and by gloo on CPUs. They
-die with the process that started them, even if that one is killed.
+die with the process that launched them, even if that one is killed. On CPUs they are forks of a process
+that has imported what training needs, once for all launches; a GPU's driver does not survive a fork.
 """
 
 import json
 import multiprocessing
 import os
-import sys
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -25,6 +27,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from expandr_core.errors import DataError
 from expandr_core.runtime.child_protocol import die_with_parent, report_events
 from expandr_core.runtime.device import run_device
+from expandr_core.runtime.fork_server import LIBRARIES
 from expandr_core.runtime.job import Progress, no_progress
 
 Result = TypeVar("Result")
@@ -44,6 +47,8 @@ def launch(program: Callable[..., Result], processes: int, device: str, *argumen
         DataError: if the program raised one, or there are more processes than GPUs.
         RuntimeError: if a process failed, with its error message, or was killed.
     """
+    on_gpu = run_device(device) != "cpu"
+    multiprocessing.set_forkserver_preload([*LIBRARIES, __name__])
     with tempfile.TemporaryDirectory(prefix="expandr-ranks-") as folder:
         config = LaunchConfig(
             min_nodes=1,
@@ -53,6 +58,7 @@ def launch(program: Callable[..., Result], processes: int, device: str, *argumen
             rdzv_backend="c10d",
             rdzv_endpoint="127.0.0.1:0",
             local_addr="127.0.0.1",
+            start_method="spawn" if on_gpu else "forkserver",
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
@@ -95,9 +101,7 @@ def process_group(device: str) -> Iterator[tuple[str, Progress]]:
         DataError: if there are more processes than GPUs.
     """
     die_with_parent()
-    starter = multiprocessing.parent_process()
-    if starter is not None and os.getppid() != starter.pid:  # it died before the call above
-        sys.exit("the process that started this one is gone")
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
     on_gpu = run_device(device) != "cpu"
     dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT)
     report = no_progress if rank() else report_events()
@@ -110,6 +114,13 @@ def process_group(device: str) -> Iterator[tuple[str, Progress]]:
         torch.cuda.set_device(rank())
     yield f"cuda:{rank()}" if on_gpu else "cpu", report
     dist.destroy_process_group()  # not after an error: it must be reported before the others notice
+
+
+def _end_with_launcher() -> None:
+    """Wait for the end of the process that launched this one, which need not be its parent."""
+    if launcher := multiprocessing.parent_process():
+        launcher.join()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def rank() -> int:

@@ -8,11 +8,12 @@ from expandr_core.runtime.job import Progress
 
 
 def ranks_of(process: psutil.Process) -> list[psutil.Process]:
-    """Return the processes that a process has launched."""
+    """Return the processes that a process has launched: forks of one that waits to fork."""
     return [
-        child
-        for child in process.children(recursive=True)
-        if any("spawn_main" in argument for argument in child.cmdline())
+        fork
+        for server in process.children(recursive=True)
+        if any("forkserver" in argument for argument in server.cmdline())
+        for fork in server.children()
     ]
 
 

@@ -64,3 +64,19 @@ def test_a_specification_that_cannot_be_read_is_the_input_s_fault(tmp_path):
     spec = make_spec("import_model", ImportOptions(kind="llm"), {"adapter": broken})
     with pytest.raises(DataError, match=r"for StageSpec\n.*counts\.loss"):
         run_in_child(spec, Store(str(tmp_path)), no_progress)
+
+
+def test_a_process_ends_after_what_is_registered_and_before_any_object_is_freed():
+    program = """
+import atexit
+from expandr_core.runtime.child_protocol import end
+class Model:
+    def __del__(self):
+        print("freed")
+model = Model()
+atexit.register(print, "registered")
+print("written")
+end(7)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.stdout, ended.returncode) == ("written\nregistered\n", 7)

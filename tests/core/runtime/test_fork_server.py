@@ -24,7 +24,8 @@ LONG = DemoWorldOptions(train_entities=10**6)  # it would take minutes
 PROGRAM = """
 import os, sys
 from expandr_core.runtime.fork_server import ForkServer
-forked = ForkServer([]).fork([sys.argv[1], sys.argv[2]], sys.stderr.buffer, dict(os.environ))
+server = ForkServer([])  # kept: without it the server ends, and with it the stage
+forked = server.fork([sys.argv[1], sys.argv[2]], sys.stderr.buffer, dict(os.environ))
 print(forked.pid, flush=True)
 forked.wait()
 """
