@@ -26,22 +26,30 @@ def run(recorded) -> RecordedRun:
     return found
 
 
-@pytest.fixture
-def s3(monkeypatch) -> Iterator:
-    """Serve S3 with a bucket "bucket".
-
-    s3fs finds the server by AWS_ENDPOINT_URL, which botocore reads; FSSPEC_S3_ENDPOINT_URL, which
-    fsspec reads into its configuration at import, works only if it is set before Python starts.
-    """
-    boto3 = pytest.importorskip("boto3")
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator:
+    """Serve S3; each test empties it."""
     from moto.server import ThreadedMotoServer
-
-    from expandr_core.store.s3 import S3
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server.start()
-    host, port = server.get_host_and_port()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch) -> Iterator:
+    """The server with a bucket "bucket", and nothing else.
+
+    s3fs finds the server by AWS_ENDPOINT_URL, which botocore reads; FSSPEC_S3_ENDPOINT_URL, which
+    fsspec reads into its configuration at import, works only if it is set before Python starts.
+    """
+    import boto3
+
+    from expandr_core.store.s3 import S3
+
+    host, port = s3_server.get_host_and_port()
     for name, value in {
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
         "AWS_ACCESS_KEY_ID": "test",
@@ -55,9 +63,8 @@ def s3(monkeypatch) -> Iterator:
     client = boto3.client("s3")
     urllib.request.urlopen(f"http://{host}:{port}/moto-api/reset", data=b"").close()
     client.create_bucket(Bucket="bucket")
-    server.client = client
-    yield server
-    server.stop()
+    s3_server.client = client
+    yield s3_server
     S3.clear_instance_cache()
 
 

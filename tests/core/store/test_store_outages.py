@@ -97,15 +97,14 @@ def test_many_requests_side_by_side_outlast_an_outage(remote, proxy):
         assert remote.lookup(KEY) == made
 
 
-def test_no_secret_is_in_what_a_failure_says(s3, tmp_path, monkeypatch, caplog):
+def test_no_secret_is_in_what_a_failure_says(proxy, tmp_path, monkeypatch, caplog):
     for name, value in (("ACCESS_KEY_ID", "CANARY-ID"), ("SECRET_ACCESS_KEY", "CANARY-SECRET")):
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setattr(s3_module, "RETRY_FOR", 0.5)
     S3.clear_instance_cache()
     with caplog.at_level(logging.INFO, "expandr_core"):
         store = Store("s3://bucket/prefix", tmp_path)
-        s3.stop()
-        with pytest.raises(OSError) as failure:
+        with proxy.failing("refused"), pytest.raises(OSError) as failure:
             store.lookup(KEY)
     said = [caplog.text]
     error: BaseException | None = failure.value

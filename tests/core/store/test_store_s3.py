@@ -112,11 +112,10 @@ def test_a_bucket_that_is_gone_is_never_a_missing_artifact(remote, s3, monkeypat
 
 
 def test_an_unreachable_server_is_an_error_and_never_a_missing_artifact(
-    remote, s3, tmp_path, monkeypatch
+    proxy, remote, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("expandr_core.store.s3.RETRY_FOR", 0.5)
     made = put(remote, KEY, {"a": "1"})
-    s3.stop()
     for use in (
         lambda: remote.lookup(KEY),
         lambda: remote.lookup(full("expand-2")),
@@ -125,7 +124,8 @@ def test_an_unreachable_server_is_an_error_and_never_a_missing_artifact(
         lambda: remote.keys(),
         lambda: Store("s3://bucket/other", tmp_path),
     ):
-        with pytest.raises(OSError, match="S3 has failed for") as error:
+        refused = proxy.failing("refused")
+        with refused, pytest.raises(OSError, match="S3 has failed for") as error:
             use()
         assert not isinstance(error.value, FileNotFoundError)  # so it is retried
 
