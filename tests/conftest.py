@@ -5,8 +5,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from finished_loop import Finished
 
 for _name, _value in {
     "DO_NOT_TRACK": "1",
@@ -38,6 +42,24 @@ def prefect_server() -> Iterator[None]:
 
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture(scope="session")
+def first(prefect_server, tmp_path_factory) -> "Finished":
+    """A run of the tiny loop, made once for all workers, in a store that no test may change."""
+    from finished_loop import Finished, finished
+    from pydantic import TypeAdapter
+
+    from expandr_core.store.filesystems import flock
+
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    kept, run = shared / "first.json", TypeAdapter(Finished)
+    with flock(shared / "first.lock"):
+        if not kept.exists():
+            kept.write_bytes(run.dump_json(finished(shared / "first")))
+    return run.validate_json(kept.read_bytes())
 
 
 @pytest.fixture(autouse=True)

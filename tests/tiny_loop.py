@@ -1,6 +1,6 @@
 """One round of the joint loop in miniature; also a program, so that it can be killed.
 
-python tests/flows/tiny_loop.py STORE
+python tests/tiny_loop.py STORE
 """
 
 import sys
