@@ -1,7 +1,7 @@
 """Which options are read, as pyright sees it: on a value of their class, whatever else has their name.
 
 In a copy of the code every option is a deprecated property, and pyright reports where one is used. It
-sees no library, which takes half the time: a read that it infers less of would be missed, never invented.
+sees no library, which halves its work: a read that it cannot infer then would be missed, not invented.
 """
 
 import ast

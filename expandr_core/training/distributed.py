@@ -1,13 +1,11 @@
 """Several processes that train one model on one machine: torchrun's ranks, without its command line.
 
-Each process has a rank; `torch.distributed` connects them, by NCCL on GPUs and by gloo on CPUs. They
-die with the process that launched them, even if that one is killed. On CPUs they are forks of a process
-that has imported what training needs, once for all launches; a GPU's driver does not survive a fork.
+Each process has a rank; `torch.distributed` connects them, by NCCL on GPUs and by gloo on CPUs, where
+they are forks of one that has imported what they need. They die with the process that launched them.
 """
 
 import json
 import multiprocessing
-import os
 import signal
 import tempfile
 import threading
@@ -47,7 +45,6 @@ def launch(program: Callable[..., Result], processes: int, device: str, *argumen
         DataError: if the program raised one, or there are more processes than GPUs.
         RuntimeError: if a process failed, with its error message, or was killed.
     """
-    on_gpu = run_device(device) != "cpu"
     multiprocessing.set_forkserver_preload([*LIBRARIES, __name__])
     with tempfile.TemporaryDirectory(prefix="expandr-ranks-") as folder:
         config = LaunchConfig(
@@ -58,7 +55,7 @@ def launch(program: Callable[..., Result], processes: int, device: str, *argumen
             rdzv_backend="c10d",
             rdzv_endpoint="127.0.0.1:0",
             local_addr="127.0.0.1",
-            start_method="spawn" if on_gpu else "forkserver",
+            start_method="forkserver" if run_device(device) == "cpu" else "spawn",
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
@@ -120,7 +117,7 @@ def _end_with_launcher() -> None:
     """Wait for the end of the process that launched this one, which need not be its parent."""
     if launcher := multiprocessing.parent_process():
         launcher.join()
-        os.kill(os.getpid(), signal.SIGKILL)
+        signal.raise_signal(signal.SIGKILL)
 
 
 def rank() -> int:
