@@ -139,13 +139,13 @@ def _results(comparison: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
 
 
 def _shown(comparison: dict[str, Any]) -> set[str]:
-    """Choose systems: those with a baseline, the baselines, BM25, what is kept; all if none has one."""
+    """Choose systems: with a baseline, baselines, BM25, RM3, what is kept; all if none has a baseline."""
     systems, kept = comparison["systems"], comparison["kept"]
     baselines = {system["name"]: system["baseline"] for system in systems if system["baseline"]}
     if not baselines:
         return {system["name"] for system in systems}
     chosen = {kept["expanded"], kept["alone"]} if kept else set()
-    return {"bm25", *baselines, *baselines.values()} | chosen
+    return {"bm25", "bm25-rm3", *baselines, *baselines.values()} | chosen
 
 
 def plain_table(title: str, first: str, *others: str) -> Table:

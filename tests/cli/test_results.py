@@ -155,3 +155,10 @@ def test_searching_is_advised_with_expansions_only_if_they_help(store, tmp_path)
     [search] = [line.strip() for line in helps if "expandr search" in line]
     assert "--no-expand" in search
     assert "Without expansions the kept models reach 0.500, with them 0.400." in helps
+
+
+def test_rm3_is_shown_beside_bm25():
+    made = comparison()
+    made["systems"].append({"name": "bm25-rm3", "title": "RM3", "baseline": "", "seeds": 1})
+    made["results"].append(made["results"][0] | {"system": "bm25-rm3"})
+    assert any(line.startswith("RM3") for line in printed(print_comparison, made))
