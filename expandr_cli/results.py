@@ -139,7 +139,7 @@ def _results(comparison: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
 
 
 def _shown(comparison: dict[str, Any]) -> set[str]:
-    """Choose systems: with a baseline, baselines, BM25, RM3, what is kept; all if none has a baseline."""
+    """Choose systems: BM25, RM3, those with a baseline, the baselines, what is kept; or else all."""
     systems, kept = comparison["systems"], comparison["kept"]
     baselines = {system["name"]: system["baseline"] for system in systems if system["baseline"]}
     if not baselines:
