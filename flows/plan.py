@@ -22,6 +22,7 @@ from expandr_core.stages.sample import OPTIONS as SampleOptions
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.run_records import Step, StepId
 from flows.joint_loop import run_rounds, start_models
+from flows.promotion import check_promotion, plan_gate
 from tasks.data import Data, Evaluation, prepare_data
 from tasks.dry_run import DryRun
 from tasks.imports import check_start, import_start
@@ -64,6 +65,7 @@ def plan(
     Raises:
         DataError: if there is nothing to predict by, or too few pairs are predicted.
     """
+    check_promotion(options.promotion)
     check_start(options)
     pipeline = Pipeline(store, options)
     imported = import_models(pipeline)
@@ -84,7 +86,9 @@ def plan(
         data = import_start(pipeline, data, models().llm)
     planned = DryRun(store, options, throughput=throughput)
     with disable_run_logger():  # of rounds that do not take place
-        run_rounds(planned, data, start_models(planned, data, imported))
+        best, _ = run_rounds(planned, data, start_models(planned, data, imported))
+        if options.promotion.enabled:
+            plan_gate(pipeline, planned, data, best)
     return Plan(throughput=throughput, steps=planned.costs)
 
 

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
@@ -20,15 +20,17 @@ from prefect.runtime import flow_run
 from expandr_core.data.catalog import find_datasets
 from expandr_core.errors import DataError
 from expandr_core.evaluation.comparison import MeasuredDataset, read_comparison
+from expandr_core.options.loop import JointLoopOptions
 from expandr_core.options.promotion import PromotionOptions
 from expandr_core.store.artifacts import Artifact
-from expandr_core.store.registered_model import CHAMPION, Author, Version
+from expandr_core.store.registered_model import CHAMPION, Author, Version, model_name
 from expandr_core.store.registry import Overtaken, judge, read_model
 from flows.champions import named_after, version_of
 from flows.run_record import RunRecord, find_run
 from tasks.comparison import Comparison, Measured
 from tasks.data import Data
 from tasks.datasets import get_dataset
+from tasks.models import Models
 from tasks.pipeline import Pipeline
 from tasks.progress import only_shown
 
@@ -54,15 +56,20 @@ class Decision:
     as_it_was: bool = False
 
 
+class Side(NamedTuple):
+    """Models by role, and the options of the run that kept them."""
+
+    options: JointLoopOptions
+    models: dict[str, Artifact]
+
+
 @dataclass(frozen=True)
 class Gate:
-    """Who is compared on what: the run's models on its data and other collections, and the champion."""
+    """What the run's models and the champion are compared on: its data, and other collections."""
 
     data: Data
-    run: RunRecord
     others: Callable[[], list[Measured]]
-    champion: Version | None
-    attempt: int
+    attempt: int = 1
 
 
 def check_promotion(options: PromotionOptions) -> None:
@@ -101,7 +108,7 @@ def judge_run(pipeline: Pipeline, data: Data, record: Callable[[], RunRecord]) -
     while True:
         attempt += 1
         champion = read_model(store, name).at(CHAMPION)
-        decision = _decide(pipeline, Gate(data, run, others, champion, attempt))
+        decision = _decide(pipeline, Gate(data, others, attempt), run, champion)
         run = record()
         if decision.as_it_was:
             break
@@ -121,9 +128,28 @@ def _other_collections(pipeline: Pipeline) -> list[Measured]:
     return [get_dataset(pipeline, each) for each in find_datasets(references)] if references else []
 
 
-def _decide(pipeline: Pipeline, gate: Gate) -> Decision:
+def plan_gate(pipeline: Pipeline, planned: Pipeline, data: Data, best: Models) -> None:
+    """Plan the gate of a run: one test against the champion of today, if there is one.
+
+    Args:
+        pipeline: reads the other collections, as it has read the run's own.
+        planned: makes nothing.
+        data: of the run.
+        best: the models that the run is planned to keep.
+    """
+    store, options = pipeline.open(), pipeline.options
+    champion = read_model(store, model_name(options.data.collection or options.data.triples)).at(
+        CHAMPION
+    )
+    if champion and (run := find_run(store, champion.run)):
+        others = _other_collections(pipeline)
+        candidate = Side(options, {"llm": best.llm, "retriever": best.retriever})
+        gate = Gate(data, lambda: others)
+        _measure(planned, gate, champion, Side(run.options, run.models), candidate)
+
+
+def _decide(pipeline: Pipeline, gate: Gate, run: RunRecord, champion: Version | None) -> Decision:
     """Compare the run with the champion, unless there is none, or it has the same models."""
-    champion, run = gate.champion, gate.run
     if not champion:
         return Decision(True, "There was no champion, so there was nothing to test against.")
     which = f"version {champion.number}, the champion"
@@ -135,7 +161,8 @@ def _decide(pipeline: Pipeline, gate: Gate) -> Decision:
         if run.models["corpus"].digest == champion_run.models["corpus"].digest:
             return Decision(False, f"The models are those of {which}.", as_it_was=True)
         return Decision(True, f"The models are those of {which}, with the corpus of today.")
-    report = _measure(pipeline, gate, champion_run)
+    sides = (Side(each.options, each.models) for each in (champion_run, run))
+    report = _measure(pipeline, gate, champion, *sides)
     comparison = read_comparison(pipeline.open().local(report))
     tests = {each["dataset"]: each for each in comparison["contrasts"]}
     faults = faults_of(tests, pipeline.options.promotion)
@@ -178,14 +205,15 @@ def faults_of(tests: dict[str, dict[str, Any]], options: PromotionOptions) -> li
     return faults
 
 
-def _measure(pipeline: Pipeline, gate: Gate, champion_run: RunRecord) -> Artifact:
+def _measure(
+    pipeline: Pipeline, gate: Gate, version: Version, champion: Side, candidate: Side
+) -> Artifact:
     """Measure candidate and champion, each used as in its own run; return the comparison."""
-    assert gate.champion
     asked, purpose = pipeline.options.promotion, f"promotion/{gate.attempt}/"
     own = Measured(MeasuredDataset(name=OWN), {"": gate.data.evaluations["dev"]})
     systems = Comparison([own, *gate.others()], purpose=purpose)
-    titles = {"champion": f"champion, version {gate.champion.number}", "candidate": "candidate"}
-    for (name, title), each in zip(titles.items(), (champion_run, gate.run), strict=True):
+    titles = {"champion": f"champion, version {version.number}", "candidate": "candidate"}
+    for (name, title), each in zip(titles.items(), (champion, candidate), strict=True):
         options = each.options
         view = pipeline.changed(
             llm=options.llm, retriever=options.measured_retriever, expand=options.expand

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,3 +84,45 @@ def browser() -> Iterator:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator:
+    """Serve S3; each test empties it."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch) -> Iterator:
+    """The server with a bucket "bucket", and nothing else.
+
+    s3fs finds the server by AWS_ENDPOINT_URL, which botocore reads; FSSPEC_S3_ENDPOINT_URL, which
+    fsspec reads into its configuration at import, works only if it is set before Python starts.
+    """
+    import boto3
+
+    from expandr_core.store.s3 import S3
+
+    host, port = s3_server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_MAX_ATTEMPTS": "1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    S3.clear_instance_cache()  # instances remember the server of another test
+    client = boto3.client("s3")
+    urllib.request.urlopen(f"http://{host}:{port}/moto-api/reset", data=b"").close()
+    client.create_bucket(Bucket="bucket")
+    s3_server.client = client
+    yield s3_server
+    S3.clear_instance_cache()

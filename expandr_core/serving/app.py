@@ -15,8 +15,8 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from expandr_core.errors import DataError
-from expandr_core.serving.answers import Answer, Asked, Decision, Mode, answer
-from expandr_core.serving.batching import Refused
+from expandr_core.serving.answers import Asked, Decision, Mode, answer
+from expandr_core.serving.batching import Refused, Work
 from expandr_core.serving.middleware import Guard
 from expandr_core.serving.opened import Kind, Opened
 from expandr_core.serving.server import Limits, Server
@@ -45,10 +45,16 @@ class Hit(BaseModel):
     relevance: int | None
 
 
-class Found(BaseModel):
-    """An answer of /search; `alone` has the hits of the query alone, if they were asked for."""
+class Answered(BaseModel):
+    """What every answer tells: who answered, and how long it took."""
 
     served: VersionServed
+    seconds: float
+
+
+class Found(Answered):
+    """An answer of /search; `alone` has the hits of the query alone, if they were asked for."""
+
     mode: Mode
     gate: Decision
     expansion: str
@@ -56,24 +62,19 @@ class Found(BaseModel):
     hits: list[Hit]
     alone: list[Hit] | None
     judged: bool
-    seconds: float
 
 
-class Expanded(BaseModel):
+class Expanded(Answered):
     """An answer of /expand."""
 
-    served: VersionServed
     expansion: str
     remembered: bool
-    seconds: float
 
 
-class Embedded(BaseModel):
+class Embedded(Answered):
     """An answer of /embed: a vector for each text."""
 
-    served: VersionServed
     vectors: list[list[float]]
-    seconds: float
 
 
 class Given(BaseModel):
@@ -144,6 +145,12 @@ def make_app(server: Server, token: str = "") -> FastAPI:
 def _add_questions(app: FastAPI, server: Server, limits: Limits) -> None:
     """Add the routes that ask the models."""
 
+    async def ask(work: Work, opened: Opened, item: Any) -> tuple[Any, dict[str, Any]]:
+        """Return what the models say, and what every answer tells."""
+        start = time.perf_counter()
+        found = await server.batcher.submit(work, opened, item)
+        return found, {"served": _version(opened), "seconds": time.perf_counter() - start}
+
     @app.post("/search", response_model=Found)
     async def search(asked: Search) -> Response:
         """Find the k nearest passages of a query.
@@ -152,14 +159,13 @@ def _add_questions(app: FastAPI, server: Server, limits: Limits) -> None:
         gate. Without a language model, the distilled query encoder searches, or the query alone.
         """
         limits.check([asked.query], asked.k)
-        start, opened = time.perf_counter(), server.opened
+        opened = server.opened
         mode = _mode(opened, asked.mode)
         question = Asked(asked.query, asked.k, mode, asked.seed, asked.compare)
-        found: Answer = await server.batcher.submit(answer, opened, question)
+        found, told = await ask(answer, opened, question)
         server.metrics.answered(found)
         judged = opened.judged.get(asked.query, {})
         said = Found(
-            served=_version(opened),
             mode=mode,
             gate=found.decision,
             expansion=found.expansion,
@@ -167,7 +173,7 @@ def _add_questions(app: FastAPI, server: Server, limits: Limits) -> None:
             hits=_hits(opened, found.hits, judged),
             alone=None if found.alone is None else _hits(opened, found.alone, judged),
             judged=bool(judged),
-            seconds=time.perf_counter() - start,
+            **told,
         )
         return _json(said)
 
@@ -175,28 +181,17 @@ def _add_questions(app: FastAPI, server: Server, limits: Limits) -> None:
     async def expand(asked: Expand) -> Response:
         """Write a query's expansion: the likeliest text, or, with a seed, a sampled one."""
         limits.check([asked.query])
-        start, opened = time.perf_counter(), server.opened
-        text, remembered = await server.batcher.submit(
-            Opened.expand, opened, (asked.query, asked.seed)
-        )
-        server.metrics.expanded(remembered)
-        seconds = time.perf_counter() - start
-        said = Expanded(
-            served=_version(opened), expansion=text, remembered=remembered, seconds=seconds
-        )
-        return _json(said)
+        written, told = await ask(Opened.expand, server.opened, (asked.query, asked.seed))
+        server.metrics.expanded(written.remembered)
+        return _json(Expanded(expansion=written.text, remembered=written.remembered, **told))
 
     @app.post("/embed", response_model=Embedded)
     async def embed(asked: Embed) -> Response:
         """Return the vectors of texts, as search uses them."""
         limits.check(asked.texts)
-        start, opened = time.perf_counter(), server.opened
-        vectors = await server.batcher.submit(
-            Opened.embed, opened, (tuple(asked.texts), asked.kind)
-        )
-        seconds = time.perf_counter() - start
-        said = Embedded(served=_version(opened), vectors=vectors.tolist(), seconds=seconds)
-        return _json(said)
+        item = tuple(asked.texts), asked.kind
+        vectors, told = await ask(Opened.embed, server.opened, item)
+        return _json(Embedded(vectors=vectors.tolist(), **told))
 
 
 def _add_facts(app: FastAPI, server: Server) -> None:
@@ -292,16 +287,9 @@ def _version(opened: Opened) -> VersionServed:
 
 
 def _hits(opened: Opened, run: Any, judged: dict[str, int]) -> list[Hit]:
-    rows = run.to_pylist()
+    rows = run.drop_columns("query_id").to_pylist()
     passages = opened.passages(row["passage_id"] for row in rows)
     return [
-        Hit(
-            rank=row["rank"],
-            passage_id=passage.passage_id,
-            score=row["score"],
-            title=passage.title,
-            text=passage.text,
-            relevance=judged.get(passage.passage_id),
-        )
-        for row, passage in zip(rows, passages, strict=True)
+        Hit(**row, title=own.title, text=own.text, relevance=judged.get(own.passage_id))
+        for row, own in zip(rows, passages, strict=True)
     ]

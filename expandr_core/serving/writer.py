@@ -68,18 +68,18 @@ class Writer:
             Unwritten: if the language model fails.
         """
         known = {
-            (query, seed): self._memory[self.identity, query, seed]
-            for query, seed in asked
-            if (self.identity, query, seed) in self._memory
+            each: text
+            for each in asked
+            if (text := self._memory.get((self.identity, *each))) is not None
         }
         new = [each for each in dict.fromkeys(asked) if each not in known]
         written = self._generate(new) if new else {}
         for each, text in written.items():
             self._memory[self.identity, *each] = text
-        first = {*written}
+        texts, first = known | written, {*written}
         found = []
         for each in asked:
-            found.append(Written(known.get(each) or written.get(each, ""), each not in first))
+            found.append(Written(texts.get(each, ""), each not in first))
             first.discard(each)
         return found
 

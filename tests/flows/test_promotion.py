@@ -1,7 +1,15 @@
-"""The gate: worse models are refused, better ones promoted, and a moved champion is tested again."""
+"""The gate: worse models are refused, better ones promoted, and a moved champion is tested again.
 
+python tests/flows/test_promotion.py STORE RUN    runs a gate in a process of its own
+"""
+
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +20,7 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.sorting import ArtifactSort
+from prefect.settings import get_current_settings
 from store_keys import full
 
 from expandr_core.errors import DataError
@@ -24,8 +33,10 @@ from expandr_core.stages import train_retriever
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.registered_model import Author
 from expandr_core.store.registry import promote, read_model
+from expandr_core.store.run_records import Step
 from expandr_core.store.store import Store
 from flows.champions import version_of
+from flows.plan import plan
 from flows.promotion import check_promotion, faults_of, judge_run
 from flows.run_record import RunRecord, find_run
 from tasks.data import prepare_data
@@ -36,14 +47,19 @@ OPTIONS = tiny_loop.OPTIONS.model_copy(update={"promotion": ASKED})
 
 
 @flow(name="gate")
-def gate(store: str, run: RunRecord, meanwhile: Callable[[], None] | None = None) -> list[str]:
-    """Judge a run that has its record; return the titles of the steps."""
-    pipeline = Pipeline(store, OPTIONS)
+def gate(
+    store: str,
+    run: RunRecord,
+    meanwhile: Callable[[], None] | None = None,
+    asked: PromotionOptions = ASKED,
+) -> list[Step]:
+    """Judge a run that has its record; return the steps."""
+    pipeline = Pipeline(store, OPTIONS.model_copy(update={"promotion": asked}))
     data = prepare_data(pipeline)
     if meanwhile:
         pipeline.steps.after_each(meanwhile)
     judge_run(pipeline, data, lambda: run)
-    return [step.title for step in pipeline.steps]
+    return list(pipeline.steps)
 
 
 def decided() -> str:
@@ -93,6 +109,90 @@ def dev_rows(store: Store, prepared: Artifact) -> list[dict]:
     ]  # fmt: skip
 
 
+def shuffled(rows: list[dict]) -> list[dict]:
+    """Give each query the relevant passage of another one."""
+    others = [rows[n] for n in np.roll(np.arange(len(rows)), 5)]
+    names = ("positive", "positive_id")
+    return [
+        row | {name: other[name] for name in names} for row, other in zip(rows, others, strict=True)
+    ]
+
+
+def write_beir(folder: Path, store: Store, corpus: Artifact, rows: list[dict]) -> str:
+    """Write a collection that judges the positives of some rows relevant; return its name."""
+    (folder / "qrels").mkdir(parents=True)
+    passages = pq.read_table(store.local(corpus)).to_pylist()
+    for name, lines in {
+        "corpus": [
+            {"_id": row["passage_id"], "title": "", "text": row["text"]} for row in passages
+        ],
+        "queries": [{"_id": row["query_id"], "text": row["query"]} for row in rows],
+    }.items():
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    judged = [f"{row['query_id']}\t{row['positive_id']}\t1\n" for row in rows]
+    (folder / "qrels" / "test.tsv").write_text("".join(["query-id\tcorpus-id\tscore\n", *judged]))
+    return f"other={folder}"
+
+
+def test_a_loss_on_another_collection_is_more_than_is_tolerated_or_not(first, store, tmp_path):
+    """The champion knows the other collection, the candidate the dev queries."""
+    opened = Store(str(store))
+    run = find_run(opened, "latest")
+    assert run
+    rows = dev_rows(opened, first.artifact("prepare"))
+    other = write_beir(tmp_path / "beir", opened, run.models["corpus"], shuffled(rows))
+    gate(str(store), trained_on(opened, run, "20270101T000000-champion", shuffled(rows)))
+    candidate = trained_on(opened, run, "20270102T000000-candidate", rows)
+
+    asked = ASKED.model_copy(update={"tolerance": {other: 0.01}})
+    steps = gate(str(store), candidate, asked=asked)
+    model = read_model(opened, "demo")
+    assert model.aliases == {"champion": 1, "candidate": 2}
+    refused = model.history[-1]
+    assert refused.gate["dev"]["difference"] > 0 > refused.gate["other"]["difference"] + 0.01
+    lost = f"{refused.gate['other']['difference']:+.4f} on other is more than the tolerated loss"
+    assert lost in refused.reason and lost in decided()
+
+    options = OPTIONS.model_copy(update={"promotion": asked})
+    planned: Any = plan(options=options, store=str(store))
+    of_gate = [each.id for each in planned.steps if each.id.name.startswith("promotion/1/")]
+    assert {each.name.removeprefix("promotion/1/") for each in of_gate if each.stage == "evaluate"} == {
+        "dev/champion/0", "other/champion/0", "other/candidate/0"  # the run has the fourth itself
+    }  # fmt: skip
+    assert {each for each in of_gate if each.stage == "compare"} == {
+        each.id for each in steps if each.id.stage == "compare"
+    }
+
+    gate(str(store), candidate, asked=asked.model_copy(update={"tolerance": {other: 1.0}}))
+    assert read_model(opened, "demo").aliases["champion"] == 2
+
+
+def test_two_gates_in_two_processes_leave_one_champion_that_each_was_tested_against(first, store):
+    opened = Store(str(store))
+    run = find_run(opened, "latest")
+    assert run
+    gate(str(store), run)
+    rows = dev_rows(opened, first.artifact("prepare"))
+    names = ["20270101T000000-better", "20270102T000000-good"]
+    for name, own in zip(names, (rows, rows[: len(rows) * 2 // 3]), strict=True):
+        trained_on(opened, run, name, own)
+    command = [sys.executable, __file__, str(store)]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "PREFECT_API_URL": str(get_current_settings().api.url),
+    }
+    processes = [subprocess.Popen([*command, name], env=environment) for name in names]
+    assert [process.wait(300) for process in processes] == [0, 0]
+    model = read_model(opened, "demo")
+    by_gates = model.history[1:]
+    assert {model.version(move.after).run for move in by_gates if move.after} <= {run.name, *names}
+    champion = 1
+    for move in by_gates:
+        assert move.before == champion and f"against version {champion} " in move.reason
+        champion = move.after if move.action == "promoted" else champion
+    assert model.aliases["champion"] == champion > 1 and len(by_gates) == 2
+
+
 def test_a_retriever_of_shuffled_positives_is_refused_and_a_better_one_promoted(first, store):
     opened = Store(str(store))
     run = find_run(opened, "latest")
@@ -102,10 +202,7 @@ def test_a_retriever_of_shuffled_positives_is_refused_and_a_better_one_promoted(
     assert read_model(opened, "demo").aliases == {"champion": 1, "candidate": 1}
 
     rows = dev_rows(opened, first.artifact("prepare"))
-    order = np.roll(np.arange(len(rows)), 5)
-    positives = [{name: rows[n][name] for name in ("positive", "positive_id")} for n in order]
-    shuffled = [row | other for row, other in zip(rows, positives, strict=True)]
-    worse = trained_on(opened, run, "20270101T000000-worse", shuffled)
+    worse = trained_on(opened, run, "20270101T000000-worse", shuffled(rows))
     gate(str(store), worse)
     model = read_model(opened, "demo")
     assert model.aliases == {"champion": 1, "candidate": 2}
@@ -126,7 +223,7 @@ def test_a_retriever_of_shuffled_positives_is_refused_and_a_better_one_promoted(
                                    Author("me", "by hand")))  # fmt: skip
 
     steps = gate(str(store), better, meanwhile)
-    assert [each for each in steps if each.startswith("compare")] == [
+    assert [each.title for each in steps if each.id.stage == "compare"] == [
         "compare with the champion, version 1", "compare with the champion, version 2"
     ]  # fmt: skip
     model = read_model(opened, "demo")
@@ -189,3 +286,9 @@ def test_a_gate_that_cannot_be_is_refused_before_anything_runs(tmp_path):
         with pytest.raises(DataError, match=fault):
             joint_loop(options=JointLoopOptions(promotion=asked), store=str(tmp_path / "store"))
     assert not Path(tmp_path, "store").exists()
+
+
+if __name__ == "__main__":
+    record = find_run(Store(sys.argv[1]), sys.argv[2])
+    assert record
+    gate(sys.argv[1], record)

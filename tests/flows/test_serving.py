@@ -18,6 +18,7 @@ import httpx
 import openai_server
 import pytest
 import uvicorn
+from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from expandr_cli.main import app
@@ -121,6 +122,18 @@ def test_an_expansion_is_written_once_and_a_seed_gives_another_one(serving):
     assert first["expansion"] == again["expansion"]
     sampled = {serving.post("expand", query=query, seed=n).json()["expansion"] for n in (1, 2, 1)}
     assert len(sampled) == 2
+
+
+def test_a_store_on_s3_is_served_like_its_copy_in_a_folder(serving, s3, tmp_path):
+    remote = Store("s3://bucket/store", tmp_path / "scratch")
+    remote.filesystem.put(f"{serving.store}/", "bucket/store/", recursive=True)
+    find = _Finder(remote, "demo/champion", "here", None, {})
+    opened = find.first()
+    with TestClient(make_app(Server(opened, LIMITS, find.newer, 60))) as client:
+        found = client.post("search", json={"query": QUESTIONS[0]}).json()
+    local = serving.post("search", query=QUESTIONS[0]).json()
+    assert (hits_of(found), found["expansion"]) == (hits_of(local), local["expansion"])
+    assert find.newer(opened) is None
 
 
 def test_vectors_are_those_of_the_encoder(serving):
