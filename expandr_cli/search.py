@@ -33,9 +33,11 @@ def search_corpus(
     run = chosen_run(store, run_name, notify)
     writer = Writer(store, run.models["llm"], run.options, None, {})
     opened = Opened(store, served(store, run), writer)
-    if mode == "distilled":
-        mode = "distilled" if opened.student else "alone"
+    if mode == "distilled" and not opened.student:
+        mode = "alone"
     [found] = answer(opened, [Asked(question, passages, mode)])
+    if mode == "distilled":
+        out.print("searched with the distilled query encoder", style="dim")
     print_answer(out, opened, found)
 
 

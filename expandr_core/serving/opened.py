@@ -134,15 +134,10 @@ class Opened:
 
     def embed(self, asked: Sequence[tuple[Sequence[str], Kind]]) -> list[Vectors]:
         """Return the vectors of each group of texts, as search uses them; each (texts, dimensions)."""
-        found: dict[int, Vectors] = {}
         kinds: set[Kind] = {kind for _, kind in asked}
-        for kind in kinds:
-            rows = [row for row, (_, own) in enumerate(asked) if own == kind]
-            texts = [text for row in rows for text in asked[row][0]]
-            vectors = self._encode(texts, kind)
-            ends = np.cumsum([len(asked[row][0]) for row in rows])
-            found |= dict(zip(rows, np.split(vectors, ends[:-1]), strict=True))
-        return [found[row] for row in range(len(asked))]
+        texts = {kind: [text for own, of in asked if of == kind for text in own] for kind in kinds}
+        vectors = {kind: iter(self._encode(texts[kind], kind)) for kind in kinds}
+        return [np.stack([next(vectors[kind]) for _ in own]) for own, kind in asked]
 
     def _encode(self, texts: list[str], kind: Kind) -> Vectors:
         if kind == "passage":

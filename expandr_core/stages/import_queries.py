@@ -1,8 +1,8 @@
 """Import queries without judgements: a text file with one query a line, or JSON lines with a field text.
 
-Input role: perhaps `world`, a demo world, whose log is then read.
-Writes queries.parquet, in the order of the file. A query's id depends on its text alone, so that a file
-may be sorted or grow without new expansions for the queries that it had. Repeated queries are dropped.
+Writes queries.parquet, in the order of the file; with the input `world`, that of a demo world's log. A
+query's id depends on its text alone, so that a file may be sorted or grow without new expansions for the
+queries that it had. Repeated queries are dropped.
 """
 
 from collections.abc import Iterator
@@ -44,10 +44,8 @@ OPTIONS = ImportQueriesOptions
 
 def source_digests(options: ImportQueriesOptions) -> dict[str, str]:
     """Return the SHA-256 of the file, by its name; the demo's log is in the store."""
-    if options.location == DEMO:
-        return {}
-    file = _file(options.location)
-    return {file.name: file.sha256()}
+    file = _file(options.location) if options.location != DEMO else None
+    return {file.name: file.sha256()} if file else {}
 
 
 def _file(location: str) -> RawFile:

@@ -33,6 +33,7 @@ def searched(store: str, *more: str) -> list[str]:
     command = ["search", QUESTION, "--no-expand", "-k", "5", "--run", "latest", "--store", store]
     said = CliRunner().invoke(app, [*command, *more], env={"COLUMNS": "300"})
     assert said.exit_code == 0, said.output
+    assert ("with the distilled query encoder" in said.output) != bool(more)
     return re.findall(r"^ +\d+\. \S+  (\S+)", said.output, re.MULTILINE)
 
 
