@@ -27,6 +27,7 @@ def main(
     preset: Annotated[
         Literal["demo", "tiny"], typer.Option(help="`demo` takes minutes, `tiny` about one.")
     ] = "demo",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the run.")] = 0,
     folder: Annotated[Path, typer.Option(help="Folder of the cluster.")] = Path("cluster"),
     port: Annotated[int, typer.Option(help="Public port.")] = 4200,
     store: Annotated[
@@ -45,7 +46,7 @@ def main(
             lifecycle.up(cluster, say)
             os.environ.update(cluster.client_environment())
             _deploy(cluster)
-            same = _run(cluster, preset, store, minutes * 60)
+            same = _run(cluster, preset, seed, store, minutes * 60)
         finally:
             if not keep:
                 lifecycle.down(cluster, say, now=True, patience=0)
@@ -63,13 +64,13 @@ def _deploy(cluster: Cluster) -> None:
     say(f"deployed to {cluster.url}")
 
 
-def _run(cluster: Cluster, preset: str, store: str, seconds: float) -> bool:
+def _run(cluster: Cluster, preset: str, seed: int, store: str, seconds: float) -> bool:
     """Run the loop from the UI, take screenshots, and compare; return whether all is well."""
     shots = cluster.folder / "screenshots"
     secret = cluster.client_environment()["PREFECT_API_AUTH_STRING"]
     with browser.opened(cluster.url, secret) as page:
         deployment = lifecycle.api(cluster, "GET", "/deployments/name/joint-loop/manual")["id"]
-        fields = {"preset": preset}
+        fields = {"preset": preset, "options.Seed": str(seed)}
         if preset == "tiny":  # change the placement, or the loop would run all stages itself
             fields["placement.Embed"] = "here"
         run = browser.start_run(page, cluster.url, deployment, fields, shots)
@@ -147,6 +148,7 @@ def _local_record(store: str, preset: str, options: dict[str, Any]) -> dict[str,
                 if not name.startswith(("PREFECT_", "EXPANDR_"))
             }
             command = [find_program("expandr"), "run", str(config), "--store", store]
+            command += ["--set", f"seed={options['seed']}"]
             done = subprocess.run(
                 command, env=environment, capture_output=True, text=True, check=False
             )

@@ -149,13 +149,14 @@ def test_services_start_anew_after_redis(cluster):
         time.sleep(0.2)
 
 
-def test_the_loop_started_in_the_browser_equals_the_local_one(cluster, tmp_path):
+def test_the_loop_started_in_the_browser_equals_the_local_one(cluster, first):
     command = [sys.executable, "-m", "infra.local.demo", "--preset", "tiny", "--keep"]
     command += ["--folder", str(cluster.folder), "--port", str(cluster.port)]
-    command += ["--store", str(tmp_path / "store"), "--minutes", "40"]
+    command += ["--seed", "1", "--store", first.record.store, "--minutes", "40"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "all equal" in done.stdout
+    assert "running the same loop" not in done.stdout  # the first run was compared with
     pictures = {path.name for path in (cluster.folder / "screenshots").iterdir()}
     assert pictures == {"form.png", "run.png", "report.png"}
 
