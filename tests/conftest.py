@@ -23,9 +23,17 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 
+LONGEST = ("cluster", "test_vllm_loop", "test_placement", "test_joint_loop", "flows", "training")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the folders that take longest, so that all workers end at about the same time."""
-    items.sort(key=lambda item: item.path.parent.name not in ("cluster", "flows"))
+    """Begin with the files that take longest, so that all workers end at about the same time."""
+
+    def place(item: pytest.Item) -> int:
+        names = (item.path.stem, item.path.parent.name)
+        return next((n for n, name in enumerate(LONGEST) if name in names), len(LONGEST))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

@@ -46,20 +46,25 @@ def ndcg_at_10(run: Finished) -> dict[str, float]:
     return {row["system"]: row["ndcg_at_10"] for row in rows}
 
 
-def test_a_round_runs_with_vllm_and_an_adapter_apart_and_is_found_again(tmp_path):
+def test_a_round_runs_with_vllm_and_an_adapter_apart_and_is_found_again(store):
+    """What no LLM writes is found; the LLM writes no answers, which are texts like any other."""
     tiny = with_vllm("tiny", JointLoopOptions(seed=1))
-    options = tiny.model_copy(update={"dpo": tiny.dpo.model_copy(update={"merge": False})})
-    run = finished(tmp_path, options)
+    changes = {
+        "dpo": tiny.dpo.model_copy(update={"merge": False}),
+        "preferences": tiny.preferences.model_copy(update={"self_weight": 0.0}),
+    }
+    options = tiny.model_copy(update=changes)
+    run = finished(store, options)
     assert engines(run) == {"vllm"}
     assert "merge" not in {step.stage for step in run.digests}
     written = run.artifact("expand", 1, "test/sampled/0")
-    expansions = Store(str(tmp_path)).manifest(written.key)
+    expansions = Store(str(store)).manifest(written.key)
     adapter, base = run.artifact("dpo", 1).key, run.artifact("tiny_llm").key
     assert expansions["inputs"]["adapter"]["key"] == adapter
     assert expansions["inputs"]["llm"]["key"] == base
     assert run.record.models["llm"].key in (adapter, base)
 
-    assert finished(tmp_path, options).made == set()
+    assert finished(store, options).made == set()
 
 
 @pytest.mark.skipif(not SCIFACT.is_dir(), reason="EXPANDR_TEST_DATA has no scifact")
