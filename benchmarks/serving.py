@@ -4,8 +4,8 @@
 
 Both sides ask the same server queries that it has never seen, so nothing is remembered: one client, all,
 all, one, and so three times, so that other work on the machine meets both. A last phase of `--seconds`
-mixes in the collection's own queries, half of all, which are soon remembered. Prints throughput, latency,
-statuses, and the server's memory.
+mixes in the collection's own queries, half of all, which are soon remembered. Prints throughput,
+latency, statuses, and the server's memory.
 """
 
 import argparse
