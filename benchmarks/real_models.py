@@ -24,6 +24,9 @@ from expandr_core.store.store import Store
 RECORD = Path(__file__).resolve().parent / "results" / "real_models.json"
 METRICS = ("ndcg@10", "recall@100")
 ALONE = "query"
+WEIGHTS = ("0", "0.1", "0.2", "0.3", "0.5", "1")  # of expansions, on dev
+AUDIT = ("queries", "gain", "any.queries", "any.gain_without")
+AUDITED = "round-1"
 LEFT_OUT = ("untrained-alone", "round-1-alone")  # expansions without their query
 Run = dict[str, Any]
 
@@ -46,6 +49,7 @@ def excerpt(store: Store, run: RecordedRun) -> Run:
     tests = [f"{ALONE}..{system}" for system in titles]
     wanted += [f"{test}/{field}" for test in tests for field in ("corrected_p", "difference")]
     wanted += [f"{test}/difference_{limit}" for test in tests for limit in ("low", "high")]
+    wanted += [f"{system}/leakage.{field}" for system in titles for field in AUDIT]
     numbers = {what: confirmed.get(f"{dataset}/{what}") for what in wanted}
     return {
         "run": run.name,
@@ -53,12 +57,47 @@ def excerpt(store: Store, run: RecordedRun) -> Run:
         "queries": confirmed[f"{dataset}/{ALONE}/queries"],
         "titles": titles,
         "numbers": {what: value for what, value in numbers.items() if value is not None},
+        "dev": _by_weight(store, run),
     }
 
 
+def _by_weight(store: Store, run: RecordedRun) -> dict[str, float]:
+    """Return nDCG@10 on the dev queries by the weight of the expansions, as the gate learned it."""
+    [gate] = [step.artifact for step in run.steps if step.id.stage == "gate"]
+    return json.loads((store.local(gate) / "gate.json").read_text())["dev"]["by_weight"]
+
+
 def tables() -> list[str]:
-    """Return a table in Markdown for each title."""
-    return [_table(title, runs) for title, runs in json.loads(RECORD.read_text()).items()]
+    """Return a table in Markdown for each title, one of the weights, and one of leakage."""
+    recorded = json.loads(RECORD.read_text())
+    systems = [_table(title, runs) for title, runs in recorded.items()]
+    return [*systems, _weights(recorded), _leakage(recorded)]
+
+
+def _leakage(recorded: dict[str, list[Run]]) -> str:
+    lines = [
+        "| gain of the retrained retriever | all queries | without those | that may be leaked |"
+    ]
+    lines.append("|---|--:|--:|--:|")
+    for title, runs in recorded.items():
+        found = [run["numbers"] for run in runs if f"{AUDITED}/leakage.gain" in run["numbers"]]
+        cells = [
+            _spread([numbers[f"{AUDITED}/leakage.{field}"] for numbers in found], form)
+            for field, form in zip(
+                ("gain", "any.gain_without", "any.queries"), ("+.3f", "+.3f", ".0f"), strict=True
+            )
+        ]
+        if found:
+            lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _weights(recorded: dict[str, list[Run]]) -> str:
+    lines = [f"| dev queries | {' | '.join(WEIGHTS)} |", "|---" + "|--:" * len(WEIGHTS) + "|"]
+    for title, runs in recorded.items():
+        cells = [_spread([run["dev"][weight] for run in runs], ".3f") for weight in WEIGHTS]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _table(title: str, runs: list[Run]) -> str:
