@@ -1,5 +1,6 @@
 """The report of a run as data: report.json, which all its pages are written from."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -59,13 +60,11 @@ def report_of(
         DataError: if the comparison is of another version.
         FileNotFoundError: if the comparison or an evaluation is gone.
     """
-    run, done = ComparedRun(store, record), 0
+    run, done = ComparedRun(store, record), itertools.count()
 
     def part(name: str, make: Callable[[], Section]) -> Section:
-        nonlocal done
         if progress:
-            progress(done, _PARTS, name)
-        done += 1
+            progress(next(done), _PARTS, name)
         return make()
 
     comparison = run.comparison
