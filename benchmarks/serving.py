@@ -40,8 +40,13 @@ class Answers(NamedTuple):
     def per_second(self) -> float:
         return len(self.seconds) / self.wall
 
-    def __add__(self, other: "Answers") -> "Answers":
-        return Answers(*(mine + own for mine, own in zip(self, other, strict=True)))
+    def joined(self, other: "Answers") -> "Answers":
+        return Answers(
+            self.seconds + other.seconds,
+            self.statuses + other.statuses,
+            self.remembered + other.remembered,
+            self.wall + other.wall,
+        )
 
     def say(self, what: str) -> None:
         ordered = sorted(self.seconds)
@@ -135,7 +140,8 @@ def main() -> None:
         phase(port, own, CLIENTS, short, 0, 0)  # warm
         sides = {clients: Answers([], collections.Counter(), 0, 0) for clients in (1, CLIENTS)}
         for seed, clients in enumerate(ONE_AND_MANY, 1):
-            sides[clients] += phase(port, own, clients, short, 0, seed)
+            found = phase(port, own, clients, short, 0, seed)
+            sides[clients] = sides[clients].joined(found)
         for clients, found in sides.items():
             found.say(f"{clients:>2} at a time, new queries")
         times = sides[CLIENTS].per_second / sides[1].per_second
