@@ -3,6 +3,7 @@
 from typing import Any
 
 from expandr_core.evaluation.metrics import MEASURES
+from expandr_core.evaluation.render import signed
 from expandr_core.evaluation.significance import FEWEST
 
 Report = dict[str, Any]
@@ -121,9 +122,12 @@ def _about_leakage(report: Report) -> list[str]:
     for audit in audits:
         marked = audit["any"]
         if marked["queries"]:
+            without = marked["gain_without"]
+            rest = "none is left without them" if without is None else (
+                f"without them the gain is {signed(without)}, not {signed(audit['gain'])}")  # fmt: skip
             said.append(
                 f"Of {audit['queries']} queries {marked['queries']} may be leaked for "
-                f"{audit['title']} on {audit['dataset']}; look at the gain without them."
+                f"{audit['title']} on {audit['dataset']}: {rest}."
             )
             break
     writers = [each for each in report["models"] if each["role"] == "llm"]

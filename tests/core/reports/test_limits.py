@@ -93,3 +93,16 @@ def test_code_that_was_not_committed_is_said_to_be_no_version(changed):
     assert not any("code" in each for each in limits_of(changed))
     changed["code"]["commits"] = ["a1b2", "c3d4-dirty"]
     assert any("2 commits, partly changed and not committed" in each for each in limits_of(changed))
+
+
+@pytest.mark.parametrize(
+    ("without", "words"),
+    [(0.023, "the gain is +0.023, not +0.297."), (None, "none is left without them.")],
+)
+def test_what_leaks_is_told_with_the_gain_that_is_left(changed, without, words):
+    marked = {"queries": 180, "gain_without": without}
+    audit = {"queries": 300, "title": "joint", "dataset": "test", "gain": 0.297, "any": marked}
+    changed["leakage"] = [audit]
+    [said] = [each for each in limits_of(changed) if "leaked" in each]
+    assert said.startswith("Of 300 queries 180 may be leaked for joint on test: ")
+    assert said.endswith(words)
