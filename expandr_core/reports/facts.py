@@ -93,6 +93,18 @@ def split_facts(run: ComparedRun) -> list[Facts]:
     return list({(each["part"], each["queries"]): each for each in found}.values())
 
 
+def written_facts(run: ComparedRun) -> Facts:
+    """Count the expansions that were trained or searched with, and those cut at the limit of tokens."""
+    nodes = run.lineage.upstream([run.run.report.key])
+    used = {
+        node.inputs[role]["key"] for node in nodes for role in node.inputs if role == "expansions"
+    }
+    counts = [
+        node.manifest["counts"] for node in nodes if node.key in used and node.stage == "expand"
+    ]
+    return {name: int(sum(each.get(name, 0) for each in counts)) for name in ("texts", "truncated")}
+
+
 def searched(lineage: Lineage, node: Node) -> Node:
     """Return the node that read the corpus: the encoding or index of it, or the search itself."""
     before = (node.inputs.get(role) for role in ("embeddings", "index", "alone"))

@@ -269,6 +269,7 @@ def _cost(report: Report) -> Picture | None:
     if not rows:
         return None
     whole = report["cost"]["total"]["artifacts"]
+    most = "" if len(rows) == len(report["cost"]["stages"]) else f", the {len(rows)} longest"
     with drawing(
         "cost", "Seconds by stage", f"of {whole} artifacts", 0.7 + 0.22 * len(rows)
     ) as made:
@@ -278,13 +279,16 @@ def _cost(report: Report) -> Picture | None:
         )
         axes.set_yticks(range(len(rows)), [row["title"] for row in rows])
         axes.tick_params(axis="y", length=0, labelcolor=LIGHT["ink"])
-    return Picture(made.svg, f"Where the time goes: seconds of all {whole} artifacts by stage.")
+    return Picture(
+        made.svg, f"Where the time goes: seconds of all {whole} artifacts by stage{most}."
+    )
 
 
 def _short(text: str, length: int) -> str:
-    """Cut a text.
+    """Cut a text in the middle, as titles differ at their ends.
 
-    >>> _short("a red bird", 6)
-    'a red…'
+    >>> _short("a red bird sings", 9)
+    'a re…ings'
     """
-    return text if len(text) <= length else text[: length - 1] + "…"
+    half = (length - 1) // 2
+    return text if len(text) <= length else text[:half] + "…" + text[-half:]

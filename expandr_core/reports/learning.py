@@ -127,7 +127,7 @@ def curves_of(run: ComparedRun) -> list[Row]:
                     "examples": counts.get("examples", counts.get("queries"))
                     if pairs is None
                     else pairs,
-                    "examples_are": "queries" if pairs is None else "pairs",
+                    "examples_are": "examples" if pairs is None else "pairs",
                     "steps": max(entry["step"] for entry in entries),
                     "measures": curves,
                 }

@@ -8,13 +8,15 @@ from expandr_core.evaluation.significance import FEWEST
 
 Report = dict[str, Any]
 FEW_CLUSTERS = 30
+MANY_LEAKED = 0.1  # of the queries: the verdict tells it too
 _ROLES = {"llm": "texts were written by {}", "retriever": "searches began with {}"}
 
 
 def limits_of(report: Report) -> list[str]:
     """Return sentences about what the numbers do not show, from the rest of the report."""
-    said = [*_about_models(report), *_about_data(report), *_about_chance(report)]
-    said += [*_about_choice(report), *_about_leakage(report), *_about_code(report)]
+    said = [*leaks_of(report), *_about_models(report), *_about_data(report)]
+    said += [*_about_chance(report), *_about_choice(report), *_about_unknown(report)]
+    said += _about_code(report)
     return [*said, *(f"{each}." for each in report["warnings"])]
 
 
@@ -114,14 +116,12 @@ def _about_choice(report: Report) -> list[str]:
     return said
 
 
-def _about_leakage(report: Report) -> list[str]:
-    audits = report["leakage"]
+def leaks_of(report: Report, share: float = 0.0) -> list[str]:
+    """Say what is left of a gain without leaked queries, if these are more than a share of all."""
     said = []
-    if not audits:
-        said.append("Nothing was audited for leakage of test data into the training or the texts.")
-    for audit in audits:
+    for audit in report["leakage"]:
         marked = audit["any"]
-        if marked["queries"]:
+        if marked["queries"] > share * audit["queries"]:
             without = marked["gain_without"]
             rest = "none is left without them" if without is None else (
                 f"without them the gain is {signed(without)}, not {signed(audit['gain'])}")  # fmt: skip
@@ -130,6 +130,13 @@ def _about_leakage(report: Report) -> list[str]:
                 f"{audit['title']} on {audit['dataset']}: {rest}."
             )
             break
+    return said
+
+
+def _about_unknown(report: Report) -> list[str]:
+    said = []
+    if not report["leakage"]:
+        said.append("Nothing was audited for leakage of test data into the training or the texts.")
     writers = [each for each in report["models"] if each["role"] == "llm"]
     foreign = dict.fromkeys(each["name"] for each in writers if not each["built"])
     if foreign or not writers:

@@ -17,6 +17,7 @@ from expandr_core.reports.facts import (
     option_facts,
     run_facts,
     split_facts,
+    written_facts,
 )
 from expandr_core.reports.graph import graph_of
 from expandr_core.reports.learning import (
@@ -26,7 +27,7 @@ from expandr_core.reports.learning import (
     distributions_of,
     reward_scale,
 )
-from expandr_core.reports.limits import limits_of
+from expandr_core.reports.limits import MANY_LEAKED, leaks_of, limits_of
 from expandr_core.reports.models import beginnings_of, dev_scores_of, models_of
 from expandr_core.reports.queries import changes_of
 from expandr_core.reports.similarity import similarity_of
@@ -78,6 +79,7 @@ def report_of(
         **_outcome(run),
         "datasets": part("data", lambda: _try(lambda: data_facts(run), [])),
         "split": _try(lambda: split_facts(run), []),
+        "written": _try(lambda: written_facts(run), {"texts": 0, "truncated": 0}),
         "headline": headline,
         "systems": systems,
         "models": _try(lambda: models_of(run), []),
@@ -110,6 +112,7 @@ def _said(report: dict[str, Any]) -> dict[str, Any]:
         "counts": _counts(report),
         "scope": _scope(report),
         "beginnings": beginnings_of(report["models"]),
+        "leaks": leaks_of(report, MANY_LEAKED),
         "cannot_say": limits_of(report),
         "suggestions": suggestions_of(report),
     }

@@ -12,11 +12,29 @@ LISTED = 5  # so many examples at most
 
 def suggestions_of(report: Report) -> list[str]:
     """Return what the numbers suggest to try next."""
-    said = [*_about_best(report), *_about_losses(report), *_about_rounds(report)]
+    said = [*_about_control(report), *_about_best(report), *_about_losses(report)]
+    said += _about_rounds(report)
     said += _about_lengths(report)
     if report["seeds"] == 1:
         said.append("Repeat the run with other seeds before you rely on a close comparison.")
     return said
+
+
+def _about_control(report: Report) -> list[str]:
+    """Say if training without expansions gains as much."""
+    head = report["headline"]
+    if not head or head["effect"] != "better":
+        return []
+    tests = {(each["before"], each["after"]): each for each in report["tests"]}
+    control = tests.get((head["before"], "control"))
+    beyond = tests.get(("control", head["after"]))
+    if not control or not beyond or beyond["effect"] == "better":
+        return []
+    return [
+        f"The same training without expansions ({control['after_title']}) changes "
+        f"{head['before_title']} by {signed(control['difference'])}; what expansions add, "
+        f"{signed(beyond['difference'])}, is not shown to help: do without, or use a better LLM."
+    ]
 
 
 def _about_best(report: Report) -> list[str]:
@@ -68,7 +86,9 @@ def _about_losses(report: Report) -> list[str]:
     ]
     queries = report["queries"]
     if "unavailable" not in queries and queries["worst"]:
-        start = "" if said else "No test shows that anything hurts on average, but "
+        start = (
+            "" if said else "No system is shown to be worse than what it is tested against, but "
+        )
         said.append(
             f"{start}{queries['losses']} of {queries['queries']} queries get worse with "
             f"{queries['after_title']}, at worst by {signed(queries['worst'][0]['difference'])}."
@@ -100,9 +120,16 @@ def _about_rounds(report: Report) -> list[str]:
 
 
 def _about_lengths(report: Report) -> list[str]:
-    """Say whether DPO can learn a length instead of a content, and what to do."""
+    """Say whether texts are cut, and whether DPO can learn a length instead of a content."""
     said, audits = [], report["pair_audits"]
-    limit = report["options"]["all"].get("expand.candidates.max_new_tokens", "new")
+    options, written = report["options"]["all"], report["written"]
+    limit = options.get("expand.candidates.max_new_tokens", "new")
+    if 100 * written["truncated"] > MANY_CUT_PERCENT * written["texts"]:
+        said.append(
+            f"{written['truncated']:,} of {written['texts']:,} expansions are cut at the limit of "
+            f"{options.get('expand.expansion.max_new_tokens', 'new')} tokens: raise "
+            "expand.expansion.max_new_tokens, or ask for shorter texts."
+        )
     biased = [
         f"{audit['chosen_words']:.1f} and {audit['rejected_words']:.1f} "
         f"({audit['label']}, p = {format_p(audit['length_p'])})"

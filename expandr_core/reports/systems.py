@@ -42,11 +42,13 @@ def family_of(system: str) -> str:
 def systems_of(run: ComparedRun) -> tuple[list[Row], list[Row]]:
     """Return the rows of the table and the tests, with intervals of nDCG@10 and of differences.
 
-    Rows are those of comparison.json with title, family, clusters, low and high, with `expands`: whether
-    the system uses expansions, and with `equals`: the title of an earlier one that ranks alike, or "".
+    Rows are those of comparison.json with title, family, clusters, low and high, with `against`: the
+    title of the baseline, or "", with `expands`: whether the system uses expansions, and with `equals`:
+    the title of an earlier one that ranks alike, or "".
     Tests have `alike` if their systems rank alike.
     """
     comparison, titles = run.comparison, titles_of(run.comparison)
+    baselines = {each["name"]: each["baseline"] for each in comparison["systems"]}
     rows, tests = [], []
     for dataset in (each["name"] for each in comparison["datasets"]):
         measured = run.intervals(dataset)
@@ -57,6 +59,7 @@ def systems_of(run: ComparedRun) -> tuple[list[Row], list[Row]]:
                 name, first = row["system"], alike[row["system"]]
                 known = {"title": titles[name], "family": family_of(name), "expands": expands[name]}
                 known |= {"clusters": measured.clusters}
+                known["against"] = titles.get(baselines[name], "")
                 known["equals"] = "" if first == name else titles[first]
                 low, high = measured.limits["", name]
                 rows.append(row | known | {"low": low, "high": high})
@@ -127,7 +130,8 @@ def rounds_of(rows: list[Row], metric: str) -> list[Row]:
         if len(numbers) != 1:
             continue
         line = re.sub(r"-\d+", "-N", name)
-        title = re.sub(r",? ?round \d+", "", row["title"]).strip()
+        title = row["title"].replace(f"retriever of round {numbers[0]}", "retrained retriever")
+        title = re.sub(r",? ?round \d+", "", title).strip()
         found = lines.setdefault(
             line, {"line": line, "title": title, "family": row["family"], "points": []}
         )

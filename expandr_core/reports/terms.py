@@ -21,6 +21,7 @@ IN_TITLES = {
     "gated": "a gate that was learned on dev chooses which queries are expanded",
     "ranks fused": "the rankings with and without an expansion, put together",
     "distilled": "a query encoder that learned to do without the LLM",
+    "RM3": "BM25 with further terms from its own first passages",
     "greedy": "the likeliest text of the LLM instead of a sampled one",
 }
 

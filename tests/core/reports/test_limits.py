@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from expandr_core.reports.limits import limits_of
+from expandr_core.reports.limits import leaks_of, limits_of
 from expandr_core.reports.models import beginnings_of
 from expandr_core.reports.suggestions import suggestions_of
 
@@ -106,3 +106,29 @@ def test_what_leaks_is_told_with_the_gain_that_is_left(changed, without, words):
     [said] = [each for each in limits_of(changed) if "leaked" in each]
     assert said.startswith("Of 300 queries 180 may be leaked for joint on test: ")
     assert said.endswith(words)
+    assert leaks_of(changed, 0.5) == [said] and leaks_of(changed, 0.6) == []
+
+
+def test_a_control_that_gains_as_much_is_named_first(changed):
+    head = changed["headline"]
+    tests = {(test["before"], test["after"]): test for test in changed["tests"]}
+    head["effect"] = "better"
+    tests["control", head["after"]]["effect"] = "better"
+    assert not any("without expansions (" in each for each in suggestions_of(changed))
+    tests["control", head["after"]]["effect"] = "unclear"
+    assert suggestions_of(changed)[0].startswith(
+        "The same training without expansions (SFT control)"
+    )
+
+
+def test_expansions_that_are_cut_are_told(changed):
+    changed["written"] = {"texts": 1000, "truncated": 200}
+    assert not any("expansions are cut" in each for each in suggestions_of(changed))
+    changed["written"] = {"texts": 1000, "truncated": 998}
+    [said] = [each for each in suggestions_of(changed) if "expansions are cut" in each]
+    assert said.startswith("998 of 1,000 expansions are cut at the limit of ")
+
+
+def test_a_row_names_its_own_baseline(report):
+    rows = {row["system"]: row for row in report["systems"]}
+    assert rows["round-1"]["against"] == rows["query"]["title"] and rows["query"]["against"] == ""

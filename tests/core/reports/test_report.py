@@ -50,7 +50,7 @@ def test_every_section_of_a_run_by_an_earlier_version_is_there(report):
     ]
     assert report["headline"]["after"] == "round-1" and len(report["datasets"]) == 1
     assert [curve["kind"] for curve in report["curves"]] == ["retriever", "LLM", "retriever"]
-    assert {curve["examples_are"] for curve in report["curves"]} == {"queries", "pairs"}
+    assert {curve["examples_are"] for curve in report["curves"]} == {"examples", "pairs"}
     assert all(curve["examples"] > 0 and curve["steps"] > 0 for curve in report["curves"])
     assert {each["part"] for each in report["split"]} == {
         *("preference data", "training the retriever", "choosing the round (dev)")
