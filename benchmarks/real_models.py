@@ -5,7 +5,7 @@
     python -m benchmarks.real_models check STORE                  # exits with 1 if a number differs
 
 A number is recorded by the name that `expandr explain` has for it, if computing it again confirms it.
-Runs of one title are the seeds of one table. tests/test_results.py holds the document to the record.
+Runs of one title are the seeds of one table. tests/test_real_models.py holds the document to the record.
 """
 
 import argparse

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from evaluation_world import columns, make, put, put_expansions, table
 
+from expandr_core.evaluation import leakage
 from expandr_core.evaluation.metrics import METRICS
 from expandr_core.stages import audit
 from expandr_core.store.store import Store
@@ -109,7 +110,7 @@ def test_what_training_knows_is_null_if_the_training_data_is_not_known(store):
 
 
 def test_half_of_the_words_make_a_copy(store, monkeypatch):
-    monkeypatch.setattr(audit, "COPIED", 0.95)
+    monkeypatch.setattr(leakage, "COPIED", 0.95)
     report, _ = run(store)
     assert report["rule"].startswith("copying: at least 0.95 of an expansion's words")
     assert report["expansions"]["copying"] == 0
