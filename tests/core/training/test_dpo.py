@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pytest
 import torch
@@ -348,15 +349,32 @@ def test_a_batch_that_cannot_be_shared_is_the_input_s_fault(store, llm_folder, w
 
 
 def kill_at_checkpoint(checkpoints: Path, step: int, processes: int = 1) -> None:
-    """Kill -9 the stage once all its processes have written a checkpoint of that step or later."""
+    """Kill -9 the stage once all its processes have written a checkpoint of that step or later.
+
+    The stage stands still while its checkpoints are looked at: else it could end meanwhile and be
+    killed while it removes them.
+    """
     deadline = time.monotonic() + 400
-    while not any(
-        int(path.name.rpartition("-")[2]) >= step and is_whole(path, processes)
-        for path in checkpoints.glob("*-zero-*/checkpoint-*")
-    ):
+    while True:
         assert time.monotonic() < deadline, "no checkpoint came"
         time.sleep(0.01)
-    for child in stage_processes():
+        late = [
+            path
+            for path in checkpoints.glob("*-zero-*/checkpoint-*")
+            if int(path.name.rpartition("-")[2]) >= step
+        ]
+        if not late:
+            continue
+        stopped = stage_processes()
+        for child in stopped:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.suspend()
+        if any(is_whole(path, processes) for path in late):
+            break
+        for child in stopped:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.resume()
+    for child in stopped:
         child.kill()
 
 
