@@ -71,14 +71,6 @@ def first(prefect_server, tmp_path_factory) -> "Finished":
     return run.validate_json(kept.read_bytes())
 
 
-@pytest.fixture(autouse=True)
-def logs_reach_pytest() -> None:
-    """Let log lines of the core reach pytest, whatever a test before has left."""
-    core = logging.getLogger("expandr_core")
-    core.setLevel(logging.NOTSET)
-    core.propagate = True
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator:
     """Headless Chromium; of one module, as its event loop would be in the way of others."""
