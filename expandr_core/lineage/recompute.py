@@ -56,8 +56,9 @@ class Recomputation:
             return self._test(cell)
         metric = cell.field.removesuffix(f"_{DEVIATION}")
         if metric == "queries":
-            keys = self.evaluations(cell.place, cell.system)
-            return sum(len(self._scores(key)) for _, seed, key in keys if seed == 0)
+            keys = [key for _, seed, key in self.evaluations(cell.place, cell.system) if seed == 0]
+            counted = keys[:1] if "subsets_are" in self.comparison else keys
+            return sum(len(self._scores(key)) for key in counted)
         names = cell.row["datasets"] if cell.kind == "mean" else [cell.place]
         frame = pd.concat([self._frame(name, cell.system) for name in names])
         if cell.kind == "mean":
