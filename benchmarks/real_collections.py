@@ -2,9 +2,11 @@
 
     python -m benchmarks.real_collections DATA OUT     # folders of collections in BEIR layout
 
-cranfield, med, cacm      no training queries: half of the test queries become dev queries
-scifact, nfcorpus_norm    150 training queries become dev queries
-stackfaq                  threads become clusters, and every fifth training thread dev queries
+cranfield, med, cacm, cisi, npl    no training queries: half of the test queries become dev queries
+scifact, nfcorpus_norm             150 training queries become dev queries
+stackfaq                           threads become clusters, every fifth training thread dev queries
+
+Collections that are not there are passed over.
 """
 
 import argparse
@@ -14,6 +16,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+UNTRAINED = ("cranfield", "med", "cacm", "cisi", "npl")
+TRAINED = ("scifact", "nfcorpus_norm")
 DEV_QUERIES = 150
 
 
@@ -23,19 +27,21 @@ def main() -> int:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
-    for name in ("cranfield", "med", "cacm"):
-        source, target = arguments.data / name, copied(arguments.data / name, arguments.out / name)
-        ids = hashed_ids(source / "qrels" / "test.tsv")
-        chosen = set(ids[: len(ids) // 2])
-        split(source / "qrels" / "test.tsv", target, chosen.__contains__, rest="test")
-    for name in ("scifact", "nfcorpus_norm"):
-        source, target = arguments.data / name, copied(arguments.data / name, arguments.out / name)
-        chosen = set(hashed_ids(source / "qrels" / "train.tsv")[:DEV_QUERIES])
-        split(source / "qrels" / "train.tsv", target, chosen.__contains__, rest="train")
-    source = arguments.data / "stackfaq"
-    target = copied(source, arguments.out / "stackfaq")
-    name_threads(target / "queries.jsonl")
-    split(source / "qrels" / "train.tsv", target, lambda id_: thread_of(id_) % 25 == 0, "train")
+    for source in sorted(arguments.data.iterdir()):
+        name, train = source.name, source / "qrels" / "train.tsv"
+        if name not in (*UNTRAINED, *TRAINED, "stackfaq"):
+            continue
+        target = copied(source, arguments.out / name)
+        if name in UNTRAINED:
+            ids = hashed_ids(source / "qrels" / "test.tsv")
+            chosen = set(ids[: len(ids) // 2])
+            split(source / "qrels" / "test.tsv", target, chosen.__contains__, rest="test")
+        elif name in TRAINED:
+            chosen = set(hashed_ids(train)[:DEV_QUERIES])
+            split(train, target, chosen.__contains__, rest="train")
+        else:
+            name_threads(target / "queries.jsonl")
+            split(train, target, lambda id_: thread_of(id_) % 25 == 0, rest="train")
     return 0
 
 

@@ -1,31 +1,37 @@
 """The tables of docs/results.md on real models: recorded from a store, printed, and checked against it.
 
-    python -m benchmarks.real_models record STORE TITLE=RUN ...   # into results/real_models.json
-    python -m benchmarks.real_models tables                       # as they stand in docs/results.md
-    python -m benchmarks.real_models check STORE                  # exits with 1 if a number differs
+    python -m benchmarks.real_models record STORE TITLE=RUN[/DATASET] ...   # results/real_models.json
+    python -m benchmarks.real_models tables         # as they stand in docs/results.md
+    python -m benchmarks.real_models check STORE    # exits with 1 if a number differs
 
 A number is recorded by the name that `expandr explain` has for it, if computing it again confirms it.
-Runs of one title are the seeds of one table. tests/test_real_models.py holds the document to the record.
+Several seeds are one run of benchmarks.pooled_seeds. tests/test_real_models.py holds the document to the
+record.
 """
 
 import argparse
 import json
-import re
 import statistics
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from expandr_core.evaluation.comparison import read_comparison, titles_of
+from expandr_core.evaluation.comparison import MeasuredDataset, titles_of
+from expandr_core.lineage.compared_run import ComparedRun
 from expandr_core.lineage.explain import check_all
 from expandr_core.lineage.finding import find_run
+from expandr_core.lineage.nodes import total
+from expandr_core.store.artifacts import Artifact
 from expandr_core.store.run_records import RecordedRun
 from expandr_core.store.store import Store
 
 RECORD = Path(__file__).resolve().parent / "results" / "real_models.json"
 METRICS = ("ndcg@10", "recall@100")
+SCORES = [f"{metric}{of}" for metric in METRICS for of in ("", "_deviation")]
+TEST = ("corrected_p", "difference", "difference_low", "difference_high")
 ALONE = "query"
 WEIGHTS = ("0", "0.1", "0.2", "0.3", "0.5", "1")  # of expansions, on dev
-AUDIT = ("queries", "gain", "any.queries", "any.gain_without")
+AUDIT = {"gain": "+.3f", "any.gain_without": "+.3f", "any.queries": ".0f"}
 AUDITED = "round-1"
 LEFT_OUT = ("untrained-alone", "round-1-alone")  # expansions without their query
 Run = dict[str, Any]
@@ -33,103 +39,108 @@ Run = dict[str, Any]
 
 def record(store: Store, named: list[str]) -> None:
     """Write the numbers of runs, by title."""
-    found: dict[str, list[Run]] = {}
-    for title, _, name in (each.rpartition("=") for each in named):
-        found.setdefault(title, []).append(excerpt(store, find_run([store], name)[1]))
+    found: dict[str, Run] = {}
+    for title, _, where in (each.rpartition("=") for each in named):
+        name, _, dataset = where.partition("/")
+        found[title] = excerpt(store, find_run([store], name)[1], dataset)
     RECORD.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def excerpt(store: Store, run: RecordedRun) -> Run:
-    """Return what tables show of a run."""
-    comparison = read_comparison(store.local(run.report))
-    titles = {name: text for name, text in titles_of(comparison).items() if name not in LEFT_OUT}
-    [dataset] = [each["name"] for each in comparison["datasets"]]
+def excerpt(store: Store, run: RecordedRun, dataset: str = "") -> Run:
+    """Return what tables show of a run on a dataset, which need not be named if there is one."""
+    compared = ComparedRun(store, run)
+    known = {each["name"]: MeasuredDataset(**each) for each in compared.comparison["datasets"]}
+    [dataset] = [dataset] if dataset else known
+    titles = {n: title for n, title in titles_of(compared.comparison).items() if n not in LEFT_OUT}
+    keys = {
+        name: [key for _, _, key in compared.measured.evaluations(dataset, name)] for name in titles
+    }
     confirmed = {e["what"]: e["value"] for e in check_all(store, run) if e["check"]["agrees"]}
-    wanted = [f"{system}/{metric}" for system in titles for metric in METRICS]
-    tests = [f"{ALONE}..{system}" for system in titles]
-    wanted += [f"{test}/{field}" for test in tests for field in ("corrected_p", "difference")]
-    wanted += [f"{test}/difference_{limit}" for test in tests for limit in ("low", "high")]
-    wanted += [f"{system}/leakage.{field}" for system in titles for field in AUDIT]
-    numbers = {what: confirmed.get(f"{dataset}/{what}") for what in wanted}
+    wanted = [f"{dataset}/{name}/{field}" for name in titles for field in SCORES]
+    wanted += [f"{dataset}/{ALONE}..{name}/{field}" for name in titles for field in TEST]
+    places = known[dataset].keys().values()
+    wanted += [f"{place}/{AUDITED}/leakage.{field}" for place in places for field in AUDIT]
+    upstream = compared.lineage.upstream
+    gates = [node.key for node in upstream(chain(*keys.values())) if node.stage == "gate"]
     return {
         "run": run.name,
         "dataset": dataset,
+        "seeds": max(len(known[dataset].subsets), *compared.measured.seeds.values()),
         "queries": confirmed[f"{dataset}/{ALONE}/queries"],
         "titles": titles,
-        "numbers": {what: value for what, value in numbers.items() if value is not None},
-        "dev": _by_weight(store, run),
+        "numbers": {what: confirmed[what] for what in wanted if what in confirmed},
+        "seconds": {name: total(upstream(own)).seconds for name, own in keys.items()},
+        "gates": [_gate(store, key) for key in gates],
     }
 
 
-def _by_weight(store: Store, run: RecordedRun) -> dict[str, float]:
-    """Return nDCG@10 on the dev queries by the weight of the expansions, as the gate learned it."""
-    [gate] = [step.artifact for step in run.steps if step.id.stage == "gate"]
-    return json.loads((store.local(gate) / "gate.json").read_text())["dev"]["by_weight"]
+def _gate(store: Store, key: str) -> dict[str, Any]:
+    """Return what a gate found on the dev queries: whether to expand, and nDCG@10 by weight."""
+    found = json.loads((store.local(Artifact(key=key, digest="")) / "gate.json").read_text())
+    return {"policy": found["policy"], "weight": found["alpha"], "dev": found["dev"]["by_weight"]}
 
 
 def tables() -> list[str]:
-    """Return a table in Markdown for each title, one of the weights, and one of leakage."""
+    """Return a table in Markdown for each title, one of the gates, and one of leakage."""
     recorded = json.loads(RECORD.read_text())
-    systems = [_table(title, runs) for title, runs in recorded.items()]
-    return [*systems, _weights(recorded), _leakage(recorded)]
+    systems = [_table(title, run) for title, run in recorded.items()]
+    return [*systems, _gates(recorded), _leakage(recorded)]
 
 
-def _leakage(recorded: dict[str, list[Run]]) -> str:
+def _leakage(recorded: dict[str, Run]) -> str:
     lines = [
         "| gain of the retrained retriever | all queries | without those | that may be leaked |"
     ]
     lines.append("|---|--:|--:|--:|")
-    for title, runs in recorded.items():
-        found = [run["numbers"] for run in runs if f"{AUDITED}/leakage.gain" in run["numbers"]]
+    for title, run in recorded.items():
         cells = [
-            _spread([numbers[f"{AUDITED}/leakage.{field}"] for numbers in found], form)
-            for field, form in zip(
-                ("gain", "any.gain_without", "any.queries"), ("+.3f", "+.3f", ".0f"), strict=True
+            _spread(
+                [v for what, v in run["numbers"].items() if what.endswith(f"leakage.{field}")], form
             )
+            for field, form in AUDIT.items()
         ]
-        if found:
+        if any(cells):
             lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _weights(recorded: dict[str, list[Run]]) -> str:
-    lines = [f"| dev queries | {' | '.join(WEIGHTS)} |", "|---" + "|--:" * len(WEIGHTS) + "|"]
-    for title, runs in recorded.items():
-        cells = [_spread([run["dev"][weight] for run in runs], ".3f") for weight in WEIGHTS]
-        lines.append(f"| {title} | {' | '.join(cells)} |")
+def _gates(recorded: dict[str, Run]) -> str:
+    lines = [
+        f"| dev queries | {' | '.join(WEIGHTS)} | the gate expands |",
+        "|---" + "|--:" * len(WEIGHTS) + "|---|",
+    ]
+    for title, run in recorded.items():
+        cells = [_spread([gate["dev"][w] for gate in run["gates"]], ".3f") for w in WEIGHTS]
+        found = ", ".join(dict.fromkeys(gate["policy"] for gate in run["gates"]))
+        lines.append(f"| {title} | {' | '.join(cells)} | {found} |")
     return "\n".join(lines)
 
 
-def _table(title: str, runs: list[Run]) -> str:
-    seeds = f", mean ± standard deviation of {len(runs)} seeds" if len(runs) > 1 else ""
+def _table(title: str, run: Run) -> str:
+    seeds = f", mean ± standard deviation of {run['seeds']} seeds" if run["seeds"] > 1 else ""
     lines = [
-        f"**{title}.** {runs[0]['queries']} queries{seeds}.",
+        f"**{title}.** {run['queries']} queries{seeds}.",
         "",
-        "| system | nDCG@10 | Recall@100 | against the query alone | p (Holm) |",
-        "|---|--:|--:|--:|--:|",
+        "| system | nDCG@10 | Recall@100 | against the query alone | p (Holm) | minutes |",
+        "|---|--:|--:|--:|--:|--:|",
     ]
-    return "\n".join([*lines, *(_line(name, runs) for name in runs[0]["titles"])])
+    return "\n".join([*lines, *(_line(name, run) for name in run["titles"])])
 
 
-def _line(system: str, runs: list[Run]) -> str:
-    def values(what: str) -> list[float]:
-        return [run["numbers"][what] for run in runs if what in run["numbers"]]
+def _line(system: str, run: Run) -> str:
+    def value(what: str, form: str) -> str:
+        found = run["numbers"].get(f"{run['dataset']}/{what}")
+        return "" if found is None else f"{found:{form}}"
 
-    test = f"{ALONE}..{system}"
-    gain = _spread(values(f"{test}/difference"), "+.3f")
-    if len(runs) == 1 and gain:
-        limits = [
-            f"{value:+.3f}"
-            for end in ("low", "high")
-            for value in values(f"{test}/difference_{end}")
-        ]
-        gain += f" ({' to '.join(limits)})"
-    title = runs[0]["titles"][system]
-    if len(runs) > 1:  # each seed learns a weight of its own
-        title = re.sub(r"(learned weight) [\d.]+", r"\1", title)
-    cells = [_spread(values(f"{system}/{metric}"), ".3f") for metric in METRICS]
-    p = ", ".join(f"{value:.2g}" for value in values(f"{test}/corrected_p"))
-    return f"| {' | '.join([title, *cells, gain, p])} |"
+    test, cells = f"{ALONE}..{system}", [run["titles"][system]]
+    for metric in METRICS:
+        deviation = value(f"{system}/{metric}_deviation", ".3f")
+        cells.append(value(f"{system}/{metric}", ".3f") + (f" ± {deviation}" if deviation else ""))
+    gain = value(f"{test}/difference", "+.3f")
+    limits = [value(f"{test}/difference_{side}", "+.3f") for side in ("low", "high")]
+    cells.append(f"{gain} ({' to '.join(limits)})" if gain else "")
+    cells += [value(f"{test}/corrected_p", ".2g"), f"{run['seconds'][system] / 60:.1f}"]
+    return f"| {' | '.join(cells)} |"
 
 
 def _spread(values: list[float], form: str) -> str:
@@ -140,10 +151,16 @@ def _spread(values: list[float], form: str) -> str:
 
 
 def check(store: Store) -> int:
-    """Compute all numbers again; return how many runs differ from the record."""
-    runs = [run for found in json.loads(RECORD.read_text()).values() for run in found]
-    differ = [run["run"] for run in runs if excerpt(store, find_run([store], run["run"])[1]) != run]
-    print(f"{len(runs) - len(differ)} of {len(runs)} runs have the recorded numbers", *differ)
+    """Compute all numbers again; return how many tables differ from the record."""
+    recorded = json.loads(RECORD.read_text())
+    differ = [
+        title
+        for title, run in recorded.items()
+        if excerpt(store, find_run([store], run["run"])[1], run["dataset"]) != run
+    ]
+    print(
+        f"{len(recorded) - len(differ)} of {len(recorded)} tables have the store's numbers", *differ
+    )
     return len(differ)
 
 
@@ -152,7 +169,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("what", choices=["record", "tables", "check"])
     parser.add_argument("store", nargs="?", default="store")
-    parser.add_argument("runs", nargs="*", metavar="TITLE=RUN")
+    parser.add_argument("runs", nargs="*", metavar="TITLE=RUN[/DATASET]")
     arguments = parser.parse_args()
     if arguments.what == "tables":
         print("\n\n".join(tables()))
