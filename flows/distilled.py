@@ -18,9 +18,14 @@ def distil_kept(pipeline: Pipeline, data: Data, best: Models) -> Artifact:
 
 
 def measure_distilled(
-    pipeline: Pipeline, systems: Comparison, retriever: Artifact, student: Artifact, kept: Kept
+    pipeline: Pipeline,
+    systems: Comparison,
+    retriever: Artifact,
+    student: Artifact,
+    kept: Kept,
+    training: tuple[Artifact, ...],
 ) -> Kept:
-    """Measure the student without the LLM, on the retriever's own vectors of the passages."""
+    """Measure the student without the LLM, on the retriever's own vectors of the passages; audit it."""
     for (key, encoded_by, encoding), vectors in list(systems.vectors.items()):
         if encoded_by == retriever.key:
             systems.vectors[key, student.key, encoding] = vectors
@@ -29,4 +34,5 @@ def measure_distilled(
     systems.ask(kept.alone, DISTILLED, question, baseline=True)
     question = "Is the query with its expansion better than the distilled query encoder?"
     systems.ask(DISTILLED, kept.expanded, question)
+    systems.audit(pipeline, "query", DISTILLED, None, training)
     return kept.model_copy(update={"distilled": DISTILLED})

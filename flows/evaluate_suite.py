@@ -26,7 +26,7 @@ from tasks.datasets import get_dataset
 from tasks.gating import Both, learn_gate_on, measure_variants
 from tasks.pipeline import Pipeline
 from tasks.placement import Placement
-from tasks.references import measure_references
+from tasks.references import ask_references, measure_references
 
 DEFAULTS, MODELS, HERE = JointLoopOptions(), MeasuredModels(), Placement()
 Seeds = Annotated[int, Field(ge=0)]
@@ -146,6 +146,7 @@ def measure_pair(
         suffix, often = f"-{number + 1}" if number else "", name([*written][-1])
         both = Both(name("query"), often, pair.retriever, baseline=name("query"), suffix=suffix)
         measure_variants(pipeline, systems, both, pair.gate)
+        ask_references(systems, often, "Is the query with its expansion better than {}?")
     for kind in ("query", *written) if number else ():
         systems.ask(name(kind, 0), name(kind), "Are these models better than the first?")
 

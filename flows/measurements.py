@@ -13,7 +13,7 @@ from tasks.data import Data
 from tasks.gating import Both, learn_gate, measure_variants
 from tasks.models import Models
 from tasks.pipeline import Future, Pipeline
-from tasks.references import measure_bm25, measure_references
+from tasks.references import ask_references, measure_bm25, measure_references
 from tasks.retriever import train_retriever
 
 
@@ -45,7 +45,7 @@ class RoundsReport:
                 "train the control", train_control, self._data, base.retriever
             )
         start = pipeline.submit(
-            "measure the start", measure_start, self.systems, base, self._control
+            "measure the start", measure_start, self.systems, base, self._control, self._data
         )
         return [start]
 
@@ -81,6 +81,10 @@ class RoundsReport:
             The report, and the best models with their gate and their distilled query encoder.
         """
         chosen = kept(pipeline, best, rounds)
+        if chosen.alone != "query":
+            question = "Do expansions at search help the retriever that is kept?"
+            self.systems.ask(chosen.alone, chosen.expanded, question)
+        ask_references(self.systems, chosen.expanded, "Is the system that is kept better than {}?")
         both = Both(chosen.alone, chosen.expanded, best.retriever, baseline="query")
         if pipeline.options.gate.mode != "off":
             gate = learn_gate(pipeline, self.dev, f"round-{best.round}", best.retriever)
@@ -90,7 +94,9 @@ class RoundsReport:
         if pipeline.options.distil.enabled:
             student = distil_kept(pipeline, self._data, best)
             best = replace(best, distilled=student)
-            chosen = measure_distilled(pipeline, self.systems, best.retriever, student, chosen)
+            training = self._data.preference, self._data.retriever
+            teacher = best.retriever
+            chosen = measure_distilled(pipeline, self.systems, teacher, student, chosen, training)
         return self.systems.report(pipeline, kept=chosen), best
 
 
@@ -100,7 +106,11 @@ def train_control(pipeline: Pipeline, data: Data, start: Artifact) -> Artifact:
 
 
 def measure_start(
-    pipeline: Pipeline, systems: Comparison, base: Models, training: Future[Artifact] | None
+    pipeline: Pipeline,
+    systems: Comparison,
+    base: Models,
+    training: Future[Artifact] | None,
+    data: Data,
 ) -> None:
     """Measure what there is before the first round; `training` makes the control, if there is one."""
     untrained = systems.expand(pipeline, base.llm, "sampled", "untrained LLM")
@@ -125,11 +135,12 @@ def measure_start(
     if training is None:
         return
     control = training.result()
-    systems.dense(pipeline, "control", "SFT control", control)
+    systems.dense(pipeline, "control", "control, trained without expansions", control)
     systems.dense(
-        pipeline, "control-untrained", "SFT control, + untrained expansion", control, untrained
+        pipeline, "control-untrained", "control, + untrained expansion", control, untrained
     )
     systems.ask("query", "control", "Does training without expansions help?", baseline=True)
+    systems.audit(pipeline, "query", "control", None, (data.retriever,))
 
 
 def as_trained(pipeline: Pipeline, base: Models, llm: Artifact) -> Pipeline:
@@ -160,7 +171,7 @@ def measure_round(
         title = f"+ {aligned} expansion, round {n}"
         systems.dense(pipeline, plain, title, base.retriever, expansions)
     if control and order != "retriever_only":
-        title = f"SFT control, + {aligned}, round {n}"
+        title = f"control, + {aligned} expansion, round {n}"
         systems.dense(pipeline, f"control-{plain}", title, control, expansions)
         if origin:
             title = f"retriever of round {origin}, + {aligned}, round {n}"
@@ -221,11 +232,8 @@ def _measure_greedily(
     pipeline: Pipeline, systems: Comparison, base: Models, current: Models
 ) -> None:
     """Measure the models of a round with the likeliest expansions."""
-    order, n, aligned = (
-        pipeline.options.loop.order,
-        current.round,
-        _aligned(pipeline.options.align),
-    )
+    order, n = pipeline.options.loop.order, current.round
+    aligned = _aligned(pipeline.options.align)
     plain, joint = f"{_plain(order, n)}-greedy", f"round-{n}-greedy"
     greedy = systems.expand_greedily(pipeline, current.llm, "greedy", f"round {n}")
     if order != "retriever_only":
@@ -240,11 +248,8 @@ def _ask_about_round(
     options: JointLoopOptions, systems: Comparison, n: int, origin: int, before: str
 ) -> None:
     """Ask what each training of a round has brought."""
-    order, method, aligned = (
-        options.loop.order,
-        options.align.method.upper(),
-        _aligned(options.align),
-    )
+    order, method = options.loop.order, options.align.method.upper()
+    aligned = _aligned(options.align)
     plain, joint = _plain(order, n), f"round-{n}"
     if order != "retriever_only":
         systems.ask(before, plain, f"Does {method} help the base retriever?")
@@ -282,10 +287,7 @@ def measure_on_dev(
 def kept(pipeline: Pipeline, best: Models, rounds: int) -> Kept:
     """Tell the report which models are kept, and why."""
     if not best.round:
-        reason = (
-            "No round scored higher than the start on the dev queries; the models of the start are "
-            "kept."
-        )
+        reason = "On the dev queries no round scored higher than the start, whose models are kept."
         return Kept(expanded="untrained", alone="query", reason=reason)
     name = f"round-{best.round}"
     reason = (

@@ -172,16 +172,16 @@ class Comparison:
         pipeline: Pipeline,
         before: str,
         after: str,
-        expansions: Expansions,
+        expansions: Expansions | None,
         training: tuple[Artifact, ...],
     ) -> None:
-        """Audit what expansions gain for leakage.
+        """Audit what a system gains for leakage.
 
         Args:
             pipeline: of the run.
-            before: name of the system without them.
-            after: name of the system with them.
-            expansions: what it was measured with.
+            before: name of the system that it is compared with.
+            after: name of the system.
+            expansions: what it was measured with, if with any.
             training: files of examples that its models were trained on, as far as they are known.
         """
         for key, evaluation in self.evaluations.items():
@@ -190,8 +190,9 @@ class Comparison:
                 "corpus": evaluation.corpus,
                 "before": self.inputs[f"measured/{key}/{before}/0"],
             }
-            for seed, written in enumerate(expansions[key]):
-                inputs[f"expansions-{seed}"] = written
+            for seed, written in enumerate(expansions[key] if expansions else [None]):
+                if written:
+                    inputs[f"expansions-{seed}"] = written
                 inputs[f"after-{seed}"] = self.inputs[f"measured/{key}/{after}/{seed}"]
             inputs |= {f"training-{number}": file for number, file in enumerate(training)}
             title, name = f"audit on {key}: {self.systems[after].title}", f"{key}/{after}"

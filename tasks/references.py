@@ -13,6 +13,13 @@ def measure_references(pipeline: Pipeline, systems: Comparison) -> None:
         measure_bm25(pipeline, systems, "bm25-rm3", "BM25 with RM3", rm3=True)
 
 
+def ask_references(systems: Comparison, name: str, question: str) -> None:
+    """Ask whether a system is better than each of these references."""
+    for each in [systems.systems.get("bm25"), systems.systems.get("bm25-rm3")]:
+        if each:
+            systems.ask(each.name, name, question.format(each.title))
+
+
 def measure_bm25(
     pipeline: Pipeline,
     systems: Comparison,

@@ -48,7 +48,7 @@ def train_retriever(
         miner: the current retriever, which mines.
     """
     options = pipeline.options if expansions else pipeline.options.without_expansions
-    name, trained = ("", "retriever") if expansions else ("control", "SFT control")
+    name, trained = ("", "retriever") if expansions else ("control", "control")
     negatives = None
     if corpus and options.training.hard_negatives and _without_negatives(pipeline, examples):
         vectors = encode_corpus(

@@ -118,26 +118,35 @@ _SCORED = pa.schema([("query_id", pa.string()), ("cluster", pa.string()), (HEADL
 
 
 def corrected(
-    tested: Sequence[tuple[str, Contrast, Difference]], level: float
+    tested: Sequence[tuple[str, Contrast, Difference, frozenset[bytes]]], level: float
 ) -> list[dict[str, Any]]:
     """Correct the p-values of all contrasts together, and say what each has shown.
 
+    Two systems that score alike on every query leave nothing to test, and two contrasts of the same
+    scores are one test: counted again, they would only weaken the others.
+
     Args:
-        tested: dataset, contrast and outcome.
+        tested: dataset, contrast, outcome, and what both systems score (see `both_scores`).
         level: a contrast is significant if its corrected p is below.
 
     Returns:
-        Records with the fields of the contrast and of the Difference, corrected_p, significant and
-        effect: "better", "worse", "unclear", or "too few" observations to show anything.
+        Records with the fields of the contrast and of the Difference, corrected_p, significant, counted
+        (as a test of its own) and effect: "better", "worse", "unclear", "equal" on every query, or "too
+        few" observations to show anything.
     """
-    p_values = holm([change.p for _, _, change in tested])
+    places = [(dataset, scores) for dataset, _, _, scores in tested]
+    counted = [len(at[1]) > 1 and at not in places[:number] for number, at in enumerate(places)]
+    p_values = holm([change.p for _, _, change, _ in tested], counted)
     records = []
-    for (dataset, contrast, change), p in zip(tested, p_values, strict=True):
+    for (dataset, contrast, change, scores), own, p in zip(tested, counted, p_values, strict=True):
         record = {"dataset": dataset, **contrast.model_dump(), **change._asdict()}
         effect = "too few" if change.clusters < fewest_to_tell(level) else "unclear"
-        if p < level:
+        if len(scores) == 1:
+            effect = "equal"
+        elif p < level:
             effect = "better" if change.difference > 0 else "worse"
-        records.append(record | {"corrected_p": p, "significant": p < level, "effect": effect})
+        record |= {"corrected_p": p, "significant": p < level, "effect": effect, "counted": own}
+        records.append(record)
     return records
 
 

@@ -13,6 +13,7 @@ EFFECTS = {
     "better": "* better",
     "worse": "* worse",
     "unclear": "no difference shown",
+    "equal": "equal on every query",
     "too few": "too few queries",
 }
 

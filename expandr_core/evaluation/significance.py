@@ -172,13 +172,32 @@ def paired_p(differences: NDArray[np.float64], test: Test, seed: int) -> float:
     return float(result.pvalue)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def both_scores(before: pa.Table, after: pa.Table, metric: str) -> frozenset[bytes]:
+    """Return what two systems score on each query; only one such, if they score alike.
+
+    Tests with equal ones are the same test, perhaps in the other direction.
+    """
+    tables = (each.sort_by("query_id") for each in (before, after))
+    return frozenset(each[metric].to_numpy().tobytes() for each in tables)
+
+
+def holm(p_values: Sequence[float], counted: Sequence[bool] | None = None) -> list[float]:
     """Correct p-values for multiple tests by Holm's method.
+
+    Args:
+        p_values: of all tests.
+        counted: which of them are tests of their own. The others have the result of a test with the same
+            p-value, or 1 if there is none.
 
     The smallest of three is multiplied by 3, the next by 2; none gets less than the one before:
 
     >>> [round(p, 3) for p in holm([0.04, 0.01, 0.03])]
     [0.06, 0.03, 0.06]
+
+    A test that is there twice counts once, and one of equal systems not at all:
+
+    >>> [round(p, 3) for p in holm([0.04, 0.04, 1.0, 0.01], [True, False, False, True])]
+    [0.04, 0.04, 1.0, 0.02]
 
     NaN shows nothing, like a p-value of 1, and still counts as a test:
 
@@ -188,7 +207,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     from statsmodels.stats.multitest import multipletests
 
     known = [1.0 if math.isnan(p) else p for p in p_values]
-    return np.asarray(multipletests(known, method="holm")[1]).tolist() if known else []
+    own = [p for p, counts in zip(known, counted or [True] * len(known), strict=True) if counts]
+    if not own:
+        return [1.0] * len(known)
+    by_p = dict(zip(own, np.asarray(multipletests(own, method="holm")[1]).tolist(), strict=True))
+    return [by_p.get(p, 1.0) for p in known]
 
 
 def fewest_to_tell(significance_level: float) -> int:

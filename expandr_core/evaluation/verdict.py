@@ -14,6 +14,7 @@ _ON = {
     "better": "significantly better",
     "worse": "significantly worse",
     "unclear": "no difference shown",
+    "equal": "equal on every query",
     "too few": "too few queries to tell",
 }
 
@@ -66,7 +67,6 @@ def verdict(comparison: dict[str, Any]) -> Verdict:
     Round 1 is kept.
     On this data these expansions hurt: query only 0.951, joint round 1 0.926 (−0.025, p = 0.010).
     The best system is query only with nDCG@10 0.951.
-    Without expansions the kept models reach 0.951, with them 0.926.
     """
     kept, several, scores = comparison["kept"], len(comparison["datasets"]) > 1, _scores(comparison)
     expand = scores[kept["expanded"]] >= scores[kept["alone"]] if kept else None
@@ -77,15 +77,12 @@ def verdict(comparison: dict[str, Any]) -> Verdict:
         contrasts = _with_baseline(comparison, system)
         if contrasts and (kept is None or system["name"] == kept["expanded"]):
             if several:
-                sentences.append(_effects(comparison, system, contrasts))
+                sentences.append(_effects(comparison, contrasts))
             else:
-                sentences.append(_effect(comparison, system, contrasts[0], expand))
+                sentences.append(_effect(comparison, system, contrasts[0]))
+                sentences += _at_search(comparison, system)
+    sentences += _against_bm25(comparison, several)
     sentences += _best(comparison, several)
-    if kept and not expand:
-        sentences.append(
-            f"Without expansions the kept models reach {scores[kept['alone']]:.3f}, with them "
-            f"{scores[kept['expanded']]:.3f}."
-        )
     return Verdict(sentences, expand)
 
 
@@ -103,28 +100,20 @@ def _with_baseline(comparison: dict[str, Any], system: dict[str, Any]) -> list[d
     return [each for each in comparison["contrasts"] if (each["before"], each["after"]) == pair]
 
 
-def _effect(
-    comparison: dict[str, Any],
-    system: dict[str, Any],
-    contrast: dict[str, Any],
-    expand: bool | None,
-) -> str:
+def _effect(comparison: dict[str, Any], system: dict[str, Any], contrast: dict[str, Any]) -> str:
     """Say how a system differs from its baseline on the one dataset.
 
-    A gain of models that search still better without expansions is not due to these.
+    Of a retriever that was trained, this is not the effect of expansions alone.
     """
-    scores, titles = _scores(comparison), titles_of(comparison)
+    scores, titles, kept = _scores(comparison), titles_of(comparison), comparison["kept"]
     before, after = system["baseline"], system["name"]
     least = fewest_to_tell(comparison["significance_level"])
-    better, worse = {
-        None: (f"{titles[after]} is better", f"{titles[after]} is worse"),
-        False: ("the trained models help", "these expansions hurt"),
-        True: ("these expansions help", "these models hurt"),
-    }[expand]
+    who = "the trained models" if kept and kept["alone"] != before else "these expansions"
     what = {
-        "better": f"On this data {better}",
-        "worse": f"On this data {worse}",
+        "better": f"On this data {f'{who} help' if kept else f'{titles[after]} is better'}",
+        "worse": f"On this data {f'{who} hurt' if kept else f'{titles[after]} is worse'}",
         "unclear": "On this data no difference is shown",
+        "equal": "On this data the two are equal on every query",
         "too few": f"{contrast['clusters']} observations are too few to tell (at least {least})",
     }
     return (
@@ -133,10 +122,39 @@ def _effect(
     )
 
 
-def _effects(
-    comparison: dict[str, Any], system: dict[str, Any], contrasts: list[dict[str, Any]]
-) -> str:
-    """Say on which datasets a system differs from its baseline."""
+def _at_search(comparison: dict[str, Any], system: dict[str, Any]) -> list[str]:
+    """Say what expansions bring the kept retriever at search, if it was trained and that was tested."""
+    kept, scores = comparison["kept"], _scores(comparison)
+    if not kept or kept["alone"] == system["baseline"]:
+        return []
+    tests = _with_baseline(comparison, {"name": system["name"], "baseline": kept["alone"]})
+    effect = tests[0]["effect"] if tests else ""
+    what = {"better": "add to that", "worse": "take from that", "": "were not tested by themselves"}
+    return [
+        f"Expansions at search {what.get(effect, 'are not shown to change that')}: "
+        f"{scores[kept['alone']]:.3f} without, {scores[system['name']]:.3f} with"
+        f"{' ' + _by(tests[0]) if tests else ''}."
+    ]
+
+
+def _against_bm25(comparison: dict[str, Any], several: bool) -> list[str]:
+    """Say how systems differ from BM25, with RM3 or not, where that was asked."""
+    scores, titles = _scores(comparison), titles_of(comparison)
+    asked: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for each in comparison["contrasts"]:
+        if each["before"].startswith("bm25"):
+            asked.setdefault((each["before"], each["after"]), []).append(each)
+    if several:
+        return [_effects(comparison, contrasts) for contrasts in asked.values()]
+    return [
+        f"{titles[after]} against {titles[before]} ({scores[before]:.3f}): {_ON[test['effect']]} "
+        f"{_by(test)}."
+        for (before, after), [test] in asked.items()
+    ]
+
+
+def _effects(comparison: dict[str, Any], contrasts: list[dict[str, Any]]) -> str:
+    """Say on which datasets a system differs from another."""
     titles = titles_of(comparison)
     phrases = []
     for effect, what in _ON.items():
@@ -147,7 +165,7 @@ def _effects(
             )
             named = f" ({', '.join(datasets)})" if len(datasets) <= NAMED else ""
             phrases.append(f"{what} on {number}{named}")
-    pair = f"{titles[system['name']]} against {titles[system['baseline']]}"
+    pair = f"{titles[contrasts[0]['after']]} against {titles[contrasts[0]['before']]}"
     return f"{pair}: {', '.join(phrases)}."
 
 
@@ -196,28 +214,31 @@ def _best_of_one(comparison: dict[str, Any]) -> str:
     metric, titles, scores = comparison["metric"], titles_of(comparison), _scores(comparison)
     title = MEASURES[metric].title
     name = max(scores, key=lambda each: scores[each])
-    [system] = [each for each in comparison["systems"] if each["name"] == name]
+    system = next(each for each in comparison["systems"] if each["name"] == name)
     lead = f"{titles[name]} with {title} {scores[name]:.3f}"
     baselines = {each["baseline"] for each in comparison["systems"]} - {""}
     own = next(iter(_with_baseline(comparison, system)), None)
     if name in baselines and own is None:
         return f"The best system is {lead}."
-    how = _by(own) if own else "which no test compares with a baseline"
+    tested = any(name in (each["before"], each["after"]) for each in comparison["contrasts"])
+    how = _by(own) if own else "" if tested else "which no test compares with another"
     against = [each for each in comparison["contrasts"] if each["before"] in baselines]
     if len(baselines) != 1 or any(each["effect"] == "better" for each in against):
         known = {"better": "", "unclear": "; its lead is not shown to be more than chance"}
         if own is None:
-            return f"The best system is {lead}, {how}."
+            return f"The best system is {lead}{', ' if how else ''}{how}."
         return f"The best system is {lead}{known.get(own['effect'], '; its lead is not shown')}."
     [baseline] = baselines
     higher = sum(score > scores[baseline] for score in scores.values())
     return (
         f"No system is shown to be better than {titles[baseline]} ({scores[baseline]:.3f}); "
         f"{higher} {'scores' if higher == 1 else 'score'} higher, at best {lead}"
-        f"{' ' if own else ', '}{how}."
+        f"{' ' if own else ', ' if how else ''}{how}."
     )
 
 
 def _by(contrast: dict[str, Any]) -> str:
-    """Write by how much systems differ, and whether that is chance."""
+    """Write by how much systems differ, and whether that is chance; equal ones are not tested."""
+    if contrast["effect"] == "equal":
+        return "(not tested)"
     return f"({signed(contrast['difference'])}, p = {format_p(contrast['corrected_p'])})"

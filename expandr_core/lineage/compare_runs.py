@@ -12,7 +12,7 @@ from expandr_core.evaluation.comparison import Contrast, corrected
 from expandr_core.evaluation.metrics import HEADLINE
 from expandr_core.evaluation.render import EFFECTS, format_p
 from expandr_core.evaluation.significance import Difference as Tested
-from expandr_core.evaluation.significance import compare_queries
+from expandr_core.evaluation.significance import both_scores, compare_queries
 from expandr_core.lineage.compared_run import ComparedRun
 from expandr_core.lineage.options import differing_options
 from expandr_core.lineage.upstream import plain_pairs, rows_that_differ, said_of, upstream
@@ -42,7 +42,7 @@ def compare_runs(runs: list[ComparedRun]) -> dict[str, Any]:
     rows = [_row(runs, dataset, system) for dataset, system in cells]
     tested = [
         (test, (row["dataset"], Contrast(before=first.run.name, after=test["run"],
-                                         question=row["system"]), test.pop("tested")))
+                                         question=row["system"]), *test.pop("tested")))
         for row in rows
         for test in row["tests"]
         if "tested" in test
@@ -156,7 +156,8 @@ def _test(first: ComparedRun, other: ComparedRun, dataset: str, system: str) -> 
     seed = derive_seed("compare", first.measured.seed)
     try:
         before, after = (each.scores(dataset, system, rounded) for each in (first, other))
-        return {"tested": compare_queries(before, after, HEADLINE, test, seed)}
+        change = compare_queries(before, after, HEADLINE, test, seed)
+        return {"tested": (change, both_scores(before, after, HEADLINE))}
     except DataError as error:
         return {"refused": f"not paired: {error}"}
 

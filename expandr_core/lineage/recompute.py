@@ -92,7 +92,8 @@ class Recomputation:
         if cell.field == "corrected_p":
             family = self.comparison["contrasts"]
             p_values = [change.p if each == cell.row else each["p"] for each in family]
-            return holm(p_values)[family.index(cell.row)]
+            counted = [each.get("counted", True) for each in family]
+            return holm(p_values, counted)[family.index(cell.row)]
         if cell.field in ("wins", "losses"):
             rows = [self._per_query(cell.place, name, weighted=False)[HEADLINE].to_numpy()
                     for name in (cell.before, cell.system)]  # fmt: skip

@@ -61,7 +61,7 @@ def costs_of(run: ComparedRun, points: float | None) -> Row:
         by_stage.setdefault(node.stage, []).append(node)
     nodes = [node for found in by_stage.values() for node in found]
     whole = _row(run, nodes)
-    gained = points is not None and points > 0
+    gained = points if points and points > 0 else None
     return {
         "stages": [
             {"stage": stage, "title": name_of(stage)} | _row(run, found)
@@ -70,12 +70,8 @@ def costs_of(run: ComparedRun, points: float | None) -> Row:
         "total": whole,
         "gone": gone,
         "points": points,
-        "seconds_per_point": whole["seconds"] / points if gained and points else None,
-        "gpu_hours_per_point": (
-            whole["gpu_hours"] / points
-            if gained and points and whole["gpu_hours"] is not None
-            else None
-        ),
+        "seconds_per_point": gained and whole["seconds"] / gained,
+        "gpu_hours_per_point": gained and whole["gpu_hours"] and whole["gpu_hours"] / gained,
     }
 
 

@@ -79,15 +79,12 @@ def _systems(report: Report) -> Picture | None:
         axes.set_ylim(-0.7, len(rows) - 0.3)
         axes.set_xlim(left=0)
         axes.spines["left"].set_visible(False)
-    families = ", ".join(f"{name} {_NAMED[FAMILIES[name]]}" for name in FAMILIES)
+    families = ", ".join(f"{name} {colour}" for name, colour in FAMILIES.items())
     return Picture(
         made.svg,
         f"{metric} of every system with {report['confidence_percent']} % intervals, the best on top; "
-        f"{n}. Colours: {families}.",
+        f"{n}. Colours: {families.replace('muted', 'grey')}.",
     )
-
-
-_NAMED = {"muted": "grey", "blue": "blue", "orange": "orange", "green": "green"}
 
 
 def _datasets(report: Report) -> Picture | None:
@@ -219,6 +216,9 @@ def _histogram(name: str, title: str, x: str, unit: str, found: Report) -> Pictu
     height = 2.7 + 0.14 * len(groups) / (1 if long else 2)
     sizes = sorted({group["n"] for group in groups})
     n = "n = " + " to ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1])))
+    least = found["edges"][0]
+    if all(group["counts"][0] == group["n"] and group["mean"] == least for group in groups):
+        return Picture("", f"{title} are all equal: {least:g} ({x}; {n} {unit}).")
     with drawing(name, title, f"{n} {unit}", height) as made:
         axes = made.axes(f"{x} ({n})", f"share of {unit}")
         looks = looks_of([group["name"] for group in groups])

@@ -59,7 +59,7 @@ def _about_data(report: Report) -> list[str]:
 
 
 def _about_chance(report: Report) -> list[str]:
-    said, tests = [], report["tests"]
+    said, tests = [], [each for each in report["tests"] if each["counted"]]
     row = report["headline"] or (report["systems"][0] if report["systems"] else None)
     if row and row["clusters"] < FEW_CLUSTERS:
         kind = "t-test" if row["clusters"] >= FEWEST else "randomisation test"
@@ -81,12 +81,9 @@ def _about_chance(report: Report) -> list[str]:
         )
     unclear = [each for each in tests if each["effect"] in ("unclear", "too few")]
     if unclear:
-        alike = sum(each["alike"] for each in unclear)
         said.append(
-            f"{len(unclear)} of {len(tests)} tests show no difference"
-            + (f", {alike} of them as the two systems rank every query alike" if alike else "")
-            + ". To show no difference does not prove that systems are equal; and scores of systems "
-            "that no test compares may differ by chance."
+            f"{len(unclear)} of {len(tests)} tests show no difference. That does not prove that systems "
+            "are equal; and scores of systems that no test compares may differ by chance."
         )
     return said
 
@@ -118,8 +115,8 @@ def _about_choice(report: Report) -> list[str]:
 
 def leaks_of(report: Report, share: float = 0.0) -> list[str]:
     """Say what is left of a gain without leaked queries, if these are more than a share of all."""
-    said = []
-    for audit in report["leakage"]:
+    said, head = [], report["headline"]["after"] if report["headline"] else ""
+    for audit in sorted(report["leakage"], key=lambda each: each["system"] != head):
         marked = audit["any"]
         if marked["queries"] > share * audit["queries"]:
             without = marked["gain_without"]

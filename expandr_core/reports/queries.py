@@ -101,13 +101,15 @@ def _add_queries(run: ComparedRun, node: Node, rows: list[Row]) -> None:
 def _add_expansions(
     run: ComparedRun, untrained: str, nodes: dict[str, Node], rows: list[Row]
 ) -> None:
-    """Add what the LLM of the start and that of the second system wrote.
+    """Add what the LLM of the start, if it is another, and that of the second system wrote.
 
     If the first system has expansions, it is they that are shown before.
     """
     before, report = nodes["before"], run.lineage.node(run.run.report.key)
     if "expansions" not in before.inputs and untrained in report.inputs:
-        before = run.lineage.node(report.inputs[untrained]["key"])
+        start = run.lineage.node(report.inputs[untrained]["key"])
+        if start.inputs["expansions"] != nodes["after"].inputs.get("expansions"):
+            before = start
     for side, node in (("before", before), ("after", nodes["after"])):
         reference = node.inputs.get("expansions")
         written = _written(run, reference["key"], [row["id"] for row in rows]) if reference else {}

@@ -126,8 +126,12 @@ def _named(rows: list[dict[str, Any]], name: str, titles: dict[str, str]) -> lis
 def _counts(report: dict[str, Any]) -> dict[str, int]:
     """Count what the pages count."""
     return {
-        "tests": len(report["tests"]),
-        "tests_of_alike": sum(test["alike"] for test in report["tests"]),
+        "tests": sum(test["counted"] for test in report["tests"]),
+        "equal": sum(test["effect"] == "equal" for test in report["tests"]),
+        "repeated": sum(
+            not test["counted"] and test["effect"] != "equal" for test in report["tests"]
+        ),
+        "set": len(report["run"]["set"]),
         "trainings": len(report["curves"]),
         "datasets": len({row["dataset"] for row in report["systems"]}),
         "boxes": len(report["lineage"].get("nodes", ())),

@@ -31,7 +31,7 @@ def _about_control(report: Report) -> list[str]:
     if not control or not beyond or beyond["effect"] == "better":
         return []
     return [
-        f"The same training without expansions ({control['after_title']}) changes "
+        f"Trained without expansions ({control['after_title']}), the retriever changes "
         f"{head['before_title']} by {signed(control['difference'])}; what expansions add, "
         f"{signed(beyond['difference'])}, is not shown to help: do without, or use a better LLM."
     ]

@@ -44,8 +44,7 @@ def systems_of(run: ComparedRun) -> tuple[list[Row], list[Row]]:
 
     Rows are those of comparison.json with title, family, clusters, low and high, with `against`: the
     title of the baseline, or "", with `expands`: whether the system uses expansions, and with `equals`:
-    the title of an earlier one that ranks alike, or "".
-    Tests have `alike` if their systems rank alike.
+    the title of an earlier one that ranks alike, or "". Tests of systems with equal scores have no p.
     """
     comparison, titles = run.comparison, titles_of(run.comparison)
     baselines = {each["name"]: each["baseline"] for each in comparison["systems"]}
@@ -62,18 +61,25 @@ def systems_of(run: ComparedRun) -> tuple[list[Row], list[Row]]:
                 known["against"] = titles.get(baselines[name], "")
                 known["equals"] = "" if first == name else titles[first]
                 low, high = measured.limits["", name]
-                rows.append(row | known | {"low": low, "high": high})
+                rows.append(row | known | {"low": low, "high": high} | _untested(row))
         for test in comparison["contrasts"]:
             if test["dataset"] == dataset:
                 before, after = test["before"], test["after"]
                 named: Row = {"before_title": titles[before], "after_title": titles[after]}
                 named["ties"] = test["queries"] - test["wins"] - test["losses"]
-                named["alike"] = alike[before] == alike[after]
+                named["counted"] = test.get("counted", True)
                 few = test["clusters"] < FEWEST
                 named["test_title"] = TEST_NAMES["randomisation" if few else comparison["test"]]
                 low, high = measured.limits[before, after]
-                tests.append(test | named | {"low": low, "high": high})
+                tests.append(test | named | {"low": low, "high": high} | _untested(test))
     return rows, tests
+
+
+def _untested(row: Row) -> Row:
+    """Return what is said instead of a p-value where no query is won or lost."""
+    if row["wins"] == row["losses"] == 0:
+        return {"effect": "equal", "p": None, "corrected_p": None}
+    return {}
 
 
 def _alike(run: ComparedRun, dataset: str, scores: Any, names: list[str]) -> dict[str, str]:

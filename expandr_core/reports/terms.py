@@ -14,7 +14,7 @@ IN_TITLES = {
     "of its own texts the retriever likes better",
     "KTO-aligned": "an expansion by the LLM after KTO has aligned it with the retriever",
     "SFT-aligned": "an expansion by the LLM after fine-tuning on the chosen texts",
-    "SFT control": "the retriever trained on the same queries, but without expansions",
+    "control": "the retriever trained on the same examples, but without expansions",
     "joint": "the aligned LLM together with the retriever that was trained with its expansions",
     "expansion alone": "search with the expansion, without the query",
     "learned weight": "how much the expansion counts beside the query, learned on dev; at 0 not at all",

@@ -47,6 +47,7 @@ from expandr_core.evaluation.render import render
 from expandr_core.evaluation.significance import (
     DIFFERENCES,
     Difference,
+    both_scores,
     compare_queries,
     query_differences,
 )
@@ -57,7 +58,7 @@ from expandr_core.planning.workload import PlannedStep
 from expandr_core.runtime.job import Job
 from expandr_core.seeding import derive_seed
 
-VERSION = 5
+VERSION = 6
 ROLE = "measure"
 ISOLATION = "never"
 CHANGES = pa.schema(
@@ -180,7 +181,7 @@ def _contrasts(job: Job) -> tuple[list[dict[str, Any]], pa.Table]:
     options: CompareOptions = job.options
     systems = {system.name: system for system in options.systems}
     test, seed = options.significance.test, derive_seed("compare", job.seed)
-    tested: list[tuple[str, Contrast, Difference]] = []
+    tested: list[tuple[str, Contrast, Difference, frozenset[bytes]]] = []
     tables = [CHANGES.empty_table()]
     for done, dataset in enumerate(options.datasets):
         texts = _texts(job, dataset)
@@ -195,7 +196,8 @@ def _contrasts(job: Job) -> tuple[list[dict[str, Any]], pa.Table]:
                 raise DataError(
                     f"on {dataset.name}, from {contrast.before!r} to {contrast.after!r}: {error}"
                 ) from error
-            tested.append((dataset.name, contrast, change))
+            scores = both_scores(before[1], after[1], HEADLINE)
+            tested.append((dataset.name, contrast, change, scores))
             rows = query_differences(before[0], after[0], HEADLINE)
             names = (dataset.name, contrast.before, contrast.after)
             columns = [*(pa.repeat(name, len(rows)) for name in names), *rows.columns]

@@ -47,7 +47,7 @@ def test_the_loop_ends_with_a_summary_and_a_report(first):
     assert summary.steps[-1].id == StepId("compare")
     assert summary.steps[-1].artifact == summary.report
     report = (store.local(summary.report) / "report.md").read_text()
-    for title in ("BM25", "query only", "SFT control", "joint round 1"):
+    for title in ("BM25", "query only", "control", "joint round 1"):
         assert title in report
     [record] = store.records()
     assert RunRecord(**record) == summary

@@ -9,12 +9,12 @@ from prefect.logging.configuration import setup_logging
 from tasks.progress import _bar
 setup_logging()
 log = logging.getLogger("prefect.flow_runs.probe")
-with _bar("evaluate on test: SFT control, + DPO'd expansion, round 1", "step 3 of 40") as report:
+with _bar("evaluate on test: control, + DPO'd expansion, round 1", "step 3 of 40") as report:
     for done in range(4):
         report(done, 4, "queries")
         log.info("line %d: %s", done, "some words that make it longer than a line of it is " * 2)
         time.sleep(0.15)
-    with _bar("train the SFT control", "step 4 of 40") as other:
+    with _bar("train the control", "step 4 of 40") as other:
         other(1, 2, "steps")
         log.info("two at once")
         time.sleep(0.15)

@@ -48,34 +48,68 @@ def comparison(effect: str, difference: float = 0.1, **scores: float) -> dict[st
     }
 
 
-def test_expansions_that_help_are_said_to_help():
-    said = verdict(comparison("better"))
+def at_search(effect: str, difference: float) -> dict[str, Any]:
+    """The test of the kept retriever, without expansions and with them."""
+    return contrast(effect, difference) | {"before": "round-1-query"}
+
+
+def test_models_that_help_are_told_from_expansions_that_help_at_search():
+    found = comparison("better")
+    found["contrasts"].append(at_search("better", 0.05))
+    said = verdict(found)
     assert said.sentences == [
         "Round 1 of 2 is kept.",
-        "On this data these expansions help: query only 0.800, joint round 1 0.900 "
+        "On this data the trained models help: query only 0.800, joint round 1 0.900 "
         "(+0.100, p = 0.012).",
+        "Expansions at search add to that: 0.850 without, 0.900 with (+0.050, p = 0.012).",
         "The best system is joint round 1 with nDCG@10 0.900.",
     ]
     assert said.expand is True
 
 
-def test_expansions_that_hurt_are_said_to_hurt_and_not_to_search_with():
+def test_expansions_of_the_retriever_of_the_start_are_said_to_help_or_hurt():
+    for effect, difference, word in (("better", 0.1, "help"), ("worse", -0.1, "hurt")):
+        found = comparison(effect, difference) | {"kept": KEPT | {"alone": "query"}}
+        said = verdict(found).sentences
+        assert said[1].startswith(f"On this data these expansions {word}: query only 0.800, ")
+        assert not any("at search" in each for each in said)
+
+
+def test_models_that_hurt_are_said_to_hurt_and_not_to_expand_with():
     said = verdict(comparison("worse", -0.1, round_1=0.7))
     assert said.sentences[1:] == [
-        "On this data these expansions hurt: query only 0.800, joint round 1 0.700 "
+        "On this data the trained models hurt: query only 0.800, joint round 1 0.700 "
         "(−0.100, p = 0.012).",
+        "Expansions at search were not tested by themselves: 0.850 without, 0.700 with.",
         "No system is shown to be better than query only (0.800); 2 score higher, at best joint round 2 "
-        "with nDCG@10 0.880, which no test compares with a baseline.",
-        "Without expansions the kept models reach 0.850, with them 0.700.",
+        "with nDCG@10 0.880, which no test compares with another.",
     ]
     assert said.expand is False
 
 
-def test_a_gain_of_models_that_are_better_without_expansions_is_that_of_the_models():
-    said = verdict(comparison("better", round_1_query=0.95))
+def test_a_gain_of_models_that_are_no_better_with_expansions_is_that_of_the_models():
+    found = comparison("better", round_1_query=0.95)
+    found["contrasts"].append(at_search("unclear", -0.05))
+    said = verdict(found)
     assert said.sentences[1].startswith("On this data the trained models help: query only 0.800")
-    assert said.sentences[-1] == "Without expansions the kept models reach 0.950, with them 0.900."
+    assert said.sentences[2] == (
+        "Expansions at search are not shown to change that: 0.950 without, 0.900 with "
+        "(−0.050, p = 0.012)."
+    )
     assert said.expand is False
+
+
+def test_the_test_against_bm25_is_told_whichever_of_the_two_is_best():
+    found = comparison("better", bm25=0.95)
+    found["contrasts"].append(contrast("worse", -0.05) | {"before": "bm25"})
+    assert verdict(found).sentences[-2:] == [
+        "joint round 1 against BM25 (0.950): significantly worse (−0.050, p = 0.012).",
+        "The best system is BM25 with nDCG@10 0.950.",
+    ]
+    found["contrasts"][-1]["effect"] = "equal"
+    assert "joint round 1 against BM25 (0.950): equal on every query (not tested)." in (
+        verdict(found).sentences
+    )
 
 
 @pytest.mark.parametrize(
@@ -92,7 +126,7 @@ def test_what_cannot_be_told_is_not_told(effect, words):
 def test_bm25_can_be_best():
     said = verdict(comparison("better", bm25=0.95))
     assert said.sentences[-1] == (
-        "The best system is BM25 with nDCG@10 0.950, which no test compares with a baseline."
+        "The best system is BM25 with nDCG@10 0.950, which no test compares with another."
     )
 
 
@@ -109,7 +143,7 @@ def test_without_kept_models_every_system_that_has_a_baseline_is_judged():
 
 def test_the_best_of_systems_that_differ_by_chance_is_not_praised():
     said = verdict(comparison("unclear", 0.006, round_1=0.806, round_2=0.79, round_1_query=0.8))
-    assert said.sentences[2] == (
+    assert said.sentences[-1] == (
         "No system is shown to be better than query only (0.800); 1 scores higher, at best joint "
         "round 1 with nDCG@10 0.806 (+0.006, p = 0.012)."
     )
