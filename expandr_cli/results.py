@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from expandr_cli.terminal import absolute
-from expandr_core.evaluation.comparison import read_comparison, titles_of
+from expandr_core.evaluation.comparison import read_comparison, tests_in, titles_of
 from expandr_core.evaluation.metrics import MEASURES
 from expandr_core.evaluation.render import EFFECTS, baseline_title, format_p, format_score
 from expandr_core.reports.files import has_report, place_of
@@ -87,7 +87,7 @@ def print_comparison(out: Console, comparison: dict[str, Any]) -> None:
     if comparison["contrasts"]:
         out.print(
             f"p: paired {comparison['test']}-test of {MEASURES[comparison['metric']].title}, Holm's "
-            f"correction over {len(comparison['contrasts'])} tests; * p < "
+            f"correction over {tests_in(comparison)} tests; * p < "
             f"{comparison['significance_level']:g}.",
             highlight=False,
             style="dim",

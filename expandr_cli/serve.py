@@ -60,6 +60,12 @@ def serve(
     llm: LLMOption = "here",
     llm_model: Annotated[str, typer.Option(help="The LLM's name on that server.")] = "",
     llm_api: APIOption = "completions",
+    llm_timeout: Annotated[
+        float,
+        typer.Option(
+            min=0.1, help="Seconds to wait for that server; then the answer is status 503."
+        ),
+    ] = 10,
     max_query_chars: Annotated[int, typer.Option(min=1, help="Longest query or text.")] = 2000,
     max_k: Annotated[int, typer.Option(min=1, help="Most passages of an answer.")] = 100,
     max_queue: Annotated[
@@ -88,7 +94,8 @@ def serve(
         logging.getLogger("expandr_core.serving").setLevel(logging.INFO)
         token = _token(token_file)
         opened = open_store(absolute(store))
-        find = _Finder(opened, run_name, llm, _endpoint(llm, llm_model, llm_api), LRUCache(cache))
+        endpoint = _endpoint(llm, llm_model, llm_api, llm_timeout)
+        find = _Finder(opened, run_name, llm, endpoint, LRUCache(cache))
         limits = Limits(max_query_chars, max_k, waiting=max_queue, together=max_batch)
         server = Server(find.first(), limits, find.newer, poll)  # which alone holds the models
         _warn_of_open_doors(host, token)
@@ -169,7 +176,7 @@ class _Finder:
         return Opened(self._store, what, writer)
 
 
-def _endpoint(llm: str, model: str, api: Any) -> "EndpointOptions | None":
+def _endpoint(llm: str, model: str, api: Any, seconds: float) -> "EndpointOptions | None":
     from expandr_core.options.generation import EndpointOptions
 
     if llm in ("here", "none"):
@@ -179,7 +186,8 @@ def _endpoint(llm: str, model: str, api: Any) -> "EndpointOptions | None":
             f"--llm {llm}: give 'here', 'none', or the URL of a server, and then --llm-model, its "
             "name for the LLM"
         )
-    return EndpointOptions(url=llm, model=model, api=api, retries=2, timeout_seconds=60)
+    # people wait for the answer: they hear of trouble at once, and may ask again
+    return EndpointOptions(url=llm, model=model, api=api, retries=0, timeout_seconds=seconds)
 
 
 def _token(file: Path | None) -> str:

@@ -106,10 +106,9 @@ def _measure_gate(pipeline: Pipeline, systems: Comparison, both: Both, gate: Art
         sum(each.counts.get(count, 0) for each in made) for count in (EXPANDED, SEARCHED, SAVED)
     )
     systems.notes.append(
-        f"{name}: {expands:.0f} of {queries:.0f} queries are expanded, {saved:.0f} calls of the LLM are "
-        "saved."
+        f"Of {queries:.0f} queries, {name} expands {expands:.0f} and saves {saved:.0f} calls of the LLM."
         if expands
-        else f"{name}: the gate expands none of the {queries:.0f} queries, so it equals "
+        else f"Of {queries:.0f} queries, {name} expands none, so it equals "
         f"{systems.systems[both.alone].title}."
     )
 

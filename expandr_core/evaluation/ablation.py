@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from expandr_core.evaluation.comparison import tests_in
 from expandr_core.evaluation.metrics import MEASURES
 from expandr_core.evaluation.render import EFFECTS, fill
 from expandr_core.evaluation.significance import TEST_NAMES
@@ -68,7 +69,7 @@ def ablation_of(comparison: dict[str, Any], rows: Sequence[TableRow], query: str
         "dataset": dataset["name"],
         "seeds": len(dataset["subsets"]),
         "subsets_are": comparison["subsets_are"],
-        "tests": len(comparison["contrasts"]),
+        "tests": tests_in(comparison),
         "sentences": comparison["verdict"]["sentences"],
         "rows": laid_out,
     }

@@ -165,6 +165,11 @@ def read_comparison(folder: Path) -> dict[str, Any]:
     return comparison
 
 
+def tests_in(comparison: dict[str, Any]) -> int:
+    """Count the tests that are corrected together; of an earlier version, they are all contrasts."""
+    return sum(each.get("counted", True) for each in comparison["contrasts"])
+
+
 def titles_of(comparison: dict[str, Any]) -> dict[str, str]:
     """Return the systems' titles by name, from comparison.json."""
     return {system["name"]: system["title"] for system in comparison["systems"]}

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from expandr_core.data.catalog import SHARED_CORPUS
-from expandr_core.evaluation.comparison import titles_of
+from expandr_core.evaluation.comparison import tests_in, titles_of
 from expandr_core.evaluation.metrics import MEASURES
 from expandr_core.evaluation.significance import FEWEST, TEST_NAMES, fewest_to_tell
 
@@ -45,6 +45,7 @@ def render(comparison: dict[str, Any]) -> str:
             dict.fromkeys((each["before"], each["after"]) for each in comparison["contrasts"])
         ),
         baseline=baseline_title(comparison),
+        tests=tests_in(comparison),
         measures=MEASURES,
         effects=EFFECTS,
         test_name=TEST_NAMES[comparison["test"]],

@@ -147,7 +147,7 @@ def _against_bm25(comparison: dict[str, Any], several: bool) -> list[str]:
     if several:
         return [_effects(comparison, contrasts) for contrasts in asked.values()]
     return [
-        f"{titles[after]} against {titles[before]} ({scores[before]:.3f}): {_ON[test['effect']]} "
+        f"Against {titles[before]} ({scores[before]:.3f}), {titles[after]}: {_ON[test['effect']]} "
         f"{_by(test)}."
         for (before, after), [test] in asked.items()
     ]
@@ -220,8 +220,10 @@ def _best_of_one(comparison: dict[str, Any]) -> str:
     own = next(iter(_with_baseline(comparison, system)), None)
     if name in baselines and own is None:
         return f"The best system is {lead}."
-    tested = any(name in (each["before"], each["after"]) for each in comparison["contrasts"])
-    how = _by(own) if own else "" if tested else "which no test compares with another"
+    known = {*baselines, *(kept["expanded"] for kept in [comparison["kept"]] if kept)}
+    pairs = [{each["before"], each["after"]} for each in comparison["contrasts"]]
+    tested = any(name in pair and pair & known - {name} for pair in pairs)
+    how = _by(own) if own else "" if tested else "which no test compares with a baseline"
     against = [each for each in comparison["contrasts"] if each["before"] in baselines]
     if len(baselines) != 1 or any(each["effect"] == "better" for each in against):
         known = {"better": "", "unclear": "; its lead is not shown to be more than chance"}

@@ -267,7 +267,8 @@ class EndpointGenerator:
                     ", which sends prompts as token ids; if it accepts none, set that to 'chat'"
                 )
             return DataError(f"{said}; {remedy}")
-        return RuntimeError(f"{said}; it still fails after {self.options.retries} retries")
+        retries = self.options.retries
+        return RuntimeError(said + (f"; it still fails after {retries} retries" if retries else ""))
 
 
 def _is_unknown(error: openai.APIError, extra: dict[str, Any]) -> bool:

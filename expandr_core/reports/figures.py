@@ -224,7 +224,7 @@ def _histogram(name: str, title: str, x: str, unit: str, found: Report) -> Pictu
         looks = looks_of([group["name"] for group in groups])
         for group, (colour, style) in zip(groups, looks, strict=True):
             shares = [count / group["n"] for count in group["counts"]]
-            label = f"{_short(group['name'], 30)} (mean {group['mean']:.3g})"
+            label = f"{_short(group['name'], 30)} (mean {group['mean']:#.3g})"
             axes.stairs(
                 shares, found["edges"], color=colour, linewidth=1.5, linestyle=style, label=label
             )

@@ -11,12 +11,12 @@ LONG = 320  # characters of a text that are shown at once
 
 
 def score(value: Number) -> str:
-    """Write a metric.
+    """Write a metric, with a true minus sign.
 
-    >>> score(0.41249), score(None)
-    ('0.412', '–')
+    >>> score(0.41249), score(-0.1), score(None)
+    ('0.412', '−0.100', '–')
     """
-    return "–" if value is None else f"{value:.3f}"
+    return "–" if value is None else f"{value:.3f}".replace("-", "−")
 
 
 def count(value: Number) -> str:
@@ -61,11 +61,7 @@ def limits(row: dict[str, Any]) -> str:
     >>> limits({"low": 0.1, "high": 0.25}), limits({"low": None, "high": None})
     ('0.100 to 0.250', '–')
     """
-    return "–" if row["low"] is None else f"{_minus(row['low'])} to {_minus(row['high'])}"
-
-
-def _minus(value: float) -> str:
-    return f"{value:.3f}".replace("-", "−")
+    return "–" if row["low"] is None else f"{score(row['low'])} to {score(row['high'])}"
 
 
 def chance(value: Number) -> str:

@@ -76,7 +76,7 @@ def _about_chance(report: Report) -> list[str]:
         )
     if report["seeds"] == 1:
         said.append(
-            f"Everything was trained once, with seed {report['run']['seed']}. Intervals and p-values "
+            f"Everything was made once, with seed {report['run']['seed']}. Intervals and p-values "
             "are about other queries, not other seeds, which can change the order of close systems."
         )
     unclear = [each for each in tests if each["effect"] in ("unclear", "too few")]
@@ -122,6 +122,8 @@ def leaks_of(report: Report, share: float = 0.0) -> list[str]:
             without = marked["gain_without"]
             rest = "none is left without them" if without is None else (
                 f"without them the gain is {signed(without)}, not {signed(audit['gain'])}")  # fmt: skip
+            if signed(without) == signed(audit["gain"]):
+                rest = "without them the gain is the same"
             said.append(
                 f"Of {audit['queries']} queries {marked['queries']} may be leaked for "
                 f"{audit['title']} on {audit['dataset']}: {rest}."

@@ -1,6 +1,7 @@
 """The report of a run as data: report.json, which all its pages are written from."""
 
 import itertools
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -172,14 +173,15 @@ def _outcome(run: ComparedRun) -> dict[str, Any]:
 
 
 def _baseline(comparison: dict[str, Any]) -> str:
-    """Name the baseline, if all systems have the same."""
-    titles = titles_of(comparison)
-    found = {titles[each["baseline"]] for each in comparison["systems"] if each["baseline"]}
-    return found.pop() if len(found) == 1 else ""
+    """Name the baseline that most systems have."""
+    found = Counter(each["baseline"] for each in comparison["systems"] if each["baseline"])
+    return titles_of(comparison)[found.most_common(1)[0][0]] if found else ""
 
 
 def _seeds(run: ComparedRun) -> int:
-    """Count the seeds that everything was made with."""
+    """Count the seeds that everything was made with; a suite makes nothing but texts."""
+    if run.run.kind == "evaluate-suite":
+        return max(each["seeds"] for each in run.comparison["systems"])
     several = run.comparison.get("subsets_are") in ("seeds", "worlds")
     return len(run.comparison["datasets"][0]["subsets"]) if several else 1
 

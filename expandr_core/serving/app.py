@@ -220,6 +220,7 @@ def _add_facts(app: FastAPI, server: Server) -> None:
     async def lineage() -> dict[str, Any]:
         """Say what is served, and all that it was made from."""
         opened, served = server.opened, server.opened.served
+        queries = sorted(opened.judged)
         return {
             "served": _version(opened).model_dump(),
             "modes": [
@@ -228,7 +229,7 @@ def _add_facts(app: FastAPI, server: Server) -> None:
             "models": {role: each.key for role, each in served.artifacts().items()},
             "digests": {role: each.digest for role, each in served.artifacts().items()},
             "prompt": served.options.expand.prompt.model_dump(),
-            "queries": sorted(opened.judged)[:EXAMPLES],
+            "queries": queries[:: len(queries) // EXAMPLES or 1][:EXAMPLES],
             "artifacts": opened.lineage,
         }
 

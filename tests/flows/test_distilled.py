@@ -59,6 +59,7 @@ def test_the_report_has_a_row_without_the_llm_and_the_share_of_the_gain_that_it_
         StepId("import_queries"),
         StepId("distil", best),
         evaluation,
+        StepId("audit", 0, "test/distilled"),
         StepId("compare"),
     }
     row = f"test/round-{best}-query/0" if best else "test/query/0"

@@ -144,7 +144,12 @@ def test_what_is_kept_and_what_is_asked_is_measured_and_asked_once(tmp_path, ord
     asked = [(each["before"], each["after"]) for each in options["contrasts"]]
     assert len(set(asked)) == len(asked)
     assert {name for pair in asked for name in pair} <= measured
-    assert {options["kept"]["expanded"], options["kept"]["alone"]} <= measured
+    expanded, alone = options["kept"]["expanded"], options["kept"]["alone"]
+    assert {expanded, alone} <= measured
+    assert {("bm25", expanded), (alone, expanded)} <= set(asked)
+    audited = {step.name for step in pipeline.specs if step.stage == "audit"}
+    trained = set() if order == "align_only" else {"test/control"}
+    assert audited == {"test/round-1", "test/round-2"} | trained
 
 
 def test_an_llm_that_is_not_aligned_needs_no_layers_to_adapt():

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from expandr_cli.main import app
 from expandr_cli.search import served
-from expandr_cli.serve import _Finder
+from expandr_cli.serve import _endpoint, _Finder
 from expandr_core.options.generation import EndpointOptions
 from expandr_core.serving.answers import Asked, answer
 from expandr_core.serving.app import make_app
@@ -216,6 +216,25 @@ def test_trouble_of_the_llm_s_server_is_said_and_queries_without_the_llm_go_on(
         adapter = first.artifact("dpo", 1)  # which a server has merged
         writer = Writer(opened.store, adapter, opened.served.options, endpoint, {})
         assert writer.write([("what is it?", None)])[0].text == found["expansion"]
+
+
+def test_a_server_of_the_llm_that_never_answers_is_given_up_in_time(serving, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "a key")
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and says nothing
+        llm = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        endpoint = _endpoint(llm, "llama", "completions", 0.5)
+        opened = _Finder(Store(serving.store), "", llm, endpoint, {}).first()
+        server = Server(opened, LIMITS, lambda _: None, 60)
+        with listening(make_app(server)) as url, httpx.Client(base_url=url, timeout=60) as client:
+            said = client.post("search", json={"query": "what is it?", "mode": "expanded"})
+            assert said.status_code == 503 and "timed out" in said.json()["detail"]
+            assert 0.5 <= said.elapsed.total_seconds() < 20 and said.headers["Retry-After"]
+            alone = client.post("search", json={"query": "what is it?", "mode": "alone"})
+            assert alone.status_code == 200
+        silent.setblocking(False)
+        silent.accept()
+        with pytest.raises(BlockingIOError):  # it was asked once
+            silent.accept()
 
 
 def test_odd_texts_are_searched_for_like_others(serving):

@@ -82,7 +82,7 @@ def test_models_that_hurt_are_said_to_hurt_and_not_to_expand_with():
         "(−0.100, p = 0.012).",
         "Expansions at search were not tested by themselves: 0.850 without, 0.700 with.",
         "No system is shown to be better than query only (0.800); 2 score higher, at best joint round 2 "
-        "with nDCG@10 0.880, which no test compares with another.",
+        "with nDCG@10 0.880, which no test compares with a baseline.",
     ]
     assert said.expand is False
 
@@ -103,11 +103,11 @@ def test_the_test_against_bm25_is_told_whichever_of_the_two_is_best():
     found = comparison("better", bm25=0.95)
     found["contrasts"].append(contrast("worse", -0.05) | {"before": "bm25"})
     assert verdict(found).sentences[-2:] == [
-        "joint round 1 against BM25 (0.950): significantly worse (−0.050, p = 0.012).",
+        "Against BM25 (0.950), joint round 1: significantly worse (−0.050, p = 0.012).",
         "The best system is BM25 with nDCG@10 0.950.",
     ]
     found["contrasts"][-1]["effect"] = "equal"
-    assert "joint round 1 against BM25 (0.950): equal on every query (not tested)." in (
+    assert "Against BM25 (0.950), joint round 1: equal on every query (not tested)." in (
         verdict(found).sentences
     )
 
@@ -126,7 +126,7 @@ def test_what_cannot_be_told_is_not_told(effect, words):
 def test_bm25_can_be_best():
     said = verdict(comparison("better", bm25=0.95))
     assert said.sentences[-1] == (
-        "The best system is BM25 with nDCG@10 0.950, which no test compares with another."
+        "The best system is BM25 with nDCG@10 0.950, which no test compares with a baseline."
     )
 
 

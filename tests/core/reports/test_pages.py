@@ -5,8 +5,11 @@ import json
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
+from expandr_core.reports.figures import figures_of
+from expandr_core.reports.histograms import histograms
 from expandr_core.reports.pages import pages_of
 
 HOSTILE = (
@@ -66,6 +69,23 @@ def test_every_picture_has_a_title_axes_and_a_caption_with_numbers(pages):
         assert "<title" in picture and "<desc" in picture
         assert "n = " in picture
         assert re.search(r"<figcaption>\S", picture)
+
+
+def test_lengths_that_are_all_equal_are_said_and_not_drawn(report):
+    changed = copy.deepcopy(report)
+    changed["distributions"]["tokens"] = histograms({"start": np.full(300, 32.0)})
+    drawn, said = (figures_of(each)["tokens"] for each in (report, changed))
+    assert "<svg" in drawn.svg and not said.svg
+    assert said.caption == (
+        "Lengths of the expansions are all equal: 32 (tokens; n = 300 expansions)."
+    )
+
+
+def test_options_that_were_set_are_told_below_and_not_in_the_head(report):
+    changed = copy.deepcopy(report)
+    changed["run"]["set"], changed["counts"]["set"] = ["dpo.beta=0.2", "seed=1"], 2
+    head, _, rest = pages_of(changed)["report.html"].partition("<main>")
+    assert "2 options set" in head and "dpo.beta=0.2" not in head and "dpo.beta=0.2" in rest
 
 
 def test_the_same_report_gives_the_same_bytes(report, pages):

@@ -8,6 +8,7 @@ from expandr_core.evaluation.comparison import read_comparison
 from expandr_core.lineage.compared_run import ComparedRun
 from expandr_core.lineage.intervals import bootstrap
 from expandr_core.reports.graph import graph_of, mermaid
+from expandr_core.reports.queries import changes_of
 from expandr_core.reports.systems import headline_of
 from expandr_core.store.artifacts import Artifact
 
@@ -102,6 +103,15 @@ def test_the_queries_at_the_ends_are_those_that_changed_most(report, recorded, r
     assert [hit["rank"] for hit in best["top_after"]] == [1, 2, 3]
     at_first = best["rank_after"] == 1
     assert any(hit["relevant"] for hit in best["top_after"][:1]) == at_first
+
+
+def test_an_expansion_is_not_shown_as_before_an_alignment_that_did_not_happen(recorded, run):
+    compared = ComparedRun(recorded, run)
+    titles = {"before_title": "query only", "after_title": "+ untrained expansion"}
+    pair = {"dataset": "test", "before": "query", "after": "untrained"}
+    changes = changes_of(compared, pair | titles)
+    for row in changes["best"] + changes["worst"]:
+        assert row["expansions_after"] and not row["expansions_before"]
 
 
 @pytest.mark.parametrize("most", [40, 14])
