@@ -80,7 +80,7 @@ def verdict(comparison: dict[str, Any]) -> Verdict:
                 sentences.append(_effects(comparison, contrasts))
             else:
                 sentences.append(_effect(comparison, system, contrasts[0]))
-                sentences += _at_search(comparison, system)
+    sentences += [] if several else _at_search(comparison)
     sentences += _against_bm25(comparison, several)
     sentences += _best(comparison, several)
     return Verdict(sentences, expand)
@@ -122,17 +122,19 @@ def _effect(comparison: dict[str, Any], system: dict[str, Any], contrast: dict[s
     )
 
 
-def _at_search(comparison: dict[str, Any], system: dict[str, Any]) -> list[str]:
-    """Say what expansions bring the kept retriever at search, if it was trained and that was tested."""
+def _at_search(comparison: dict[str, Any]) -> list[str]:
+    """Say what expansions bring the kept retriever at search, unless that is the effect already."""
     kept, scores = comparison["kept"], _scores(comparison)
-    if not kept or kept["alone"] == system["baseline"]:
+    baselines = {each["name"]: each["baseline"] for each in comparison["systems"]}
+    if not kept or kept["alone"] == baselines[kept["expanded"]]:
         return []
-    tests = _with_baseline(comparison, {"name": system["name"], "baseline": kept["alone"]})
+    asked = {"name": kept["expanded"], "baseline": kept["alone"]}
+    tests = _with_baseline(comparison, asked)
     effect = tests[0]["effect"] if tests else ""
     what = {"better": "add to that", "worse": "take from that", "": "were not tested by themselves"}
     return [
         f"Expansions at search {what.get(effect, 'are not shown to change that')}: "
-        f"{scores[kept['alone']]:.3f} without, {scores[system['name']]:.3f} with"
+        f"{scores[kept['alone']]:.3f} without, {scores[kept['expanded']]:.3f} with"
         f"{' ' + _by(tests[0]) if tests else ''}."
     ]
 
