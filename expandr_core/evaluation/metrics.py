@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 
 class Measure(NamedTuple):
@@ -60,10 +61,41 @@ def score_queries(qrels: pa.Table, run: pa.Table) -> pa.Table:
     {'ndcg_at_10': 0.6309, 'map': 0.5, 'recall_at_100': 1.0, 'mrr_at_10': 0.5}
     """
     ids = qrels.filter(pc.field("relevance") > 0)["query_id"].unique().sort()
+    run = _until_last_relevant(qrels, run, ids)
     tables = [SCHEMA.empty_table()]
     for start in range(0, len(ids), _QUERIES_AT_ONCE):
         tables.append(_score(qrels, run, ids[start : start + _QUERIES_AT_ONCE]))
     return pa.concat_tables(tables)
+
+
+def _until_last_relevant(qrels: pa.Table, run: pa.Table, ids: pa.Array) -> pa.Table:
+    """Leave out what is behind the last relevant hit of each query, since it changes no metric.
+
+    Args:
+        qrels: see `score_queries`.
+        run: see `score_queries`.
+        ids: the queries with a relevant passage; others have no hits in the result.
+    """
+    relevant = qrels.filter(pc.field("relevance") > 0)
+    passages = relevant["passage_id"].unique()
+
+    def pairs(table: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        queries, places = _places(table["query_id"], ids), _places(table["passage_id"], passages)
+        return queries, np.where(places >= 0, queries * len(passages) + places, -1)
+
+    queries, hits = pairs(run)
+    found = (hits >= 0) & np.isin(hits, pairs(relevant)[1])
+    scores = run["score"].to_numpy()
+    least = np.full(len(ids) + 1, np.inf)  # the last is that of other queries
+    np.minimum.at(least, queries[found], scores[found])
+    return run.filter(pa.array(scores >= least[queries]))
+
+
+def _places(values: pa.ChunkedArray, among: pa.Array) -> NDArray[np.int64]:
+    """Return the place of each value in an array, or -1."""
+    lookup = pc.SetLookupOptions(value_set=among)
+    found = pc.call_function("index_in", [values], lookup)
+    return found.fill_null(-1).to_numpy().astype(np.int64)
 
 
 def _score(qrels: pa.Table, run: pa.Table, ids: pa.Array) -> pa.Table:
