@@ -14,7 +14,6 @@ Modules and prompts are the library's; only the order of the work differs:
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Literal
@@ -36,6 +35,7 @@ from expandr_core.encoders.tokenising import (
     twin_of,
     widen,
 )
+from expandr_core.runtime.cores import work_on_all
 
 Precision = Literal["float32", "bfloat16"]
 CPU_TEXTS = 128  # texts that a thread takes and tokenises at once
@@ -94,20 +94,10 @@ class BulkEncoder:
     def _share(self, work: Callable[[SentenceTransformer], None], blocks: int) -> None:
         """Let a worker per GPU, or per core with a share of the threads, work at the same time."""
         on_cpu = self.model.device.type == "cpu"
-        threads = torch.get_num_threads()
-        workers = min(_CPU_WORKERS, threads) if on_cpu else torch.cuda.device_count()
+        cores = min(_CPU_WORKERS, torch.get_num_threads())
+        workers = cores if on_cpu else torch.cuda.device_count()
         models = [self._worker, *self._copies_for(min(workers, blocks) - 1)]
-        if len(models) == 1:
-            work(self._worker)
-            return
-        share = max(1, threads // len(models)) if on_cpu else threads
-        try:
-            with ThreadPoolExecutor(
-                len(models), initializer=torch.set_num_threads, initargs=(share,)
-            ) as pool:
-                list(pool.map(work, models))
-        finally:
-            torch.set_num_threads(threads)
+        work_on_all(work, models)
 
     def _copies_for(self, workers: int) -> list[SentenceTransformer]:
         """Return a copy of the model for each additional worker; on a CPU, copies share its weights."""

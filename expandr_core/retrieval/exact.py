@@ -24,10 +24,12 @@ from expandr_core.retrieval.products import (
     Proposer,
     lengths_of,
     quickest_proposer,
+    shares_of,
     summation_error,
     tiles,
 )
-from expandr_core.retrieval.proposals import passages_at_once, propose
+from expandr_core.retrieval.proposals import Proposals, passages_at_once, propose
+from expandr_core.runtime.cores import work_on_all
 
 _MARGIN = 64  # extra proposals, and as many again as wanted, so that few queries are searched twice
 _BYTES_PER_PROPOSAL = 80
@@ -86,7 +88,28 @@ def _best_keys(
         return _all_keys(queries, index)[:, : -k - 1 : -1]
     proposals = propose(queries, index, wanted, memory_gb, proposer)
 
-    # score those that can be among the k best
+    def settle(own: slice) -> tuple[Keys, NDArray[np.bool_]]:
+        return _settled(queries[own], proposals.of(own), index, k)
+
+    parts = zip(*work_on_all(settle, shares_of(len(queries), "cpu")), strict=True)
+    keys, unsettled = map(np.concatenate, parts)
+    again = np.flatnonzero(unsettled)
+    if len(again):
+        worst, _ = _decode(keys[again, -1:], index)
+        size = passages_at_once(index, memory_gb)
+        keys[again] = _search_again(queries[again], worst[:, 0], index, k, size)
+    return keys
+
+
+def _settled(
+    queries: Vectors, proposals: Proposals, index: Index, k: int
+) -> tuple[Keys, NDArray[np.bool_]]:
+    """Score the proposals that can be among the k best.
+
+    Returns:
+        The keys of each query's k best proposals, descending, (queries, k); and whether a passage that
+        was not proposed can be as near as the last of them, (queries,).
+    """
     highest = proposals.at_most()
     possible = highest >= proposals.at_least(k)[:, None]
     rows = np.nonzero(possible)[0]
@@ -94,15 +117,8 @@ def _best_keys(
     keys[possible] = _keys(index, queries, rows, proposals.positions[possible].astype(np.int64))
     keys.sort(axis=1)
     keys = keys[:, : -k - 1 : -1]
-
-    # a passage beyond the proposals scores at most what the last one can score
-    if wanted < passages:
-        worst, _ = _decode(keys[:, -1:], index)
-        unsettled = np.flatnonzero(highest[:, -1] >= worst[:, 0])
-        if len(unsettled):
-            worst, size = worst[unsettled, 0], passages_at_once(index, memory_gb)
-            keys[unsettled] = _search_again(queries[unsettled], worst, index, k, size)
-    return keys
+    worst, _ = _decode(keys[:, -1:], index)
+    return keys, highest[:, -1] >= worst[:, 0]  # the last proposal bounds what was not proposed
 
 
 def _all_keys(queries: Vectors, index: Index) -> Keys:

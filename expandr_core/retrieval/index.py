@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Positions = NDArray[np.int64]
-_ROWS_AT_ONCE = 4096  # passages whose copies in double precision are multiplied
+_ROWS_AT_ONCE = 2048  # passages whose copies in double precision are multiplied
 _TOGETHER = 16  # passages of a sample that are read at once
 
 
@@ -139,28 +139,28 @@ class Index(NamedTuple):
         """
         import torch
 
-        products, (asked, rows) = np.empty(len(rows)), _distinct(rows, len(queries))
+        asked, rows = _distinct(rows, len(queries))
         doubles = torch.from_numpy(queries[asked]).double()
-        edges = np.concatenate([np.empty(0, np.int64), *self._parts()])
-        parts = np.searchsorted(edges, positions, side="right") - 1
-        parts = parts.astype(np.min_scalar_type(len(edges)))
-        order = np.argsort(parts, kind="stable")  # quick for numbers of 16 bits
-        firsts = np.flatnonzero(np.diff(parts[order].astype(np.int64), prepend=-1))
-        for first, end in pairwise([*firsts.tolist(), len(order)]):
-            pairs, start = order[first:end], int(edges[parts[order[first]]])
-            number = int(np.searchsorted(self.starts, start, side="right")) - 1
-            found, columns = _distinct(positions[pairs] - start, _ROWS_AT_ONCE)
-            found = torch.from_numpy(found + start - int(self.starts[number]))
-            passages = self.opened(number).index_select(0, found).double()
-            by_row = np.lexsort((columns, rows[pairs]))
-            ends = np.bincount(rows[pairs] + 1, minlength=len(doubles) + 1).cumsum()
-            products[pairs[by_row]] = _sampled(doubles, passages, ends, columns[by_row])
+        by_position = np.argsort(positions)
+        rows, positions = rows[by_position], positions[by_position]
+        firsts = np.flatnonzero(np.diff(positions, prepend=-1))  # pairs: the first of each passage
+        found, ends = positions[firsts], np.append(firsts, len(rows))
+        sorted_products, products = np.empty(len(rows)), np.empty(len(rows))
+        for number, first, end in self._parts(found):
+            stored = torch.from_numpy(found[first:end] - self.starts[number])
+            passages = self.opened(number).index_select(0, stored).double()
+            pairs = slice(ends[first], ends[end])
+            own = ends[first : end + 1] - ends[first]
+            sorted_products[pairs] = _sampled(passages, doubles, own, rows[pairs])
+        products[by_position] = sorted_products
         return products
 
-    def _parts(self) -> Iterator[Positions]:
-        """Yield for each shard the positions where its parts of _ROWS_AT_ONCE passages start."""
-        for start, end in pairwise([*self.starts.tolist(), len(self.passage_ids)]):
-            yield np.arange(start, end, _ROWS_AT_ONCE)
+    def _parts(self, positions: Positions) -> Iterator[tuple[int, int, int]]:
+        """Cut ascending positions by shards and after _ROWS_AT_ONCE; yield shard, start and end."""
+        edges = np.searchsorted(positions, [*self.starts.tolist(), len(self.passage_ids)])
+        for number, (start, end) in enumerate(pairwise(edges.tolist())):
+            for first in range(start, end, _ROWS_AT_ONCE):
+                yield number, first, min(first + _ROWS_AT_ONCE, end)
 
 
 def _distinct(numbers: Positions, count: int) -> tuple[Positions, Positions]:
@@ -175,7 +175,7 @@ def _distinct(numbers: Positions, count: int) -> tuple[Positions, Positions]:
 
 
 def _sampled(
-    queries: "Tensor", passages: "Tensor", ends: Positions, columns: Positions
+    passages: "Tensor", queries: "Tensor", ends: Positions, columns: Positions
 ) -> NDArray[np.float64]:
     """Multiply pairs of rows, given as a sparse matrix: where its rows end, and its columns."""
     import torch
@@ -186,10 +186,10 @@ def _sampled(
             torch.from_numpy(ends),
             torch.from_numpy(columns),
             torch.zeros(len(columns), dtype=torch.float64),
-            (len(queries), len(passages)),
+            (len(passages), len(queries)),
             check_invariants=False,
         )
-        return torch.sparse.sampled_addmm(pairs, queries, passages.T, beta=0).values().numpy()
+        return torch.sparse.sampled_addmm(pairs, passages, queries.T, beta=0).values().numpy()
 
 
 def require_finite(lengths: NDArray[np.floating]) -> None:

@@ -1,5 +1,6 @@
 """Matrix products of passages and queries, tile by tile, and how far they are from the true ones."""
 
+import math
 import time
 from collections.abc import Iterator
 from functools import cache
@@ -18,12 +19,22 @@ Proposer = Literal["bfloat16", "float32", "faiss"]  # torch in a precision, or f
 _PRECISIONS: tuple[Proposer, ...] = ("float32", "bfloat16")
 # passages and queries of a tile: small enough for a processor's cache, large enough for a GPU
 _TILE = {"cpu": (4096, 1024), "cuda": (16384, 8192)}
+_FEWEST_SHARED = 64  # queries of a core
 UNDERFLOW = 2.0**-125  # twice the least normal number: smaller ones may count as 0
 
 
 def tile_of(device: str) -> tuple[int, int]:
     """Return how many passages and queries are multiplied at once on a device."""
     return _TILE[device.partition(":")[0]]
+
+
+def shares_of(queries: int, device: str) -> list[slice]:
+    """Cut queries so that each core of a CPU searches for some of them; a GPU does for all."""
+    import torch
+
+    cores = torch.get_num_threads() if device == "cpu" else 1
+    size = max(_FEWEST_SHARED, math.ceil(queries / cores))
+    return [slice(start, start + size) for start in range(0, queries, size)]
 
 
 def tiles(passages: "Tensor", queries: "Tensor") -> Iterator[tuple[slice, slice, "Tensor"]]:

@@ -7,8 +7,9 @@ collected in vain. Several devices hold a share of the corpus each.
 """
 
 import math
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from functools import cache
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,10 +21,12 @@ from expandr_core.retrieval.products import (
     Errors,
     Proposer,
     lengths_of,
+    shares_of,
     summation_error,
     tile_of,
     tiles,
 )
+from expandr_core.runtime.cores import sharing_cores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,6 +53,11 @@ class Proposals(NamedTuple):
     positions: Positions
     errors: Errors
     rounding: float
+
+    def of(self, queries: slice) -> "Proposals":
+        """Return those of some queries."""
+        products, positions = self.products[queries], self.positions[queries]
+        return Proposals(products, positions, self.errors[queries], self.rounding)
 
     def at_most(self) -> Errors:
         """Return the largest inner products that the proposals can have; (queries, proposals)."""
@@ -124,21 +132,25 @@ def _proposed(
     precision = "float32" if proposer == "faiss" else proposer
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums in float32
     rounded = torch.from_numpy(queries).to(getattr(torch, precision))
-    pools = [_Pool(rounded.to(at), wanted, proposer, limits) for at in index.devices]
+    shares = shares_of(len(queries), index.devices[0])
+    pools = [
+        [_Pool(rounded[own].to(at), wanted, proposer, limits[own]) for own in shares]
+        for at in index.devices
+    ]
     longest = furthest = 0.0
-    own_threads = torch.set_num_threads, (torch.get_num_threads(),)
-    with ThreadPoolExecutor(len(pools), "search", *own_threads) as threads:
-        waiting: list[Future[None]] = []
+    with sharing_cores(len(pools) * len(shares)) as threads:
+        waiting: list[Iterator[None]] = []
         size = passages_at_once(index, memory_gb)
         for number, block in enumerate(index.blocks(size, index.devices, precision)):
             longest = max(longest, float(block.lengths.max()))
             furthest = max(furthest, block.rounding)
-            waiting.append(threads.submit(pools[number % len(pools)].add, block))
+            waiting.append(threads.map(_Pool.add, pools[number % len(pools)], repeat(block)))
             if len(waiting) == len(pools):  # the next block overwrites that of this device
-                waiting.pop(0).result()
+                list(waiting.pop(0))
         for each in waiting:
-            each.result()
-    products, positions = _joined([pool.best() for pool in pools], wanted)
+            list(each)
+        bests = [zip(*threads.map(_Pool.best, own), strict=True) for own in pools]
+    products, positions = _joined([tuple(map(torch.cat, own)) for own in bests], wanted)
     own = lengths_of(queries)
     require_finite(np.where(own * longest < 2.0**127, own, np.inf))
     lost = lengths_of((rounded.float() - torch.from_numpy(queries)).numpy())
@@ -149,7 +161,7 @@ def _proposed(
 
 
 class _Pool:
-    """The best passages of every query among those that one device has seen."""
+    """The best passages of each of some queries, among those that one device has seen."""
 
     def __init__(self, queries: "Tensor", wanted: int, proposer: Proposer, limits: Vectors):
         """Start without any.
@@ -263,6 +275,11 @@ def _above(products: "Tensor", limits: "Tensor", most: int) -> tuple["Tensor", "
         The pairs' queries, in order, their passages, and their products.
     """
     import torch
+
+    if products.dtype == torch.bfloat16 and limits.amin() >= 0:  # their bits are ordered alike
+        products, limits = products.view(torch.int16), limits.view(torch.int16)
+        queries, passages, found = _above(products, limits, most)
+        return queries, passages, found.view(torch.bfloat16)
 
     # look at the largest of some passages first, as most are below
     groups = products.view(-1, math.gcd(_GROUP, len(products)), len(limits))

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -117,6 +118,20 @@ def test_a_sample_of_a_large_corpus_misleads_nobody(near):
     moved = {"everywhere": [], "in the sample": sampled, "beside the sample": ~sampled}
     vectors[moved[near]] += (3 * queries[0]).astype(np.float16)
     check(queries, index, 20)
+
+
+def test_many_queries_are_shared_among_cores_and_ranked_alike():
+    random = np.random.default_rng(6)
+    vectors = random.integers(0, 2, size=(3000, 3)).astype(np.float32)
+    queries = random.normal(size=(200, 3)).astype(np.float32)
+    queries[150:] = 1  # more ties than proposals: searched again
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        check(queries, index_of(vectors, [1000]), 10)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("proposer", PROPOSERS)
