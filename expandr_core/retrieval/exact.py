@@ -23,12 +23,13 @@ from expandr_core.retrieval.products import (
     UNDERFLOW,
     Proposer,
     lengths_of,
+    passages_at_once,
     quickest_proposer,
     shares_of,
     summation_error,
     tiles,
 )
-from expandr_core.retrieval.proposals import Proposals, passages_at_once, propose
+from expandr_core.retrieval.proposals import Proposals, propose
 from expandr_core.runtime.cores import work_on_all
 
 _MARGIN = 64  # extra proposals, and as many again as wanted, so that few queries are searched twice

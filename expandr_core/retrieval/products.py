@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expandr_core.encoders.encode import Vectors
+from expandr_core.retrieval.index import Index
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,12 +21,19 @@ _PRECISIONS: tuple[Proposer, ...] = ("float32", "bfloat16")
 # passages and queries of a tile: small enough for a processor's cache, large enough for a GPU
 _TILE = {"cpu": (4096, 1024), "cuda": (16384, 8192)}
 _FEWEST_SHARED = 64  # queries of a core
+_BLOCK = 4  # tiles of passages that are read at once
 UNDERFLOW = 2.0**-125  # twice the least normal number: smaller ones may count as 0
 
 
 def tile_of(device: str) -> tuple[int, int]:
     """Return how many passages and queries are multiplied at once on a device."""
     return _TILE[device.partition(":")[0]]
+
+
+def passages_at_once(index: Index, memory_gb: float) -> int:
+    """Return the passages of a block: enough for a few tiles, within an eighth of the memory."""
+    fitting = int(memory_gb * 1e9 / 8 / (16 * index.dimensions))
+    return max(1, min(fitting, _BLOCK * tile_of(index.devices[0])[0]))
 
 
 def shares_of(queries: int, device: str) -> list[slice]:

@@ -9,7 +9,7 @@ collected in vain. Several devices hold a share of the corpus each.
 import math
 from collections.abc import Iterator
 from functools import cache
-from itertools import repeat
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,9 +21,9 @@ from expandr_core.retrieval.products import (
     Errors,
     Proposer,
     lengths_of,
+    passages_at_once,
     shares_of,
     summation_error,
-    tile_of,
     tiles,
 )
 from expandr_core.runtime.cores import sharing_cores
@@ -31,7 +31,6 @@ from expandr_core.runtime.cores import sharing_cores
 if TYPE_CHECKING:
     from torch import Tensor
 
-_BLOCK = 4  # tiles of passages that are read at once
 _GROUP = 32  # passages that are compared together
 _SORTED_AT_ONCE = 1 << 21  # proposals
 _SAMPLED = 16  # of so many passages one
@@ -67,12 +66,6 @@ class Proposals(NamedTuple):
         """Return the least inner product of each query's proposal of this rank; (queries,)."""
         products = self.products[:, rank - 1]
         return products - np.abs(products) * self.rounding - self.errors
-
-
-def passages_at_once(index: Index, memory_gb: float) -> int:
-    """Return the passages of a block: enough for a few tiles, within an eighth of the memory."""
-    fitting = int(memory_gb * 1e9 / 8 / (16 * index.dimensions))
-    return max(1, min(fitting, _BLOCK * tile_of(index.devices[0])[0]))
 
 
 def propose(
@@ -147,10 +140,9 @@ def _proposed(
             waiting.append(threads.map(_Pool.add, pools[number % len(pools)], repeat(block)))
             if len(waiting) == len(pools):  # the next block overwrites that of this device
                 list(waiting.pop(0))
-        for each in waiting:
-            list(each)
-        bests = [zip(*threads.map(_Pool.best, own), strict=True) for own in pools]
-    products, positions = _joined([tuple(map(torch.cat, own)) for own in bests], wanted)
+        list(chain(*waiting))
+        bests = [threads.map(_Pool.best, own) for own in pools]
+    products, positions = _joined(bests, wanted)
     own = lengths_of(queries)
     require_finite(np.where(own * longest < 2.0**127, own, np.inf))
     lost = lengths_of((rounded.float() - torch.from_numpy(queries)).numpy())
@@ -277,8 +269,8 @@ def _above(products: "Tensor", limits: "Tensor", most: int) -> tuple["Tensor", "
     import torch
 
     if products.dtype == torch.bfloat16 and limits.amin() >= 0:  # their bits are ordered alike
-        products, limits = products.view(torch.int16), limits.view(torch.int16)
-        queries, passages, found = _above(products, limits, most)
+        bits = products.view(torch.int16), limits.view(torch.int16)
+        queries, passages, found = _above(*bits, most)
         return queries, passages, found.view(torch.bfloat16)
 
     # look at the largest of some passages first, as most are below
@@ -296,10 +288,13 @@ def _above(products: "Tensor", limits: "Tensor", most: int) -> tuple["Tensor", "
     return queries, passages[queries, place], best[queries, place]
 
 
-def _joined(bests: "list[tuple[Tensor, Tensor]]", wanted: int) -> tuple[Vectors, Positions]:
-    """Join the proposals of several devices; products are descending."""
+def _joined(
+    bests: "list[Iterator[tuple[Tensor, Tensor]]]", wanted: int
+) -> tuple[Vectors, Positions]:
+    """Join what each device proposes to shares of the queries; products are descending."""
     import torch
 
-    products, positions = (torch.cat(each, dim=1) for each in zip(*bests, strict=True))
+    of_devices = [map(torch.cat, zip(*own, strict=True)) for own in bests]
+    products, positions = (torch.cat(each, dim=1) for each in zip(*of_devices, strict=True))
     products, columns = products.float().topk(wanted, dim=1)
     return products.numpy(), positions.gather(1, columns).numpy()
