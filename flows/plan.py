@@ -5,6 +5,7 @@ known from earlier runs in the store with the same models, or from a calibration
 on samples of the data.
 """
 
+from collections import Counter
 from dataclasses import replace
 from datetime import datetime
 from functools import cache, partial
@@ -31,7 +32,7 @@ from tasks.pipeline import Pipeline
 from tasks.preferences import choose_pairs
 
 PASSAGES_PER_QUERY = 16  # in a sample
-LATEST = 3  # runs that are learned from
+LATEST = 3  # runs that have a step, to learn its cost from
 
 
 class Plan(BaseModel):
@@ -93,18 +94,25 @@ def plan(
 
 
 def learned(pipeline: Pipeline, before: datetime | None) -> Throughput | None:
-    """Learn from the latest runs with the same models; None if there are none."""
+    """Learn from earlier runs with the same models, of each step from the latest that have it.
+
+    None if there are none.
+    """
     store, names, steps = pipeline.open(), list[str](), list[StepCost]()
     models = pipeline.options.model_dump(mode="json", include={"llm", "retriever", "device"})
+    known: Counter[tuple[str, str]] = Counter()
     for record in reversed(store.records()):
         if "kind" in record:  # of a suite
             continue
         ended = datetime.fromisoformat(record["finished"])
-        if models.items() <= record["options"].items() and (before is None or ended < before):
+        if not models.items() <= record["options"].items() or (before and ended >= before):
+            continue
+        made = [Step(**step) for step in record["steps"]]
+        new = [step for step in made if known[step.id.stage, step.id.name] < LATEST]
+        if new:
             names.append(record["name"])
-            steps += measured(store, [Step(**step) for step in record["steps"]])
-        if len(names) == LATEST:
-            break
+            steps += measured(store, new)
+            known.update({(step.id.stage, step.id.name) for step in new})
     return throughput_of(steps, f"as in {' and '.join(names)}") if names else None
 
 

@@ -166,3 +166,28 @@ def test_what_an_evaluation_recorded_is_no_run_to_learn_from(tmp_path):
     record = {"kind": "evaluate-suite", "name": "1", "finished": "2026-01-01T00:00:00+00:00"}
     store.write_record("1", {**record, "steps": []})
     assert learned(Pipeline(store.url, tiny_loop.OPTIONS), None) is None
+
+
+def test_a_step_that_the_latest_runs_leave_out_is_learned_from_an_older_one(first, store):
+    opened, options = Store(str(store)), tiny_loop.OPTIONS
+    [record] = opened.records()
+    aligning = ("reward", "pairs", "audit_pairs", "dpo", "merge")
+    left = [
+        step
+        for step in record["steps"]
+        if step["id"][0] not in aligning and step["id"][2] not in ("candidates", "answers")
+    ]
+    loop = record["options"]["loop"] | {"order": "retriever_only"}
+    for number in range(3):
+        later = {
+            "name": f"9{number}",
+            "finished": f"2100-01-0{number + 1}T00:00:00+00:00",
+            "steps": left,
+            "options": record["options"] | {"loop": loop},
+        }
+        opened.write_record(later["name"], record | later)
+    found = learned(Pipeline(opened.url, options), None)
+    alone = throughput_of(measured(opened, first.record.steps), "the first run")
+    assert found
+    assert found.of("dpo") == alone.of("dpo")
+    assert found.tokens_per_text.keys() == alone.tokens_per_text.keys()
