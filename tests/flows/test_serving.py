@@ -202,7 +202,11 @@ def test_trouble_of_the_llm_s_server_is_said_and_queries_without_the_llm_go_on(
         opened = _Finder(Store(serving.store), "", llm.url, endpoint, {}).first()
         server = Server(opened, LIMITS, lambda _: None, 60)
         with listening(make_app(server)) as url, httpx.Client(base_url=url, timeout=60) as client:
-            for status, reason in ((401, "set OPENAI_API_KEY"), (500, "fails"), (0, "Connection")):
+            for status, reason in (
+                (401, "set OPENAI_API_KEY"),
+                (500, "code: 500"),
+                (0, "Connection"),
+            ):
                 for path, mode in (("search", {"mode": "expanded"}), ("expand", {})):
                     llm.troubles = [(status, {})]
                     said = client.post(path, json={"query": "what is it?", **mode})
@@ -307,6 +311,12 @@ def test_the_page_shows_both_sides_and_asks_nobody_else(serving, browser):
             relevant = [hit for hit in hits if judged.get(hit["passage_id"], 0) > 0]
             assert page.locator(f"#{side} li.relevant").count() == len(relevant)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.select_option("#mode", "alone")  # nothing to compare, so one list
+        page.click("#go")
+        page.locator("#before").wait_for(state="hidden")
+        assert page.locator("#after li").count() == 20
+        assert page.inner_text("#decision") == "This search has no expansion."
+        page.select_option("#mode", "expanded")
     hostile = {**found, "expansion": HOSTILE, "hits": [{**found["hits"][0], "text": HOSTILE}]}
     page.route("**/search", lambda route: route.fulfill(json=hostile))
     page.fill("#query", HOSTILE)
