@@ -142,17 +142,15 @@ class Index(NamedTuple):
         asked, rows = _distinct(rows, len(queries))
         doubles = torch.from_numpy(queries[asked]).double()
         by_position = np.argsort(positions)
-        rows, positions = rows[by_position], positions[by_position]
-        firsts = np.flatnonzero(np.diff(positions, prepend=-1))  # pairs: the first of each passage
-        found, ends = positions[firsts], np.append(firsts, len(rows))
-        sorted_products, products = np.empty(len(rows)), np.empty(len(rows))
+        ordered, products = positions[by_position], np.empty(len(positions))
+        firsts = np.flatnonzero(np.diff(ordered, prepend=-1))  # pairs: the first of each passage
+        found, ends = ordered[firsts], np.append(firsts, len(ordered))
         for number, first, end in self._parts(found):
             stored = torch.from_numpy(found[first:end] - self.starts[number])
             passages = self.opened(number).index_select(0, stored).double()
-            pairs = slice(ends[first], ends[end])
+            pairs = by_position[ends[first] : ends[end]]
             own = ends[first : end + 1] - ends[first]
-            sorted_products[pairs] = _sampled(passages, doubles, own, rows[pairs])
-        products[by_position] = sorted_products
+            products[pairs] = _sampled(passages, doubles, own, rows[pairs])
         return products
 
     def _parts(self, positions: Positions) -> Iterator[tuple[int, int, int]]:
