@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pairs_world
@@ -22,6 +23,8 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_API_URL
 from store_keys import full
+from test_evaluate_suite import write_dataset
+from tiny_models import save_llm, save_retriever
 
 from deployments.apply import apply_deployment
 from deployments.plan import Deployment
@@ -29,13 +32,16 @@ from deployments.pools import apply_pool
 from expandr_core.errors import DataError
 from expandr_core.evaluation.comparison import MeasuredDataset, System
 from expandr_core.evaluation.metrics import METRICS
-from expandr_core.options.evaluation import SignificanceOptions
+from expandr_core.options.evaluation import EvaluationOptions, SignificanceOptions
 from expandr_core.options.generation import PromptOptions
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.runtime.runner import make_spec
 from expandr_core.stages.compare import CompareOptions
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import MANIFEST, Store
+from flows.evaluate_suite import SuiteSummary, evaluate_suite
+from flows.model_pairs import MeasuredModels
+from flows.run_record import RunRecord
 from flows.single_stage import Inputs, single_stage
 from flows.stage import stage
 from tasks.pipeline import Pipeline
@@ -45,6 +51,9 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 ROOT = Path(__file__).parents[2]
 POOL = "gpu-infer"
 INPUTS = Inputs(llm=full("tiny_llm-1"), queries=f"{full('prepare-1')}/queries.parquet")
+SUITE = tiny_loop.OPTIONS.model_copy(
+    update={"evaluate": EvaluationOptions(depth=100, greedy=False, report=False)}
+)
 HERE, PLACED = Placement(), Placement(generate=POOL, runs_at_once=2)
 
 
@@ -239,6 +248,47 @@ def test_a_leaderboard_with_more_inputs_than_prefect_s_parameters_hold_runs_on_a
     [run] = stage_runs(spec.key)
     assert run.name == "compare"
     assert run.parameters["about"]["inputs"]["..."] == "and 1045 more"
+
+
+def with_pairs(folder: Path, llm: Path) -> tuple[Store, tuple[str, ...]]:
+    """Make a store with two runs whose best models share a retriever; return the runs' names."""
+    store, now = Store(str(folder)), datetime.now(UTC)
+    retriever = save_retriever(store.scratch / "retriever")
+    models = {
+        "llm-1": shutil.copytree(llm, store.scratch / "llm-1"),
+        "llm-2": save_llm(store.scratch / "llm-2", seed=1),
+        "retriever-1": retriever,
+    }
+    made = {n: store.commit(full(n), path, [], {"counts": {}}) for n, path in models.items()}
+    names = ("20260101T000000-one", "20260101T000000-two")
+    for name, writer in zip(names, ("llm-1", "llm-2"), strict=True):
+        best = {"llm": made[writer], "retriever": made["retriever-1"]}
+        record = RunRecord(
+            name=name, flow_run_id="", store=store.url, started=now, finished=now, steps=[],
+            report=made[writer], options=SUITE, best_round=1, models=best,
+        )  # fmt: skip
+        store.write_record(name, record.model_dump(mode="json"))
+    return store, names
+
+
+def test_a_suite_of_two_pairs_on_two_workers_reports_what_one_here_does(
+    workers, llm_folder, tmp_path
+):
+    datasets = [write_dataset(tmp_path / f"data-{number}", number) for number in range(3)]
+
+    def suite(name: str, placement: Placement) -> SuiteSummary:
+        store, runs = with_pairs(tmp_path / name, llm_folder)
+        return evaluate_suite(
+            tuple(map(str, datasets)), options=SUITE, models=MeasuredModels(runs=runs), seeds=2,
+            placement=placement, store=store.url,
+        )  # fmt: skip
+
+    here, placed = suite("here", HERE), suite("placed", Placement(embed=POOL))
+    assert placed.report == here.report
+    assert len(placed.steps) == 3 * (4 + 2 * 6) + 1
+    encoded = [step for step in placed.steps if step.id.stage == "encode"]
+    runs = [run for step in encoded for run in stage_runs(step.artifact.key)]
+    assert [run.state_name for run in runs] == ["Completed"] * 3
 
 
 def put_file(store: Store, key: str, name: str, columns: dict[str, list], *others: str) -> Artifact:
