@@ -174,7 +174,7 @@ def measure_round(
         title = f"control, + {aligned} expansion, round {n}"
         systems.dense(pipeline, f"control-{plain}", title, control, expansions)
         if origin:
-            title = f"retriever of round {origin}, + {aligned}, round {n}"
+            title = f"retriever of round {origin}, + {aligned} expansion, round {n}"
             systems.dense(
                 pipeline, f"round-{origin}-{plain}", title, previous.retriever, expansions
             )

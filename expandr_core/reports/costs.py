@@ -59,8 +59,7 @@ def costs_of(run: ComparedRun, points: float | None) -> Row:
             gone.append(key)
             continue
         by_stage.setdefault(node.stage, []).append(node)
-    nodes = [node for found in by_stage.values() for node in found]
-    whole = _row(run, nodes)
+    whole = _row(run, [node for found in by_stage.values() for node in found])
     gained = points if points and points > 0 else None
     return {
         "stages": [

@@ -231,12 +231,8 @@ def _histogram(name: str, title: str, x: str, unit: str, found: Report) -> Pictu
             axes.axvline(group["mean"], color=colour, linewidth=0.9, linestyle=(0, (3, 2)))
         axes.set_ylim(bottom=0)
         made.figure.legend(loc="outside upper left", ncols=1 if long else 2)
-    each = (
-        " in each group, dashed lines are means"
-        if len(groups) > 1
-        else ", the dashed line is the mean"
-    )
-    return Picture(made.svg, f"{title}; {n} {unit}{each}.{rest}")
+    each = " in each group" if len(groups) > 1 else ""
+    return Picture(made.svg, f"{title}; {n} {unit}{each}; means are dashed.{rest}")
 
 
 def _curves(report: Report, name: str, kind: str, measure: str, y: str) -> Picture | None:

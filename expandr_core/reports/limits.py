@@ -16,8 +16,7 @@ def limits_of(report: Report) -> list[str]:
     """Return sentences about what the numbers do not show, from the rest of the report."""
     said = [*leaks_of(report), *_about_models(report), *_about_data(report)]
     said += [*_about_chance(report), *_about_choice(report), *_about_unknown(report)]
-    said += _about_code(report)
-    return [*said, *(f"{each}." for each in report["warnings"])]
+    return [*said, *_about_code(report), *(f"{each}." for each in report["warnings"])]
 
 
 def _about_models(report: Report) -> list[str]:
@@ -120,10 +119,13 @@ def leaks_of(report: Report, share: float = 0.0) -> list[str]:
         marked = audit["any"]
         if marked["queries"] > share * audit["queries"]:
             without = marked["gain_without"]
-            rest = "none is left without them" if without is None else (
-                f"without them the gain is {signed(without)}, not {signed(audit['gain'])}")  # fmt: skip
-            if signed(without) == signed(audit["gain"]):
-                rest = "without them the gain is the same"
+            left, gain = signed(without), signed(audit["gain"])
+            rest = "the same" if left == gain else f"{left}, not {gain}"
+            rest = (
+                "none is left without them"
+                if without is None
+                else f"without them the gain is {rest}"
+            )
             said.append(
                 f"Of {audit['queries']} queries {marked['queries']} may be leaked for "
                 f"{audit['title']} on {audit['dataset']}: {rest}."

@@ -47,7 +47,6 @@ def changes_of(run: ComparedRun, headline: Row) -> Row:
         "before_title": headline["before_title"],
         "after_title": headline["after_title"],
         "writer_before": _writer(run, headline["before"]),
-        "writer_after": headline["after_title"],
         "before_expands": expands[headline["before"]],
         "after_expands": expands[headline["after"]],
         "queries": len(rows),

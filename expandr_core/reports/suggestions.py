@@ -13,8 +13,7 @@ LISTED = 5  # so many examples at most
 def suggestions_of(report: Report) -> list[str]:
     """Return what the numbers suggest to try next."""
     said = [*_about_control(report), *_about_best(report), *_about_losses(report)]
-    said += _about_rounds(report)
-    said += _about_lengths(report)
+    said += [*_about_rounds(report), *_about_lengths(report)]
     if report["seeds"] == 1:
         said.append("Repeat the run with other seeds before you rely on a close comparison.")
     return said
@@ -30,9 +29,10 @@ def _about_control(report: Report) -> list[str]:
     beyond = tests.get(("control", head["after"]))
     if not control or not beyond or beyond["effect"] == "better":
         return []
+    title = control["after_title"]
     return [
-        f"Trained without expansions ({control['after_title']}), the retriever changes "
-        f"{head['before_title']} by {signed(control['difference'])}; what expansions add, "
+        f"The {title}{',' if ',' in title else ''} changes {head['before_title']} by "
+        f"{signed(control['difference'])}; what expansions add beyond that, "
         f"{signed(beyond['difference'])}, is not shown to help: do without, or use a better LLM."
     ]
 

@@ -57,8 +57,7 @@ def systems_of(run: ComparedRun) -> tuple[list[Row], list[Row]]:
             if row["dataset"] == dataset:
                 name, first = row["system"], alike[row["system"]]
                 known = {"title": titles[name], "family": family_of(name), "expands": expands[name]}
-                known |= {"clusters": measured.clusters}
-                known["against"] = titles.get(baselines[name], "")
+                known |= {"clusters": measured.clusters, "against": titles.get(baselines[name], "")}
                 known["equals"] = "" if first == name else titles[first]
                 low, high = measured.limits["", name]
                 rows.append(row | known | {"low": low, "high": high} | _untested(row))
@@ -68,8 +67,8 @@ def systems_of(run: ComparedRun) -> tuple[list[Row], list[Row]]:
                 named: Row = {"before_title": titles[before], "after_title": titles[after]}
                 named["ties"] = test["queries"] - test["wins"] - test["losses"]
                 named["counted"] = test.get("counted", True)
-                few = test["clusters"] < FEWEST
-                named["test_title"] = TEST_NAMES["randomisation" if few else comparison["test"]]
+                kind = "randomisation" if test["clusters"] < FEWEST else comparison["test"]
+                named["test_title"] = TEST_NAMES[kind]
                 low, high = measured.limits[before, after]
                 tests.append(test | named | {"low": low, "high": high} | _untested(test))
     return rows, tests

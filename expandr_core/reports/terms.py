@@ -9,7 +9,7 @@ ALWAYS = {
 }
 IN_TITLES = {
     "query only": "search with the query as it is",
-    "untrained": "an expansion by the LLM as it was before DPO, not yet aligned",
+    "untrained": "an expansion by the LLM of the start, not aligned with the retriever",
     "DPO'd": "an expansion by the LLM after DPO (direct preference optimization): it has learned which "
     "of its own texts the retriever likes better",
     "KTO-aligned": "an expansion by the LLM after KTO has aligned it with the retriever",

@@ -116,11 +116,11 @@ def test_a_control_that_gains_as_much_is_named_first(changed):
     tests = {(test["before"], test["after"]): test for test in changed["tests"]}
     head["effect"] = "better"
     tests["control", head["after"]]["effect"] = "better"
-    assert not any("without expansions (" in each for each in suggestions_of(changed))
+    assert not any(each.startswith("The SFT control") for each in suggestions_of(changed))
     tests["control", head["after"]]["effect"] = "unclear"
-    assert suggestions_of(changed)[0].startswith(
-        "Trained without expansions (SFT control), the retriever changes"
-    )
+    assert suggestions_of(changed)[0].startswith("The SFT control changes query only by ")
+    tests["query", "control"]["after_title"] = "control, trained without expansions"
+    assert suggestions_of(changed)[0].startswith("The control, trained without expansions, changes")
 
 
 def test_expansions_that_are_cut_are_told(changed):
