@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
 from botocore.exceptions import ConnectionError as NoConnection
 from botocore.parsers import ResponseParserError
 from fsspec import AbstractFileSystem
@@ -91,6 +91,11 @@ async def _patiently(request: Callable[..., Awaitable[Any]], *arguments: Any, **
         try:
             return await request(*arguments, **named)
         except Exception as error:
+            if isinstance(error, BotoCoreError) and not is_transient(error):
+                raise DataError(
+                    f"S3 cannot be asked ({error}); correct the AWS settings of the environment, such "
+                    "as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile in AWS_PROFILE"
+                ) from error
             if not is_transient(error):
                 raise
             if time.monotonic() + pause > end:

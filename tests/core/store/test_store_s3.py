@@ -99,6 +99,15 @@ def test_a_missing_bucket_is_the_input_s_fault(s3, tmp_path, monkeypatch):
         Store("s3://nobody-has-this/prefix", tmp_path)
 
 
+def test_without_credentials_the_input_s_fault_is_said(s3, tmp_path, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    with pytest.raises(DataError, match=r"S3 cannot be asked.*credentials"):
+        Store("s3://bucket/prefix", tmp_path)
+
+
 def test_a_bucket_that_is_gone_is_never_a_missing_artifact(remote, s3, monkeypatch):
     made = put(remote, KEY, {"a": "1"})
     for each in s3.client.list_objects_v2(Bucket="bucket")["Contents"]:
