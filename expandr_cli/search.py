@@ -7,7 +7,7 @@ from expandr_core.errors import DataError
 from expandr_core.records import passages_in, rows_with_ids
 from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import find, run_stage
-from expandr_core.serving.answers import Answer, Asked, Mode, answer
+from expandr_core.serving.answers import Answer, Asked, Mode, answer, checked
 from expandr_core.serving.opened import Opened, Served
 from expandr_core.serving.writer import Writer
 from expandr_core.store.artifacts import Artifact
@@ -27,8 +27,10 @@ def search_corpus(
     Raises:
         DataError: if there is no such run or alias, or the question is empty.
     """
-    if not question.strip():
-        raise DataError("the question is empty")
+    try:
+        checked(question)
+    except ValueError as error:
+        raise DataError(f"the question cannot be searched with: {error}") from error
     store = open_store(url)
     run = chosen_run(store, run_name, notify)
     writer = Writer(store, run.models["llm"], run.options, None, {})

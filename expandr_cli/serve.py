@@ -1,9 +1,11 @@
 """The command `expandr serve`: search, expansions and vectors over HTTP."""
 
+import errno
 import ipaddress
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -96,28 +98,41 @@ def serve(
         opened = open_store(absolute(store))
         endpoint = _endpoint(llm, llm_model, llm_api, llm_timeout)
         find = _Finder(opened, run_name, llm, endpoint, LRUCache(cache))
+        door = _door(host, port)
         limits = Limits(max_query_chars, max_k, waiting=max_queue, together=max_batch)
         server = Server(find.first(), limits, find.newer, poll)  # which alone holds the models
         _warn_of_open_doors(host, token)
-        notify(f"serving run {server.opened.served.run} at http://{host}:{port}; Ctrl-C ends it")
-    _listen(make_app(server, token), host, port)
+        place = f"http://{f'[{host}]' if ':' in host else host}:{door.getsockname()[1]}"
+        notify(f"serving run {server.opened.served.run} at {place}; Ctrl-C ends it")
+    _listen(make_app(server, token), door)
 
 
-def _listen(application: Any, host: str, port: int) -> None:
+def _door(host: str, port: int) -> socket.socket:
+    """Listen at an address, before anything is loaded; who comes early waits."""
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
+        )
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise DataError(f"port {port} of {host} is in use; name another by --port") from error
+        raise DataError(f"--host {host} --port {port}: cannot listen there ({error})") from error
+
+
+def _listen(application: Any, door: socket.socket) -> None:
     """Answer requests until a signal comes, and then those that are in progress."""
     import uvicorn
 
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises its signal again at its end
         signal.signal(number, lambda *_: None)
-    uvicorn.run(
+    config = uvicorn.Config(
         application,
-        host=host,
-        port=port,
         log_level="warning",
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
+    uvicorn.Server(config).run(sockets=[door])
 
 
 class _Finder:

@@ -54,6 +54,19 @@ class Answer(NamedTuple):
     decision: Decision
 
 
+def checked(question: str) -> str:
+    """Return a text that can be searched with.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if not question.strip():
+        raise ValueError("it is empty")
+    if any("\ud800" <= each <= "\udfff" for each in question):
+        raise ValueError("it has halves of characters (surrogates)")
+    return question
+
+
 def answer(opened: Opened, asked: Sequence[Asked]) -> list[Answer]:
     """Answer questions together.
 

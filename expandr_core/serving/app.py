@@ -15,7 +15,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from expandr_core.errors import DataError
-from expandr_core.serving.answers import Asked, Decision, Mode, answer
+from expandr_core.serving.answers import Asked, Decision, Mode, answer, checked
 from expandr_core.serving.batching import Refused, Work
 from expandr_core.serving.middleware import Guard
 from expandr_core.serving.opened import Kind, Opened
@@ -83,15 +83,7 @@ class Given(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-def _said(text: str) -> str:
-    if not text.strip():
-        raise ValueError("it is empty")
-    if any("\ud800" <= each <= "\udfff" for each in text):
-        raise ValueError("it has halves of characters (surrogates)")
-    return text
-
-
-Text = Annotated[str, AfterValidator(_said)]
+Text = Annotated[str, AfterValidator(checked)]
 Seed = Annotated[int | None, Field(ge=0, lt=2**63)]
 
 

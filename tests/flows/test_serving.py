@@ -392,12 +392,22 @@ def test_a_stopped_server_answers_what_it_has_begun_and_asks_for_the_token_of_it
 def test_what_makes_no_sense_is_said_before_anything_is_loaded(serving, tmp_path):
     empty = tmp_path / "token"
     empty.touch()
+    taken = socket.create_server(("127.0.0.1", 0))
     for more, words in (
         (["--token-file", str(empty)], "is empty"),
         (["--token-file", str(tmp_path / "none")], "cannot be read"),
         (["--llm", "there"], "give 'here', 'none', or the URL"),
         (["--llm", "http://x/v1"], "--llm-model"),
         (["--run", "x/champion"], "there is no run 'x/champion'"),
+        (["--port", str(taken.getsockname()[1])], "is in use; name another by --port"),
     ):
-        said = CliRunner().invoke(app, ["serve", "--store", serving.store, *more])
+        said = CliRunner().invoke(app, ["serve", "--store", serving.store, "--port", "0", *more])
         assert said.exit_code == 2 and words in said.output, said.output
+        assert "serving run" not in said.output
+    taken.close()
+
+
+@pytest.mark.parametrize("question", [" ", "half a character: \udcff"])
+def test_a_question_that_is_no_text_is_refused(serving, question):
+    said = CliRunner().invoke(app, ["search", question, "--store", serving.store])
+    assert said.exit_code == 2 and "error: the question" in said.output, said.output
