@@ -16,7 +16,7 @@ from expandr_core.evaluation.comparison import read_comparison
 from expandr_core.lineage.options import changed_options
 from expandr_core.store.manifests import DamagedArtifact, fact
 from expandr_core.store.registry import run_named
-from expandr_core.store.run_records import RecordedRun, find_recorded
+from expandr_core.store.run_records import RecordedRun, find_recorded, unfinished
 from expandr_core.store.store import Store
 from tasks.stage import open_store
 
@@ -40,7 +40,10 @@ def show_any(out: Console, url: str, what: str) -> None:
         return
     keys = store.keys(what)
     if not keys:
-        raise DataError(f"{what!r} is neither a run nor an artifact in {store.url}")
+        raise DataError(
+            unfinished(store.notes(), what)
+            or f"{what!r} is neither a run nor an artifact in {store.url}"
+        )
     if len(keys) > 1:
         listed = "\n  ".join(keys[:20])
         raise DataError(f"{what!r} is the beginning of {len(keys)} keys:\n  {listed}")

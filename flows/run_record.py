@@ -18,7 +18,7 @@ from expandr_core.errors import DataError, first_line
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.registry import find_version
-from expandr_core.store.run_records import SCHEMA, Step
+from expandr_core.store.run_records import SCHEMA, Step, unfinished
 from expandr_core.store.store import Store
 from tasks.models import Models
 from tasks.pipeline import Pipeline
@@ -123,6 +123,8 @@ def loop_run(store: Store, name: str) -> RunRecord:
             f"{other['name']} is a run of {other['kind']}, which keeps no best models; name a run of "
             "the joint loop (`expandr runs` lists them)"
         )
+    if said := unfinished(store.notes(), name):
+        raise DataError(said)
     raise DataError(
         f"there is no run {name!r} in {store.url}; `expandr runs` lists them, `expandr demo` and "
         "`expandr run` make one"

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from expandr_core.errors import DataError
 from expandr_core.store.registry import run_named
-from expandr_core.store.run_records import RecordedRun, find_recorded
+from expandr_core.store.run_records import RecordedRun, find_recorded, unfinished
 from expandr_core.store.store import Store
 
 _LISTED = 20
@@ -33,14 +33,8 @@ def find_run(stores: Iterable[Store], name: str, nth: int = 0) -> tuple[Store, R
     there = [str(each.get("name", "?")) for _, all_of in records for each in all_of][-_LISTED:]
     listed = "\n  ".join(reversed(there)) or "none"
     for store in stores:
-        for note in reversed(store.notes()):
-            if name != "latest" and str(note.get("name", "")).startswith(name):
-                message = f": {note['message']}" if note.get("message") else ""
-                raise DataError(
-                    f"run {note['name']} has not finished ({note.get('state', '?')}{message}); the "
-                    "command that started it continues from what was made; finished, the newest "
-                    f"first:\n  {listed}"
-                )
+        if said := unfinished(store.notes(), name):
+            raise DataError(f"{said}; finished, the newest first:\n  {listed}")
     where = " or ".join(store.url for store in stores)
     raise DataError(
         f"there is no finished run {name!r} in {where}; there are, the newest first:\n  {listed}"

@@ -118,6 +118,18 @@ def recorded_run(record: dict[str, Any]) -> RecordedRun:
         raise DataError(f"run {name}: its record cannot be read ({first_line(error)})") from error
 
 
+def unfinished(notes: Iterable[dict[str, Any]], name: str) -> str:
+    """Say which run of that name has not finished, and why; "" if there is none."""
+    found = [note for note in notes if name != "latest" and str(note.get("name")).startswith(name)]
+    if not found:
+        return ""
+    message = f": {found[-1]['message']}" if found[-1].get("message") else ""
+    return (
+        f"run {found[-1]['name']} has not finished ({found[-1].get('state', '?')}{message}); the "
+        "command that started it continues from what was made"
+    )
+
+
 def find_recorded(records: Iterable[dict[str, Any]], name: str) -> RecordedRun | None:
     """Find the last run by the beginning of its name, or the "latest"; of the joint loop, if any is.
 

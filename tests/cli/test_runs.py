@@ -134,3 +134,16 @@ def test_a_run_that_keeps_no_best_models_is_named_as_what_it_is(tmp_path, comman
     for name, what in {"2026": "20260101-hare is a run of ablate", "none": "no run 'none'"}.items():
         result = CliRunner().invoke(app, [*command, name, "--store", str(tmp_path)])
         assert result.exit_code == 2 and what in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("command", ["promote", "show"])
+def test_a_run_that_failed_is_not_called_unknown(tmp_path, command):
+    store = Store(str(tmp_path))
+    note(store, "20260102-slow-cat", state="failed", message="no space")
+    if command == "promote":
+        said = CliRunner().invoke(app, ["promote", "20260102", "--store", store.url], env=WIDE)
+        assert said.exit_code == 2
+        assert "20260102-slow-cat has not finished (failed: no space)" in said.output
+    else:
+        said = CliRunner().invoke(app, ["show", "20260102", "--store", store.url], env=WIDE)
+        assert "no space" in said.output, said.output
