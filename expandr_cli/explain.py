@@ -29,7 +29,7 @@ def explain(
             "METRIC_low and METRIC_high are the limits of its interval. Empty for the headline."
         ),
     ] = "",
-    query: Annotated[str, typer.Option(help="Show this query of the run instead.")] = "",
+    query: Annotated[str | None, typer.Option(help="Show this query of the run instead.")] = None,
     check: Annotated[
         bool, typer.Option(help="Compute the number again; exit with 1 if it differs.")
     ] = False,
@@ -54,13 +54,13 @@ def explain(
         record = recorded(opened, run)
         if check_all:
             raise typer.Exit(_print_checks(check_every(opened, record), as_json))
-        if query:
+        if query is not None:
             found = explain_query(opened, record, query, what.partition("/")[0])
         else:
             found = explain_number(opened, record, what, check)
     if as_json:
         typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
-    elif query:
+    elif query is not None:
         _print_query(out, found)
     else:
         _print_number(out, found)

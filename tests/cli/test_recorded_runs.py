@@ -42,6 +42,12 @@ def test_a_run_with_other_options_is_read(recorded, command, said):
     assert said in shown.output
 
 
+def test_an_empty_query_id_is_no_query(recorded):
+    command = ["explain", RUN, "--query", "", "--store", str(recorded)]
+    said = CliRunner().invoke(app, command)
+    assert said.exit_code == 2 and "has no query ''" in said.output
+
+
 def test_a_record_without_a_number_has_the_first_schema(recorded):
     run = find_recorded(Store(str(recorded)).records(), "latest")
     assert run and run.schema_number == 1
