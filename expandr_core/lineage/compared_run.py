@@ -15,6 +15,8 @@ from expandr_core.store.artifacts import Artifact
 from expandr_core.store.run_records import RecordedRun
 from expandr_core.store.store import Store
 
+DEV = "dev"  # the dataset that chooses the round
+
 
 @dataclass(frozen=True)
 class ComparedRun:
@@ -43,6 +45,16 @@ class ComparedRun:
         """The evaluations of its report."""
         manifest = self.lineage.node(self.run.report.key).manifest
         return Recomputation(self.store, self.comparison, manifest)
+
+    @cached_property
+    def choices(self) -> list["ComparedRun"]:
+        """The comparisons on the dev queries that chose the round, in order."""
+        chosen = [
+            ComparedRun(self.store, self.run.model_copy(update={"report": step.artifact}))
+            for step in self.run.steps
+            if step.id.stage == "compare" and step.id.round
+        ]
+        return [each for each in chosen if DEV in each.measured.datasets]
 
     def row(self, dataset: str, system: str) -> dict[str, Any] | None:
         """Return the report's row of a system on a dataset."""

@@ -1,12 +1,14 @@
 """Explain a number of a report: the files that it was computed from, back to the data."""
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
+from expandr_core.errors import DataError
 from expandr_core.evaluation.comparison import MeasuredDataset, titles_of
 from expandr_core.evaluation.metrics import MEASURES
 from expandr_core.lineage.cells import DEVIATION, Cell, cells, find_cell, spelt
-from expandr_core.lineage.compared_run import ComparedRun
+from expandr_core.lineage.compared_run import DEV, ComparedRun
 from expandr_core.lineage.intervals import CONFIDENCE_PERCENT
 from expandr_core.lineage.nodes import ADAPTERS, Lineage, Node, total
 from expandr_core.lineage.options import changed_options, changed_stage_options
@@ -39,7 +41,7 @@ def explain(store: Store, run: RecordedRun, what: str = "", check: bool = False)
     Raises:
         DataError: if there is no such cell; it lists those that there are.
     """
-    compared = ComparedRun(store, run)
+    compared = _measuring(ComparedRun(store, run), what)
     comparison, lineage, again = compared.comparison, compared.lineage, compared.measured
     cell = find_cell(comparison, what, compared.limits)
     systems = [name for name in (cell.before, cell.system) if name]
@@ -58,7 +60,7 @@ def explain(store: Store, run: RecordedRun, what: str = "", check: bool = False)
         "what": cell.name,
         "title": title_of(comparison, cell),
         "value": cell.value,
-        "report": f"{run.report.key}/comparison.json",
+        "report": f"{compared.run.report.key}/comparison.json",
         "store": store.url,
         "evaluations": measured,
         "models": {role: _reference(node) for role, node in chain.items()},
@@ -86,13 +88,25 @@ def check_all(store: Store, run: RecordedRun) -> list[dict[str, Any]]:
     Returns:
         In the order of the report: `what`, as `explain` takes it; `value`; and `check` as there.
     """
-    compared = ComparedRun(store, run)
-    known = cells(compared.comparison, compared.limits)
-    return [
-        {"what": each.name, "value": each.value, "check": _check(compared.measured, each)}
-        for each in known
-        if each.value is not None
-    ]
+    report = ComparedRun(store, run)
+    known = {
+        cell.name: {"what": cell.name, "value": cell.value, "check": _check(each.measured, cell)}
+        for each in (*report.choices, report)
+        for cell in cells(each.comparison, each.limits)
+        if cell.value is not None
+    }
+    return list(known.values())
+
+
+def _measuring(report: ComparedRun, what: str) -> ComparedRun:
+    """Return what has measured a cell: the report or, on dev, the first choice of a round that did."""
+    if not what.startswith(f"{DEV}/") or DEV in report.measured.datasets:
+        return report
+    for each in report.choices:
+        with contextlib.suppress(DataError):
+            find_cell(each.comparison, what, each.limits)
+            return each
+    return report.choices[-1] if report.choices else report
 
 
 def _datasets(comparison: Mapping[str, Any], cell: Cell) -> list[str]:

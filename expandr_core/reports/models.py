@@ -4,7 +4,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from expandr_core.evaluation.comparison import read_comparison
+from expandr_core.evaluation.comparison import titles_of
 from expandr_core.evaluation.metrics import HEADLINE
 from expandr_core.lineage.compared_run import ComparedRun
 from expandr_core.lineage.nodes import Node
@@ -100,14 +100,11 @@ def beginnings_of(models: list[Row]) -> list[str]:
 def dev_scores_of(run: ComparedRun) -> list[Row]:
     """Return nDCG@10 on the dev queries that chose the round, by system; none if there was no choice."""
     found: dict[str, Row] = {}
-    for step in run.run.steps:
-        if step.id.stage == "compare" and step.artifact.key != run.run.report.key:
-            comparison = read_comparison(run.store.local(step.artifact))
-            titles = {each["name"]: each["title"] for each in comparison["systems"]}
-            for row in comparison["results"]:
-                if row["dataset"] == "dev":
-                    known = {"title": titles[row["system"]], "queries": row["queries"]}
-                    found[row["system"]] = {**known, "value": row[HEADLINE]}
+    for choice in run.choices:
+        titles = titles_of(choice.comparison)
+        for row in choice.comparison["results"]:
+            known = {"title": titles[row["system"]], "queries": row["queries"]}
+            found[row["system"]] = {**known, "value": row[HEADLINE]}
     return list(found.values())
 
 

@@ -13,7 +13,7 @@ from expandr_core.evaluation.comparison import read_comparison
 from expandr_core.evaluation.metrics import METRICS, score_queries
 from expandr_core.lineage.cells import cells, find_cell
 from expandr_core.lineage.compared_run import ComparedRun
-from expandr_core.lineage.explain import explain
+from expandr_core.lineage.explain import check_all, explain
 from expandr_core.lineage.query import explain_query
 from expandr_core.lineage.remeasure import FORMULAS, measured_again, relevant_hits
 from expandr_core.records import QRELS, RUN
@@ -82,6 +82,15 @@ def test_the_headline_is_what_the_run_keeps(recorded, run, comparison):
     assert explain(recorded, run)["what"] == f"test/{kept}/ndcg@10"
 
 
+def test_what_chose_the_round_is_explained_too(recorded, run):
+    found = explain(recorded, run, "dev/round-1/ndcg@10", check=True)
+    assert found["check"]["agrees"] and found["title"] == "round 1: nDCG@10 on dev"
+    assert found["evaluations"][0]["judgements"]["path"].endswith("/dev_qrels.parquet")
+    assert explain(recorded, run, "dev/round-0..round-1/p", check=True)["check"]["agrees"]
+    checked = {each["what"]: each["check"]["agrees"] for each in check_all(recorded, run)}
+    assert checked["dev/round-0/ndcg@10"] and all(checked.values())
+
+
 def test_a_query_alone_has_neither_language_model_nor_prompt(recorded, run):
     found = explain(recorded, run, "query/map")
     assert found["models"].keys() == {"retriever"} and found["prompt"] is None
@@ -95,6 +104,7 @@ def test_a_query_alone_has_neither_language_model_nor_prompt(recorded, run):
         ("joint-1/ndcg@5", r"no number 'ndcg@5'(.|\n)*ndcg@10"),
         ("scifact/joint-1/ndcg@10", r"no dataset 'scifact'(.|\n)*test"),
         ("bm25/p", r"there is no"),
+        ("dev/round-9/ndcg@10", r"no system 'round-9'(.|\n)*round-0"),
     ],
 )
 def test_a_cell_that_is_not_there_is_refused_with_those_that_are(recorded, run, what, said):

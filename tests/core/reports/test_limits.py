@@ -4,9 +4,11 @@ import copy
 
 import pytest
 
+from expandr_core.lineage.compared_run import ComparedRun
 from expandr_core.reports.limits import leaks_of, limits_of
-from expandr_core.reports.models import beginnings_of
+from expandr_core.reports.models import beginnings_of, dev_scores_of
 from expandr_core.reports.suggestions import suggestions_of
+from expandr_core.store.run_records import StepId
 
 
 @pytest.fixture
@@ -134,3 +136,15 @@ def test_expansions_that_are_cut_are_told(changed):
 def test_a_row_names_its_own_baseline(report):
     rows = {row["system"]: row for row in report["systems"]}
     assert rows["round-1"]["against"] == rows["query"]["title"] and rows["query"]["against"] == ""
+
+
+def test_the_gate_of_promotion_is_no_choice_of_a_round(recorded, run):
+    steps = [
+        step.model_copy(update={"id": StepId("compare", 0, "promotion/1/")})
+        if step.id.round
+        else step
+        for step in run.steps
+        if step.id.stage == "compare"
+    ]
+    assert dev_scores_of(ComparedRun(recorded, run))
+    assert dev_scores_of(ComparedRun(recorded, run.model_copy(update={"steps": steps}))) == []
