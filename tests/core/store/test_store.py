@@ -654,3 +654,10 @@ def locker_waiting(store: Store, holder: subprocess.Popen) -> subprocess.Popen:
     second = locker(store, 0)
     assert second.stdout and "waiting" in second.stdout.readline()
     return second
+
+
+def test_a_lost_artifact_is_called_lost_before_a_library_opens_it(store):
+    made = put(store, KEY, {"a": "1"})
+    shutil.rmtree(folder_of(store, KEY))
+    with pytest.raises(FileNotFoundError, match=f"{KEY} is not in .* any more"):
+        store.local(made)
