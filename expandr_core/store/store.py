@@ -14,7 +14,6 @@ damage is reported, and rebuilding the artifact, under the lock of its key, repl
 
 import contextlib
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -210,9 +209,9 @@ class Store:
             DamagedArtifact: if a download does not match the manifest.
         """
         if self.is_local:
-            if not os.path.isdir(self.folder(artifact.key)):
+            if not (folder := Path(self.folder(artifact.key))).is_dir():
                 raise FileNotFoundError(f"{artifact.key} is not in {self.url} any more")
-            return Path(self.folder(artifact.key), artifact.path)
+            return folder / artifact.path
         from expandr_core.store.s3 import download
 
         folder = self.cache.use(artifact.key)
