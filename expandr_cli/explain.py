@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from expandr_cli.terminal import StoreOption, absolute, out, user_errors
+from expandr_cli.terminal import StoreOption, absolute, out, printable, user_errors
 from expandr_core.lineage.finding import find_run
 from expandr_core.store.run_records import RecordedRun
 from expandr_core.store.store import Store
@@ -97,7 +97,7 @@ def _say(console: Console, title: str, *lines: str) -> None:
     if lines:
         console.print(title, style="bold")
     for line in lines:
-        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"  {printable(line)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_number(console: Console, found: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from expandr_cli.terminal import StoreOption, absolute, out, user_errors
+from expandr_cli.terminal import StoreOption, absolute, out, printable, user_errors
 from expandr_core.errors import DataError
 from expandr_core.store.registered_model import CHAMPION, Author, RegisteredModel
 
@@ -149,7 +149,7 @@ def _print_history(out: Console, model: RegisteredModel) -> None:
         what = f"{move.alias}: version {move.after} {move.action}"
         before = f", in place of {move.before}" if move.before and move.action != "refused" else ""
         out.print(
-            f"{move.at:%Y-%m-%d %H:%M}  {what}{before}, by {move.actor}: {move.reason}",
+            f"{move.at:%Y-%m-%d %H:%M}  {what}{before}, by {move.actor}: {printable(move.reason)}",
             markup=False,
             highlight=False,
             soft_wrap=True,

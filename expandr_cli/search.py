@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from expandr_cli.terminal import notify
+from expandr_cli.terminal import notify, printable
 from expandr_core.errors import DataError
 from expandr_core.records import passages_in, rows_with_ids
 from expandr_core.runtime.job import no_progress
@@ -65,7 +65,7 @@ def print_answer(out: Console, opened: Opened, found: Answer) -> None:
     if found.decision in said:
         lines.append(f"gate: searched with the question alone; {said[found.decision]}")
     for line in lines:
-        out.print(line, markup=False, highlight=False, style="dim")
+        out.print(printable(line), markup=False, highlight=False, style="dim")
     corpus = opened.store.local(opened.served.models["corpus"])
     texts = rows_with_ids(corpus, "passage_id", found.hits["passage_id"])
     by_id = {passage.passage_id: passage for passage in passages_in(texts)}
@@ -73,7 +73,9 @@ def print_answer(out: Console, opened: Opened, found: Answer) -> None:
         passage = by_id[row["passage_id"]]
         title = f"{passage.title}: " if passage.title else ""
         out.print(
-            f"{row['rank']:>3}. {row['score']:.3f}  {row['passage_id']}  {title}{passage.text}",
+            printable(
+                f"{row['rank']:>3}. {row['score']:.3f}  {row['passage_id']}  {title}{passage.text}"
+            ),
             markup=False,
             highlight=False,
         )
