@@ -1,6 +1,7 @@
 """The tables of docs/results.md on real models: recorded from a store, printed, and checked against it.
 
     python -m benchmarks.real_models record STORE TITLE=RUN[/DATASET] ...   # results/real_models.json
+    python -m benchmarks.real_models choose STORE TITLE=RUN ...   # by dev, results/real_choices.json
     python -m benchmarks.real_models tables         # as they stand in docs/results.md
     python -m benchmarks.real_models check STORE    # exits with 1 if a number differs
 
@@ -12,11 +13,14 @@ record.
 import argparse
 import json
 import statistics
+from collections import Counter
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from expandr_core.evaluation.comparison import MeasuredDataset, titles_of
+from expandr_core.evaluation.metrics import HEADLINE
 from expandr_core.lineage.compared_run import ComparedRun
 from expandr_core.lineage.explain import check_all
 from expandr_core.lineage.finding import find_run
@@ -26,6 +30,7 @@ from expandr_core.store.run_records import RecordedRun
 from expandr_core.store.store import Store
 
 RECORD = Path(__file__).resolve().parent / "results" / "real_models.json"
+CHOICES = RECORD.with_name("real_choices.json")
 METRICS = ("ndcg@10", "recall@100")
 SCORES = [f"{metric}{of}" for metric in METRICS for of in ("", "_deviation")]
 TEST = ("corrected_p", "difference", "difference_low", "difference_high")
@@ -55,7 +60,7 @@ def excerpt(store: Store, run: RecordedRun, dataset: str = "") -> Run:
     keys = {
         name: [key for _, _, key in compared.measured.evaluations(dataset, name)] for name in titles
     }
-    confirmed = {e["what"]: e["value"] for e in check_all(store, run) if e["check"]["agrees"]}
+    confirmed = _confirmed(store, run.name)
     wanted = [f"{dataset}/{name}/{field}" for name in titles for field in SCORES]
     wanted += [f"{dataset}/{ALONE}..{name}/{field}" for name in titles for field in TEST]
     places = known[dataset].keys().values()
@@ -74,17 +79,59 @@ def excerpt(store: Store, run: RecordedRun, dataset: str = "") -> Run:
     }
 
 
+@cache
+def _confirmed(store: Store, name: str) -> dict[str, float]:
+    """Compute all numbers of a run again; return those that agree, by name."""
+    checked = check_all(store, find_run([store], name)[1])
+    return {each["what"]: each["value"] for each in checked if each["check"]["agrees"]}
+
+
 def _gate(store: Store, key: str) -> dict[str, Any]:
-    """Return what a gate found on the dev queries: whether to expand, and nDCG@10 by weight."""
+    """Return what was found on the dev queries: the retriever, whether to expand, and the weights."""
     found = json.loads((store.local(Artifact(key=key, digest="")) / "gate.json").read_text())
-    return {"policy": found["policy"], "weight": found["alpha"], "dev": found["dev"]["by_weight"]}
+    retriever = store.manifest(key)["inputs"]["retriever"]["key"]
+    return {
+        "retriever": "retrained" if retriever.startswith("train_retriever") else "start",
+        "expand": found["policy"],
+        "weight": found["alpha"],
+        "dev": found["dev"]["by_weight"],
+    }
+
+
+def choose(store: Store, named: list[str]) -> None:
+    """Write what the last round of each run reached on dev, by title."""
+    found = {
+        title: _reached(store, name) for title, _, name in (each.rpartition("=") for each in named)
+    }
+    CHOICES.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _reached(store: Store, name: str) -> dict[str, Any]:
+    """Return nDCG@10 on dev of the models that the last round of a run has trained."""
+    _, run = find_run([store], name)
+    dev = [
+        step
+        for step in run.steps
+        if step.id.stage == "evaluate" and step.id.name.startswith("choose/")
+    ]
+    return {"run": run.name, "dev": dev[-1].artifact.counts[HEADLINE]}
 
 
 def tables() -> list[str]:
-    """Return a table in Markdown for each title, one of the gates, and one of leakage."""
+    """Return a table in Markdown for each title, and those of gates, leakage, and choices."""
     recorded = json.loads(RECORD.read_text())
     systems = [_table(title, run) for title, run in recorded.items()]
-    return [*systems, _gates(recorded), _leakage(recorded)]
+    return [*systems, _gates(recorded), _leakage(recorded), _choices()]
+
+
+def _choices() -> str:
+    found = json.loads(CHOICES.read_text())
+    best = max(found, key=lambda title: found[title]["dev"])
+    lines = ["| choice on dev | nDCG@10 |", "|---|--:|"]
+    for title, each in found.items():
+        dev = f"{each['dev']:.3f}"
+        lines.append(f"| {title} | {f'**{dev}**' if title == best else dev} |")
+    return "\n".join(lines)
 
 
 def _leakage(recorded: dict[str, Run]) -> str:
@@ -106,13 +153,14 @@ def _leakage(recorded: dict[str, Run]) -> str:
 
 def _gates(recorded: dict[str, Run]) -> str:
     lines = [
-        f"| dev queries | {' | '.join(WEIGHTS)} | the gate expands |",
+        f"| dev queries | {' | '.join(WEIGHTS)} | retriever kept, queries expanded |",
         "|---" + "|--:" * len(WEIGHTS) + "|---|",
     ]
     for title, run in recorded.items():
         cells = [_spread([gate["dev"][w] for gate in run["gates"]], ".3f") for w in WEIGHTS]
-        found = ", ".join(dict.fromkeys(gate["policy"] for gate in run["gates"]))
-        lines.append(f"| {title} | {' | '.join(cells)} | {found} |")
+        found = Counter(f"{gate['retriever']}, {gate['expand']}" for gate in run["gates"])
+        kept = ", ".join(f"{each} ({n})" if n > 1 else each for each, n in found.items())
+        lines.append(f"| {title} | {' | '.join(cells)} | {kept} |")
     return "\n".join(lines)
 
 
@@ -135,7 +183,8 @@ def _line(system: str, run: Run) -> str:
     test, cells = f"{ALONE}..{system}", [run["titles"][system]]
     for metric in METRICS:
         deviation = value(f"{system}/{metric}_deviation", ".3f")
-        cells.append(value(f"{system}/{metric}", ".3f") + (f" ± {deviation}" if deviation else ""))
+        varied = f" ± {deviation}" if float(deviation or 0) else ""
+        cells.append(value(f"{system}/{metric}", ".3f") + varied)
     gain = value(f"{test}/difference", "+.3f")
     limits = [value(f"{test}/difference_{side}", "+.3f") for side in ("low", "high")]
     cells.append(f"{gain} ({' to '.join(limits)})" if gain else "")
@@ -147,7 +196,9 @@ def _spread(values: list[float], form: str) -> str:
     if not values:
         return ""
     mean = f"{statistics.mean(values):{form}}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.3f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {statistics.stdev(values):{form.lstrip('+')}}"
 
 
 def check(store: Store) -> int:
@@ -158,16 +209,17 @@ def check(store: Store) -> int:
         for title, run in recorded.items()
         if excerpt(store, find_run([store], run["run"])[1], run["dataset"]) != run
     ]
-    print(
-        f"{len(recorded) - len(differ)} of {len(recorded)} tables have the store's numbers", *differ
-    )
+    choices = json.loads(CHOICES.read_text())
+    differ += [title for title, each in choices.items() if _reached(store, each["run"]) != each]
+    every = len(recorded) + len(choices)
+    print(f"{every - len(differ)} of {every} tables and choices have the store's numbers", *differ)
     return len(differ)
 
 
 def main() -> int:
     """Record, print or check."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("what", choices=["record", "tables", "check"])
+    parser.add_argument("what", choices=["record", "choose", "tables", "check"])
     parser.add_argument("store", nargs="?", default="store")
     parser.add_argument("runs", nargs="*", metavar="TITLE=RUN[/DATASET]")
     arguments = parser.parse_args()
@@ -177,7 +229,7 @@ def main() -> int:
     store = Store(arguments.store)
     if arguments.what == "check":
         return min(check(store), 1)
-    record(store, arguments.runs)
+    (record if arguments.what == "record" else choose)(store, arguments.runs)
     return 0
 
 
