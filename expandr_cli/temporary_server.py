@@ -19,12 +19,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 
 from expandr_core.errors import DataError
 from expandr_core.runtime.child_protocol import die_with_parent
+from expandr_core.store.filesystems import flock
 
 if TYPE_CHECKING:
     from prefect.settings.context import SettingKey
@@ -54,9 +56,10 @@ class TemporaryServer:
         self._answers = self._over = False
         self.process: subprocess.Popen | None = None
         self._keeper = threading.Thread(target=self._keep, daemon=True)
-        self._keeper.start()
-        atexit.register(self.stop)  # after Prefect's threads have sent their events
-        self._wait()
+        with _starting_alone(environment):
+            self._keeper.start()
+            atexit.register(self.stop)  # after Prefect's threads have sent their events
+            self._wait()
 
     def _keep(self) -> None:
         """Restart the server whenever it dies; it dies with the thread that starts it."""
@@ -115,6 +118,16 @@ class TemporaryServer:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+@contextlib.contextmanager
+def _starting_alone(environment: dict[str, str]) -> Iterator[None]:
+    """Wait for servers that start on the same database: two that migrate it at once would fail."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # of a folder that is not writable the server complains
+            home = Path(environment.get("PREFECT_HOME") or "~/.prefect").expanduser()
+            stack.enter_context(flock(home / "expandr-start.lock"))
+        yield
 
 
 @contextlib.contextmanager

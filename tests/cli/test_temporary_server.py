@@ -1,5 +1,6 @@
 """Prefect's server of one command: it is started again if it dies, and gone when the command is."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -61,6 +62,25 @@ def test_a_server_that_dies_is_replaced_and_a_killed_command_takes_it_along(tmp_
     port = int(url.split(":")[-1].partition("/")[0])
     with socket.socket() as asking:
         assert asking.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_first_starts_at_the_same_time_migrate_the_new_database_in_turns(tmp_path):
+    """Those that migrate it together often fail with "duplicate column name"."""
+    with contextlib.ExitStack() as stack:
+        commands = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", COMMAND],
+                    env=environment(tmp_path / "new"),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for _ in range(3)
+        ]
+        lines = [command.stdout.readline() for command in commands if command.stdout]
+    assert all("http" in line for line in lines)
 
 
 def test_a_server_that_does_not_start_is_one_sentence(tmp_path):
