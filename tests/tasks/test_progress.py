@@ -41,7 +41,7 @@ def test_the_step_and_the_time_of_the_run_stand_above_the_bars_of_all_stages(wri
     one = screen(written[: written.rindex(erased, 0, written.index("line 2"))])
     two = screen(written[: written.index(erased, written.index("two at once"))])
     assert one[-2].startswith("step 3 of 40, 0:00:0") and one[-2].endswith(" since the start")
-    assert one[-1].startswith("evaluate on test: SFT") and " queries " in one[-1]
+    assert one[-1].startswith("evaluate on test: control") and " queries " in one[-1]
     assert [line[:9] for line in two[-3:]] == ["step 4 of", "evaluate ", "train the"]
     assert max(map(len, two[-3:])) <= 80
 
