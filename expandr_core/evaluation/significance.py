@@ -186,8 +186,8 @@ def holm(p_values: Sequence[float], counted: Sequence[bool] | None = None) -> li
 
     Args:
         p_values: of all tests.
-        counted: which of them are tests of their own. The others have the result of a test with the same
-            p-value, or 1 if there is none.
+        counted: which of them are tests of their own. Of the others, one with a p-value of 1 keeps it, and
+            another has the result of the test with the nearest p-value, which may be rounded otherwise.
 
     The smallest of three is multiplied by 3, the next by 2; none gets less than the one before:
 
@@ -196,7 +196,7 @@ def holm(p_values: Sequence[float], counted: Sequence[bool] | None = None) -> li
 
     A test that is there twice counts once, and one of equal systems not at all:
 
-    >>> [round(p, 3) for p in holm([0.04, 0.04, 1.0, 0.01], [True, False, False, True])]
+    >>> [round(p, 3) for p in holm([0.04, 0.04 + 1e-15, 1.0, 0.01], [True, False, False, True])]
     [0.04, 0.04, 1.0, 0.02]
 
     NaN shows nothing, like a p-value of 1, and still counts as a test:
@@ -210,8 +210,8 @@ def holm(p_values: Sequence[float], counted: Sequence[bool] | None = None) -> li
     own = [p for p, counts in zip(known, counted or [True] * len(known), strict=True) if counts]
     if not own:
         return [1.0] * len(known)
-    by_p = dict(zip(own, np.asarray(multipletests(own, method="holm")[1]).tolist(), strict=True))
-    return [by_p.get(p, 1.0) for p in known]
+    results = np.asarray(multipletests(own, method="holm")[1])
+    return [1.0 if p == 1 else float(results[np.abs(np.subtract(own, p)).argmin()]) for p in known]
 
 
 def fewest_to_tell(significance_level: float) -> int:
