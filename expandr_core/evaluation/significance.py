@@ -186,8 +186,8 @@ def holm(p_values: Sequence[float], counted: Sequence[bool] | None = None) -> li
 
     Args:
         p_values: of all tests.
-        counted: which of them are tests of their own. Of the others, one with a p-value of 1 keeps it, and
-            another has the result of the test with the nearest p-value, which may be rounded otherwise.
+        counted: which of them are tests of their own. Of the others, one with a p-value of 1 keeps it,
+            and another has the result of the test with the nearest p-value, however that is rounded.
 
     The smallest of three is multiplied by 3, the next by 2; none gets less than the one before:
 
