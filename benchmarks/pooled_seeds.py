@@ -3,7 +3,7 @@
     python -m benchmarks.pooled_seeds STORE COLLECTION=RUN ...   # a run for each seed of a collection
 
 A query's score is its mean over the seeds, and all tests are one family (Holm). *Found on dev* is what
-each run keeps: the models of the round that was best on dev, with the gate that was learned there, if
+each run keeps: the models that its tests on dev chose, with the gate that was learned there, if
 there is one. The report is that of a run: `expandr report` and `expandr explain` know it.
 """
 

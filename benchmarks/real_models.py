@@ -1,7 +1,7 @@
 """The tables of docs/results.md on real models: recorded from a store, printed, and checked against it.
 
     python -m benchmarks.real_models record STORE TITLE=RUN[/DATASET] ...   # results/real_models.json
-    python -m benchmarks.real_models choose STORE TITLE=RUN ...   # by dev, results/real_choices.json
+    python -m benchmarks.real_models rounds STORE TITLE=RUN ...   # results/real_rounds.json
     python -m benchmarks.real_models tables         # as they stand in docs/results.md
     python -m benchmarks.real_models check STORE    # exits with 1 if a number differs
 
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from expandr_core.evaluation.comparison import MeasuredDataset, titles_of
-from expandr_core.evaluation.metrics import HEADLINE
 from expandr_core.lineage.compared_run import ComparedRun
 from expandr_core.lineage.explain import check_all
 from expandr_core.lineage.finding import find_run
@@ -30,7 +29,7 @@ from expandr_core.store.run_records import RecordedRun
 from expandr_core.store.store import Store
 
 RECORD = Path(__file__).resolve().parent / "results" / "real_models.json"
-CHOICES = RECORD.with_name("real_choices.json")
+ROUNDS = RECORD.with_name("real_rounds.json")
 METRICS = ("ndcg@10", "recall@100")
 SCORES = [f"{metric}{of}" for metric in METRICS for of in ("", "_deviation")]
 TEST = ("corrected_p", "difference", "difference_low", "difference_high")
@@ -38,6 +37,7 @@ ALONE = "query"
 WEIGHTS = ("0", "0.1", "0.2", "0.3", "0.5", "1")  # of expansions, on dev
 AUDIT = {"gain": "+.3f", "any.gain_without": "+.3f", "any.queries": ".0f"}
 AUDITED = "round-1"
+LEVEL = 0.05  # at which a round is kept
 LEFT_OUT = ("untrained-alone", "round-1-alone")  # expansions without their query
 Run = dict[str, Any]
 
@@ -98,39 +98,43 @@ def _gate(store: Store, key: str) -> dict[str, Any]:
     }
 
 
-def choose(store: Store, named: list[str]) -> None:
-    """Write what the last round of each run reached on dev, by title."""
+def rounds(store: Store, named: list[str]) -> None:
+    """Write what the first round of each run has brought, on dev and on test, by title."""
     found = {
-        title: _reached(store, name) for title, _, name in (each.rpartition("=") for each in named)
+        title: _round(store, name) for title, _, name in (each.rpartition("=") for each in named)
     }
-    CHOICES.write_text(json.dumps(found, indent=1) + "\n")
+    ROUNDS.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def _reached(store: Store, name: str) -> dict[str, Any]:
-    """Return nDCG@10 on dev of the models that the last round of a run has trained."""
-    _, run = find_run([store], name)
-    dev = [
-        step
-        for step in run.steps
-        if step.id.stage == "evaluate" and step.id.name.startswith("choose/")
-    ]
-    return {"run": run.name, "dev": dev[-1].artifact.counts[HEADLINE]}
+def _round(store: Store, name: str) -> dict[str, Any]:
+    """Return what chose round 1 on dev, and what its retriever gains on test."""
+    confirmed = _confirmed(store, name)
+    test, retrained = f"dev/round-0..{AUDITED}", f"test/{AUDITED}-query/ndcg@10"
+    gain = confirmed[retrained] - confirmed[f"test/{ALONE}/ndcg@10"]
+    dev = {what: confirmed[f"dev/{AUDITED}/{what}"] for what in ("ndcg@10", "queries")}
+    dev |= {what: confirmed[f"{test}/{what}"] for what in ("difference", "p", "clusters")}
+    return {"run": name, "dev": dev, "gain": gain}
 
 
 def tables() -> list[str]:
-    """Return a table in Markdown for each title, and those of gates, leakage, and choices."""
+    """Return a table in Markdown for each title, and those of gates, leakage, and rounds."""
     recorded = json.loads(RECORD.read_text())
     systems = [_table(title, run) for title, run in recorded.items()]
-    return [*systems, _gates(recorded), _leakage(recorded), _choices()]
+    return [*systems, _gates(recorded), _leakage(recorded), _rounds()]
 
 
-def _choices() -> str:
-    found = json.loads(CHOICES.read_text())
-    best = max(found, key=lambda title: found[title]["dev"])
-    lines = ["| choice on dev | nDCG@10 |", "|---|--:|"]
-    for title, each in found.items():
-        dev = f"{each['dev']:.3f}"
-        lines.append(f"| {title} | {f'**{dev}**' if title == best else dev} |")
+def _rounds() -> str:
+    lines = [
+        "| round 1 | nDCG@10 on dev | queries (clusters) | gain | p | kept | gain on test |",
+        "|---|--:|--:|--:|--:|---|--:|",
+    ]
+    for title, each in json.loads(ROUNDS.read_text()).items():
+        dev = each["dev"]
+        ahead, shown = dev["difference"] > 0, dev["p"] <= LEVEL
+        kept = "yes" if ahead and shown else "no, though ahead" if ahead else "no"
+        cells = [title, f"{dev['ndcg@10']:.3f}", f"{dev['queries']:.0f} ({dev['clusters']:.0f})"]
+        cells += [f"{dev['difference']:+.3f}", f"{dev['p']:.2g}", kept, f"{each['gain']:+.3f}"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -209,17 +213,17 @@ def check(store: Store) -> int:
         for title, run in recorded.items()
         if excerpt(store, find_run([store], run["run"])[1], run["dataset"]) != run
     ]
-    choices = json.loads(CHOICES.read_text())
-    differ += [title for title, each in choices.items() if _reached(store, each["run"]) != each]
-    every = len(recorded) + len(choices)
-    print(f"{every - len(differ)} of {every} tables and choices have the store's numbers", *differ)
+    chosen = json.loads(ROUNDS.read_text())
+    differ += [title for title, each in chosen.items() if _round(store, each["run"]) != each]
+    every = len(recorded) + len(chosen)
+    print(f"{every - len(differ)} of {every} tables and rounds have the store's numbers", *differ)
     return len(differ)
 
 
 def main() -> int:
     """Record, print or check."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("what", choices=["record", "choose", "tables", "check"])
+    parser.add_argument("what", choices=["record", "rounds", "tables", "check"])
     parser.add_argument("store", nargs="?", default="store")
     parser.add_argument("runs", nargs="*", metavar="TITLE=RUN[/DATASET]")
     arguments = parser.parse_args()
@@ -229,7 +233,7 @@ def main() -> int:
     store = Store(arguments.store)
     if arguments.what == "check":
         return min(check(store), 1)
-    (record if arguments.what == "record" else choose)(store, arguments.runs)
+    (record if arguments.what == "record" else rounds)(store, arguments.runs)
     return 0
 
 

@@ -104,6 +104,8 @@ def _print_number(console: Console, found: dict[str, Any]) -> None:
     """Print the number first, then what it was computed from, back to the data."""
     console.print(f"{found['title']} = {found['value']:.12g}", style="bold", markup=False)
     _say(console, "from", f"run {found['run']}, {found['what']}", f"{found['report']}")
+    if found["kept"]:
+        _say(console, "which models are kept", found["kept"])
     if "check" in found:
         check = found["check"]
         word = "agrees" if check["agrees"] else "DIFFERS"

@@ -17,12 +17,8 @@ from prefect.logging import disable_run_logger
 
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
-from flows.measurements import (
-    RoundsReport,
-    as_trained,
-    measure_on_dev,
-    measure_start_on_dev,
-)
+from flows.choice import choose, measure_on_dev, measure_start_on_dev
+from flows.measurements import RoundsReport, as_trained
 from flows.presets import Preset, place, resolve
 from flows.promotion import check_promotion, judge_run
 from flows.report import publish_report
@@ -105,8 +101,8 @@ def count_steps(pipeline: Pipeline, data: Data, base: Models) -> int:
 def run_rounds(pipeline: Pipeline, data: Data, base: Models) -> tuple[Models, Artifact]:
     """Run round after round from the models of the start; return the best models and the report."""
     report = RoundsReport(data)
-    best, last = train_rounds(pipeline, data, base, report)
-    written, best = report.end(pipeline, best, last.round)
+    best, _ = train_rounds(pipeline, data, base, report)
+    written, best = report.end(pipeline, best)
     return best, written
 
 
@@ -123,6 +119,7 @@ def train_rounds(
     best = current = base
     rounds_from: Counter[int] = Counter()  # by the round whose models they start from
     begun: list[Future[object]] = []
+    choices = report.choices if report else []
     dev = (report or RoundsReport(data)).dev if report or options.rounds > 1 else None
 
     for number in range(1, options.rounds + 1):
@@ -154,12 +151,10 @@ def train_rounds(
         measure_on_dev(this, dev, current, dev_texts.result())
         for measured in begun:
             measured.result()
-        difference, significant = dev.difference(this, f"round-{best.round}", f"round-{number}")
-        gained = significant and difference > 0
-        get_run_logger().info("round %d changes nDCG@10 on dev by %+.3f", number, difference)
-        best = current if difference > 0 else best
-        if options.stop_without_gain and not gained:
-            get_run_logger().info("that is no significant gain: the loop stops")
+        choices.append(choose(this, dev, best, current))
+        best = current if choices[-1].kept else best
+        if options.stop_without_gain and not choices[-1].kept:
+            get_run_logger().info("the loop stops")
             break
     return best, current
 

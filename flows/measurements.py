@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from expandr_core.evaluation.comparison import MeasuredDataset
-from expandr_core.evaluation.verdict import Kept
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.options.training import AlignOptions
 from expandr_core.store.artifacts import Artifact
+from flows.choice import Choice, kept
 from flows.distilled import distil_kept, measure_distilled
 from tasks.comparison import Comparison, Expansions, Measured
 from tasks.data import Data
@@ -29,12 +29,14 @@ class RoundsReport:
     Attributes:
         systems: measured so far.
         dev: what is measured on the split that chooses the best round.
+        choices: which rounds were kept, and why.
     """
 
     def __init__(self, data: Data):
         """Measure nothing yet."""
         self.systems = open_comparison(data, data.reported)
         self.dev = open_comparison(data, "dev", "choose/")
+        self.choices: list[Choice] = []
         self._data = data
         self._control: Future[Artifact] | None = None
 
@@ -71,7 +73,7 @@ class RoundsReport:
         arguments = self.systems, control, base, previous, current, expansions, training
         return pipeline.submit("measure the round", measure_round, *arguments)
 
-    def end(self, pipeline: Pipeline, best: Models, rounds: int) -> tuple[Artifact, Models]:
+    def end(self, pipeline: Pipeline, best: Models) -> tuple[Artifact, Models]:
         """Learn the gate of the best models on dev, measure it, and write the report.
 
         A gate is not measured on the queries that it is learned on, where there are no others. The
@@ -80,7 +82,7 @@ class RoundsReport:
         Returns:
             The report, and the best models with their gate and their distilled query encoder.
         """
-        chosen = kept(pipeline, best, rounds)
+        chosen = kept(pipeline.options.loop, self.choices)
         if chosen.alone != "query":
             question = "Do expansions at search help the retriever that is kept?"
             self.systems.ask(chosen.alone, chosen.expanded, question)
@@ -268,32 +270,3 @@ def _ask_about_round(
     if origin:
         question = "Is this round better than the one whose models it started from?"
         systems.ask(f"round-{origin}", joint, question)
-
-
-def measure_start_on_dev(pipeline: Pipeline, dev: Comparison, base: Models) -> None:
-    """Measure the models of the start on the split that chooses the best round."""
-    expansions = dev.expand(pipeline, base.llm, "sampled", "untrained LLM")
-    measure_on_dev(pipeline, dev, base, expansions)
-
-
-def measure_on_dev(
-    pipeline: Pipeline, dev: Comparison, models: Models, expansions: Expansions
-) -> None:
-    """Measure the models of a round on the split that chooses the best round."""
-    n = models.round
-    dev.dense(pipeline, f"round-{n}", f"round {n}", models.retriever, expansions)
-
-
-def kept(pipeline: Pipeline, best: Models, rounds: int) -> Kept:
-    """Tell the report which models are kept, and why."""
-    if not best.round:
-        reason = "On the dev queries no round scored higher than the start, whose models are kept."
-        return Kept(expanded="untrained", alone="query", reason=reason)
-    name = f"round-{best.round}"
-    reason = (
-        f"On the dev queries round {best.round} of {rounds} scored highest; its models are kept."
-        if rounds > 1
-        else "On the dev queries round 1 scored higher than the start; its models are kept."
-    )
-    alone = "query" if pipeline.options.loop.order == "align_only" else f"{name}-query"
-    return Kept(expanded=name, alone=alone, reason=reason)

@@ -70,7 +70,7 @@ class RunRecord(Record):
 
     Attributes:
         options: of the run.
-        best_round: the round that was best on dev; 0 if none beat the start.
+        best_round: the round that is kept; 0 if that is the start.
         models: the best LLM and retriever, the corpus and, if there are any, their gate and the
             distilled retriever.
     """

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from expandr_core.evaluation.comparison import (
     Contrast,
@@ -27,6 +27,17 @@ from tasks.retriever import encode_corpus
 
 Mode = Literal["query", "expansion", "fused"]
 Expansions = dict[str, list[Artifact]]  # of the queries of each dataset, one artifact per seed
+
+
+class Gain(NamedTuple):
+    """The difference in nDCG@10 between two systems, its p-value, and the number of observations."""
+
+    difference: float
+    p: float
+    clusters: int
+
+
+PREDICTED = Gain(1.0, 0.0, 1000)  # by dry runs: every round brings a gain
 
 
 @dataclass(frozen=True)
@@ -244,11 +255,8 @@ class Comparison:
             *(f"{key}: {warning}" for key, warning in said.items() if warning),
         )
 
-    def difference(self, pipeline: Pipeline, before: str, after: str) -> tuple[float, bool]:
-        """Compare two systems: the difference in nDCG@10, and whether it is significant.
-
-        A dry run predicts that every round brings a gain.
-        """
+    def gain(self, pipeline: Pipeline, before: str, after: str) -> Gain:
+        """Compare two systems on the one dataset; a dry run predicts a gain."""
         pair = {name: self.systems[name] for name in (before, after)}
         question = " -> ".join(system.title for system in pair.values())
         alone = replace(
@@ -261,11 +269,11 @@ class Comparison:
         title = f"compare on {where}: {self.systems[after].title}"
         report = alone.report(pipeline, title, f"{self.purpose}{where}/{after}")
 
-        def read(store: Store) -> tuple[float, bool]:
+        def read(store: Store) -> Gain:
             [found] = read_comparison(store.local(report))["contrasts"]
-            return found["difference"], found["significant"]
+            return Gain(found["difference"], found["p"], found["clusters"])
 
-        return pipeline.ask(read, predicted=(1.0, True))
+        return pipeline.ask(read, predicted=PREDICTED)
 
 
 def _seed(seed: int, of: int) -> str:

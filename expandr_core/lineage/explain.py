@@ -41,7 +41,8 @@ def explain(store: Store, run: RecordedRun, what: str = "", check: bool = False)
     Raises:
         DataError: if there is no such cell; it lists those that there are.
     """
-    compared = _measuring(ComparedRun(store, run), what)
+    report = ComparedRun(store, run)
+    compared = _measuring(report, what)
     comparison, lineage, again = compared.comparison, compared.lineage, compared.measured
     cell = find_cell(comparison, what, compared.limits)
     systems = [name for name in (cell.before, cell.system) if name]
@@ -60,6 +61,7 @@ def explain(store: Store, run: RecordedRun, what: str = "", check: bool = False)
         "what": cell.name,
         "title": title_of(comparison, cell),
         "value": cell.value,
+        "kept": (report.comparison["kept"] or {}).get("reason", ""),
         "report": f"{compared.run.report.key}/comparison.json",
         "store": store.url,
         "evaluations": measured,

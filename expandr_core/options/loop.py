@@ -43,12 +43,17 @@ class LoopOptions(Options):
     )
     next_round: Literal["best", "latest"] = Field(
         default="best",
-        description="Models that the next round starts from: the best so far on the dev queries, or the "
-        "latest, even if worse. Another round from the same models gets another seed.",
+        description="Models that the next round starts from: those that are kept so far, or the latest, "
+        "even if worse. Another round from the same models gets another seed.",
     )
-    stop_without_gain: bool = Field(
-        default=True, description="Stop when a round brings no significant gain on the dev queries."
+    keep_level: float = Field(
+        default=0.05,
+        gt=0,
+        le=1,
+        description="Largest p-value at which a round is kept, of a paired test on the dev queries "
+        "against what was kept before it, at first the models of the start. 1: whatever scores higher.",
     )
+    stop_without_gain: bool = Field(default=True, description="Stop when a round is not kept.")
 
 
 class JointLoopOptions(Options):

@@ -64,7 +64,7 @@ class RecordedRun(BaseModel):
         steps: every step, in order.
         options: as plain values, under the names that they had.
         changed: the options that differed from the defaults of that version; None if not recorded.
-        best_round: that was best on dev; 0 if none beat the start.
+        best_round: that is kept; 0 if that is the start.
         models: the best LLM and retriever, the corpus, and perhaps their gate.
     """
 

@@ -85,6 +85,7 @@ def test_the_headline_is_what_the_run_keeps(recorded, run, comparison):
 def test_what_chose_the_round_is_explained_too(recorded, run):
     found = explain(recorded, run, "dev/round-1/ndcg@10", check=True)
     assert found["check"]["agrees"] and found["title"] == "round 1: nDCG@10 on dev"
+    assert found["kept"].startswith("Round 1 of 1 was best on the dev queries")
     assert found["evaluations"][0]["judgements"]["path"].endswith("/dev_qrels.parquet")
     assert explain(recorded, run, "dev/round-0..round-1/p", check=True)["check"]["agrees"]
     checked = {each["what"]: each["check"]["agrees"] for each in check_all(recorded, run)}
