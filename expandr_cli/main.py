@@ -10,6 +10,7 @@ from expandr_cli.ablate import app as ablate_command
 from expandr_cli.cluster import app as cluster_commands
 from expandr_cli.compare import app as compare_command
 from expandr_cli.config_files import SeedOption, SetOption, load_options, said_of
+from expandr_cli.evaluate import app as evaluate_command
 from expandr_cli.explain import app as explain_command
 from expandr_cli.export import app as export_commands
 from expandr_cli.import_gguf import app as gguf_command
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.add_typer(export_commands)
 app.add_typer(gguf_command)
 app.add_typer(model_commands)
+app.add_typer(evaluate_command)
 app.add_typer(plan_command)
 app.add_typer(ablate_command)
 app.add_typer(explain_command)
@@ -168,68 +170,6 @@ def search(
     with_llm, without = "auto" if gate else "expanded", "distilled" if distilled else "alone"
     with user_errors():
         search_corpus(out, store, run_name, question, passages, with_llm if expand else without)
-
-
-@app.command()
-def evaluate(
-    config: Annotated[Path, typer.Argument(help="YAML file, as for `expandr run`.")],
-    datasets: Annotated[
-        str,
-        typer.Option(
-            help="Separated by commas: BEIR names such as scifact, NanoBEIR names such as nano-scifact, "
-            "all with beir or nano-beir; folders or s3:// URLs in BEIR layout; NAME=LOCATION."
-        ),
-    ],
-    runs: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--run",
-            help="Use the models of this alias or run, or of 'latest'; repeatable. By default those "
-            "that CONFIG names, and the champion if it names none.",
-        ),
-    ] = None,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--input",
-            help="llm=KEY or retriever=KEY to replace CONFIG's; training=KEY to check for leakage.",
-        ),
-    ] = None,
-    seeds: Annotated[int, typer.Option(min=0, help="How many seeds of sampled expansions.")] = 3,
-    gate_on: Annotated[
-        str, typer.Option(help="Learn a gate on the qrels/dev.tsv of this folder in BEIR layout.")
-    ] = "",
-    store: StoreOption = "store",
-    seed: SeedOption = None,
-    changes: SetOption = None,
-) -> None:
-    """Compare models on many datasets: BM25, queries alone, and queries with expansions.
-
-    If you add a dataset or a run, only the new measurements are made.
-    """
-    options = load_options(config, seed, changes or [])
-    with user_errors(AGAIN):
-        from expandr_cli.preflight import check_suite
-        from expandr_cli.results import print_suite
-        from expandr_cli.temporary_server import prefect_server, run_flow
-        from flows.evaluate_suite import evaluate_suite
-        from flows.model_pairs import MeasuredModels
-        from flows.run_record import said_of_it
-
-        models = MeasuredModels.of(runs or [], inputs or [], gate_on)
-        wanted, store = tuple(datasets.split(",")), absolute(store)
-        said = [str(config), *said_of(seed, changes)]
-        check_suite(wanted, options, models, store)
-        with prefect_server(notify), said_of_it(said):
-            summary = run_flow(
-                evaluate_suite,
-                datasets=wanted,
-                options=options,
-                models=models,
-                seeds=seeds,
-                store=store,
-            )
-        print_suite(out, summary.store, summary.report, summary.name)
 
 
 Stage = Literal[

@@ -1,9 +1,9 @@
 """The command `expandr plan`: the predicted cost of a run, beside the actual cost of one."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 import yaml
@@ -14,7 +14,12 @@ from expandr_cli.config_files import SeedOption, SetOption, load_options
 from expandr_cli.terminal import StoreOption, absolute, fail, notify, out, user_errors
 
 if TYPE_CHECKING:
+    from expandr_core.options.loop import JointLoopOptions
     from expandr_core.planning.cost_model import StepCost, Throughput
+    from expandr_core.store.run_records import Step
+    from expandr_core.store.store import Store
+    from flows.evaluate_suite import SuiteSummary
+    from flows.plan import Plan
 
 app = typer.Typer()
 
@@ -41,43 +46,87 @@ def plan(
 ) -> None:
     """Estimate a run's texts, tokens, hours and disk, stage by stage, before you start it.
 
+    Of measurements on datasets, `expandr evaluate ... --plan` does so; --run takes both kinds of runs.
+
     Stage costs come from earlier runs with the same models or, if there are none, from one calibration
     round on a sample of the data. Hours are for one worker that makes everything from scratch.
     """
     with user_errors("The same command continues from the finished stages"):
-        from expandr_cli.preflight import check_run
-        from expandr_cli.temporary_server import prefect_server, run_flow
-        from expandr_core.planning.cost_model import measured
-        from flows.plan import plan as plan_flow
         from flows.run_record import loop_run
         from tasks.stage import open_store
 
         if run_name and config:
             fail("--run takes no CONFIG")
-        run = loop_run(open_store(absolute(store)), run_name) if run_name else None
-        if run:
-            options = run.options
+        opened = open_store(absolute(store))
+        suite = _suite(opened, run_name) if run_name else None
+        run = loop_run(opened, run_name) if run_name and not suite else None
+        how = {
+            "throughput": _read(throughputs) if throughputs else None,
+            "calibrate": calibrate,
+            "sample": sample,
+            "store": absolute(store),
+        }
+        if suite:
+            made = _plan_again(suite, how)
+        elif run:
+            made = _plan_loop(run.options, how | {"before": run.started})
         elif config:
-            options = load_options(config, seed, changes or [])
+            made = _plan_loop(load_options(config, seed, changes or []), how)
         else:
             fail("name a CONFIG to plan, or the run to compare with: --run RUN")
-        throughput = _read(throughputs) if throughputs else None
-        check_run(options, absolute(store))
-        with prefect_server(notify):
-            made = run_flow(
-                plan_flow,
-                options=options,
-                throughput=throughput,
-                before=run.started if run else None,
-                calibrate=calibrate,
-                sample=sample,
-                store=absolute(store),
-            )
-        before = measured(open_store(absolute(store)), run.steps) if run else []
     if save:
         save.write_text(yaml.safe_dump(made.throughput.model_dump(), sort_keys=False))
-    out.print(_table(made.steps, before), highlight=False)
+    over = suite or run
+    print_plan(made, opened, over.steps if over else [])
+
+
+def print_plan(made: "Plan", store: "Store", steps: Sequence["Step"] = ()) -> None:
+    """Print a plan, beside what the steps of a run have cost."""
+    from expandr_core.planning.cost_model import measured
+
+    out.print(_table(made.steps, measured(store, steps)), highlight=False)
     out.print(f"Throughputs: {made.throughput.source}.", highlight=False, soft_wrap=True)
+
+
+def _plan_loop(options: "JointLoopOptions", how: dict[str, Any]) -> "Plan":
+    from expandr_cli.preflight import check_run
+    from expandr_cli.temporary_server import prefect_server, run_flow
+    from flows.plan import plan as plan_flow
+
+    check_run(options, how["store"])
+    with prefect_server(notify):
+        return run_flow(plan_flow, options=options, **how)
+
+
+def _plan_again(suite: "SuiteSummary", how: dict[str, Any]) -> "Plan":
+    """Plan a suite that is over, as if it and what followed had not been."""
+    from expandr_cli.preflight import check_suite
+    from expandr_cli.temporary_server import prefect_server, run_flow
+    from flows.plan_suite import plan_suite
+
+    datasets = tuple(suite.datasets)
+    check_suite(datasets, suite.options, suite.asked, how["store"])
+    asked = {"options": suite.options, "models": suite.asked, "seeds": suite.seeds}
+    with prefect_server(notify):
+        return run_flow(plan_suite, datasets=datasets, before=suite.started, **asked, **how)
+
+
+def _suite(store: "Store", name: str) -> "SuiteSummary | None":
+    """Find the run of a suite; None if the name is not one of those."""
+    from flows.evaluate_suite import SuiteSummary
+    from flows.run_record import find_other_run, find_run
+
+    found = None if find_run(store, name) else find_other_run(store, name)
+    if not found or found["kind"] != "evaluate-suite":
+        return None
+    try:
+        return SuiteSummary(**found)
+    except ValidationError as error:
+        field = ".".join(map(str, error.errors()[0]["loc"]))
+        fail(
+            f"run {found['name']} was recorded by a version that noted less or other options ({field}); "
+            "run it again: artifacts that did not change are found"
+        )
 
 
 def _read(path: Path) -> "Throughput":

@@ -7,21 +7,22 @@ dataset --> corpus --encode------------------------> vectors -------+
 training data --> audit of leakage -------------------------------------------------+--> compare
 """
 
-from dataclasses import replace
-from typing import Annotated
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 from prefect import flow
 from pydantic import Field
 
-from expandr_core.data.catalog import dev_of, find_datasets
+from expandr_core.data.catalog import Dataset, dev_of, find_datasets
 from expandr_core.errors import DataError
 from expandr_core.options.loop import JointLoopOptions
+from expandr_core.planning.cost_model import costly_options
 from expandr_core.store.artifacts import Artifact
 from flows.model_pairs import MeasuredModels, ModelPair, find_pairs
 from flows.presets import Preset, place, resolve
 from flows.report import publish_report
-from flows.run_record import Record, Started, end_record, noted, write_record
-from tasks.comparison import Comparison
+from flows.run_record import Record, end_record, noted, write_record
+from tasks.comparison import Comparison, Measured
 from tasks.datasets import get_dataset
 from tasks.gating import Both, learn_gate_on, measure_variants
 from tasks.pipeline import Pipeline
@@ -33,9 +34,21 @@ Seeds = Annotated[int, Field(ge=0)]
 
 
 class SuiteSummary(Record):
-    """What a run of the suite leaves behind; `datasets` are those that it was asked for."""
+    """What a run of the suite leaves behind.
+
+    Attributes:
+        datasets: that it was asked for.
+        options: of the run.
+        asked: which models it was asked for; of runs, their full names.
+        seeds: of sampled expansions.
+        measured: the options of each pair of models that cost depends on.
+    """
 
     datasets: list[str]
+    options: JointLoopOptions
+    asked: MeasuredModels
+    seeds: int
+    measured: list[dict[str, Any]]
 
 
 @flow(name="evaluate-suite")
@@ -70,44 +83,87 @@ def evaluate_suite(
     wanted = find_datasets(datasets)
     pipeline = Pipeline(store, options, place(preset, placement), fresh)
     with noted(pipeline, "evaluate-suite", ", ".join(datasets), preset) as started:
-        pairs = find_pairs(pipeline, models)
-        systems = Comparison([get_dataset(pipeline, dataset) for dataset in wanted])
-        measure_references(pipeline, systems)
-        if models.gate_on:
-            pairs = learn_gates(pipeline, pairs, models.gate_on, systems)
-        for number, pair in enumerate(pairs):
-            prefix = f"{pair.title}: " if len(pairs) > 1 else ""
-            measure_pair(pipeline, systems, pair, number, prefix, seeds)
-        report = systems.report(pipeline)
-        summary = record_suite(pipeline, started, report, list(datasets))
+        suite = find_suite(pipeline, wanted, models)
+        report = measure_suite(pipeline, suite, seeds)
+        facts = end_record(pipeline, started, report)
+        runs = tuple(pair.run for pair in suite.pairs if pair.run)
+        summary = SuiteSummary(
+            **facts,
+            datasets=list(datasets),
+            options=options,
+            asked=models.model_copy(update={"runs": runs}),
+            seeds=seeds,
+            measured=[options_of_cost(pipeline, pair) for pair in suite.pairs],
+        )
+        write_record(pipeline, summary, "evaluate-suite")
     publish_report(pipeline, summary, "suite-report")
     return summary
 
 
-def learn_gates(
-    pipeline: Pipeline, pairs: list[ModelPair], folder: str, systems: Comparison
-) -> list[ModelPair]:
-    """Learn a gate for each pair of models on the dev queries of a folder.
+@dataclass(frozen=True)
+class Suite:
+    """What is measured, all of it in the store.
+
+    Attributes:
+        datasets: to measure on.
+        pairs: of models.
+        dev: queries to learn a gate on, if one is to be learned.
+    """
+
+    datasets: list[Measured]
+    pairs: list[ModelPair]
+    dev: Measured | None = None
+
+
+def find_suite(pipeline: Pipeline, wanted: list[Dataset], models: MeasuredModels) -> Suite:
+    """Get the datasets, and find or import the models.
 
     Raises:
-        DataError: if no gate is wanted, or the queries are those that are measured.
+        DataError: if a model or a dataset is not there, no gate is wanted, or its queries are those that
+            are measured.
     """
+    pairs = find_pairs(pipeline, models)
+    datasets = [get_dataset(pipeline, dataset) for dataset in wanted]
+    if not models.gate_on:
+        return Suite(datasets, pairs)
     if pipeline.options.gate.mode == "off":
         raise DataError("gate.mode is 'off', so no gate is learned; choose another mode")
-    dev = get_dataset(pipeline, dev_of(folder))
+    dev = get_dataset(pipeline, dev_of(models.gate_on))
     [evaluation] = dev.subsets.values()
-    for key, measured in systems.evaluations.items():
+    for key, measured in Comparison(datasets).evaluations.items():
         if measured.queries.digest == evaluation.queries.digest:
             raise DataError(
-                f"the queries of {key} are the dev queries of {folder}, so a gate would be measured on "
-                "what it was learned on; give other queries"
+                f"the queries of {key} are the dev queries of {models.gate_on}, so a gate would be "
+                "measured on what it was learned on; give other queries"
             )
+    return Suite(datasets, pairs, dev)
+
+
+def measure_suite(pipeline: Pipeline, suite: Suite, seeds: int) -> Artifact:
+    """Measure the models on the datasets; return the comparison of all systems."""
+    systems, pairs = Comparison(suite.datasets), suite.pairs
+    measure_references(pipeline, systems)
+    if suite.dev:
+        pairs = learn_gates(pipeline, pairs, suite.dev)
+    for number, pair in enumerate(pairs):
+        prefix = f"{pair.title}: " if len(pairs) > 1 else ""
+        measure_pair(pipeline, systems, pair, number, prefix, seeds)
+    return systems.report(pipeline)
+
+
+def learn_gates(pipeline: Pipeline, pairs: list[ModelPair], dev: Measured) -> list[ModelPair]:
+    """Learn a gate for each pair of models on dev queries."""
     learned = []
     for number, pair in enumerate(pairs):
         view, name = with_models_of(pipeline, pair), f"-{number + 1}" if number else ""
         gate = learn_gate_on(view, dev, pair.llm, pair.retriever, name, pair.title)
         learned.append(replace(pair, gate=gate))
     return learned
+
+
+def options_of_cost(pipeline: Pipeline, pair: ModelPair) -> dict[str, Any]:
+    """Return the options that the cost of a step with these models depends on."""
+    return costly_options(pair.options.model_copy(update={"device": pipeline.options.device}))
 
 
 def with_models_of(pipeline: Pipeline, pair: ModelPair) -> Pipeline:
@@ -149,12 +205,3 @@ def measure_pair(
         ask_references(systems, often, "Is the query with its expansion better than {}?")
     for kind in ("query", *written) if number else ():
         systems.ask(name(kind, 0), name(kind), "Are these models better than the first?")
-
-
-def record_suite(
-    pipeline: Pipeline, started: Started, report: Artifact, datasets: list[str]
-) -> SuiteSummary:
-    """Write the record of this run into the store, which keeps what it made from `expandr gc`."""
-    summary = SuiteSummary(**end_record(pipeline, started, report), datasets=datasets)
-    write_record(pipeline, summary, "evaluate-suite")
-    return summary

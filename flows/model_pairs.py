@@ -27,6 +27,7 @@ class ModelPair:
         options: how the retriever is used and the LLM writes; of a run's models, those of the run.
         training: files of examples that the models were trained on, as far as they are known.
         gate: tells which queries are expanded, if the run learned it.
+        run: whose best models these are; empty if options or keys name them.
     """
 
     title: str
@@ -35,6 +36,7 @@ class ModelPair:
     options: JointLoopOptions
     training: tuple[Artifact, ...]
     gate: Artifact | None = None
+    run: str = ""
 
 
 class MeasuredModels(Options):
@@ -124,6 +126,10 @@ def _named_models(
     found |= import_models(pipeline, set(names) - set(found))
     adapter = f" + {Path(options.llm.adapter).name}" if options.llm.adapter else ""
     title = f"{Path(names['llm']).name}{adapter} and {Path(names['retriever']).name}"
+    changed = {
+        role: getattr(options, role).model_copy(update={"model": names[role]}) for role in names
+    }
+    options = options.model_copy(update=changed)  # what a key names is no model of the options
     return [ModelPair(title, found["llm"], found["retriever"], options, training)]
 
 
@@ -138,6 +144,7 @@ def _best_models(run: RunRecord, training: tuple[Artifact, ...]) -> ModelPair:
         run.options,
         tuple(files.values()),
         run.models.get("gate"),
+        run.name,
     )
 
 

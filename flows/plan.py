@@ -6,9 +6,11 @@ on samples of the data.
 """
 
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache, partial
+from typing import Any
 
 from prefect import flow, get_run_logger
 from prefect.logging import disable_run_logger
@@ -17,11 +19,19 @@ from pydantic import BaseModel
 from expandr_core.errors import DataError
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.options.preferences import ACCEPT_ALL
-from expandr_core.planning.cost_model import StepCost, Throughput, measured, throughput_of
+from expandr_core.planning.cost_model import (
+    StepCost,
+    Throughput,
+    costly_options,
+    costly_options_of,
+    measured,
+    throughput_of,
+)
 from expandr_core.runtime.runner import module_of
 from expandr_core.stages.sample import OPTIONS as SampleOptions
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.run_records import Step, StepId
+from expandr_core.store.store import Store
 from flows.joint_loop import run_rounds, start_models
 from flows.promotion import check_promotion, plan_gate
 from tasks.data import Data, Evaluation, prepare_data
@@ -74,14 +84,11 @@ def plan(
     data = prepare_data(pipeline)
     models = cache(partial(start_models, pipeline, data, imported))
     if not throughput and not calibrate:
-        throughput = learned(pipeline, before)
-        if before and not throughput:
-            raise DataError(
-                "no run with these models ended before that one, to predict it by; give "
-                "--throughputs FILE, as the plan's --save wrote it, or --calibrate"
-            )
+        throughput = learned(pipeline.open(), costly_options(options), before)
     if not throughput:
-        throughput = calibrated(pipeline, data, models(), sample)
+        make = partial(run_round, data=data, models=models())
+        built = measured(pipeline.open(), pipeline.steps)
+        throughput = Calibration(pipeline, sample, built).run(make)
     get_run_logger().info("planned by %s", throughput.source)
     if options.loop.start_from != "data":  # what is imported is in the store, as the data is
         data = import_start(pipeline, data, models().llm)
@@ -93,19 +100,25 @@ def plan(
     return Plan(throughput=throughput, steps=planned.costs)
 
 
-def learned(pipeline: Pipeline, before: datetime | None) -> Throughput | None:
-    """Learn from earlier runs with the same models, of each step from the latest that have it.
+def learned(store: Store, options: dict[str, Any], before: datetime | None) -> Throughput | None:
+    """Learn from earlier runs, of each step from the latest that have it.
 
-    None if there are none.
+    Args:
+        store: that has the runs.
+        options: which cost depends on; runs with others, or with several pairs of models, do not count.
+        before: runs that ended later do not count, either.
+
+    Returns:
+        None if there is no such run, and one may be made now.
+
+    Raises:
+        DataError: if there is no such run before.
     """
-    store, names, steps = pipeline.open(), list[str](), list[StepCost]()
-    models = pipeline.options.model_dump(mode="json", include={"llm", "retriever", "device"})
+    names, steps = list[str](), list[StepCost]()
     known: Counter[tuple[str, str]] = Counter()
     for record in reversed(store.records()):
-        if "kind" in record:  # of a suite
-            continue
         ended = datetime.fromisoformat(record["finished"])
-        if not models.items() <= record["options"].items() or (before and ended >= before):
+        if costly_options_of(record) != [options] or (before and ended >= before):
             continue
         made = [Step(**step) for step in record["steps"]]
         new = [step for step in made if known[step.id.stage, step.id.name] < LATEST]
@@ -113,39 +126,59 @@ def learned(pipeline: Pipeline, before: datetime | None) -> Throughput | None:
             names.append(record["name"])
             steps += measured(store, new)
             known.update({(step.id.stage, step.id.name) for step in new})
+    if before and not names:
+        raise DataError(
+            "no run with these models ended before that one, to predict it by; give "
+            "--throughputs FILE, as the plan's --save wrote it, or --calibrate"
+        )
     return throughput_of(steps, f"as in {' and '.join(names)}") if names else None
 
 
-def calibrated(pipeline: Pipeline, data: Data, models: Models, sample: int) -> Throughput:
-    """Run one round on samples of the data: of a quarter, and of all of the queries asked for.
+@dataclass(frozen=True)
+class Calibration:
+    """Runs on samples of the data: with a quarter, and with all of the queries asked for.
 
     One on an eighth comes first: it only tells how much longer takes what is done first in a process.
+
+    Attributes:
+        pipeline: of the plan.
+        sample: how many queries are asked for.
+        built: steps that are measured already, such as models that were built.
     """
-    store = pipeline.open()
-    steps = measured(store, pipeline.steps)  # of the models that were built
-    loading: list[StepCost] = []
-    for part in (8, 4, 1):
-        queries = max(2, sample // part)
-        get_run_logger().info("calibration with %d queries", queries)
-        small = Pipeline(pipeline.store, relaxed(pipeline.options))
-        run_rounds(small, subset_of(small, data, queries), models)
-        if part == 8:  # a process of its own loads anew each time
-            made = measured(store, small.steps)
-            loading = [step for step in made if module_of(step.stage).ISOLATION != "always"]
-        else:
-            steps += measured(store, with_run_options(small, pipeline.options))
-    return throughput_of(steps, f"a calibration with {sample} queries", loading)
+
+    pipeline: Pipeline
+    sample: int
+    built: Sequence[StepCost] = ()
+
+    def run(self, make: Callable[[Pipeline, int], list[Step]]) -> Throughput:
+        """Call `make` with a pipeline and a number of queries, and fit what the steps cost."""
+        store, steps, loading = self.pipeline.open(), [*self.built], list[StepCost]()
+        for part in (8, 4, 1):
+            queries = max(2, self.sample // part)
+            get_run_logger().info("calibration with %d queries", queries)
+            made = make(Pipeline(self.pipeline.store, self.pipeline.options), queries)
+            ran = measured(store, [step for step in made if step.id.stage != "sample"])
+            if part == 8:  # a process of its own loads anew each time
+                loading = [step for step in ran if module_of(step.stage).ISOLATION != "always"]
+            else:
+                steps += ran
+        return throughput_of(steps, f"a calibration with {self.sample} queries", loading)
 
 
-def with_run_options(small: Pipeline, options: JointLoopOptions) -> list[Step]:
-    """Return the steps of a round on a sample, but with pairs as the run accepts them."""
+def run_round(small: Pipeline, queries: int, data: Data, models: Models) -> list[Step]:
+    """Run one round on samples of the data, and make pairs as the run accepts them.
+
+    Returns:
+        The steps that tell what those of the run cost.
+    """
+    options, small = small.options, replace(small, options=relaxed(small.options))
+    run_rounds(small, subset_of(small, data, queries), models)
     if options.loop.order == "retriever_only":
-        return [step for step in small.steps if step.id.stage != "sample"]
+        return list(small.steps)
     relaxed_pairs = StepId("pairs", 1)
     rewards = small.steps.artifact("reward", 1)
-    view = replace(small, options=options).round(1)
-    choose_pairs(view, rewards, "run options", partial=True)
-    return [step for step in small.steps if step.id != relaxed_pairs and step.id.stage != "sample"]
+    choose_pairs(replace(small, options=options).round(1), rewards, "run options", partial=True)
+    return [step for step in small.steps if step.id != relaxed_pairs]
 
 
 def relaxed(options: JointLoopOptions) -> JointLoopOptions:
@@ -170,16 +203,7 @@ def relaxed(options: JointLoopOptions) -> JointLoopOptions:
 
 def subset_of(pipeline: Pipeline, data: Data, queries: int) -> Data:
     """Cut the data down to some queries, and some passages for each of them."""
-
-    samples: dict[str, Artifact] = {}
-
-    def some(table: Artifact, size: int) -> Artifact:
-        name = f"{table.key}/{table.path}"
-        if name not in samples:
-            title, options = f"sample {size} of {table.path}", SampleOptions(size=size)
-            inputs = {"table": table}
-            samples[name] = pipeline.step("sample", inputs, title, options=options, name=name)
-        return samples[name].at(table.path)
+    some = partial(sampled, pipeline)
 
     def passages(corpus: Artifact) -> Artifact:
         return some(corpus, queries * PASSAGES_PER_QUERY)
@@ -198,3 +222,14 @@ def subset_of(pipeline: Pipeline, data: Data, queries: int) -> Data:
             for split, each in data.evaluations.items()
         },
     )
+
+
+def sampled(pipeline: Pipeline, table: Artifact, size: int) -> Artifact:
+    """Choose some queries, or passages, of a table, once in a run."""
+    title, name = f"sample {size} of {table.path}", f"{table.key}/{table.path}"
+    try:
+        made = pipeline.steps.artifact("sample", name=name)
+    except KeyError:
+        options = SampleOptions(size=size)
+        made = pipeline.step("sample", {"table": table}, title, options=options, name=name)
+    return made.at(table.path)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from expandr_core.errors import DataError
+from expandr_core.options.loop import JointLoopOptions
 from expandr_core.planning.workload import (
     TextStatistics,
     predicted_counts,
@@ -32,6 +33,7 @@ from expandr_core.store.run_records import Step, StepId
 from expandr_core.store.store import Store
 
 Floats = NDArray[np.floating]
+COSTLY = ("llm", "retriever", "device")  # groups of options
 VARIED = 2.0  # ratio of workloads from which the start can be estimated
 
 
@@ -77,6 +79,21 @@ class Throughput(TextStatistics):
                 f"{self.source} has no cost for the stage {stage!r}; calibrate again, or add one"
             )
         return self.stages[stage]
+
+
+def costly_options(options: JointLoopOptions) -> dict[str, Any]:
+    """Return the options that the cost of a step depends on, as plain values."""
+    return options.model_dump(mode="json", include={*COSTLY})
+
+
+def costly_options_of(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return those of the models that a recorded run used, each once; none if it did not record them."""
+    if "kind" not in record:  # a run of the loop
+        return [{name: record["options"].get(name) for name in COSTLY}]
+    found: list[dict[str, Any]] = []
+    for options in record.get("measured", []):
+        found += [] if options in found else [options]
+    return found
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import pytest
+import yaml
 from prefect.client.orchestration import get_client
 from test_joint_loop import task_runs
 from tiny_models import save_retriever
@@ -25,10 +26,13 @@ from expandr_core.options.generation import (
 )
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.options.retriever import EncodingOptions, RetrieverOptions
+from expandr_core.planning.cost_model import StepCost, measured
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
 from flows.evaluate_suite import SuiteSummary, evaluate_suite
 from flows.model_pairs import MeasuredModels
+from flows.plan import Plan
+from flows.plan_suite import plan_suite
 from flows.run_record import find_run
 from flows.single_stage import single_stage
 
@@ -296,6 +300,85 @@ def test_models_learn_a_gate_on_dev_queries_and_are_measured_with_it_on_others(w
     off = options.model_copy(update={"gate": GateOptions(mode="off")})
     with pytest.raises(DataError, match=r"gate\.mode is 'off'"):
         run(world, f"{folder}/", options=off, models=models)
+
+
+def planned(world: World, *datasets: str, **changes: Any) -> Plan:
+    """Plan without making anything but what a calibration needs."""
+    values = {"options": world.options, "models": MeasuredModels(), "seeds": 2}
+    found: Any = plan_suite(datasets, store=world.store, **values | changes)
+    return found
+
+
+def steps_of(summary: SuiteSummary) -> list[StepCost]:
+    """Return what the steps have cost that a plan is about."""
+    ran = measured(Store(summary.store), summary.steps)
+    return [each for each in ran if each.stage not in ("dataset", "import_model")]
+
+
+def test_a_plan_has_the_steps_of_the_suite_and_learns_what_they_cost(both, world):
+    datasets = f"scifact={world.folder}/sf", str(world.folder / "letters")
+    before = {path.name for path in Path(world.store, "artifacts").iterdir()}
+    found = planned(world, *datasets)
+    assert {path.name for path in Path(world.store, "artifacts").iterdir()} == before
+    ran = steps_of(both)
+    assert [each.id for each in found.steps] == [each.id for each in ran]
+    for each, real in zip(found.steps, ran, strict=True):
+        assert each.workload == pytest.approx(real.workload, rel=0.1), each.id
+    assert both.name in found.throughput.source
+    assert all(each.seconds > 0 for each in found.steps)
+
+
+def test_a_plan_calibrates_on_samples_where_the_models_have_no_run(world, tmp_path):
+    folder, options = write_dataset(tmp_path / "new", 2), world.options
+    models = MeasuredModels(gate_on=f"{folder}/")
+    (folder / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\nq6\td6\t1\nq7\td7\t1\n")
+    name = f"{world.options.llm.model}/"  # the same model, under a name that no run has
+    options = options.model_copy(update={"llm": options.llm.model_copy(update={"model": name})})
+    found = planned(world, f"{folder}/", options=options, models=models, sample=8)
+    assert found.throughput.source == "a calibration with 8 queries"
+    made = run(world, f"{folder}/", options=options, models=models)
+    assert [each.id for each in found.steps] == [each.id for each in steps_of(made)]
+    assert all(each.seconds > 0 and each.bytes > 0 for each in found.steps)
+
+
+def test_the_plan_of_two_pairs_counts_what_they_share_once(both, world):
+    store, steps = Store(world.store), titled(both)
+    record = {
+        "name": "20260101T000000-old-run",
+        "flow_run_id": "",
+        "store": world.store,
+        "started": both.started.isoformat(),
+        "finished": both.finished.isoformat(),
+        "options": world.options.model_dump(mode="json"),
+        "report": steps["compare the systems"].model_dump(),
+        "best_round": 1,
+        "models": {
+            "llm": steps["import the LLM"].model_dump(),
+            "retriever": steps["import the retriever"].model_dump(),
+        },
+        "steps": [],
+    }
+    store.write_record(record["name"], record)
+    twice = MeasuredModels(runs=("2026",))
+    dataset = f"scifact={world.folder}/sf"
+    found = planned(world, dataset, models=twice)
+    Path(world.store, "runs", f"{record['name']}.json").unlink()  # the other tests know of none
+    alone = planned(world, dataset)
+    assert {each.id for each in alone.steps} == {each.id for each in found.steps}
+    assert len([each for each in found.steps if each.stage == "evaluate_bm25"]) == 1
+
+
+def test_the_command_plans_and_compares_with_what_a_suite_has_cost(both, world, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(world.options.model_dump(mode="json", exclude_defaults=True)))
+    command = ["evaluate", str(config), "--datasets", f"{world.folder}/letters", "--plan"]
+    said = CliRunner().invoke(app, [*command, "--store", world.store], env={"COLUMNS": "200"})
+    assert said.exit_code == 0, said.output
+    assert "Throughputs: as in " in said.output and "evaluate_bm25" in said.output
+    again = ["plan", "--run", both.name, "--store", world.store, "--calibrate", "--sample", "8"]
+    said = CliRunner().invoke(app, again, env={"COLUMNS": "200"})
+    assert said.exit_code == 0, said.output
+    assert "time / measured" in said.output and "a calibration with 8 queries" in said.output
 
 
 def test_tiny_models_belong_to_a_run(world):

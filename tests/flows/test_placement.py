@@ -310,9 +310,10 @@ expanded(Store(sys.argv[2]), PLACED, 128)
 
 
 def test_a_parent_that_is_killed_finds_its_runs_again_when_it_is_tried_again(
-    workers, llm_folder, tmp_path
+    workers, llm_folder, tmp_path, caplog
 ):
-    store = filled(tmp_path / "store", llm_folder, 60)
+    """Its runs are halted until the new parent has found them: they must not end before."""
+    store = filled(tmp_path / "store", llm_folder, 300)
     command = [sys.executable, "-c", KILLED_PARENT, str(Path(__file__).parent), store.url]
     environment = os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value()}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
@@ -321,12 +322,25 @@ def test_a_parent_that_is_killed_finds_its_runs_again_when_it_is_tried_again(
         while not (before := finished_shards(store)):
             assert parent.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
+        halted = [run for worker in workers for run in psutil.Process(worker.pid).children(True)]
+        for process in halted:
+            process.suspend()
         os.killpg(parent.pid, signal.SIGKILL)
-    made = expanded(store, PLACED, 128)
+    made: list[Artifact] = []
+    again = threading.Thread(target=lambda: made.append(expanded(store, PLACED, 128)))
+    again.start()
+    deadline = time.monotonic() + 60
+    while sum("attached to run" in message for message in caplog.messages) < 2:
+        if time.monotonic() > deadline:
+            break  # the runs' number will tell
+        time.sleep(0.05)
+    for process in halted:
+        process.resume()
+    again.join(300)
     after = finished_shards(store)
-    assert set(after) == {part.key for part in store.shards(made)}
+    assert set(after) == {part.key for part in store.shards(made[0])}
     assert {key: after[key] for key in before} == before
-    assert len([run for run in stage_runs(made.key) if run.name.endswith("run 1")]) == 1
+    assert len([run for run in stage_runs(made[0].key) if run.name.endswith("run 1")]) == 1
 
 
 def test_a_worker_that_comes_late_makes_what_killed_ones_have_left(workers, llm_folder, tmp_path):

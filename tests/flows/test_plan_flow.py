@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 from expandr_cli.plan import by_stage
 from expandr_core.options.loop import JointLoopOptions
-from expandr_core.planning.cost_model import StepCost, measured, throughput_of
+from expandr_core.planning.cost_model import StepCost, costly_options, measured, throughput_of
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.run_records import StepId
 from expandr_core.store.store import Store
-from flows.plan import Plan, learned, plan, subset_of
+from flows.plan import Calibration, Plan, learned, plan, subset_of
 from tasks.data import prepare_data
 from tasks.pipeline import Pipeline
 
@@ -64,7 +64,7 @@ def test_a_calibration_tells_what_every_stage_costs_whatever_steps_are_called(
 
 def test_a_calibrated_start_from_pairs_builds_each_model_once(first, tmp_path, monkeypatch):
     known = planned(first.record.store).throughput
-    monkeypatch.setattr("flows.plan.calibrated", lambda *given: known)
+    monkeypatch.setattr(Calibration, "run", lambda *given: known)
     tiny, pairs = tiny_loop.OPTIONS, write_array(tmp_path / "pairs.json", PAIRS)
     changes = {
         "data": tiny.data.model_copy(update={"pairs": str(pairs)}),
@@ -161,11 +161,11 @@ def test_a_sample_of_the_data_keeps_whole_queries(first, store):
     assert len(rows(found["small"].corpus)) == min(5 * 16, len(rows(found["whole"].corpus)))
 
 
-def test_what_an_evaluation_recorded_is_no_run_to_learn_from(tmp_path):
+def test_a_run_that_did_not_record_its_models_is_none_to_learn_from(tmp_path):
     store = Store(str(tmp_path))
     record = {"kind": "evaluate-suite", "name": "1", "finished": "2026-01-01T00:00:00+00:00"}
     store.write_record("1", {**record, "steps": []})
-    assert learned(Pipeline(store.url, tiny_loop.OPTIONS), None) is None
+    assert learned(store, costly_options(tiny_loop.OPTIONS), None) is None
 
 
 def test_a_step_that_the_latest_runs_leave_out_is_learned_from_an_older_one(first, store):
@@ -186,7 +186,7 @@ def test_a_step_that_the_latest_runs_leave_out_is_learned_from_an_older_one(firs
             "options": record["options"] | {"loop": loop},
         }
         opened.write_record(later["name"], record | later)
-    found = learned(Pipeline(opened.url, options), None)
+    found = learned(opened, costly_options(options), None)
     alone = throughput_of(measured(opened, first.record.steps), "the first run")
     assert found
     assert found.of("dpo") == alone.of("dpo")
