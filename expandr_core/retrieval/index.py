@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Positions = NDArray[np.int64]
 _ROWS_AT_ONCE = 2048  # passages whose copies in double precision are multiplied
+_COPIED_AT_ONCE = 512  # passages whose copies stay in a processor's cache
 _TOGETHER = 16  # passages of a sample that are read at once
 
 
@@ -100,12 +101,13 @@ class Index(NamedTuple):
             yield block
 
     def _pieces(self, size: int) -> Iterator["Tensor"]:
-        """Cut the vectors after every `size`, and at the ends of shards."""
+        """Cut the vectors small, after every `size`, and at the ends of shards."""
         done = 0
         for number, start in enumerate(self.starts.tolist()):
             shard = self.opened(number)  # one at a time, as its pages count as memory
             while done < start + len(shard):
-                piece = shard[done - start : done - start + size - done % size]
+                most = min(size - done % size, _COPIED_AT_ONCE)
+                piece = shard[done - start : done - start + most]
                 done += len(piece)
                 yield piece
 
@@ -145,20 +147,19 @@ class Index(NamedTuple):
         ordered, products = positions[by_position], np.empty(len(positions))
         firsts = np.flatnonzero(np.diff(ordered, prepend=-1))  # pairs: the first of each passage
         found, ends = ordered[firsts], np.append(firsts, len(ordered))
-        for number, first, end in self._parts(found):
-            stored = torch.from_numpy(found[first:end] - self.starts[number])
-            passages = self.opened(number).index_select(0, stored).double()
-            pairs = by_position[ends[first] : ends[end]]
-            own = ends[first : end + 1] - ends[first]
-            products[pairs] = _sampled(passages, doubles, own, rows[pairs])
+        edges = np.searchsorted(found, [*self.starts.tolist(), len(self.passage_ids)])
+        for number, (begin, stop) in enumerate(pairwise(edges.tolist())):
+            if begin == stop:
+                continue
+            shard = self.opened(number)
+            for first in range(begin, stop, _ROWS_AT_ONCE):
+                end = min(first + _ROWS_AT_ONCE, stop)
+                stored = torch.from_numpy(found[first:end] - self.starts[number])
+                pairs = by_position[ends[first] : ends[end]]
+                own = ends[first : end + 1] - ends[first]
+                passages = shard.index_select(0, stored).double()
+                products[pairs] = _sampled(passages, doubles, own, rows[pairs])
         return products
-
-    def _parts(self, positions: Positions) -> Iterator[tuple[int, int, int]]:
-        """Cut ascending positions by shards and after _ROWS_AT_ONCE; yield shard, start and end."""
-        edges = np.searchsorted(positions, [*self.starts.tolist(), len(self.passage_ids)])
-        for number, (start, end) in enumerate(pairwise(edges.tolist())):
-            for first in range(start, end, _ROWS_AT_ONCE):
-                yield number, first, min(first + _ROWS_AT_ONCE, end)
 
 
 def _distinct(numbers: Positions, count: int) -> tuple[Positions, Positions]:
