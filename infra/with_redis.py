@@ -25,6 +25,7 @@ from redis.exceptions import ConnectionError, ResponseError, TimeoutError
 
 POLL_SECONDS = 1
 STOP_SECONDS = 10
+STOPS = (signal.SIGTERM, signal.SIGINT)
 DOCKET = "prefect"  # the name of the services' queue
 AN_HOUR = 3_600_000  # in milliseconds
 
@@ -35,9 +36,11 @@ def main() -> int:
     address = os.environ["PREFECT_REDIS_MESSAGING_URL"]
     redis = Redis.from_url(address, single_connection_client=True, socket_timeout=30)
     ours = connection(redis)
-    child = subprocess.Popen(sys.argv[1:])
-    for each in (signal.SIGTERM, signal.SIGINT):
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # until there is a command to pass them on to
+    child = subprocess.Popen(sys.argv[1:], preexec_fn=let_stops_in)
+    for each in STOPS:
         signal.signal(each, lambda number, _: child.send_signal(number))
+    let_stops_in()
     while connection(redis) in (ours, None):
         with contextlib.suppress(subprocess.TimeoutExpired):
             status = child.wait(POLL_SECONDS)
@@ -49,6 +52,11 @@ def main() -> int:
     except subprocess.TimeoutExpired:
         child.kill()
     return 1
+
+
+def let_stops_in() -> None:
+    """Take SIGTERM and SIGINT again, those too that came meanwhile."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
 
 def connection(redis: Redis) -> tuple[str, int] | None:

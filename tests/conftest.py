@@ -47,10 +47,13 @@ def llm_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
     """A Prefect server with an empty database of its own, for all flows of the tests."""
-    from prefect.testing.utilities import prefect_test_harness
+    from ports import kept_port
+    from prefect.testing import utilities
 
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
+    with kept_port() as port, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utilities, "_find_available_port", lambda: port)  # which could be lost again
+        with utilities.prefect_test_harness(server_startup_timeout=300):
+            yield
 
 
 @pytest.fixture(scope="session")

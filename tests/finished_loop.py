@@ -1,10 +1,10 @@
 """A finished run of the tiny loop, and the states of its tasks."""
 
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tiny_loop
+from waiting import wait_until
 
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
@@ -39,17 +39,17 @@ def task_runs(flow_run_id: str, number: int) -> list[Any]:
     from prefect.client.schemas.sorting import TaskRunSort
 
     runs = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))  # pyright: ignore
-    deadline = time.monotonic() + 60
+    found = []
+
+    def all_are_over() -> bool:
+        nonlocal found
+        found = client.read_task_runs(flow_run_filter=runs, sort=TaskRunSort.NAME_ASC, limit=200)
+        found = [run for run in found if not run.task_key.startswith("run_branch")]
+        return len(found) == number and all(run.state and run.state.is_final() for run in found)
+
     with get_client(sync_client=True) as client:
-        while True:
-            found = client.read_task_runs(
-                flow_run_filter=runs, sort=TaskRunSort.NAME_ASC, limit=200
-            )
-            found = [run for run in found if not run.task_key.startswith("run_branch")]
-            if len(found) == number and all(run.state and run.state.is_final() for run in found):
-                return found
-            assert time.monotonic() < deadline, f"{len(found)} of {number} task runs finished"
-            time.sleep(0.2)
+        wait_until(all_are_over, f"the end of {number} task runs")
+    return found
 
 
 def finished(store: Path, options: JointLoopOptions = tiny_loop.OPTIONS) -> Finished:

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from ports import kept_port
+
 NOT_IMPLEMENTED = b"<Error><Code>NotImplemented</Code><Message>not implemented</Message></Error>"
 KINDS = ("refused", "500", "503", "hanging", "cut short")  # and "damaged": a byte of what is sent
 
@@ -19,7 +21,10 @@ class ShakyProxy:
         self.requests = 0
         self.without: dict[str, bool] = {}  # headers it drops or, if True, refuses with 501
         self._server = server.removeprefix("http://")
-        self._address = ("127.0.0.1", 0)
+        self._kept = contextlib.ExitStack()
+        self._address = ("127.0.0.1", self._kept.enter_context(kept_port()))
+        self._recovery: threading.Timer | None = None
+        self._lock = threading.Lock()
         self._listen()
 
     @property
@@ -46,7 +51,6 @@ class ShakyProxy:
 
         self._http = ThreadingHTTPServer(self._address, Handler)
         self._http.daemon_threads = True
-        self._address = self._http.server_address
         threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
 
     def _handle(self, request: BaseHTTPRequestHandler) -> None:
@@ -54,6 +58,7 @@ class ShakyProxy:
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         if fault := self.fault:
             self.faults += 1
+            self._recover_soon()
         if fault == "hanging":
             threading.Event().wait(1)
         if fault in ("refused", "hanging"):
@@ -92,25 +97,35 @@ class ShakyProxy:
 
     @contextlib.contextmanager
     def failing(self, fault: str, seconds: float | None = None) -> Iterator[None]:
-        """Fail for some seconds, or until the end of the block."""
+        """Fail for some seconds from the first request on, or until the end of the block."""
+        self._recovery = threading.Timer(seconds, self._recover) if seconds else None
         self.fault = fault
         if fault == "refused":
-            self.close()
-        timer = threading.Timer(seconds or 0, self._recover)
-        if seconds:
-            timer.start()
+            self._close_server()
+            self._recover_soon()  # it does not see the first request
         try:
             yield
         finally:
-            timer.cancel()
+            if self._recovery and self._recovery.ident:
+                self._recovery.cancel()
+                self._recovery.join()
             self._recover()
 
-    def _recover(self) -> None:
-        if self.fault == "refused":
-            self.fault = ""
-            self._listen()
-        self.fault = ""
+    def _recover_soon(self) -> None:
+        with self._lock:
+            if self._recovery and not self._recovery.ident:
+                self._recovery.start()
 
-    def close(self) -> None:
+    def _recover(self) -> None:
+        with self._lock:
+            if self.fault == "refused":
+                self._listen()
+            self.fault = ""
+
+    def _close_server(self) -> None:
         self._http.shutdown()
         self._http.server_close()
+
+    def close(self) -> None:
+        self._close_server()
+        self._kept.close()

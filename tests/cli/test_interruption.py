@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from waiting import SECONDS
 
 ROOT = Path(__file__).parents[2]
 SLEEPER = "import time; print('ready', flush=True); time.sleep(600)"
@@ -95,7 +96,7 @@ def test_a_signal_ends_a_command_with_one_sentence_and_its_status(number):
     with program(WAITING) as process:
         assert line_of(process) == "ready"
         process.send_signal(number)
-        assert process.communicate(timeout=60)[1] == "interrupted.\n"
+        assert process.communicate(timeout=SECONDS)[1] == "interrupted.\n"
         assert process.returncode == 128 + number
 
 
@@ -105,7 +106,7 @@ def test_what_does_not_end_by_the_first_signal_is_ended_by_the_second():
         process.send_signal(signal.SIGINT)
         assert line_of(process) == "deaf"
         process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=60)[1] == "interrupted.\n"
+        assert process.communicate(timeout=SECONDS)[1] == "interrupted.\n"
         assert process.returncode == 130
 
 
@@ -116,7 +117,7 @@ def test_a_signal_that_the_shell_ignores_is_ignored():
         assert line_of(process) == "ready"
         process.send_signal(signal.SIGHUP)
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
+        assert process.wait(SECONDS) == 130
 
 
 @pytest.mark.parametrize("signals", [1, 2])
@@ -136,7 +137,7 @@ def test_a_run_that_was_interrupted_is_marked_and_its_processes_are_gone(signals
         assert line_of(process) == "ending"
         if signals > 1:
             process.send_signal(signal.SIGINT)
-        complaint = process.communicate(timeout=60)[1]
+        complaint = process.communicate(timeout=SECONDS)[1]
         assert process.returncode == 130
     assert "Traceback" not in complaint
     assert "interrupted. Do it again\n" in complaint

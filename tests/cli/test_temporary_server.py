@@ -1,26 +1,31 @@
 """Prefect's server of one command: it is started again if it dies, and gone when the command is."""
 
-import contextlib
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 from prefect.logging import disable_run_logger
+from waiting import wait_until
 
 from deployments.connection import asked_of
 from expandr_cli.temporary_server import TemporaryServer, run_flow
 from expandr_core.errors import DataError
+from expandr_core.store.filesystems import flock
 from tasks.progress import only_shown, progress
 
 ROOT = Path(__file__).parents[2]
 COMMAND = """
-import os, sys
+import logging, os, sys
+logging.getLogger("expandr_core").setLevel("INFO")
+logging.getLogger("expandr_core").addHandler(logging.StreamHandler(sys.stdout))
 from expandr_cli.temporary_server import TemporaryServer, run_flow
 
 def warn(message):
@@ -38,14 +43,18 @@ def environment(home: Path) -> dict[str, str]:
     return own | settings | {"PYTHONPATH": str(ROOT)}
 
 
-def test_a_server_that_dies_is_replaced_and_a_killed_command_takes_it_along(tmp_path):
-    with subprocess.Popen(
+def command_with_a_server(home: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
         [sys.executable, "-c", COMMAND],
-        env=environment(tmp_path),
+        env=environment(home),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-    ) as command:
+    )
+
+
+def test_a_server_that_dies_is_replaced_and_a_killed_command_takes_it_along(tmp_path):
+    with command_with_a_server(tmp_path) as command:
         try:
             assert command.stdout is not None
             number, url = command.stdout.readline().split()
@@ -66,21 +75,23 @@ def test_a_server_that_dies_is_replaced_and_a_killed_command_takes_it_along(tmp_
 
 def test_first_starts_at_the_same_time_migrate_the_new_database_in_turns(tmp_path):
     """Those that migrate it together often fail with "duplicate column name"."""
-    with contextlib.ExitStack() as stack:
-        commands = [
-            stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, "-c", COMMAND],
-                    env=environment(tmp_path / "new"),
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                )
-            )
-            for _ in range(3)
-        ]
-        lines = [command.stdout.readline() for command in commands if command.stdout]
-    assert all("http" in line for line in lines)
+    home = tmp_path / "new"
+    turn = home / "expandr-start.lock"
+
+    def migrated_to() -> list[tuple[str]]:
+        with closing(sqlite3.connect(home / "prefect.db")) as database:
+            return database.execute("SELECT version_num FROM alembic_version").fetchall()
+
+    with flock(turn):
+        command = command_with_a_server(home)
+        assert command.stdout and "waiting" in command.stdout.readline()
+        assert not psutil.Process(command.pid).children()
+    with command:
+        wait_until(psutil.Process(command.pid).children)
+        with flock(turn):
+            version = migrated_to()
+        assert "http" in command.stdout.readline()
+        assert migrated_to() == version
 
 
 def test_a_server_that_does_not_start_is_one_sentence(tmp_path):

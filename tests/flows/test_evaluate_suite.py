@@ -1,7 +1,6 @@
 """The suite under Prefect: every system on every dataset, nothing made twice, one more dataset."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from test_joint_loop import task_runs
 from tiny_models import save_retriever
 from typer.testing import CliRunner
@@ -187,13 +187,8 @@ def test_a_dataset_of_beir_is_known_by_name_wherever_it_lies(both):
 
 def test_the_report_is_shown_in_prefect(both):
     with get_client(sync_client=True) as client:
-        deadline = time.monotonic() + 30
-        while True:
-            found = client.read_artifacts()
-            shown = [each for each in found if each.key == "suite-report"]
-            if shown or time.monotonic() > deadline:
-                break
-            time.sleep(0.2)
+        key = ArtifactFilter(key=ArtifactFilterKey(any_=["suite-report"]))
+        shown = client.read_artifacts(artifact_filter=key)
     page = Path(both.store, "reports", both.name, "report.md").read_text()
     assert "## Means over datasets" in page and "## Leakage" in page
     assert page in [each.data for each in shown]

@@ -1,5 +1,6 @@
 """Stages on work pools: the same artifacts, whatever becomes of the processes that make them."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,12 +20,14 @@ import pytest
 import tiny_loop
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_API_URL
 from store_keys import full
 from test_evaluate_suite import write_dataset
 from tiny_models import save_llm, save_retriever
+from waiting import wait_until
 
 from deployments.apply import apply_deployment
 from deployments.plan import Deployment
@@ -89,11 +92,12 @@ def workers(prefect_server, tmp_path_factory):
         apply_deployment(client, Deployment(stage, POOL, POOL, "", {}), False)
     started = [start_worker(name, tmp_path_factory.mktemp(name)) for name in ("one", "two")]
     with get_client(sync_client=True) as client:
-        deadline = time.monotonic() + 120
-        while len(client.read_workers_for_work_pool(POOL, offset=0, limit=9)) < 2:
+
+        def registered() -> bool:
             assert all(worker.poll() is None for worker in started)
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
+            return len(client.read_workers_for_work_pool(POOL, offset=0, limit=9)) == 2
+
+        wait_until(registered)
     yield started
     for worker in started:
         if worker.poll() is None:
@@ -131,11 +135,25 @@ def expanded(store: Store, placement: Placement, samples: int = 4) -> Artifact:
 
 
 def stage_runs(key: str) -> list[FlowRun]:
-    """Read the runs of the flow `stage` for an artifact, by helper and number."""
+    """Read the runs of the flow `stage` for an artifact, or a store's URL, by helper and number."""
+    ours = FlowFilter(name=FlowFilterName(any_=["stage"]))  # a server has other runs by the hundred
     with get_client(sync_client=True) as client:
-        runs = client.read_flow_runs(sort=FlowRunSort.START_TIME_ASC, limit=200)
+        runs = client.read_flow_runs(
+            flow_filter=ours, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=200
+        )
     runs = [run for run in runs if key in (run.idempotency_key or "")]
     return sorted(runs, key=lambda run: run.idempotency_key or "")
+
+
+def processes_of(workers: list[subprocess.Popen], runs: list[FlowRun]) -> list[psutil.Process]:
+    """Find the processes of runs; a worker may still have one of an earlier run."""
+    ids, found = {str(run.id) for run in runs}, []
+    for worker in workers:
+        for process in psutil.Process(worker.pid).children():
+            with contextlib.suppress(psutil.Error):  # it has ended
+                if process.environ().get("PREFECT__FLOW_RUN_ID") in ids:
+                    found.append(process)
+    return found
 
 
 def test_shards_made_on_two_workers_are_those_made_here(workers, llm_folder, tmp_path):
@@ -150,6 +168,7 @@ def test_shards_made_on_two_workers_are_those_made_here(workers, llm_folder, tmp
     assert expanded(store, PLACED) == placed
     assert len(stage_runs(placed.key)) == 2
 
+    wait_until(lambda: all(run.state and run.state.is_final() for run in stage_runs(placed.key)))
     shutil.rmtree(store.root + f"/artifacts/{placed.key}")
     shutil.rmtree(store.root + f"/artifacts/{store.keys('expand_shard')[0]}")
     assert expanded(store, PLACED) == placed  # in new runs: the old ones are over
@@ -179,13 +198,16 @@ def test_two_parents_share_a_run_and_a_killed_process_costs_its_unfinished_shard
     ]
     for parent in parents:
         parent.start()
-    deadline = time.monotonic() + 200
-    while len(before := finished_shards(store)) < 4:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    making = [child for worker in workers for child in psutil.Process(worker.pid).children()]
-    process = making[0]  # a slow worker may not have begun
+    wait_until(lambda: len(finished_shards(store)) >= 4)
+    halted = [child for worker in workers for child in psutil.Process(worker.pid).children()]
+    for process in halted:
+        process.suspend()  # so that none ends before one is killed
+    before = finished_shards(store)
+    process, *_ = processes_of(workers, stage_runs(store.url))  # a slow worker may not have begun
     os.killpg(process.pid, signal.SIGKILL)
+    for process in halted:
+        with contextlib.suppress(psutil.NoSuchProcess):  # the killed one
+            process.resume()
     for parent in parents:
         parent.join(300)
     assert len(made) == 2
@@ -193,8 +215,12 @@ def test_two_parents_share_a_run_and_a_killed_process_costs_its_unfinished_shard
     after = finished_shards(store)
     assert set(after) == {part.key for part in store.shards(made[0])}
     assert {key: after[key] for key in before} == before
-    states = [run.state_name for run in stage_runs(made[0].key)]
-    assert "Completed" in states and states.count("Crashed") == 1
+
+    def states() -> list[str | None]:
+        return [run.state_name for run in stage_runs(made[0].key)]
+
+    wait_until(lambda: "Crashed" in states())  # its worker may tell after the others' end
+    assert "Completed" in states() and states().count("Crashed") == 1
 
 
 def finished_shards(store: Store) -> dict[str, int]:
@@ -344,16 +370,25 @@ def test_a_parent_that_is_killed_finds_its_runs_again_when_it_is_tried_again(
 
 
 def test_a_worker_that_comes_late_makes_what_killed_ones_have_left(workers, llm_folder, tmp_path):
-    """Their runs stay Running: nobody has noticed their death."""
+    """Their runs stay Running: nobody has noticed their death.
+
+    Each is halted once it runs, so that the other has time to begin.
+    """
     store = filled(tmp_path / "store", llm_folder, 300)
     made: list[Artifact] = []
     placement = PLACED.model_copy(update={"runs_at_once": 3})
     parent = threading.Thread(target=lambda: made.append(expanded(store, placement, 128)))
     parent.start()
-    deadline = time.monotonic() + 200
-    while len(before := finished_shards(store)) < 3:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+
+    def both_run() -> bool:
+        running = [run for run in stage_runs(store.url) if run.state_name == "Running"]
+        for process in processes_of(workers, running):
+            process.suspend()
+        return len(running) == 2
+
+    wait_until(lambda: len(finished_shards(store)) >= 3)
+    wait_until(both_run)
+    before = finished_shards(store)
     for worker in workers:
         kill(worker)
     workers.append(start_worker("three", tmp_path / "three"))

@@ -2,18 +2,24 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from uuid import UUID
 
 import pytest
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolUpdate
-from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    LogFilter,
+    LogFilterFlowRunId,
+)
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.runtime import flow_run
 from prefect.states import AwaitingRetry, Cancelled, Cancelling, Completed, Failed, Running
+from waiting import SECONDS, wait_until
 
 from deployments.apply import apply_deployment
 from deployments.plan import Deployment
@@ -76,23 +82,17 @@ class Parent:
 
     def result(self) -> BaseException | None:
         """Wait for its end; return what it raised."""
-        self.thread.join(60)
+        self.thread.join(SECONDS)
         assert not self.thread.is_alive()
         return self.error
 
 
 def stage_runs(client: SyncPrefectClient) -> list[FlowRun]:
-    runs = client.read_flow_runs(sort=FlowRunSort.START_TIME_ASC, limit=200)
+    ours = FlowFilter(name=FlowFilterName(any_=["stage"]))  # a server has other runs by the hundred
+    newest = FlowRunSort.EXPECTED_START_TIME_DESC
+    runs = client.read_flow_runs(flow_filter=ours, sort=newest, limit=200)
     return [run for run in runs if (run.work_pool_name or "lost") in (*POOLS, "lost")
             and run.name == "a title"]  # fmt: skip
-
-
-def wait_until(value: Callable[[], bool]) -> None:
-    """Wait until something is so."""
-    deadline = time.monotonic() + 60
-    while not value():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def begun(client: SyncPrefectClient, number: int) -> list[FlowRun]:

@@ -22,7 +22,7 @@ def program(name: str) -> str:
 def run(name: str, *arguments: str | Path, **options) -> str:
     """Run a program; fail the test with what it wrote if it does not end with 0."""
     result = subprocess.run(
-        [program(name), *arguments], capture_output=True, text=True, timeout=60, **options
+        [program(name), *arguments], capture_output=True, text=True, timeout=300, **options
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout + result.stderr

@@ -5,9 +5,7 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
-import time
 import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -20,7 +18,9 @@ import pytest
 import redis
 import yaml
 from outside import INFRA, program, run
+from ports import kept_port
 from setuptools import find_namespace_packages
+from waiting import SECONDS, wait_until
 
 COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
 KUBERNETES = INFRA / "kubernetes"
@@ -181,11 +181,15 @@ def redis_commands() -> dict[str, list[str]]:
     }
 
 
+@pytest.fixture
+def port() -> Iterator[int]:
+    with kept_port() as port:
+        yield port
+
+
 @pytest.mark.parametrize("setup", ["compose", "kubernetes"])
-def test_redis_asks_for_the_password_and_does_not_show_it(setup, tmp_path):
+def test_redis_asks_for_the_password_and_does_not_show_it(setup, port, tmp_path):
     program("redis-server")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     command = redis_commands()[setup]
     command[-1] = command[-1].replace("appendonly yes", f"appendonly yes\nport {port}")
     environment = os.environ | {"REDISCLI_AUTH": "canary"}
@@ -193,18 +197,21 @@ def test_redis_asks_for_the_password_and_does_not_show_it(setup, tmp_path):
     server = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log)
     try:
         client = redis.Redis(port=port, password="canary")
-        deadline = time.monotonic() + 30
-        while server.poll() is None and time.monotonic() < deadline:
+
+        def answers() -> bool:
+            assert server.poll() is None
             with contextlib.suppress(redis.ConnectionError):
-                client.ping()
-                break
+                return bool(client.ping())
+            return False
+
+        wait_until(answers)
         assert client.config_get("appendonly") == {"appendonly": "yes"}
         with pytest.raises(redis.AuthenticationError):
             redis.Redis(port=port).ping()
         assert b"canary" not in Path(f"/proc/{server.pid}/cmdline").read_bytes()
     finally:
         server.terminate()
-    assert server.wait(30) == 0  # the shell is gone, so that a stop reaches Redis
+    assert server.wait(SECONDS) == 0  # the shell is gone, so that a stop reaches Redis
 
 
 def test_the_server_of_searches_is_asked_where_it_answers_and_has_time_to_stop():

@@ -1,6 +1,7 @@
 """nginx with our configuration: TLS outside, websockets through, 502 for an API that is down."""
 
 import asyncio
+import contextlib
 import socket
 import ssl
 import subprocess
@@ -12,6 +13,7 @@ import httpx
 import pytest
 import websockets
 from outside import INFRA, program, run
+from ports import kept_port
 
 MAIN = """
 daemon off;
@@ -39,16 +41,14 @@ class Front(NamedTuple):
     certificate: Path
 
 
-def free_ports(number: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+@pytest.fixture(scope="module")
+def ports() -> Iterator[list[int]]:
+    with contextlib.ExitStack() as kept:
+        yield [kept.enter_context(kept_port()) for _ in range(4)]
 
 
 @pytest.fixture(scope="module")
-def front(tmp_path_factory) -> Iterator[Front]:
+def front(ports, tmp_path_factory) -> Iterator[Front]:
     folder = tmp_path_factory.mktemp("nginx")
     nginx = program("nginx")
     run(
@@ -56,7 +56,7 @@ def front(tmp_path_factory) -> Iterator[Front]:
         "-nodes", "-keyout", folder / "tls.key", "-out", folder / "tls.crt", "-days", "1",
         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
     )  # fmt: skip
-    http, https, inner, api = free_ports(4)
+    http, https, inner, api = ports
     text = (INFRA / "nginx" / "expandr.conf.template").read_text()
     for old, new in {
         "${API_HOST}": f"127.0.0.1:{api}",

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,10 +10,12 @@ from pathlib import Path
 
 import pytest
 from outside import INFRA, program
+from ports import kept_port
 from redis import Redis
 from redis.exceptions import ConnectionError
+from waiting import SECONDS, wait_until
 
-SLEEP = "echo $$ > pid; exec sleep 60"
+SLEEP = "echo $$ > pid; exec sleep 600"
 WORKER = """
 import asyncio, os, pathlib, signal, sys
 from docket import Docket, Worker
@@ -35,13 +36,11 @@ asyncio.run(main())
 
 
 class Server:
-    """A Redis with a port of its own."""
+    """A Redis that is absent at times."""
 
-    def __init__(self, folder: Path):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.folder = folder
-        self.client = Redis(port=self.port)
+    def __init__(self, folder: Path, port: int):
+        self.folder, self.port = folder, port
+        self.client = Redis(port=port)
 
     def address(self, database: int) -> str:
         return f"redis://127.0.0.1:{self.port}/{database}"
@@ -62,19 +61,13 @@ class Server:
         self.process.wait()
 
 
-def wait_until(is_true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not is_true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @pytest.fixture
 def redis(tmp_path) -> Iterator[Server]:
-    server = Server(tmp_path)
-    server.start()
-    yield server
-    server.kill()
+    with kept_port() as port:
+        server = Server(tmp_path, port)
+        server.start()
+        yield server
+        server.kill()
 
 
 @pytest.fixture
@@ -113,7 +106,7 @@ def test_it_ends_with_its_command_after_redis_was_killed_but_not_before_redis_is
         running.wait(4)
     assert command_runs(tmp_path)
     redis.start()
-    assert running.wait(30) == 1
+    assert running.wait(SECONDS) == 1
     assert not command_runs(tmp_path)
 
 
@@ -123,19 +116,24 @@ def test_it_ends_after_an_interruption_that_redis_itself_survived(redis, run, tm
     time.sleep(2)
     assert running.poll() is None
     redis.client.client_kill_filter(_type="normal", skipme=True)
-    assert running.wait(30) == 1
+    assert running.wait(SECONDS) == 1
     assert not command_runs(tmp_path)
 
 
 def test_the_end_of_the_command_is_its_own(run):
-    assert run("exit 3").wait(30) == 3
+    assert run("exit 3").wait(SECONDS) == 3
 
 
 def test_a_stop_reaches_the_command(run, tmp_path):
     running = run("trap 'exit 5' TERM; echo $$ > pid; while :; do sleep 0.1; done")
     wait_until(lambda: command_runs(tmp_path))
     running.send_signal(signal.SIGTERM)
-    assert running.wait(30) == 5
+    assert running.wait(SECONDS) == 5
+
+
+def test_a_stop_at_its_start_reaches_the_command(run):
+    stop = "trap 'exit 5' TERM; kill -TERM $PPID; while :; do sleep 0.1; done"
+    assert run(stop).wait(SECONDS) == 5
 
 
 def test_what_a_dead_worker_had_claimed_is_done_at_once(redis, run, tmp_path):
@@ -143,5 +141,5 @@ def test_what_a_dead_worker_had_claimed_is_done_at_once(redis, run, tmp_path):
     worker = [sys.executable, "worker.py", redis.address(1)]
     dead = subprocess.run([*worker, "die"], cwd=tmp_path, check=False)
     assert dead.returncode == -signal.SIGKILL
-    assert run(f"exec {' '.join(worker)} live").wait(60) == 0
+    assert run(f"exec {' '.join(worker)} live").wait(SECONDS) == 0
     assert (tmp_path / "done").exists()

@@ -4,10 +4,10 @@ import math
 import os
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
+from waiting import wait_until
 
 from expandr_core.errors import DataError
 from expandr_core.runtime.child import run_in_child, terminate_tree
@@ -30,11 +30,13 @@ def test_ranks_of_torchrun_end_although_each_has_a_session_of_its_own(tmp_path):
     program.write_text(RANK)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     child = subprocess.Popen([*command, str(program), str(tmp_path)], start_new_session=True)
-    deadline = time.monotonic() + 120
     written = [tmp_path / "0", tmp_path / "1"]
-    while not all(path.exists() and path.read_text() for path in written):
-        assert child.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
+
+    def both_run() -> bool:
+        assert child.poll() is None
+        return all(path.exists() and path.read_text() for path in written)
+
+    wait_until(both_run)
     ranks = [psutil.Process(int(path.read_text())) for path in written]
     assert all(os.getsid(rank.pid) != os.getsid(child.pid) for rank in ranks)
     terminate_tree(child)

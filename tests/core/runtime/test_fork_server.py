@@ -50,7 +50,7 @@ def tree_of(pid: int) -> list[psutil.Process]:
 
 
 def gone(processes: list[psutil.Process]) -> bool:
-    return not psutil.wait_procs(processes, timeout=60)[1]
+    return not psutil.wait_procs(processes, timeout=300)[1]
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ class Held:
         self.may = threading.Event()
 
     def double(self, models: str, items: Sequence[int]) -> list[int]:
-        self.may.wait(30)
+        self.may.wait(300)
         self.batches.append((models, list(items)))
         if 13 in items:
             raise DataError("13 cannot be doubled")

@@ -6,12 +6,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from store_world import KEY
+from waiting import wait_until
 
 from expandr_core.store import leases
 from expandr_core.store.store import Store
@@ -54,13 +54,6 @@ def holder(tmp_path: Path) -> subprocess.Popen:
 @pytest.fixture
 def client(s3):
     return s3.client
-
-
-def wait_until(is_true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not is_true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def names(client) -> list[str]:
@@ -129,7 +122,9 @@ def test_of_many_who_wait_for_a_dead_one_one_takes_over_at_a_time(client, tmp_pa
     test_of_many_machines_one_holds_the_lease_at_a_time(client, tmp_path)
 
 
-def test_hundreds_of_leases_need_one_thread(client, tmp_path):
+def test_hundreds_of_leases_need_one_thread(client, tmp_path, monkeypatch):
+    monkeypatch.setattr(leases, "REFRESH", 60)  # no thread ends meanwhile
+
     def refreshers() -> set[threading.Thread]:
         return {thread for thread in threading.enumerate() if thread.name == "leases"}
 
@@ -141,8 +136,10 @@ def test_hundreds_of_leases_need_one_thread(client, tmp_path):
 
 
 def test_a_holder_whose_lease_was_taken_goes_on_and_leaves_it_alone(client, tmp_path, caplog):
-    with machine(tmp_path, "a").lock(KEY):
-        client.put_object(**LEASE, Body=json.dumps({"holder": "b", "host": "h", "process": 7}))
+    store, other = machine(tmp_path, "a"), {"holder": "b", "host": "h", "process": 7}
+    with store.lock(KEY):
+        with store.leases._lock:  # not while the holder writes: the server keeps no writers apart
+            client.put_object(**LEASE, Body=json.dumps(other))
         wait_until(lambda: "taken over by process 7 on h" in caplog.text)
     assert names(client) == [LEASE["Key"]]
 

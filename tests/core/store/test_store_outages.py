@@ -21,7 +21,7 @@ LOST = [kind for kind in KINDS if kind != "cut short"]  # no request succeeds
 @pytest.fixture
 def proxy(proxy, monkeypatch) -> ShakyProxy:
     monkeypatch.setattr(s3_module, "READ_TIMEOUT", 0.3)
-    monkeypatch.setattr(s3_module, "RETRY_FOR", 20)
+    monkeypatch.setattr(s3_module, "RETRY_FOR", 60)
     monkeypatch.setattr(s3_module, "_LONGEST_PAUSE", 0.2)
     return proxy
 
@@ -66,7 +66,7 @@ def test_a_long_outage_is_an_error_and_never_an_absence(remote, proxy, tmp_path,
         with proxy.failing(kind), pytest.raises(OSError, match="S3 has failed for") as failure:
             use()
         assert not isinstance(failure.value, FileNotFoundError), name
-        monkeypatch.setattr(s3_module, "RETRY_FOR", 20)
+        monkeypatch.setattr(s3_module, "RETRY_FOR", 60)
 
 
 def test_a_large_file_outlasts_an_outage_in_its_middle(remote, proxy, tmp_path, monkeypatch):
