@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from finished_loop import Finished
@@ -23,6 +24,13 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 
+settings.register_profile(
+    "expandr",
+    deadline=None,  # a busy machine may stop for longer
+    derandomize=True,  # the same examples every time
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("expandr")
 LONGEST = ("cluster", "test_vllm_loop", "test_placement", "test_joint_loop", "flows", "training")
 
 

@@ -15,6 +15,7 @@ class Server(ThreadingHTTPServer):
     Attributes:
         troubles: status and headers of the first answers; status 0 closes the connection.
         delay: seconds that each answer takes.
+        together: requests that must have come before one is answered.
         content: what each seed is answered with.
         asked: path, authorization, body and time of each request.
         most_at_once: requests that were being answered at the same time.
@@ -26,12 +27,13 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.troubles: list[tuple[int, dict[str, str]]] = []
         self.delay = 0.0
+        self.together = 1
         self.content: Callable[[int], str | None] = "text of seed {}".format
         self.known: set[str] | None = None  # fields it takes, where it refuses the others
         self.answer: Any = None  # JSON, or a page, that it answers with instead
         self.asked: list[tuple[str, str, dict[str, Any], float]] = []
         self.at_once = self.most_at_once = 0
-        self.lock = threading.Lock()
+        self.lock = threading.Condition()
 
     @property
     def url(self) -> str:
@@ -51,6 +53,8 @@ class Handler(BaseHTTPRequestHandler):
             authorization = self.headers["Authorization"]
             server.asked.append((self.path, authorization, body, time.monotonic()))
             status, headers = server.troubles.pop(0) if server.troubles else (200, {})
+            server.lock.notify_all()
+            server.lock.wait_for(lambda: len(server.asked) >= server.together, 60)
         time.sleep(server.delay)
         with server.lock:
             server.at_once -= 1

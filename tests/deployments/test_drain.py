@@ -46,7 +46,7 @@ def test_a_run_that_goes_on_is_waited_for(client, states):
         if len(told) == 1:
             threading.Thread(target=end, args=[run]).start()
 
-    assert drain(client, POOL, 60, report) == []
+    assert drain(client, POOL, 300, report) == []
     assert client.read_flow_run(run).state_name == "Completed"
     assert told == [f"{POOL}: 1 active (training)", f"{POOL}: 0 active"]
     assert client.read_work_pool(POOL).is_paused
@@ -54,14 +54,14 @@ def test_a_run_that_goes_on_is_waited_for(client, states):
 
 def test_what_waits_to_begin_and_what_has_ended_is_not_waited_for(client):
     waiting, ended = begin(client, Scheduled()), begin(client, Completed())
-    assert drain(client, POOL, 60, lambda _: None) == []
+    assert drain(client, POOL, 300, lambda _: None) == []
     end(waiting)
     end(ended)
 
 
 def test_runs_of_other_pools_are_not_waited_for(client):
     run = begin(client, Running())
-    assert drain(client, "gpu-infer", 60, lambda _: None) == []
+    assert drain(client, "gpu-infer", 300, lambda _: None) == []
     set_paused(client, "gpu-infer", False)
     end(run)
 

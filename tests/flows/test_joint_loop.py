@@ -18,6 +18,7 @@ from finished_loop import finished, task_runs
 from prefect import flow
 from stage_processes import stage_processes
 from typer.testing import CliRunner
+from waiting import wait_until
 
 from expandr_cli.main import app
 from expandr_core.errors import DataError
@@ -242,17 +243,19 @@ def test_a_killed_loop_goes_on_where_it_was_and_ends_in_the_same_bytes(first, st
     before = manifests(store)
     program = run_as_a_program(home, tiny_loop.__file__, str(store))
     checkpoints = store / ".scratch" / "work" / key / "checkpoints"
-    deadline = time.monotonic() + 300
-    while not list(checkpoints.glob("checkpoint-*.pt")):
-        assert program.poll() is None and time.monotonic() < deadline, "no checkpoint came"
-        time.sleep(0.01)
+
+    def has_a_checkpoint() -> bool:
+        assert program.poll() is None
+        return any(checkpoints.glob("checkpoint-*.pt"))
+
+    wait_until(has_a_checkpoint)
     os.killpg(program.pid, signal.SIGKILL)
     assert program.wait() == -signal.SIGKILL
     stage_ends_with_its_flow(home)
     assert not (store / "artifacts" / key).exists()
     assert list(checkpoints.iterdir())
 
-    assert run_as_a_program(home, "-m", "expandr_cli.main", "resume").wait(400) == 0
+    assert run_as_a_program(home, "-m", "expandr_cli.main", "resume").wait(900) == 0
     summary = RunRecord(**Store(str(store)).records()[-1])
     assert {step.id: step.artifact.digest for step in summary.steps} == first.digests
     after = manifests(store)
@@ -268,10 +271,7 @@ def runs_a_stage(process: psutil.Process) -> bool:
 
 
 def stage_ends_with_its_flow(home: Path) -> None:
-    deadline = time.monotonic() + 30
-    while any(map(runs_a_stage, of_home(home))):
-        assert time.monotonic() < deadline, "the stage's process outlived the flow"
-        time.sleep(0.05)
+    wait_until(lambda: not any(map(runs_a_stage, of_home(home))), "the end of the stage's process")
 
 
 def in_a_flow(

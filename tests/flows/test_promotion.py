@@ -182,7 +182,7 @@ def test_two_gates_in_two_processes_leave_one_champion_that_each_was_tested_agai
         "PREFECT_API_URL": str(get_current_settings().api.url),
     }
     processes = [subprocess.Popen([*command, name], env=environment) for name in names]
-    assert [process.wait(300) for process in processes] == [0, 0]
+    assert [process.wait(900) for process in processes] == [0, 0]
     model = read_model(opened, "demo")
     by_gates = model.history[1:]
     assert {model.version(move.after).run for move in by_gates if move.after} <= {run.name, *names}

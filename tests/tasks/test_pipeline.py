@@ -98,7 +98,7 @@ def run_two(pipeline: Noting) -> None:
 @pytest.mark.usefixtures("prefect_server")
 def test_branches_on_pools_overlap_and_give_the_same_steps_as_one_after_the_other():
     """Neither of two steps can end before the other has begun."""
-    together = threading.Barrier(2, timeout=60)
+    together = threading.Barrier(2, timeout=300)
     overlapping = Noting("store", placement=ON_A_POOL, before=together.wait)
     run_two(overlapping)
     for placement in (Placement(), ON_A_POOL.model_copy(update={"branches": "one by one"})):

@@ -171,7 +171,7 @@ def test_a_chat_gets_the_user_s_turn(server, llm_folder):
 
 
 def test_requests_at_once_are_bounded(server, llm_folder):
-    server.delay = 0.05
+    server.delay, server.together = 0.05, 3
     generated(llm_folder, options(server, concurrency=3), requests(3))
     assert server.most_at_once == 3
 

@@ -297,7 +297,7 @@ def test_if_that_is_not_enough_the_query_is_shortened_too(tokenizer):
     assert tokenizer.decode(ids).endswith("\nRelated Document: \nAnswer:<|eos|><|assistant|>")
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.text("a\u00e9\u20ac\U0001f600", min_size=40, max_size=60), st.integers(1, 39))
 def test_shortening_ends_and_never_leaves_half_a_character(text, over):
     tokenizer = make_tokenizer_once()

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 from evaluation_world import put
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from expandr_core.errors import DataError
@@ -59,7 +59,6 @@ def cost(throughput: StageThroughput, workload: dict[str, float]) -> float:
 # Fitting
 
 
-@settings(deadline=None)  # the first fit imports scipy
 @given(
     start=st.floats(0, 100),
     each=st.floats(0.001, 1),

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from expandr_core.reports.pages import filled, html_of, markdown_of, tex_of
@@ -117,8 +117,7 @@ def tables(page: str) -> list[int]:
     ]
 
 
-@settings(max_examples=10, deadline=None, phases=[Phase.generate],
-          suppress_health_check=[HealthCheck.too_slow])  # fmt: skip
+@settings(max_examples=10, phases=[Phase.generate])
 @given(seed=st.integers(0, 2**32), text=NO_DIGITS)
 def test_whatever_the_numbers_and_texts_are_pages_show_these_numbers_and_hold_together(
     report, whole, seed, text

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from expandr_core.errors import DataError
@@ -75,7 +75,6 @@ def searches(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, list[str], list[s
     return np.array(queries, dtype=np.float32), np.array(passages), ids, query_ids
 
 
-@settings(deadline=None)
 @given(searches(), st.integers(1, 50), st.integers(1, 130))
 def test_blocks_merge_to_what_sorting_everything_gives(folder, data, k, block_size):
     queries, passages, ids, query_ids = data

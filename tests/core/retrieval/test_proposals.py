@@ -60,7 +60,7 @@ def corpora(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, list[int]]:
     return vectors, queries, sorted(cuts)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(corpora(), st.integers(1, 800), st.sampled_from([1, 3]), st.integers(1, 1000))
 def test_ties_copies_lengths_blocks_and_devices_change_nothing(corpus, k, devices, at_once):
     vectors, queries, cuts = corpus

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_keys import full
 from store_world import KEY, put
@@ -256,9 +256,7 @@ def test_what_dead_work_left_on_s3_goes(remote, s3, tmp_path):
     assert (elsewhere.local(made) / "a").exists()
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25)
 @given(data=st.data(), keep=st.integers(0, 4))
 def test_every_step_of_a_kept_run_is_whole_afterwards(tmp_path_factory, data, keep):
     store = Store(str(tmp_path_factory.mktemp("store")))

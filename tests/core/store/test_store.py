@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from store_keys import full
 from store_world import KEY, put, with_parts
@@ -300,9 +300,7 @@ def test_a_part_that_was_made_anew_with_other_content_is_noticed(store):
         store.verify(KEY)
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60)
 @given(position=st.integers(0, 10**6), bit=st.integers(0, 7))
 def test_no_flipped_bit_of_a_manifest_changes_what_is_read(store, position, bit):
     if store.lookup(KEY) is None:
