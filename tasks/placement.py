@@ -12,7 +12,7 @@ from uuid import UUID
 from prefect import get_run_logger
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType, WorkerStatus, WorkPool
-from prefect.exceptions import ObjectNotFound, TerminationSignal
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError, TerminationSignal
 from prefect.runtime import flow_run as this_flow_run
 from pydantic import Field
 
@@ -103,7 +103,11 @@ def _read_pool(client: SyncPrefectClient, pool: str) -> WorkPool:
     try:
         return client.read_work_pool(pool)
     except ObjectNotFound as error:
-        raise DataError(f"there is no work pool {pool!r}; `expandr deploy` creates it") from error
+        raise _no_pool(pool) from error
+
+
+def _no_pool(pool: str) -> DataError:
+    return DataError(f"there is no work pool {pool!r}; `expandr deploy` creates it")
 
 
 def online_workers(client: SyncPrefectClient, pool: str) -> int:
@@ -112,7 +116,12 @@ def online_workers(client: SyncPrefectClient, pool: str) -> int:
 
 
 def _online(client: SyncPrefectClient, pool: str) -> set[str]:
-    workers = client.read_workers_for_work_pool(pool, offset=0, limit=200)
+    try:
+        workers = client.read_workers_for_work_pool(pool, offset=0, limit=200)
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code != 404:
+            raise
+        raise _no_pool(pool) from error
     return {worker.name for worker in workers if worker.status == WorkerStatus.ONLINE}
 
 

@@ -376,7 +376,7 @@ def test_a_stopped_server_answers_what_it_has_begun_and_asks_for_the_token_of_it
     environment = os.environ | {"EXPANDR_TOKEN": TOKEN}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stderr
-    [place, *_] = (said[1] for line in process.stderr if (said := re.search(SERVED_AT, line)))
+    place = next(said[1] for line in process.stderr if (said := re.search(SERVED_AT, line)))
     url, headers = f"{place}/search", {"Authorization": f"Bearer {TOKEN}"}
     body = {"query": QUESTIONS[0], "mode": "expanded"}
     assert post(url, json=body).status_code == 401

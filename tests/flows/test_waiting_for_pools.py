@@ -28,7 +28,7 @@ from expandr_core.errors import DataError
 from expandr_core.store.artifacts import StageSpec
 from expandr_core.store.store import Store
 from flows.stage import stage
-from tasks.placement import run_on_pool
+from tasks.placement import online_workers, run_on_pool
 from tasks.pool_runs import BAD_INPUT, PoolError
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -160,6 +160,11 @@ def test_a_run_that_was_deleted_with_its_deployment_is_begun_again(client, tmp_p
     [again] = begun(client, 1)
     assert again.id != run.id
     end(client, parent)
+
+
+def test_a_pool_that_was_deleted_since_it_was_read_is_named(client):
+    with pytest.raises(DataError, match=r"there is no work pool 'lost'; `expandr deploy`"):
+        online_workers(client, "lost")
 
 
 def test_a_run_whose_pool_was_deleted_is_begun_again_when_the_pool_is_back(client, tmp_path):
