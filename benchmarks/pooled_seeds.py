@@ -114,9 +114,10 @@ def questions(
     """Ask of each system whether it beats the query alone, and whether expansions have a part in it."""
     asked = [name for name in titles if name != ALONE and not name.startswith("bm25")]
     pairs = [(ALONE, name) for name in asked] + [(CONTROL, FOUND)] * (CONTROL in titles)
-    # the weight in a title is that of one seed
+    # which models a gate is of, and the weight, are a seed's own
     said = {
-        name: re.sub(r"(learned weight) [\d.]+", r"\1", title) for name, title in titles.items()
+        name: re.sub(r".*, (learned weight|gated [a-z ]+?)( [\d.]+)?$", r"what is kept, \1", title)
+        for name, title in titles.items()
     }
     return CompareOptions(
         systems=tuple(

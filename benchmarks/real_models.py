@@ -2,6 +2,7 @@
 
     python -m benchmarks.real_models record STORE TITLE=RUN[/DATASET] ...   # results/real_models.json
     python -m benchmarks.real_models rounds STORE TITLE=RUN ...   # results/real_rounds.json
+    python -m benchmarks.real_models figures STORE NAME/PICTURE=RUN ...   # docs/figures/NAME.svg
     python -m benchmarks.real_models tables         # as they stand in docs/results.md
     python -m benchmarks.real_models check STORE    # exits with 1 if a number differs
 
@@ -24,11 +25,15 @@ from expandr_core.lineage.compared_run import ComparedRun
 from expandr_core.lineage.explain import check_all
 from expandr_core.lineage.finding import find_run
 from expandr_core.lineage.nodes import total
+from expandr_core.reports.figures import figures_of
+from expandr_core.reports.palette import DARK, LIGHT, css
+from expandr_core.reports.report import report_of
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.run_records import RecordedRun
 from expandr_core.store.store import Store
 
 RECORD = Path(__file__).resolve().parent / "results" / "real_models.json"
+FIGURES = RECORD.parents[2] / "docs" / "figures"
 ROUNDS = RECORD.with_name("real_rounds.json")
 METRICS = ("ndcg@10", "recall@100")
 SCORES = [f"{metric}{of}" for metric in METRICS for of in ("", "_deviation")]
@@ -114,6 +119,19 @@ def _round(store: Store, name: str) -> dict[str, Any]:
     dev = {what: confirmed[f"dev/{AUDITED}/{what}"] for what in ("ndcg@10", "queries")}
     dev |= {what: confirmed[f"{test}/{what}"] for what in ("difference", "p", "clusters")}
     return {"run": name, "dev": dev, "gain": gain}
+
+
+def figures(store: Store, named: list[str]) -> None:
+    """Write pictures of runs' reports, with the colours that a page would give them."""
+    for which, _, run in (each.rpartition("=") for each in named):
+        name, _, picture = which.partition("/")
+        drawn = figures_of(report_of(store, find_run([store], run)[1]))[picture]
+        colours = f":root {{ {css(LIGHT)} }}"
+        colours += f" @media (prefers-color-scheme: dark) {{ :root {{ {css(DARK)} }} }}"
+        head, end, rest = drawn.svg.partition(">")
+        FIGURES.mkdir(exist_ok=True)
+        (FIGURES / f"{name}.svg").write_text(f"{head}{end}<style>{colours}</style>{rest}")
+        print(f"{name}: {drawn.caption}")
 
 
 def tables() -> list[str]:
@@ -223,7 +241,8 @@ def check(store: Store) -> int:
 def main() -> int:
     """Record, print or check."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("what", choices=["record", "rounds", "tables", "check"])
+    writers = {"record": record, "rounds": rounds, "figures": figures}
+    parser.add_argument("what", choices=[*writers, "tables", "check"])
     parser.add_argument("store", nargs="?", default="store")
     parser.add_argument("runs", nargs="*", metavar="TITLE=RUN[/DATASET]")
     arguments = parser.parse_args()
@@ -233,7 +252,7 @@ def main() -> int:
     store = Store(arguments.store)
     if arguments.what == "check":
         return min(check(store), 1)
-    (record if arguments.what == "record" else rounds)(store, arguments.runs)
+    writers[arguments.what](store, arguments.runs)
     return 0
 
 

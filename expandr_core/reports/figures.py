@@ -90,12 +90,8 @@ def _systems(report: Report) -> Picture | None:
 def _datasets(report: Report) -> Picture | None:
     """Draw the differences from the baselines, by dataset, if there are several."""
     datasets = list(dict.fromkeys(row["dataset"] for row in report["systems"]))
-    baselines = {
-        (row["dataset"], row["system"]): row["difference"]
-        for row in report["systems"]
-        if row["difference"] is not None
-    }
-    tests = [t for t in report["tests"] if baselines.get((t["dataset"], t["after"])) is not None]
+    own = {(row["dataset"], row["system"], row["against"]) for row in report["systems"]}
+    tests = [t for t in report["tests"] if (t["dataset"], t["after"], t["before_title"]) in own]
     systems = list(dict.fromkeys(test["after"] for test in tests))
     if len(datasets) < 2 or not tests:
         return None
@@ -107,15 +103,15 @@ def _datasets(report: Report) -> Picture | None:
         axes = made.axes(f"difference in {metric} from the baseline", "", grid="x")
         for number, system in enumerate(systems):
             colour, label = LIGHT[SERIES[number % len(SERIES)]], None
+            marker = "osD^"[number // len(SERIES) % 4]
             for test in (test for test in tests if test["after"] == system):
                 place = len(datasets) - datasets.index(test["dataset"])
                 place += 0.3 - 0.6 * (number + 0.5) / len(systems)
-                label = None if label else _short(test["after_title"], 40)
+                label = None if label else _short(test["after_title"], 30)
                 if test["low"] is not None:
                     axes.plot([test["low"], test["high"]], [place] * 2, color=colour)
-                axes.plot(
-                    [test["difference"]], [place], "o", color=colour, markersize=4, label=label
-                )
+                value = [test["difference"]]
+                axes.plot(value, [place], marker, color=colour, markersize=4, label=label)
                 label = "_"
         axes.axvline(0, color=LIGHT["muted"], linewidth=0.8)
         axes.set_yticks([len(datasets) - n for n in range(len(datasets))], datasets)

@@ -71,6 +71,18 @@ def test_every_picture_has_a_title_axes_and_a_caption_with_numbers(pages):
         assert re.search(r"<figcaption>\S", picture)
 
 
+def test_differences_by_dataset_are_those_from_the_baseline(report):
+    changed, counts = copy.deepcopy(report), []
+    for each in ("systems", "tests"):
+        changed[each] += [row | {"dataset": "another"} for row in changed[each]]
+    asked = [test for test in changed["tests"] if test["before"] != "query"]
+    assert asked
+    for left_out in ([], asked):
+        tests = [test for test in changed["tests"] if test not in left_out]
+        counts.append(figures_of(changed | {"tests": tests})["datasets"].svg.count("<use"))
+    assert counts[0] == counts[1]
+
+
 def test_lengths_that_are_all_equal_are_said_and_not_drawn(report):
     changed = copy.deepcopy(report)
     changed["distributions"]["tokens"] = histograms({"start": np.full(300, 32.0)})
