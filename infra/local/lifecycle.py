@@ -19,7 +19,7 @@ from infra.local.cluster import Cluster, ClusterError, find_program, service_use
 
 Say = Callable[[str], None]
 PAUSED = "paused-pools.json"
-SECONDS_TO_START = 120
+SECONDS_TO_START = 300
 
 
 def supervisor(cluster: Cluster) -> Any:

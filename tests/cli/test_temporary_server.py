@@ -63,11 +63,11 @@ def test_a_server_that_dies_is_replaced_and_a_killed_command_takes_it_along(tmp_
             first.kill()
             warning = command.stdout.readline()
             assert warning.startswith("Prefect's temporary server died (status -9); restarting")
-            assert httpx.get(f"{url}/health", timeout=120).is_success
+            assert httpx.get(f"{url}/health", timeout=300).is_success
             [second] = psutil.Process(command.pid).children()
         finally:
             command.send_signal(signal.SIGKILL)
-    second.wait(30)
+    second.wait(300)
     port = int(url.split(":")[-1].partition("/")[0])
     with socket.socket() as asking:
         assert asking.connect_ex(("127.0.0.1", port)) != 0

@@ -7,7 +7,6 @@ skipped without it; `make test-vllm` has it made and runs them.
 import contextlib
 import os
 import random
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from urllib.request import urlopen
 
 import psutil
 import pytest
+from ports import kept_port
 from test_expand import QUERIES, put_queries, rows_of, specified
 from tiny_models import random_adapter, save_llm
 
@@ -172,11 +172,15 @@ def test_greedy_texts_with_an_adapter_are_those_of_transformers(folder, tmp_path
 
 
 @pytest.fixture
-def served(folder, tmp_path, monkeypatch) -> Iterator[EndpointOptions]:
+def port() -> Iterator[int]:
+    with kept_port() as port:
+        yield port
+
+
+@pytest.fixture
+def served(folder, port, tmp_path, monkeypatch) -> Iterator[EndpointOptions]:
     """Serve the model by vLLM's own OpenAI server, with a key."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     command = [str(PYTHON), "-I", "-m", "vllm.entrypoints.openai.api_server"]
     command += [
         f"--model={folder}",
@@ -193,7 +197,7 @@ def served(folder, tmp_path, monkeypatch) -> Iterator[EndpointOptions]:
             command, env=environment, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 600
         while True:
             assert server.poll() is None and time.monotonic() < deadline, (
                 tmp_path / "log"
@@ -309,7 +313,7 @@ def test_a_killed_stage_leaves_no_process_behind(folder, tmp_path):
     path.write_text(stage_spec(store, folder).model_dump_json())
     command = [sys.executable, "-m", "expandr_core.runtime.runner", str(path), store.url]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not store.keys("expand_shard"):
         assert child.poll() is None and time.monotonic() < deadline, "no shard came"
         time.sleep(0.01)
