@@ -2,6 +2,7 @@
 
     python -m benchmarks.real_models record STORE TITLE=RUN[/DATASET] ...   # results/real_models.json
     python -m benchmarks.real_models rounds STORE TITLE=RUN ...   # results/real_rounds.json
+    python -m benchmarks.real_models counts STORE TITLE=KEY ...   # results/real_counts.json, of artifacts
     python -m benchmarks.real_models figures STORE NAME/PICTURE=RUN ...   # docs/figures/NAME.svg
     python -m benchmarks.real_models tables         # as they stand in docs/results.md
     python -m benchmarks.real_models check STORE    # exits with 1 if a number differs
@@ -35,6 +36,7 @@ from expandr_core.store.store import Store
 RECORD = Path(__file__).resolve().parent / "results" / "real_models.json"
 FIGURES = RECORD.parents[2] / "docs" / "figures"
 ROUNDS = RECORD.with_name("real_rounds.json")
+COUNTS = RECORD.with_name("real_counts.json")
 METRICS = ("ndcg@10", "recall@100")
 SCORES = [f"{metric}{of}" for metric in METRICS for of in ("", "_deviation")]
 TEST = ("corrected_p", "difference", "difference_low", "difference_high")
@@ -121,6 +123,16 @@ def _round(store: Store, name: str) -> dict[str, Any]:
     return {"run": name, "dev": dev, "gain": gain}
 
 
+def counts(store: Store, named: list[str]) -> None:
+    """Write what artifacts count, by title; rewards need two: of the stages reward and pairs."""
+    found = {title: _counts(store, key) for title, _, key in (e.rpartition("=") for e in named)}
+    COUNTS.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _counts(store: Store, key: str) -> dict[str, Any]:
+    return {"key": key, "counts": store.manifest(key)["counts"]}
+
+
 def figures(store: Store, named: list[str]) -> None:
     """Write pictures of runs' reports, with the colours that a page would give them."""
     for which, _, run in (each.rpartition("=") for each in named):
@@ -135,10 +147,10 @@ def figures(store: Store, named: list[str]) -> None:
 
 
 def tables() -> list[str]:
-    """Return a table in Markdown for each title, and those of gates, leakage, and rounds."""
+    """Return a table in Markdown for each title, and those of gates, leakage, rounds, and rewards."""
     recorded = json.loads(RECORD.read_text())
     systems = [_table(title, run) for title, run in recorded.items()]
-    return [*systems, _gates(recorded), _leakage(recorded), _rounds()]
+    return [*systems, _gates(recorded), _leakage(recorded), _rounds(), *_rewards()]
 
 
 def _rounds() -> str:
@@ -154,6 +166,28 @@ def _rounds() -> str:
         cells += [f"{dev['difference']:+.3f}", f"{dev['p']:.2g}", kept, f"{each['gain']:+.3f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _rewards() -> list[str]:
+    """Say what DPO took, and return the table of rewards."""
+    found = {title: each["counts"] for title, each in json.loads(COUNTS.read_text()).items()}
+    dpo = found.pop("DPO")
+    first, last = (dpo[f"{when}/rewards/accuracies"] for when in ("first", "last"))
+    said = (
+        f"DPO took {dpo['train_pairs']:.0f} pairs and {dpo['steps']:.0f} steps; the share of pairs "
+    )
+    said += f"that it orders rightly rose from {first:.2f} to {last:.2f}."
+    lines = [
+        "| reward | queries with a pair | pairs accepted | query alone | any candidate | better |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name in dict.fromkeys(title.partition(", ")[0] for title in found):
+        rewards, pairs = found[f"{name}, reward"], found[f"{name}, pairs"]
+        cells = [f"`{name}`", f"{pairs['with_preference']:.0f} of {pairs['queries']:.0f}"]
+        cells.append(f"{pairs['accepted']:.0f}")
+        cells += [f"{rewards[f'mean_{of}']:.3f}" for of in ("query_retrieval", "retrieval")]
+        lines.append(f"| {' | '.join(cells)} | {rewards['mean_beats_query']:.0%} |")
+    return [said, "\n".join(lines)]
 
 
 def _leakage(recorded: dict[str, Run]) -> str:
@@ -233,15 +267,17 @@ def check(store: Store) -> int:
     ]
     chosen = json.loads(ROUNDS.read_text())
     differ += [title for title, each in chosen.items() if _round(store, each["run"]) != each]
-    every = len(recorded) + len(chosen)
-    print(f"{every - len(differ)} of {every} tables and rounds have the store's numbers", *differ)
+    counted = json.loads(COUNTS.read_text())
+    differ += [title for title, each in counted.items() if _counts(store, each["key"]) != each]
+    every = len(recorded) + len(chosen) + len(counted)
+    print(f"{every - len(differ)} of {every} tables, rounds and counts are the store's", *differ)
     return len(differ)
 
 
 def main() -> int:
     """Record, print or check."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    writers = {"record": record, "rounds": rounds, "figures": figures}
+    writers = {"record": record, "rounds": rounds, "counts": counts, "figures": figures}
     parser.add_argument("what", choices=[*writers, "tables", "check"])
     parser.add_argument("store", nargs="?", default="store")
     parser.add_argument("runs", nargs="*", metavar="TITLE=RUN[/DATASET]")
