@@ -2,7 +2,7 @@
 
     python -m benchmarks.real_models record STORE TITLE=RUN[/DATASET] ...   # results/real_models.json
     python -m benchmarks.real_models rounds STORE TITLE=RUN ...   # results/real_rounds.json
-    python -m benchmarks.real_models counts STORE TITLE=KEY ...   # results/real_counts.json, of artifacts
+    python -m benchmarks.real_models counts STORE TITLE=KEY ...   # results/real_counts.json
     python -m benchmarks.real_models figures STORE NAME/PICTURE=RUN ...   # docs/figures/NAME.svg
     python -m benchmarks.real_models tables         # as they stand in docs/results.md
     python -m benchmarks.real_models check STORE    # exits with 1 if a number differs
