@@ -41,6 +41,7 @@ def measure(job: Job, search: Search) -> None:
     def report(searched: int) -> None:
         job.progress(searched, total, "queries")
 
+    report(0)  # everything is loaded
     with pq.ParquetWriter(job.out / "run.parquet", RUN, compression="zstd") as writer:
         for block, run in search(query_blocks(job), report):
             writer.write_table(run)

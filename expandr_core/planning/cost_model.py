@@ -5,8 +5,8 @@ train on:
 
     seconds = start + the sum of workload / throughput
 
-Start and throughputs are fitted to the steps of earlier runs or of a calibration. Training stages report
-how long they took to start. For other stages, steps of similar size do not separate the start from the
+Start and throughputs are fitted to the steps of earlier runs or of a calibration. Stages that load a
+model report how long that took. For others, steps of similar size do not separate the start from the
 work; all their time then counts as work, so that a larger run is never predicted to cost the same. The
 first step of a stage in a process also loads libraries; a calibration measures how long that takes.
 """
@@ -240,13 +240,14 @@ def fit(stage: str, steps: list[StepCost]) -> StageThroughput:
     grown_by = size_count(stage)
     grown = sum(step.counts.get(grown_by, 1) for step in steps)
     size = sum(step.bytes for step in steps) / max(grown, 1)
+    steps = [step for step in steps if step.start is not None] or steps
     names = [name for name in steps[0].workload if any(step.workload[name] for step in steps)]
     seconds = np.array([step.seconds for step in steps])
     if not names:
         return StageThroughput(start_seconds=float(seconds.mean()), bytes=size)
     workloads = np.array([[step.workload[name] for name in names] for step in steps])
     starts = [step.start for step in steps if step.start is not None]
-    if len(starts) == len(steps):
+    if starts:
         start = float(np.mean(starts))
         costs = _costs(workloads, seconds - starts)
     else:

@@ -96,7 +96,13 @@ def run(job: Job) -> None:
     """Encode each chunk of the corpus whose shard is missing."""
     count = shards(job)
     options: EncodeOptions = job.options
-    encoder = cache(lambda: encoder_of(job, options.encoding))  # load it if a vector is missing
+
+    @cache
+    def encoder() -> Encoder:  # load it if a vector is missing
+        loaded = encoder_of(job, options.encoding)
+        job.progress(len(job.made_shards), count, "shards")
+        return loaded
+
     job.counts |= {"passages": 0, "encoded": 0, "reused": 0}
     contents = np.concatenate([digests_of(_contents(rows)) for rows in _batches(job)])
     with closing(_cached_vectors(job, contents)) as cached:

@@ -148,7 +148,9 @@ def expand(job: Job, load: Callable[[], Generator]) -> None:
             job.progress(done + texts, total, "texts")
 
         def write(out: Path, rows: pa.Table = rows) -> dict[str, float]:
-            written = _write_shard(job, rows, load(), out, report)
+            engine = load()
+            report(0)
+            written = _write_shard(job, rows, engine, out, report)
             if written["empty"] == written["texts"] >= ONLY_EMPTY:
                 raise _only_empty(options, written)
             return written

@@ -148,6 +148,7 @@ def _mine(job: Job, encoder: "Encoder", index: "Index", contents: "Digests") -> 
     counts = {"queries": len(query_ids), "negatives": 0, "queries without a negative": 0}
     if options.mining.margin:
         counts["dropped/negatives as similar as a positive"] = 0
+    job.progress(0, len(query_ids), "queries")  # everything is loaded
     blocks = queries_at_once(index, depth, memory_gb) // QUERIES_AT_ONCE
     for group in _slices(len(query_ids), max(1, blocks) * QUERIES_AT_ONCE):
         vectors = np.empty((group.stop - group.start, index.dimensions), np.float32)

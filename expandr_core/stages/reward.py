@@ -153,7 +153,13 @@ def run(job: Job) -> None:
     parts = _parts(job)
     counts: Counter[str] = Counter()
     with contextlib.ExitStack() as held:
-        encoder = cache(lambda: encoder_of(job, options.encoding))  # loaded if a shard is missing
+
+        @cache
+        def encoder() -> Encoder:  # load it if a shard is missing
+            loaded = encoder_of(job, options.encoding)
+            job.progress(len(job.made_shards), len(parts), "shards")
+            return loaded
+
         corpus = cache(lambda: _open_corpus(job, held, encoder()))
         examples = cache(lambda: _cut(job))
         for group in _groups(job, parts):

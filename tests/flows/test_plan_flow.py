@@ -191,3 +191,19 @@ def test_a_step_that_the_latest_runs_leave_out_is_learned_from_an_older_one(firs
     assert found
     assert found.of("dpo") == alone.of("dpo")
     assert found.tokens_per_text.keys() == alone.tokens_per_text.keys()
+
+
+def test_an_encoding_that_copied_its_vectors_tells_nothing_of_the_cost(first, store):
+    opened, options = Store(str(store)), costly_options(tiny_loop.OPTIONS)
+    [record] = opened.records()
+    alone = learned(opened, options, None)
+    for step in record["steps"]:
+        if step["id"][0] == "encode":
+            step["artifact"]["counts"] |= {"encoded": 1, "reused": 10_000}
+    later = {"name": "9", "finished": "2100-01-01T00:00:00+00:00"}
+    opened.write_record("9", record | later)
+    both = learned(opened, options, None)
+    assert alone and both
+    assert both.of("encode") == alone.of("encode")
+    (Path(opened.root) / "runs" / f"{first.record.name}.json").unlink()
+    assert learned(opened, options, None) is None  # a calibration tells

@@ -252,3 +252,15 @@ def test_a_step_costs_its_start_and_its_workload(store, queries):
     answers = spec_of("expand", EXPAND | {"prompt": {"name": "q2a"}}, queries=queries)
     with pytest.raises(DataError, match=r"a file has no mean text length.*'q2a'"):
         predicted(StepId("expand"), answers, throughput, store)
+
+
+def test_steps_that_tell_how_long_they_loaded_alone_tell_what_the_work_costs():
+    """One that copied all its vectors tells nothing, and one that loaded for long does not cost more."""
+
+    def step(passages, seconds, start):
+        counts = {"passages": passages}
+        return StepCost(StepId("encode"), counts, counts, seconds, 0, {}, start)
+
+    found = fit("encode", [step(0, 0.5, None), step(100, 14, 12), step(1000, 32, 12)])
+    assert found.start_seconds == pytest.approx(12)
+    assert found.per_second["passages"] == pytest.approx(50)
