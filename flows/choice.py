@@ -1,5 +1,6 @@
 """Which round is kept: a paired test on the dev queries tells, against what was kept before it."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -7,7 +8,6 @@ import pyarrow.parquet as pq
 from prefect import get_run_logger
 
 from expandr_core.evaluation.render import format_p, signed
-from expandr_core.evaluation.significance import fewest_to_tell
 from expandr_core.evaluation.verdict import Kept
 from expandr_core.options.loop import LoopOptions
 from expandr_core.store.store import Store
@@ -43,7 +43,7 @@ def measure_start_on_dev(pipeline: Pipeline, dev: Comparison, base: Models) -> N
         table = pq.read_table(store.local(queries), columns=["cluster"])
         return len(table["cluster"].unique())
 
-    clusters = pipeline.ask(count, predicted=fewest_to_tell(level))
+    clusters = pipeline.ask(count, predicted=_fewest(level))
     if too_few := _too_few(level, clusters):
         get_run_logger().warning("no round can be kept: %s", too_few)
     expansions = dev.expand(pipeline, base.llm, "sampled", "untrained LLM")
@@ -108,9 +108,18 @@ def _tested(choice: Choice) -> str:
     return f"{_name(choice.round)} {change}"
 
 
+def _fewest(level: float) -> int:
+    """Return how many observations a randomisation test needs for a p of a level or less.
+
+    >>> _fewest(0.05), _fewest(2 / 2**5), _fewest(1)
+    (6, 5, 1)
+    """
+    return 1 + math.ceil(math.log2(1 / level))
+
+
 def _too_few(level: float, clusters: int) -> str:
     """Say that so few dev queries cannot show a gain at a level; empty if they can."""
-    least = fewest_to_tell(level)
+    least = _fewest(level)
     if clusters >= least:
         return ""
     return (

@@ -109,3 +109,11 @@ def test_the_report_says_if_dev_queries_are_too_few_to_show_a_gain(tmp_path):
     assert best.round == 0 and kept_of(specs)["expanded"] == "untrained"
     few = "5 dev queries (or clusters of them) cannot show a gain at p = 0.05, which takes 6: "
     assert few in kept_of(specs)["reason"]
+
+
+@pytest.mark.parametrize(
+    ("level", "gain"), [(1, Gain(0.04, 1.0, 1)), (0.0625, Gain(0.04, 2 / 2**5, 5))]
+)
+def test_dev_queries_that_just_reach_the_level_are_not_called_too_few(tmp_path, level, gain):
+    specs, best = three_rounds(tmp_path, gain, keep_level=level, rounds=1)
+    assert best.round == 1 and "cannot show a gain" not in kept_of(specs)["reason"]
