@@ -10,7 +10,7 @@ training data --> audit of leakage ---------------------------------------------
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from pydantic import Field
 
 from expandr_core.data.catalog import Dataset, dev_of, find_datasets
@@ -122,7 +122,7 @@ def find_suite(pipeline: Pipeline, wanted: list[Dataset], models: MeasuredModels
         DataError: if a model or a dataset is not there, no gate is wanted, or its queries are those that
             are measured.
     """
-    pairs = find_pairs(pipeline, models)
+    pairs = find_pairs(pipeline, models, get_run_logger().info)
     datasets = [get_dataset(pipeline, dataset) for dataset in wanted]
     if not models.gate_on:
         return Suite(datasets, pairs)

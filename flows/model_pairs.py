@@ -1,9 +1,9 @@
 """Which language models and retrievers a suite measures together."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefect import get_run_logger
 from pydantic import Field
 
 from expandr_core.errors import DataError
@@ -87,21 +87,31 @@ class MeasuredModels(Options):
         )
 
 
-def find_pairs(pipeline: Pipeline, wanted: MeasuredModels) -> list[ModelPair]:
+def find_pairs(
+    pipeline: Pipeline, wanted: MeasuredModels, say: Callable[[str], None]
+) -> list[ModelPair]:
     """Find or import the models: those that are named, then the best of each run.
+
+    Args:
+        pipeline: of the suite.
+        wanted: the models.
+        say: is told which run's models are measured if neither options nor `wanted` name any.
 
     Raises:
         DataError: if there is no such run, or nothing to measure.
     """
     training = tuple(file for key in wanted.training for file in _examples(pipeline.find(key)))
-    pairs = _named_models(pipeline, wanted, training)
+    pairs = _named_models(pipeline, wanted, training, say)
     for name in wanted.runs:
         pairs.append(_best_models(loop_run(pipeline.open(), name), training))
     return pairs
 
 
 def _named_models(
-    pipeline: Pipeline, wanted: MeasuredModels, training: tuple[Artifact, ...]
+    pipeline: Pipeline,
+    wanted: MeasuredModels,
+    training: tuple[Artifact, ...],
+    say: Callable[[str], None],
 ) -> list[ModelPair]:
     """Return the pair that options or keys name; none if runs are measured and one is missing."""
     options = pipeline.options
@@ -113,7 +123,7 @@ def _named_models(
     if unnamed and wanted.runs:
         return []
     if len(unnamed) == len(names) and find_run(store := pipeline.open(), "latest"):
-        run = chosen_run(store, "", get_run_logger().info)
+        run = chosen_run(store, "", say)
         return [_best_models(run, training)]
     if unnamed:
         raise DataError(
