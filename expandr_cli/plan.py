@@ -74,10 +74,15 @@ def plan(
             made = _plan_loop(load_options(config, seed, changes or []), how)
         else:
             fail("name a CONFIG to plan, or the run to compare with: --run RUN")
-    if save:
-        save.write_text(yaml.safe_dump(made.throughput.model_dump(), sort_keys=False))
     over = suite or run
     print_plan(made, opened, over.steps if over else [])
+    if save:
+        if len(made.throughputs) > 1:
+            fail(
+                f"--save {save}: these models differ in what their stages cost; plan one pair at a time"
+            )
+        [throughput] = made.throughputs
+        save.write_text(yaml.safe_dump(throughput.model_dump(), sort_keys=False))
 
 
 def print_plan(made: "Plan", store: "Store", steps: Sequence["Step"] = ()) -> None:
@@ -85,7 +90,8 @@ def print_plan(made: "Plan", store: "Store", steps: Sequence["Step"] = ()) -> No
     from expandr_core.planning.cost_model import measured
 
     out.print(_table(made.steps, measured(store, steps)), highlight=False)
-    out.print(f"Throughputs: {made.throughput.source}.", highlight=False, soft_wrap=True)
+    sources = "; ".join(dict.fromkeys(each.source for each in made.throughputs))
+    out.print(f"Throughputs: {sources}.", highlight=False, soft_wrap=True)
 
 
 def _plan_loop(options: "JointLoopOptions", how: dict[str, Any]) -> "Plan":

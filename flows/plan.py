@@ -46,9 +46,14 @@ LATEST = 3  # runs that have a step, to learn its cost from
 
 
 class Plan(BaseModel):
-    """What a run will cost, and by which throughput."""
+    """What a run will cost.
 
-    throughput: Throughput
+    Attributes:
+        throughputs: that it was predicted by; of a suite, one for each kind of models.
+        steps: that it will take.
+    """
+
+    throughputs: list[Throughput]
     steps: list[StepCost]
 
 
@@ -89,7 +94,7 @@ def plan(
         make = partial(run_round, data=data, models=models())
         built = measured(pipeline.open(), pipeline.steps)
         throughput = Calibration(pipeline, sample, built).run(make)
-    get_run_logger().info("planned by %s", throughput.source)
+    get_run_logger().info("throughputs: %s", throughput.source)
     if options.loop.start_from != "data":  # what is imported is in the store, as the data is
         data = import_start(pipeline, data, models().llm)
     planned = DryRun(store, options, throughput=throughput)
@@ -97,7 +102,7 @@ def plan(
         best, _ = run_rounds(planned, data, start_models(planned, data, imported))
         if options.promotion.enabled:
             plan_gate(pipeline, planned, data, best)
-    return Plan(throughput=throughput, steps=planned.costs)
+    return Plan(throughputs=[throughput], steps=planned.costs)
 
 
 def learned(store: Store, options: dict[str, Any], before: datetime | None) -> Throughput | None:

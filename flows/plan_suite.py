@@ -56,7 +56,7 @@ def plan_suite(
     """
     pipeline = Pipeline(store, options)
     suite = find_suite(pipeline, find_datasets(datasets), models)
-    costs: dict[str, StepCost] = {}  # by key: BM25 is the same beside each pair of models
+    costs: dict[str, StepCost] = {}  # by key: what several pairs of models share is there once
     used: list[Throughput] = []
     for pair in suite.pairs:
         alone = replace(suite, pairs=[pair])
@@ -66,16 +66,12 @@ def plan_suite(
         if not known:
             make = partial(_measure_samples, suite=alone, seeds=min(seeds, 1))
             known = Calibration(pipeline, sample).run(make)
-        get_run_logger().info("planned by %s", known.source)
-        planned = DryRun(store, options, throughput=known)
+        get_run_logger().info("throughputs: %s", known.source)
+        planned = DryRun(store, options, throughput=known, predictions=costs)
         with disable_run_logger():
             measure_suite(planned, alone, seeds)
-        costs = planned.predictions | costs
-        used.append(known)
-    sources = " and ".join(dict.fromkeys(each.source for each in used))
-    return Plan(
-        throughput=used[0].model_copy(update={"source": sources}), steps=list(costs.values())
-    )
+        used += [] if known in used else [known]
+    return Plan(throughputs=used, steps=list(costs.values()))
 
 
 def _measure_samples(small: Pipeline, queries: int, suite: Suite, seeds: int) -> list[Step]:

@@ -1,6 +1,8 @@
 """The suite under Prefect: every system on every dataset, nothing made twice, one more dataset."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -235,16 +237,17 @@ def test_models_can_be_keys_and_training_data_is_audited(both, world, tmp_path):
     assert audit["any"]["queries"] <= min(kept, 6)
 
 
-def test_the_best_models_of_a_run_are_measured_with_its_options(both, world):
+@contextlib.contextmanager
+def loop_run_with_the_models_of(both: SuiteSummary, world: World, **changed: Any) -> Iterator[None]:
+    """Record a run of the loop, of some options, while a test lasts: the others know of none."""
     steps = titled(both)
-    store = Store(world.store)
     record = {
         "name": "20260101T000000-old-run",
         "flow_run_id": "",
         "store": world.store,
         "started": both.started.isoformat(),
         "finished": both.finished.isoformat(),
-        "options": world.options.model_dump(mode="json"),
+        "options": world.options.model_copy(update=changed).model_dump(mode="json"),
         "report": steps["compare the systems"].model_dump(),
         "best_round": 1,
         "models": {
@@ -253,10 +256,17 @@ def test_the_best_models_of_a_run_are_measured_with_its_options(both, world):
         },
         "steps": [],
     }
-    store.write_record(record["name"], record)
+    Store(world.store).write_record(record["name"], record)
+    try:
+        yield
+    finally:
+        Path(world.store, "runs", f"{record['name']}.json").unlink()
+
+
+def test_the_best_models_of_a_run_are_measured_with_its_options(both, world):
     models = MeasuredModels(runs=("2026",))
-    found = run(world, f"scifact={world.folder}/sf", models=models, seeds=1)
-    Path(world.store, "runs", f"{record['name']}.json").unlink()  # the other tests know of none
+    with loop_run_with_the_models_of(both, world):
+        found = run(world, f"scifact={world.folder}/sf", models=models, seeds=1)
     rows = pd.read_csv(board(found) / "comparison.csv").set_index("system")
     named, of_run = (
         rows.loc[f"{title}: + expansion, sampled"]
@@ -304,6 +314,12 @@ def planned(world: World, *datasets: str, **changes: Any) -> Plan:
     return found
 
 
+def by_dot(world: World) -> RetrieverOptions:
+    """The options of the same retriever, searched by inner products."""
+    encoding = EncodingOptions(similarity="dot")
+    return world.options.retriever.model_copy(update={"encoding": encoding})
+
+
 def steps_of(summary: SuiteSummary) -> list[StepCost]:
     """Return what the steps have cost that a plan is about."""
     ran = measured(Store(summary.store), summary.steps)
@@ -319,7 +335,7 @@ def test_a_plan_has_the_steps_of_the_suite_and_learns_what_they_cost(both, world
     assert [each.id for each in found.steps] == [each.id for each in ran]
     for each, real in zip(found.steps, ran, strict=True):
         assert each.workload == pytest.approx(real.workload, rel=0.1), each.id
-    assert both.name in found.throughput.source
+    assert both.name in found.throughputs[0].source
     assert all(each.seconds > 0 for each in found.steps)
 
 
@@ -330,37 +346,43 @@ def test_a_plan_calibrates_on_samples_where_the_models_have_no_run(world, tmp_pa
     name = f"{world.options.llm.model}/"  # the same model, under a name that no run has
     options = options.model_copy(update={"llm": options.llm.model_copy(update={"model": name})})
     found = planned(world, f"{folder}/", options=options, models=models, sample=8)
-    assert found.throughput.source == "a calibration with 8 queries"
+    assert found.throughputs[0].source == "a calibration with 8 queries"
     made = run(world, f"{folder}/", options=options, models=models)
     assert [each.id for each in found.steps] == [each.id for each in steps_of(made)]
     assert all(each.seconds > 0 and each.bytes > 0 for each in found.steps)
 
 
 def test_the_plan_of_two_pairs_counts_what_they_share_once(both, world):
-    store, steps = Store(world.store), titled(both)
-    record = {
-        "name": "20260101T000000-old-run",
-        "flow_run_id": "",
-        "store": world.store,
-        "started": both.started.isoformat(),
-        "finished": both.finished.isoformat(),
-        "options": world.options.model_dump(mode="json"),
-        "report": steps["compare the systems"].model_dump(),
-        "best_round": 1,
-        "models": {
-            "llm": steps["import the LLM"].model_dump(),
-            "retriever": steps["import the retriever"].model_dump(),
-        },
-        "steps": [],
-    }
-    store.write_record(record["name"], record)
     twice = MeasuredModels(runs=("2026",))
     dataset = f"scifact={world.folder}/sf"
-    found = planned(world, dataset, models=twice)
-    Path(world.store, "runs", f"{record['name']}.json").unlink()  # the other tests know of none
+    with loop_run_with_the_models_of(both, world):
+        found = planned(world, dataset, models=twice)
     alone = planned(world, dataset)
     assert {each.id for each in alone.steps} == {each.id for each in found.steps}
     assert len([each for each in found.steps if each.stage == "evaluate_bm25"]) == 1
+
+
+def test_the_plan_of_two_pairs_loads_the_libraries_of_a_stage_once(both, world):
+    dataset, runs = f"scifact={world.folder}/sf", MeasuredModels(runs=("2026",))
+    known = planned(world, dataset).throughputs[0]
+    throughputs = [
+        known.model_copy(
+            update={
+                "stages": {
+                    stage: costs.model_copy(update={"load_seconds": seconds})
+                    for stage, costs in known.stages.items()
+                }
+            }
+        )
+        for seconds in (0, 100)
+    ]
+    with loop_run_with_the_models_of(both, world, retriever=by_dot(world)):
+        without, loading = (
+            planned(world, dataset, models=runs, throughput=each).steps for each in throughputs
+        )
+    assert len([each for each in without if each.stage == "encode"]) == 2
+    more = sum(each.seconds for each in loading) - sum(each.seconds for each in without)
+    assert more == pytest.approx(100 * len({each.stage for each in without}))
 
 
 def test_the_command_plans_and_compares_with_what_a_suite_has_cost(both, world, tmp_path):
@@ -374,6 +396,26 @@ def test_the_command_plans_and_compares_with_what_a_suite_has_cost(both, world, 
     said = CliRunner().invoke(app, again, env={"COLUMNS": "200"})
     assert said.exit_code == 0, said.output
     assert "time / measured" in said.output and "a calibration with 8 queries" in said.output
+
+
+def test_the_command_takes_the_latest_run_if_the_config_names_no_models(both, world, tmp_path):
+    (tmp_path / "config.yaml").write_text("device: cpu\n")
+    command = ["evaluate", f"{tmp_path}/config.yaml", "--datasets", f"{world.folder}/letters"]
+    with loop_run_with_the_models_of(both, world):
+        said = CliRunner().invoke(app, [*command, "--plan", "--store", world.store])
+    assert said.exit_code == 0, said.output
+
+
+def test_the_command_saves_no_throughputs_of_models_that_differ_in_them(both, world, tmp_path):
+    store, name, file = Store(world.store), "20260102T000000-pairs", tmp_path / "throughputs.yaml"
+    [record] = [each for each in store.records() if each["name"] == both.name]
+    store.write_record(name, record | {"name": name, "asked": {"runs": ["20260101"]}})
+    command = ["plan", "--run", name, "--store", world.store, "--calibrate", "--sample", "8"]
+    with loop_run_with_the_models_of(both, world, retriever=by_dot(world)):
+        said = CliRunner().invoke(app, [*command, "--save", str(file)])
+    Path(world.store, "runs", f"{name}.json").unlink()
+    assert said.exit_code == 2 and "plan one pair at a time" in said.output, said.output
+    assert not file.exists()
 
 
 def test_tiny_models_belong_to_a_run(world):

@@ -56,14 +56,14 @@ def test_a_calibration_tells_what_every_stage_costs_whatever_steps_are_called(
 ):
     monkeypatch.setattr(Pipeline, "_full", lambda self, title: "reworded")
     found: Any = plan(options=tiny_loop.OPTIONS, store=str(store), calibrate=True, sample=8)
-    assert found.throughput.source == "a calibration with 8 queries"
+    assert found.throughputs[0].source == "a calibration with 8 queries"
     ran = measured(Store(first.record.store), first.record.steps)
     assert [each.id for each in found.steps] == ids_of(ran)
     assert all(each.seconds > 0 and each.bytes > 0 for each in found.steps)
 
 
 def test_a_calibrated_start_from_pairs_builds_each_model_once(first, tmp_path, monkeypatch):
-    known = planned(first.record.store).throughput
+    known = planned(first.record.store).throughputs[0]
     monkeypatch.setattr(Calibration, "run", lambda *given: known)
     tiny, pairs = tiny_loop.OPTIONS, write_array(tmp_path / "pairs.json", PAIRS)
     changes = {
@@ -81,9 +81,9 @@ def test_each_stage_loads_its_libraries_once(first):
     before = planned(first.record.store)
     loading = {
         stage: costs.model_copy(update={"load_seconds": 100})
-        for stage, costs in before.throughput.stages.items()
+        for stage, costs in before.throughputs[0].stages.items()
     }
-    throughput = before.throughput.model_copy(update={"stages": loading})
+    throughput = before.throughputs[0].model_copy(update={"stages": loading})
     after = by_stage(planned(first.record.store, throughput=throughput).steps)
     for stage, own in by_stage(before.steps).items():
         assert after[stage].seconds == pytest.approx(own.seconds + 100), stage
