@@ -82,9 +82,9 @@ def first(prefect_server, tmp_path_factory) -> "Finished":
     return run.validate_json(kept.read_bytes())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def browser() -> Iterator:
-    """Headless Chromium; of one module, as its event loop would be in the way of others."""
+    """Headless Chromium; of one test, as its event loop would be in the way of others."""
     sync_api = pytest.importorskip("playwright.sync_api")
     from infra.local.browser import FLAGS
 

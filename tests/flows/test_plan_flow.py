@@ -62,8 +62,8 @@ def test_a_calibration_tells_what_every_stage_costs_whatever_steps_are_called(
     assert all(each.seconds > 0 and each.bytes > 0 for each in found.steps)
 
 
-def test_a_calibrated_start_from_pairs_builds_each_model_once(first, tmp_path, monkeypatch):
-    known = planned(first.record.store).throughputs[0]
+def test_a_calibrated_start_from_pairs_builds_each_model_once(store, tmp_path, monkeypatch):
+    known = planned(str(store)).throughputs[0]
     monkeypatch.setattr(Calibration, "run", lambda *given: known)
     tiny, pairs = tiny_loop.OPTIONS, write_array(tmp_path / "pairs.json", PAIRS)
     changes = {
@@ -72,7 +72,7 @@ def test_a_calibrated_start_from_pairs_builds_each_model_once(first, tmp_path, m
         "preferences": tiny.preferences.model_copy(update={"minimum_pairs": 5}),
     }
     options = tiny.model_copy(update=changes)
-    found: Any = plan(options=options, store=first.record.store, calibrate=True)
+    found: Any = plan(options=options, store=str(store), calibrate=True)
     stages = {step.stage for step in found.steps}
     assert "dpo" in stages and not {"reward", "pairs"} & stages
 
@@ -104,7 +104,7 @@ def test_a_plan_of_lazy_pairs_leaves_out_what_will_not_be_written(first):
     assert limited.seconds < whole.seconds
 
 
-def test_a_run_that_is_over_is_compared_with_a_plan_by_saved_throughputs(first, tmp_path):
+def test_a_run_that_is_over_is_compared_with_a_plan_by_saved_throughputs(first, store, tmp_path):
     from expandr_cli.main import app
 
     file = tmp_path / "throughputs.yaml"
@@ -117,7 +117,7 @@ def test_a_run_that_is_over_is_compared_with_a_plan_by_saved_throughputs(first, 
         "--run",
         "latest",
         "--store",
-        first.record.store,
+        str(store),
         "--throughputs",
         str(file),
     ]
@@ -129,10 +129,10 @@ def test_a_run_that_is_over_is_compared_with_a_plan_by_saved_throughputs(first, 
     assert "Throughputs: the first run." in result.output
 
 
-def test_a_run_that_nothing_came_before_is_not_compared_with_itself(first):
+def test_a_run_that_nothing_came_before_is_not_compared_with_itself(store):
     from expandr_cli.main import app
 
-    result = CliRunner().invoke(app, ["plan", "--run", "latest", "--store", first.record.store])
+    result = CliRunner().invoke(app, ["plan", "--run", "latest", "--store", str(store)])
     assert result.exit_code == 2
     assert "no run with these models ended before that one" in result.output
 

@@ -12,7 +12,9 @@ import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -56,15 +58,29 @@ class Served(NamedTuple):
         return post(f"{self.url}/{path}", json=body)
 
 
-@pytest.fixture(scope="module")
-def serving(first, tmp_path_factory) -> Iterator[Served]:
-    store = shutil.copytree(first.record.store, tmp_path_factory.mktemp("serving") / "store")
+@contextmanager
+def champion_served(store: Path) -> Iterator[Served]:
+    """Serve the champion of a store, which is its one run."""
     said = CliRunner().invoke(app, ["promote", "--store", str(store)])
     assert said.exit_code == 0, said.output
     find = _Finder(Store(str(store)), "", "here", None, {})
     server = Server(find.first(), LIMITS, find.newer, 0.05)
     with listening(make_app(server)) as url:
         yield Served(str(store), server, url)
+
+
+@pytest.fixture(scope="module")
+def serving(first, tmp_path_factory) -> Iterator[Served]:
+    store = shutil.copytree(first.record.store, tmp_path_factory.mktemp("serving") / "store")
+    with champion_served(store) as served:
+        yield served
+
+
+@pytest.fixture
+def exchanging(store) -> Iterator[Served]:
+    """A server whose champion its test exchanges."""
+    with champion_served(store) as served:
+        yield served
 
 
 class listening:
@@ -330,19 +346,19 @@ def test_the_page_shows_both_sides_and_asks_nobody_else(serving, browser):
     assert all(url.startswith((serving.url, "data:")) for url in asked) and not said
 
 
-def test_a_new_champion_is_served_without_a_lost_request_and_the_old_one_is_let_go(serving):
-    store = Store(serving.store)
+def test_a_new_champion_is_served_without_a_lost_request_and_the_old_one_is_let_go(exchanging):
+    store = Store(exchanging.store)
     [record] = [each for each in store.records() if "kind" not in each]
     name = "20990101T000000-later-run"
     store.write_record(name, record | {"name": name, "options": record["options"] | {"seed": 9}})
-    old, done = weakref.ref(serving.server.opened), threading.Event()
+    old, done = weakref.ref(exchanging.server.opened), threading.Event()
 
     def ask(number: int) -> list[tuple[int, int]]:
         seen = []
         with httpx.Client(timeout=60) as client:
             while not done.is_set():
                 body = {"query": f"{QUESTIONS[number % 6]} {len(seen)} {number}"}
-                said = client.post(f"{serving.url}/search", json=body)
+                said = client.post(f"{exchanging.url}/search", json=body)
                 seen.append((said.status_code, said.json()["served"]["version"]))
                 if seen[-3:] == [(200, 2)] * 3:
                     break
@@ -350,7 +366,7 @@ def test_a_new_champion_is_served_without_a_lost_request_and_the_old_one_is_let_
 
     with ThreadPoolExecutor(6) as pool:
         seen = [pool.submit(ask, number) for number in range(6)]
-        promoted = CliRunner().invoke(app, ["promote", name, "--store", serving.store])
+        promoted = CliRunner().invoke(app, ["promote", name, "--store", exchanging.store])
         assert promoted.exit_code == 0, promoted.output
         try:
             answers = [each.result(SECONDS) for each in seen]
