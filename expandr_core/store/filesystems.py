@@ -15,6 +15,7 @@ from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from safetensors import SafetensorError
 
 from expandr_core.errors import DataError
 
@@ -85,6 +86,7 @@ SCRATCH_REMEDY = (
 STORE_REMEDY = "free some space there (`expandr gc --delete`), or move the store to a larger disk"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NAMED = ": the disk is full"
+_CUT_BY_NUMPY = re.compile(r"\d+ requested and \d+ written")
 
 
 @contextlib.contextmanager
@@ -92,13 +94,24 @@ def explain_full_disk(folder: Path, remedy: str = SCRATCH_REMEDY) -> Iterator[No
     """Add the folder and the remedy to errors about a full disk, once."""
     try:
         yield
-    except OSError as error:
-        # shutil.Error, for a whole folder, has no errno, only a text for each file
-        texts = str(error) if isinstance(error, shutil.Error) else ""
-        found = [code for code in _FULL if code == error.errno or os.strerror(code) in texts]
-        if not found or _NAMED in str(error):
+    except (OSError, SafetensorError) as error:
+        code = _full(error)
+        if not code or _NAMED in str(error):
             raise
-        raise OSError(found[0], f"{folder}{_NAMED} ({error}); {remedy}") from error
+        raise OSError(code, f"{folder}{_NAMED} ({error}); {remedy}") from error
+
+
+def _full(error: Exception) -> int:
+    """Return the code of an error about a full disk, else 0.
+
+    Some have only a text: safetensors', numpy's, and shutil.Error, which has one for each file.
+    """
+    if code := getattr(error, "errno", None):
+        return code if code in _FULL else 0
+    text = str(error)
+    if _CUT_BY_NUMPY.fullmatch(text):
+        return errno.ENOSPC
+    return next((code for code in _FULL if os.strerror(code) in text), 0)
 
 
 def replace_folder(folder: Path, target: Path) -> None:

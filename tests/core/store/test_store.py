@@ -202,6 +202,30 @@ def test_a_full_disk_at_a_record_is_named_and_nothing_partial_stays(tmp_path, an
     assert list(Path(store.root, "runs").iterdir()) == []
 
 
+WRITES = {  # to a file that may have 100 bytes, as stages do
+    "numpy": "import numpy; numpy.zeros(1000).tofile(open(path, 'wb', 0))",
+    "safetensors": "import numpy; from safetensors.numpy import save_file\n"
+    "    save_file({'a': numpy.zeros(1000)}, path)",
+}
+
+
+@pytest.mark.parametrize("library", WRITES)
+def test_a_full_disk_is_named_if_a_library_tells_of_it_by_a_text_alone(tmp_path, library):
+    script = f"""
+import resource, signal
+from pathlib import Path
+from expandr_core.store.filesystems import explain_full_disk
+path = {str(tmp_path / "file")!r}
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+with explain_full_disk(Path({str(tmp_path)!r})):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+    {WRITES[library]}
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    last = run.stderr.splitlines()[-1]
+    assert last.startswith("OSError") and f"{tmp_path}: the disk is full" in last
+
+
 @pytest.mark.parametrize("step", ["first", "second", "third"])
 def test_a_full_disk_while_renaming_leaves_the_former_artifact(store, monkeypatch, step):
     former, renames, rename = put(store, KEY, {"a": "1"}), [], Path.rename
