@@ -360,7 +360,7 @@ def test_a_parent_that_is_killed_finds_its_runs_again_when_it_is_tried_again(
     made: list[Artifact] = []
     again = threading.Thread(target=lambda: made.append(expanded(store, PLACED, 128)))
     again.start()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while sum("attached to run" in message for message in caplog.messages) < 2:
         if time.monotonic() > deadline:
             break  # the runs' number will tell
