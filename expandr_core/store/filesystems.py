@@ -86,7 +86,6 @@ SCRATCH_REMEDY = (
 STORE_REMEDY = "free some space there (`expandr gc --delete`), or move the store to a larger disk"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NAMED = ": the disk is full"
-_CUT_BY_NUMPY = re.compile(r"\d+ requested and \d+ written")
 
 
 @contextlib.contextmanager
@@ -95,23 +94,13 @@ def explain_full_disk(folder: Path, remedy: str = SCRATCH_REMEDY) -> Iterator[No
     try:
         yield
     except (OSError, SafetensorError) as error:
-        code = _full(error)
-        if not code or _NAMED in str(error):
+        code, text = getattr(error, "errno", None), str(error)
+        if not code:  # safetensors, numpy and shutil.Error, for a whole folder, have only a text
+            cut = re.fullmatch(r"\d+ requested and \d+ written", text)
+            code = errno.ENOSPC if cut else next((c for c in _FULL if os.strerror(c) in text), 0)
+        if code not in _FULL or _NAMED in text:
             raise
-        raise OSError(code, f"{folder}{_NAMED} ({error}); {remedy}") from error
-
-
-def _full(error: Exception) -> int:
-    """Return the code of an error about a full disk, else 0.
-
-    Some have only a text: safetensors', numpy's, and shutil.Error, which has one for each file.
-    """
-    if code := getattr(error, "errno", None):
-        return code if code in _FULL else 0
-    text = str(error)
-    if _CUT_BY_NUMPY.fullmatch(text):
-        return errno.ENOSPC
-    return next((code for code in _FULL if os.strerror(code) in text), 0)
+        raise OSError(code, f"{folder}{_NAMED} ({text}); {remedy}") from error
 
 
 def replace_folder(folder: Path, target: Path) -> None:
