@@ -1,12 +1,16 @@
 """How numbers and texts are written on every page; nothing is rounded elsewhere."""
 
+import re
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+from markupsafe import Markup, escape
+
 from expandr_core.evaluation.render import cell, format_p, markdown_table, shortened, signed
 
 Number = float | int | None
+_P_VALUE = re.compile(r"p = [\w.-]*\w")
 LONG = 320  # characters of a text that are shown at once
 
 
@@ -86,6 +90,15 @@ def opening(text: str) -> str:
     return whole if len(whole) > LONG / 2 else text[:LONG]
 
 
+def unbroken(sentence: str) -> str:
+    """Keep each p-value of a sentence on one line.
+
+    >>> unbroken("a < b (p = 1.4e-17).")
+    Markup('a &lt; b (<span class="unbroken">p = 1.4e-17</span>).')
+    """
+    return Markup(_P_VALUE.sub(r'<span class="unbroken">\g<0></span>', str(escape(sentence))))
+
+
 FILTERS: tuple[Callable[..., str], ...] = (
     score,
     signed,
@@ -97,6 +110,7 @@ FILTERS: tuple[Callable[..., str], ...] = (
     chance,
     day,
     opening,
+    unbroken,
     cell,
     markdown_table,
     shortened,
