@@ -11,6 +11,10 @@ from expandr_core.runtime.runner import module_of
 from expandr_core.store.run_records import RecordedRun
 
 ABSENT = "absent"  # the value of an option that a version did not have
+FORMERLY = {
+    "loop.keep_level": 1.0,
+    "loop.next_round": "latest",
+}  # how versions without them behaved
 
 
 def flat(options: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -56,10 +60,12 @@ def changed_options(run: RecordedRun) -> dict[str, Any]:
 def differing_options(before: RecordedRun, after: RecordedRun) -> dict[str, tuple[Any, Any]]:
     """Return the options that differ between two runs, by path, with both values.
 
-    An option that an earlier version did not have is ABSENT, unless the other run has it at its default.
+    An option that an earlier version did not have has the value that it behaved by, or else is ABSENT,
+    unless the other run has it at its default.
     """
     defaults = flat(JointLoopOptions().model_dump(mode="json"))
-    return but_for_new(differing(before.options, after.options), defaults)
+    one, other = (FORMERLY | flat(run.options) for run in (before, after))
+    return but_for_new(differing(one, other), defaults)
 
 
 def but_for_new(

@@ -204,7 +204,8 @@ def throughput_of(
         by_stage.setdefault(step.stage, []).append(step)
     texts: dict[str, list[StepCost]] = {}
     for step in by_stage.get("expand", []):
-        texts.setdefault(step.options["prompt"]["name"], []).append(step)
+        prompt, sampling = step.options["prompt"], step.options["sampling"]
+        texts.setdefault(f"{prompt['name']}/{sampling['max_new_tokens']}", []).append(step)
     pairs = [step for step in by_stage.get("pairs", []) if "accepted" in step.counts]
     rewarded = sum(step.counts["queries"] for step in pairs)
     return Throughput(

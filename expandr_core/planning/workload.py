@@ -23,7 +23,7 @@ class TextStatistics(BaseModel):
 
     Attributes:
         source: where the numbers come from.
-        tokens_per_text: mean length of a text, by prompt.
+        tokens_per_text: mean length of a text, by prompt and most new tokens, such as q2d/64.
         accepted_share: share of the rewarded queries that have an acceptable pair.
     """
 
@@ -32,18 +32,19 @@ class TextStatistics(BaseModel):
     tokens_per_text: dict[str, float]
     accepted_share: float = Field(default=1, ge=0, le=1)
 
-    def tokens(self, prompt: str) -> float:
-        """Return the mean length of a prompt's texts.
+    def tokens(self, prompt: str, max_new_tokens: int) -> float:
+        """Return the mean length of a prompt's texts of at most so many tokens.
 
         Raises:
             DataError: if it is unknown.
         """
-        if prompt not in self.tokens_per_text:
+        kind = f"{prompt}/{max_new_tokens}"
+        if kind not in self.tokens_per_text:
             raise DataError(
-                f"{self.source} has no mean text length for the prompt {prompt!r}; calibrate again, or "
-                "add it to tokens_per_text"
+                f"{self.source} has no mean text length for the prompt {prompt!r} with max_new_tokens "
+                f"{max_new_tokens}; calibrate again, or add {kind} to tokens_per_text"
             )
-        return self.tokens_per_text[prompt]
+        return self.tokens_per_text[kind]
 
 
 UNKNOWN = TextStatistics(source="nothing", tokens_per_text={})

@@ -103,7 +103,7 @@ def predict(step: PlannedStep) -> dict[str, float]:
     sizes = shard_sizes(step.store.local(step.inputs["queries"]), options.queries_per_shard)
     queries = sum(sizes[: step.max_shards or len(sizes)])
     texts = queries * options.sampling.samples
-    tokens = texts * step.texts.tokens(options.prompt.name)
+    tokens = texts * step.texts.tokens(options.prompt.name, options.sampling.max_new_tokens)
     return {"queries": queries, "texts": texts, "tokens": tokens}
 
 

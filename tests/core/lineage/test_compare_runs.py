@@ -150,6 +150,15 @@ def test_an_option_that_a_version_did_not_have_is_not_taken_for_its_default(reco
     assert found["differ"]["newer"]["options"] == {"gate.mode": ["absent", "off"]}
 
 
+def test_what_a_version_without_an_option_did_is_compared_with_its_value(recorded, run):
+    loop = {**run.options["loop"], "keep_level": 0.05}
+    today = run.model_copy(update={"options": {**run.options, "loop": loop}, "name": "today"})
+    older = {name: value for name, value in loop.items() if name != "keep_level"}
+    other = run.model_copy(update={"options": {**run.options, "loop": older}, "name": "older"})
+    found = compared((recorded, today), (recorded, other))
+    assert found["differ"]["older"]["options"] == {"loop.keep_level": [0.05, 1.0]}
+
+
 def test_code_that_no_commit_tells_is_not_said_to_be_the_same(recorded, run, tmp_path):
     def dirty(manifest, folder):
         manifest["commit"] = "a5fb1e5d2471-dirty"

@@ -32,6 +32,7 @@ LOOP = JointLoopOptions(
     expand=GenerationOptions(queries_per_shard=4, candidates=SamplingOptions(samples=8))
 )
 EXPAND = ExpandOptions.of(LOOP, LOOP.expand.candidates, "q2d", ChatOptions()).model_dump()
+LENGTH = f"q2d/{LOOP.expand.candidates.max_new_tokens}"
 MINE, TRAIN = MineOptions.of(LOOP).model_dump(), TrainRetrieverOptions.of(LOOP).model_dump()
 RANKING = RankingOptions.of(LOOP.evaluate, "ignore")
 EVALUATE = EvaluateOptions.of(LOOP.retriever, RANKING, 0.5).model_dump()
@@ -46,7 +47,7 @@ COMPARE = {
 def step(
     stage: str, workload: dict[str, float], seconds: float, start: float | None = None, **counts
 ):
-    options = {"prompt": {"name": "q2d"}}
+    options = {"prompt": {"name": "q2d"}, "sampling": {"max_new_tokens": 64}}
     return StepCost(StepId(stage), counts, workload, seconds, 10.0, options, start)
 
 
@@ -115,7 +116,7 @@ def test_texts_and_acceptance_are_averaged_over_the_steps():
         ],
         "four steps",
     )
-    assert throughput.tokens_per_text == {"q2d": 25}
+    assert throughput.tokens_per_text == {"q2d/64": 25}
     assert throughput.accepted_share == 0.75
     with pytest.raises(DataError, match="four steps has no cost for the stage 'merge'"):
         throughput.of("merge")
@@ -167,7 +168,7 @@ def spec_of(stage: str, options: dict, max_shards: int = 0, **inputs: Artifact) 
 
 
 def texts(accepted_share: float = 1) -> TextStatistics:
-    return TextStatistics(source="", tokens_per_text={"q2d": 20}, accepted_share=accepted_share)
+    return TextStatistics(source="", tokens_per_text={LENGTH: 20}, accepted_share=accepted_share)
 
 
 def artifact(**counts: float) -> Artifact:
@@ -240,7 +241,7 @@ def test_a_step_costs_its_start_and_its_workload(store, queries):
                 start_seconds=5, load_seconds=3, per_second={"tokens": 400}, bytes=2
             )
         },
-        tokens_per_text={"q2d": 20},
+        tokens_per_text={LENGTH: 20},
     )
     spec = spec_of("expand", options, queries=queries)
     found = predicted(StepId("expand"), spec, throughput, store)
@@ -250,6 +251,9 @@ def test_a_step_costs_its_start_and_its_workload(store, queries):
         == 3 + found.seconds
     )
     answers = spec_of("expand", EXPAND | {"prompt": {"name": "q2a"}}, queries=queries)
+    longer = EXPAND | {"sampling": EXPAND["sampling"] | {"max_new_tokens": 999}}
+    with pytest.raises(DataError, match=r"'q2d' with max_new_tokens 999"):  # not as long as before
+        predicted(StepId("expand"), spec_of("expand", longer, queries=queries), throughput, store)
     with pytest.raises(DataError, match=r"a file has no mean text length.*'q2a'"):
         predicted(StepId("expand"), answers, throughput, store)
 
