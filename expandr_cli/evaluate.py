@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from expandr_cli.config_files import SeedOption, SetOption, load_options, said_of
-from expandr_cli.terminal import AGAIN, StoreOption, absolute, notify, out, user_errors
+from expandr_cli.terminal import AGAIN, StoreOption, absolute, fail, notify, out, user_errors
 
 app = typer.Typer()
 
@@ -44,6 +44,9 @@ def evaluate(
         bool,
         typer.Option("--plan", help="Only estimate texts, tokens, hours and disk, from scratch."),
     ] = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="With --plan: measure now, even if there are runs.")
+    ] = False,
     store: StoreOption = "store",
     seed: SeedOption = None,
     changes: SetOption = None,
@@ -52,6 +55,8 @@ def evaluate(
 
     If you add a dataset or a run, only the new measurements are made.
     """
+    if calibrate and not plan_only:
+        fail("--calibrate goes with --plan")
     options = load_options(config, seed, changes or [])
     with user_errors(AGAIN):
         from expandr_cli.preflight import check_suite
@@ -62,7 +67,7 @@ def evaluate(
         check_suite(wanted, options, models, store)
         asked = {"datasets": wanted, "options": options, "models": models, "seeds": seeds}
         if plan_only:
-            _plan(asked | {"store": store})
+            _plan(asked | {"store": store, "calibrate": calibrate})
         else:
             _measure(asked | {"store": store}, [str(config), *said_of(seed, changes)])
 

@@ -388,10 +388,14 @@ def test_the_plan_of_two_pairs_loads_the_libraries_of_a_stage_once(both, world):
 def test_the_command_plans_and_compares_with_what_a_suite_has_cost(both, world, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(world.options.model_dump(mode="json", exclude_defaults=True)))
-    command = ["evaluate", str(config), "--datasets", f"{world.folder}/letters", "--plan"]
-    said = CliRunner().invoke(app, [*command, "--store", world.store], env={"COLUMNS": "200"})
-    assert said.exit_code == 0, said.output
-    assert "Throughputs: as in " in said.output and "evaluate_bm25" in said.output
+    command = ["evaluate", str(config), "--datasets", f"{world.folder}/letters"]
+    command += ["--store", world.store]
+    for more, source in ([], "as in "), (["--calibrate"], "a calibration with 64 queries"):
+        said = CliRunner().invoke(app, [*command, "--plan", *more], env={"COLUMNS": "200"})
+        assert said.exit_code == 0, said.output
+        assert f"Throughputs: {source}" in said.output and "evaluate_bm25" in said.output
+    said = CliRunner().invoke(app, [*command, "--calibrate"])
+    assert said.exit_code == 2 and "--calibrate goes with --plan" in said.output
     again = ["plan", "--run", both.name, "--store", world.store, "--calibrate", "--sample", "8"]
     said = CliRunner().invoke(app, again, env={"COLUMNS": "200"})
     assert said.exit_code == 0, said.output
