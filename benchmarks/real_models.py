@@ -1,4 +1,4 @@
-"""The tables of docs/results.md on real models: recorded from a store, printed, and checked against it.
+"""The tables of docs/results.md: recorded from a store, printed, and checked against it.
 
     python -m benchmarks.real_models record STORE TITLE=RUN[/DATASET] ...   # results/real_models.json
     python -m benchmarks.real_models rounds STORE TITLE=RUN ...   # results/real_rounds.json

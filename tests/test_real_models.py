@@ -1,4 +1,4 @@
-"""docs/results.md has the numbers on real models that runs had."""
+"""docs/results.md has the numbers that runs had."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "results.md"
 STORE = os.environ.get("EXPANDR_STUDY_STORE", "")
 
 
-def test_the_tables_on_real_models_are_those_that_were_recorded():
+def test_the_tables_are_those_that_were_recorded():
     text = " ".join(DOCUMENT.read_text().split())
     for table in tables():
         assert " ".join(table.split()) in text
