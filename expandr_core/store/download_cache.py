@@ -138,17 +138,18 @@ def _lock(file: BinaryIO, key: str, kind: int, wait: bool = False) -> bool:
 
 def size_of(folder: Path) -> int:
     """Return the total bytes of the files below a folder, without those that vanish meanwhile."""
-    return sum(size for size, _ in _files(folder))
+    return sum(size for size, _ in files_below(folder))
 
 
 def last_change(path: Path) -> float:
     """Return the last change of a file, or of the newest in a folder, in seconds since 1970."""
-    return max([path.stat().st_mtime, *(time for _, time in _files(path))])
+    return max([path.stat().st_mtime, *(time for _, time in files_below(path))])
 
 
-def _files(folder: Path) -> Iterator[tuple[int, float]]:
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):
-            stat = path.stat()
-            if path.is_file():
-                yield stat.st_size, stat.st_mtime
+def files_below(folder: Path) -> Iterator[tuple[int, float]]:
+    """Yield size and last change of each file below a folder, without those that vanish meanwhile."""
+    for directory, _, names in os.walk(folder):  # folders that vanish are left out
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                status = os.stat(os.path.join(directory, name))
+                yield status.st_size, status.st_mtime

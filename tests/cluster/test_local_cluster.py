@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import glob
 import os
 import shutil
 import signal
@@ -177,10 +178,8 @@ def test_cancelling_the_loop_ends_every_process(deployed, s3):
     path = f"/deployments/{deployment['id']}/create_flow_run"
     run = lifecycle.api(cluster, "POST", path, {"parameters": parameters})["id"]
     query = {"flow_runs": {"parent_flow_run_id": {"any_": [run]}}}
-    scratch = cluster.folder / "workers"
-    wait_until(
-        lambda: list(scratch.glob("*/scratch/**/tiny_llm-*/checkpoints/*"))
-    )  # it is training
+    checkpoints = f"{cluster.folder}/workers/*/scratch/**/tiny_llm-*/checkpoints/*"
+    wait_until(lambda: glob.glob(checkpoints, recursive=True))  # it is training; folders may vanish
     stages = lifecycle.api(cluster, "POST", "/flow_runs/filter", query)
     assert any(stage["state_type"] == "RUNNING" for stage in stages)
     runs = {run, *(stage["id"] for stage in stages)}

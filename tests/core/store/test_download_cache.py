@@ -1,6 +1,7 @@
 """The read cache: it stays below its limit, and nothing that somebody reads is removed."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from store_keys import full
 from store_world import put
 
 from expandr_core.store.artifacts import Artifact
-from expandr_core.store.download_cache import ReadCache
+from expandr_core.store.download_cache import ReadCache, files_below
 from expandr_core.store.store import Store
 
 LIMIT = 10_000  # bytes
@@ -132,3 +133,15 @@ def test_a_full_disk_is_named_with_the_remedy(made, remote, tmp_path):
     assert last.startswith("OSError") and f"{scratch}: the disk is full" in last
     assert "gc" in last and "read cache" in last
     assert not list(scratch.rglob("*partial*"))
+
+
+def test_folders_that_vanish_while_files_are_counted_are_left_out(tmp_path):
+    """Another process that shares the cache removes what it does not need."""
+    for name in ("one", "two"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        (tmp_path / name / "deep" / "file").write_bytes(b"1234")
+    found = files_below(tmp_path)
+    size, _ = next(found)
+    for name in ("one", "two"):
+        shutil.rmtree(tmp_path / name)
+    assert [size, *found] == [4]
