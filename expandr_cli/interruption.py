@@ -1,8 +1,8 @@
 """Interrupt a command: by Ctrl-C, SIGTERM, or closing the terminal.
 
 The first signal raises KeyboardInterrupt: Prefect marks the run as crashed, stages terminate their
-processes, and the command exits with 128 + the signal's number. Processes that are still alive after
-GRACE_SECONDS, or at the second signal, are killed once the run is marked.
+processes, the command kills what is left of them, and exits with 128 + the signal's number. If that takes
+GRACE_SECONDS, or at the second signal, it marks the run, kills its processes and exits at once.
 """
 
 import contextlib
@@ -53,6 +53,7 @@ class Interruption:
             if self.signal:
                 by_prefect = type(error.__context__).__name__ == "TerminationSignal"
                 self._finish(by_prefect)  # Prefect re-raises SIGTERM once it has marked the run
+                kill_children()  # what nobody has ended, such as one that was just being started
             else:
                 _restore(former, ours)
             raise

@@ -41,7 +41,7 @@ from expandr_cli.terminal import user_errors
 @task
 def step():
     print(flow_run.id, flush=True)
-    subprocess.run([sys.executable, "-c", {!r}], start_new_session=True)
+    subprocess.Popen([sys.executable, "-c", {!r}], start_new_session=True).wait()  # none but us kills it
 
 @flow(name="interrupted")
 def interrupted():
