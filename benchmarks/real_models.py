@@ -26,6 +26,7 @@ from expandr_core.lineage.compared_run import ComparedRun
 from expandr_core.lineage.explain import check_all
 from expandr_core.lineage.finding import find_run
 from expandr_core.lineage.nodes import total
+from expandr_core.options.loop import LoopOptions
 from expandr_core.reports.figures import figures_of
 from expandr_core.reports.palette import DARK, LIGHT, css
 from expandr_core.reports.report import report_of
@@ -44,7 +45,7 @@ ALONE = "query"
 WEIGHTS = ("0", "0.1", "0.2", "0.3", "0.5", "1")  # of expansions, on dev
 AUDIT = {"gain": "+.3f", "any.gain_without": "+.3f", "any.queries": ".0f"}
 AUDITED = "round-1"
-LEVEL = 0.05  # at which a round is kept
+LEVEL = LoopOptions().keep_level
 LEFT_OUT = ("untrained-alone", "round-1-alone")  # expansions without their query
 Run = dict[str, Any]
 
