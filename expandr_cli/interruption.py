@@ -1,7 +1,7 @@
 """Interrupt a command: by Ctrl-C, SIGTERM, or closing the terminal.
 
 The first signal raises KeyboardInterrupt: Prefect marks the run as crashed, stages terminate their
-processes, the command kills what is left of them, and exits with 128 + the signal's number. If that takes
+processes, the command kills what is left and exits with 128 + the signal's number. If that takes
 GRACE_SECONDS, or at the second signal, it marks the run, kills its processes and exits at once.
 """
 
