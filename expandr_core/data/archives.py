@@ -26,11 +26,13 @@ def fetch_archive(url: str, md5: str, folder: Path) -> Path:
         OSError: if the download failed or was incomplete; a retry may help.
         DataError: if it is an archive with another checksum, or has paths outside itself.
     """
+    from beir.util import download_url
+
     path = folder / "archive.zip"
     if not (path.exists() and _md5(path) == md5):
         log.info("downloading %s", url)
         with partial_file(path) as partial:
-            _download(url, partial)
+            download_url(url, str(partial))
             _require(partial, md5, url)
     log.info("%s has the MD5 %s", url, md5)
     with zipfile.ZipFile(path) as archive:
@@ -41,12 +43,6 @@ def fetch_archive(url: str, md5: str, folder: Path) -> Path:
                     f"{url}: the archive has a path outside itself, {name!r}; use another copy"
                 )
     return path
-
-
-def _download(url: str, path: Path) -> None:
-    from beir.util import download_url
-
-    download_url(url, str(path))
 
 
 def _require(path: Path, md5: str, url: str) -> None:
@@ -71,7 +67,7 @@ def _md5(path: Path) -> str:
 def inside(path: Path, folder: str) -> str:
     """Return the location of a folder in a zip archive, as fsspec writes it.
 
-    >>> inside(Path("/tmp/archive.zip"), "scifact")
-    'zip://scifact::/tmp/archive.zip'
+    >>> inside(Path("/data/archive.zip"), "scifact")
+    'zip://scifact::/data/archive.zip'
     """
     return f"zip://{folder}::{path.absolute()}"

@@ -13,14 +13,15 @@ class TokenTrainer(Trainer):
     """A trainer on rows of token ids; TRL's own go through strings and the chat template.
 
     Its dev measures are means over rows. TRL's own are means over batches, and the last batch is
-    smaller, or filled up with rows of the first.
+    smaller, or filled up with rows of the first. Each trainer says by `score` and `measures` what it
+    measures.
     """
 
     _scores: list[torch.Tensor]  # of each dev batch: (rows, columns)
 
     def score(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         """Return what the measures of a dev batch are made of: (rows, columns)."""
-        raise NotImplementedError
+        raise NotImplementedError  # here; each trainer has its own
 
     def measures(self, scores: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the measures of all dev rows by name, "loss" among them, each a number.
@@ -28,7 +29,7 @@ class TokenTrainer(Trainer):
         Args:
             scores: (dev rows, columns), as `score` has returned them.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # here; each trainer has its own
 
     def _prepare_dataset(self, dataset: Dataset, *arguments: Any, **named: Any) -> Dataset:
         return dataset
