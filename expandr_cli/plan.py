@@ -140,9 +140,10 @@ def _read(path: Path) -> "Throughput":
     from expandr_core.planning.cost_model import Throughput
 
     try:
-        return Throughput(**yaml.safe_load(path.read_text()))
+        found = Throughput(**yaml.safe_load(path.read_text()))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, ValidationError) as error:
         fail(f"{path}: {error}; `expandr plan --save FILE` writes such a file")
+    return found.model_copy(update={"source": f"{found.source}, in {path}"})
 
 
 class Sum(NamedTuple):

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, ValidationError
 
 from expandr_core.errors import DataError
 from expandr_core.options.loop import JointLoopOptions
@@ -48,15 +48,14 @@ class StageThroughput(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    start_seconds: float = 0
-    load_seconds: float = 0
-    per_second: dict[str, float] = {}
-    bytes: float = 0
+    start_seconds: NonNegativeFloat = 0
+    load_seconds: NonNegativeFloat = 0
+    per_second: dict[str, PositiveFloat] = {}
+    bytes: NonNegativeFloat = 0
 
     def seconds(self, workload: dict[str, float]) -> float:
         """Return the time of a step with this workload, with the libraries already loaded."""
-        work = (workload[name] / rate for name, rate in self.per_second.items() if name in workload)
-        return self.start_seconds + sum(work)
+        return self.start_seconds + sum(workload[n] / rate for n, rate in self.per_second.items())
 
 
 class Throughput(TextStatistics):
@@ -90,10 +89,8 @@ def costly_options_of(record: dict[str, Any]) -> list[dict[str, Any]]:
     """Return those of the models that a recorded run used, each once; none if it did not record them."""
     if "kind" not in record:  # a run of the loop
         return [{name: record["options"].get(name) for name in COSTLY}]
-    found: list[dict[str, Any]] = []
-    for options in record.get("measured", []):
-        found += [] if options in found else [options]
-    return found
+    noted = record.get("measured", [])
+    return [each for n, each in enumerate(noted) if each not in noted[:n]]
 
 
 @dataclass(frozen=True)
@@ -173,12 +170,15 @@ def predicted(
         first: the step is the first of its stage in the process, and loads libraries.
 
     Raises:
-        DataError: if the cost of its stage is unknown.
+        DataError: if the cost of its stage is unknown, or that of a quantity which it does not have.
     """
     counts = predicted_counts(spec, throughput, store)
     options = spec.runtime["options"]
     work = workload(spec.stage, options, spec.inputs, counts, store)
     costs = throughput.of(spec.stage)
+    if unknown := costs.per_second.keys() - work.keys():
+        fault = f"the stage {spec.stage!r} has no {min(unknown)!r}, only {', '.join(work)}"
+        raise DataError(f"{throughput.source}: {fault}; calibrate again, or correct per_second")
     return StepCost(
         id=step_id,
         counts=counts,

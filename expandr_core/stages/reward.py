@@ -97,13 +97,9 @@ BYTES_GROW_WITH = "candidates"
 def workload(step: PlannedStep) -> dict[str, float]:
     """Return the candidates to encode, and the similarities to compute."""
     candidates = step.counts["candidates"]
-    if "embeddings" not in step.inputs:
-        return {"candidates": candidates}
-    vectors = candidates + step.counts["queries"]
-    return {
-        "candidates": candidates,
-        "similarities": vectors * step.inputs["embeddings"].counts["passages"],
-    }
+    embeddings, vectors = step.inputs.get("embeddings"), candidates + step.counts["queries"]
+    passages = embeddings.counts["passages"] if embeddings else 0
+    return {"candidates": candidates, "similarities": vectors * passages}
 
 
 def predict(step: PlannedStep) -> dict[str, float]:

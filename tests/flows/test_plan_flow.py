@@ -126,7 +126,7 @@ def test_a_run_that_is_over_is_compared_with_a_plan_by_saved_throughputs(first, 
     row = next(line for line in result.output.splitlines() if line.startswith("│ merge"))
     _, stage, steps, _, predicted, _, took, _, ratio, _ = map(str.strip, row.split("│"))
     assert (stage, steps, predicted, ratio) == ("merge", "1", took, "1.00")
-    assert "Throughputs: the first run." in result.output
+    assert f"Throughputs: the first run, in {file}." in " ".join(result.output.split())
 
 
 def test_a_run_that_nothing_came_before_is_not_compared_with_itself(store):

@@ -258,6 +258,19 @@ def test_a_step_costs_its_start_and_its_workload(store, queries):
         predicted(StepId("expand"), answers, throughput, store)
 
 
+def test_a_quantity_that_a_stage_does_not_have_is_not_taken_for_free(store, queries):
+    old = StageThroughput(per_second={"tokens": 400, "words": 300})
+    throughput = Throughput(source="a file", stages={"expand": old}, tokens_per_text={LENGTH: 20})
+    fault = "a file: the stage 'expand' has no 'words', only prompts, tokens; "
+    with pytest.raises(DataError, match=fault):
+        predicted(StepId("expand"), spec_of("expand", EXPAND, queries=queries), throughput, store)
+
+
+def test_a_throughput_is_above_0():
+    with pytest.raises(ValueError, match="greater than 0"):
+        StageThroughput(per_second={"tokens": 0})
+
+
 def test_steps_that_tell_how_long_they_loaded_alone_tell_what_the_work_costs():
     """One that copied all its vectors tells nothing, and one that loaded for long does not cost more."""
 
