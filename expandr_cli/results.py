@@ -120,7 +120,7 @@ def _means(comparison: dict[str, Any]) -> Table:
 
 def _results(comparison: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
     """The results on a dataset of the systems to look at first."""
-    titles, shown = titles_of(comparison), _shown(comparison)
+    titles, shown = titles_of(comparison), _shown(comparison, rows)
     table = plain_table(
         f"{rows[0]['dataset']}: {rows[0]['queries']} queries",
         "system",
@@ -138,14 +138,17 @@ def _results(comparison: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _shown(comparison: dict[str, Any]) -> set[str]:
-    """Choose systems: BM25, RM3, those with a baseline, the baselines, what is kept; or else all."""
+def _shown(comparison: dict[str, Any], rows: list[dict[str, Any]]) -> set[str]:
+    """Choose systems, among them all that the verdict names: BM25, RM3, those with a baseline, the
+    baselines, what is kept, and the best on the dataset; or all if none has a baseline.
+    """
     systems, kept = comparison["systems"], comparison["kept"]
     baselines = {system["name"]: system["baseline"] for system in systems if system["baseline"]}
     if not baselines:
         return {system["name"] for system in systems}
     chosen = {kept["expanded"], kept["alone"]} if kept else set()
-    return {"bm25", "bm25-rm3", *baselines, *baselines.values()} | chosen
+    best = max(rows, key=lambda row: row[comparison["metric"]])["system"]
+    return {"bm25", "bm25-rm3", *baselines, *baselines.values(), best} | chosen
 
 
 def plain_table(title: str, first: str, *others: str) -> Table:

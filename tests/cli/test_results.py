@@ -162,3 +162,13 @@ def test_rm3_is_shown_beside_bm25():
     made["systems"].append({"name": "bm25-rm3", "title": "RM3", "baseline": "", "seeds": 1})
     made["results"].append(made["results"][0] | {"system": "bm25-rm3"})
     assert any(line.startswith("RM3") for line in printed(print_comparison, made))
+
+
+def test_the_best_system_is_shown_as_the_verdict_names_it():
+    made = comparison()
+    made["systems"].append({"name": "greedy", "title": "joint, greedy", "baseline": "", "seeds": 1})
+    made["results"].append(made["results"][-1] | {"system": "greedy", "ndcg_at_10": 0.95})
+    made["verdict"] = verdict(made)._asdict()
+    lines = printed(print_comparison, made)
+    assert any(line.startswith("The best system is joint, greedy") for line in lines)
+    assert any(line.startswith("joint, greedy  ") for line in lines)
