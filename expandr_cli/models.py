@@ -36,7 +36,8 @@ def models(
         opened = open_store(absolute(store))
         found = registered(opened)
         if model and model not in found:
-            raise DataError(f"there is no model {model!r} in {opened.url}, only {sorted(found)}")
+            names = ", ".join(sorted(found)) or "none"
+            raise DataError(f"there is no model {model!r} in {opened.url}; there are: {names}")
         found = {model: found[model]} if model else found
         if as_json:
             dumped = {
@@ -102,14 +103,18 @@ def rollback(
 ) -> None:
     """Let the champion, or another alias, name the version that it named before."""
     with user_errors():
-        from expandr_core.store.registry import find_version, roll_back
+        from expandr_core.store.registry import find_version, registered, roll_back
         from tasks.stage import open_store
 
         opened = open_store(absolute(store))
         found = find_version(opened, f"{model}/{alias}" if model else alias)
         if not found:
+            named = [
+                f"{each.name}/{a}" for each in registered(opened).values() for a in each.aliases
+            ]
             raise DataError(
-                f"nothing is {model or 'any'}/{alias} in {opened.url} (`expandr models`)"
+                f"there is no {f'{model}/' if model else 'alias '}{alias} in {opened.url}; there are: "
+                f"{', '.join(named) or 'none; `expandr promote RUN` makes one'}"
             )
         registered = roll_back(opened, found[0], alias, Author(_actor(), reason), to)
     _say(registered, alias)

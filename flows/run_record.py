@@ -126,8 +126,8 @@ def loop_run(store: Store, name: str) -> RunRecord:
     if said := unfinished(store.notes(), name):
         raise DataError(said)
     raise DataError(
-        f"there is no run {name!r} in {store.url}; `expandr runs` lists them, `expandr demo` and "
-        "`expandr run` make one"
+        f"there is no run {name!r} in {store.url}; `expandr runs` lists them, `expandr models` the "
+        "aliases; `expandr demo` and `expandr run` make one"
     )
 
 

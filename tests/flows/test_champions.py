@@ -47,6 +47,10 @@ def test_the_champion_is_searched_by_default_and_after_a_rollback_as_before(firs
     model = read_model(opened, "demo")
     assert model.versions[0].models.keys() >= {"llm", "retriever", "corpus", "index"}
 
+    refused = CliRunner().invoke(app, ["rollback", "--as", "nosuch", "--store", str(store)])
+    assert refused.exit_code == 2
+    assert f"no alias nosuch in {store}; there are: demo/champion" in refused.output
+
     later = other_run(opened, "20990101T000000-later-run", 2)
     said = expandr(store, "search", question, "--no-expand")
     assert f"using demo/champion, version 1, of run {first.record.name}" in said
@@ -67,8 +71,11 @@ def test_the_champion_is_searched_by_default_and_after_a_rollback_as_before(firs
 
 def test_what_is_not_there_is_refused_with_what_is(store):
     for command, words in (
-        (["rollback"], "nothing is any/champion"),
-        (["models", "x"], r"there is no model 'x'"),
+        (
+            ["rollback"],
+            f"no alias champion in {store}; there are: none; `expandr promote RUN` makes",
+        ),
+        (["models", "x"], f"there is no model 'x' in {store}; there are: none"),
         (["search", "what?", "--run", "x/champion"], "there is no run 'x/champion'"),
         (["promote", "--tag", "x"], "write it as NAME=VALUE"),
         (["promote", "--as", "latest"], "cannot name an alias"),
