@@ -19,11 +19,12 @@ from expandr_core.store.store import Store
 if TYPE_CHECKING:
     from expandr_core.options.generation import EndpointOptions
     from expandr_core.serving.opened import Opened
-    from expandr_core.serving.writer import Memory
+    from expandr_core.serving.writer import Memory, Writer
     from flows.run_record import RunRecord
 
 app = typer.Typer()
 TOKEN = "EXPANDR_TOKEN"
+KEY = "OPENAI_API_KEY"  # which the client of the LLM's server reads
 GRACE_SECONDS = 60  # for requests in progress, when the server is stopped
 
 
@@ -162,9 +163,11 @@ class _Finder:
     def first(self) -> "Opened":
         """Open what is to be served now, and load it."""
         opened = self._opened(*self.named(notify))
-        opened.load()
         if opened.writer:
             opened.writer.load()
+        if opened.writer and self._endpoint:
+            _try_server(opened.writer)
+        opened.load()
         return opened
 
     def newer(self, before: "Opened") -> "Opened | None":
@@ -191,6 +194,22 @@ class _Finder:
         return Opened(self._store, what, writer)
 
 
+def _try_server(writer: "Writer") -> None:
+    """Ask the LLM's server for a text; if it is only down, which may pass, say so and go on.
+
+    Raises:
+        DataError: if it refuses us, such as for a wrong key or an unknown model.
+    """
+    from expandr_core.serving.writer import Unwritten
+
+    try:
+        writer.write([("is the server there?", None)])
+    except Unwritten as error:
+        if isinstance(error.__cause__, DataError):
+            raise error.__cause__ from None
+        notify(f"warning: {error}; queries that need it get status 503")
+
+
 def _endpoint(llm: str, model: str, api: Any, seconds: float) -> "EndpointOptions | None":
     from expandr_core.options.generation import EndpointOptions
 
@@ -201,6 +220,8 @@ def _endpoint(llm: str, model: str, api: Any, seconds: float) -> "EndpointOption
             f"--llm {llm}: give 'here', 'none', or the URL of a server, and then --llm-model, its "
             "name for the LLM"
         )
+    if not os.environ.get(KEY):
+        raise DataError(f"--llm {llm}: set {KEY}, to any word if that server needs no key")
     # people wait for the answer: they hear of trouble at once, and may ask again
     return EndpointOptions(url=llm, model=model, api=api, retries=0, timeout_seconds=seconds)
 

@@ -254,8 +254,9 @@ def test_a_server_of_the_llm_that_never_answers_is_given_up_in_time(serving, mon
             alone = client.post("search", json={"query": "what is it?", "mode": "alone"})
             assert alone.status_code == 200
         silent.setblocking(False)
+        silent.accept()  # at the start
         silent.accept()
-        with pytest.raises(BlockingIOError):  # it was asked once
+        with pytest.raises(BlockingIOError):  # it was asked once for the query
             silent.accept()
 
 
@@ -408,7 +409,22 @@ def test_a_stopped_server_answers_what_it_has_begun_and_asks_for_the_token_of_it
     assert statuses and set(statuses) == {200}
 
 
-def test_what_makes_no_sense_is_said_before_anything_is_loaded(serving, tmp_path):
+@pytest.mark.parametrize(
+    ("status", "reason"), [(401, "set OPENAI_API_KEY"), (404, "llm.endpoint.m")]
+)
+def test_a_server_of_the_llm_that_refuses_us_is_noticed_at_the_start(
+    serving, monkeypatch, status, reason
+):
+    monkeypatch.setenv("OPENAI_API_KEY", "a key")
+    with openai_server.running() as llm:
+        llm.troubles = [(status, {})]
+        command = ["serve", "--store", serving.store, "--port", "0", "--llm-model", "llama"]
+        said = CliRunner().invoke(app, [*command, "--llm", llm.url])
+    assert said.exit_code == 2 and reason in said.output and "a key" not in said.output
+
+
+def test_what_makes_no_sense_is_said_before_anything_is_loaded(serving, tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     empty = tmp_path / "token"
     empty.touch()
     taken = socket.create_server(("127.0.0.1", 0))
@@ -417,6 +433,10 @@ def test_what_makes_no_sense_is_said_before_anything_is_loaded(serving, tmp_path
         (["--token-file", str(tmp_path / "none")], "cannot be read"),
         (["--llm", "there"], "give 'here', 'none', or the URL"),
         (["--llm", "http://x/v1"], "--llm-model"),
+        (
+            ["--llm", "http://x/v1", "--llm-model", "m"],
+            "--llm http://x/v1: set OPENAI_API_KEY, to any",
+        ),
         (["--run", "x/champion"], "there is no run 'x/champion'"),
         (["--port", str(taken.getsockname()[1])], "is in use; name another by --port"),
     ):
