@@ -39,6 +39,7 @@ def compare(
         from flows.compare_runs import find_all
 
         stores = [absolute(each) for each in (store, *(others or []))]
+        compared = find_all(runs, stores)
         if publish:
             from expandr_cli.temporary_server import prefect_server, run_flow
             from flows.compare_runs import compare_runs as flow
@@ -46,7 +47,7 @@ def compare(
             with prefect_server(notify):
                 found = run_flow(flow, runs=tuple(runs), stores=tuple(stores))
         else:
-            found = compare_runs(find_all(runs, stores))
+            found = compare_runs(compared)
     if as_json:
         typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
     else:

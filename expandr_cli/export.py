@@ -80,9 +80,9 @@ def _export_models(store: Store, run: "RunRecord", target: Path, adapter: bool) 
     from expandr_core.exports.export import new_folder
     from flows.champions import merged, named_after
 
-    models = run.models if adapter else run.models | {"llm": merged(store, run)}
-    kept = KeptModels(named_after(run), run.name, run.options, models, run.report)
     with new_folder(target) as partial:
+        models = run.models if adapter else run.models | {"llm": merged(store, run)}
+        kept = KeptModels(named_after(run), run.name, run.options, models, run.report)
         written = export_champion(store, kept, partial, adapter)
     _print_rows(written, target)
     out.print(f"the models of {run.name} in {target}; to upload them:", highlight=False)

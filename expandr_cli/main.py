@@ -198,24 +198,17 @@ def stage(
     """
     options = load_options(config, seed, changes or [])
     with user_errors(AGAIN):
-        from expandr_cli.preflight import check_data, check_store
+        from expandr_cli.preflight import check_stage
         from expandr_cli.temporary_server import prefect_server, run_flow
         from flows.single_stage import Inputs, single_stage
 
         keys = {role: key for role, _, key in (text.partition("=") for text in inputs or [])}
         if unknown := keys.keys() - Inputs.model_fields:
             fail(f"--input {min(unknown)}: give one of {', '.join(Inputs.model_fields)}")
-        check_store(absolute(store))
-        if name == "prepare":
-            check_data(options)
+        named, where = Inputs(**keys), absolute(store)
+        check_stage(name, options, named, where)
         with prefect_server(notify):
-            steps = run_flow(
-                single_stage,
-                stage=name,
-                options=options,
-                inputs=Inputs(**keys),
-                store=absolute(store),
-            )
+            steps = run_flow(single_stage, stage=name, options=options, inputs=named, store=where)
             for step in steps:
                 out.print(f"{step.title}: {step.artifact.key}", highlight=False)
 

@@ -1,5 +1,6 @@
 """The command `expandr plan`: the predicted cost of a run, beside the actual cost of one."""
 
+import os
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -57,6 +58,8 @@ def plan(
 
         if run_name and config:
             fail("--run takes no CONFIG")
+        if save and (save.is_dir() or not os.access(save.parent, os.W_OK)):
+            fail(f"--save {save}: no file can be written there; name another")
         opened = open_store(absolute(store))
         suite = _suite(opened, run_name) if run_name else None
         run = loop_run(opened, run_name) if run_name and not suite else None

@@ -1,21 +1,27 @@
 """What a command checks before Prefect is there: where it writes, what it reads, and the models."""
 
+import contextlib
 import uuid
 
-from expandr_core.data.catalog import dev_of, find_datasets
+from expandr_core.data.catalog import find_datasets
 from expandr_core.data.formats.pairs import pairs_files
 from expandr_core.errors import DataError, first_line, naming
+from expandr_core.options.distil import DEMO
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.runtime.child import needs_child, run_in_child
 from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import find, run_stage
 from expandr_core.stages import prepare
+from expandr_core.stages.import_queries import find_file
 from expandr_core.store.artifacts import Artifact, StageSpec
 from expandr_core.store.run_records import StepId
 from flows.ablation_lines import BASE, AblationLine, variants
+from flows.evaluate_suite import check_suite_data
 from flows.model_pairs import MeasuredModels, find_pairs
+from flows.promotion import check_promotion
+from flows.single_stage import Inputs, Stage, find_inputs
 from tasks.imports import check_start
-from tasks.models import import_models
+from tasks.models import check_adapter, import_models
 from tasks.pipeline import Pipeline
 from tasks.stage import on_this_machine, open_store
 
@@ -36,10 +42,15 @@ def check_run(options: JointLoopOptions, store: str) -> None:
     Raises:
         DataError: naming the option that is wrong.
     """
-    check_start(options)
     check_store(store)
+    _check_options(options, store)
+
+
+def _check_options(options: JointLoopOptions, store: str) -> None:
+    check_start(options)
+    check_promotion(options.promotion)
     check_data(options)
-    check_models(options, store)
+    check_adapter(import_models(Unobserved(store, options)), options)
 
 
 def check_ablations(options: JointLoopOptions, lines: tuple[AblationLine, ...], store: str) -> None:
@@ -48,14 +59,30 @@ def check_ablations(options: JointLoopOptions, lines: tuple[AblationLine, ...], 
     Raises:
         DataError: naming the line that is wrong, and in it the option.
     """
+    check_store(store)
     for name, variant in variants(options, lines).items():
-        if name == BASE:
-            check_run(variant, store)
-            continue
-        with naming(f"line {name!r}"):
-            check_start(variant)
-            check_data(variant)
-            check_models(variant, store)
+        with contextlib.nullcontext() if name == BASE else naming(f"line {name!r}"):
+            _check_options(variant, store)
+
+
+def check_stage(stage: Stage, options: JointLoopOptions, inputs: Inputs, store: str) -> None:
+    """Check all that one stage starts from.
+
+    Raises:
+        DataError: naming the option or the input that is wrong.
+    """
+    check_store(store)
+    pipeline = Unobserved(store, options)
+    find_inputs(pipeline, stage, inputs)
+    match stage:
+        case "prepare":
+            check_data(options)
+        case "import_pairs":
+            _check_pairs(options)
+        case "preferences":
+            import_models(pipeline, {"reward_encoder"})
+        case "distil":
+            _check_unlabelled(options)
 
 
 def check_store(url: str) -> None:
@@ -76,18 +103,25 @@ def check_store(url: str) -> None:
 
 
 def check_data(options: JointLoopOptions) -> None:
-    """Check that the collection, the triples and the pairs are there."""
+    """Check that the collection, the triples, the pairs and the queries to distil with are there."""
     named = [name for name in ("collection", "triples") if getattr(options.data, name)]
     with naming(" and ".join(f"data.{name}" for name in named) or "data", OSError):
         prepare.find_sources(options.data)
     if options.data.pairs:
-        with naming("data.pairs", OSError):
-            pairs_files(options.data.pairs)
+        _check_pairs(options)
+    if options.distil.enabled:
+        _check_unlabelled(options)
 
 
-def check_models(options: JointLoopOptions, store: str) -> None:
-    """Import the models that are named; what is in the store is found there."""
-    import_models(Unobserved(store, options))
+def _check_pairs(options: JointLoopOptions) -> None:
+    with naming("data.pairs", OSError):
+        pairs_files(options.data.pairs)
+
+
+def _check_unlabelled(options: JointLoopOptions) -> None:
+    if options.distil.queries not in ("", DEMO):
+        with naming("distil.queries", OSError):
+            find_file(options.distil.queries)
 
 
 def check_suite(
@@ -99,7 +133,5 @@ def check_suite(
         DataError: saying what is wrong.
     """
     check_store(store)
-    find_datasets(datasets)
-    if models.gate_on:
-        dev_of(models.gate_on)
+    check_suite_data(options, find_datasets(datasets), models)
     find_pairs(Unobserved(store, options), models, lambda _: None)  # the flow says it

@@ -14,7 +14,7 @@ from prefect import flow, get_run_logger
 from pydantic import Field
 
 from expandr_core.data.catalog import Dataset, dev_of, find_datasets
-from expandr_core.errors import DataError
+from expandr_core.errors import DataError, naming
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.planning.cost_model import costly_options
 from expandr_core.store.artifacts import Artifact
@@ -23,7 +23,7 @@ from flows.presets import Preset, place, resolve
 from flows.report import publish_report
 from flows.run_record import Record, end_record, noted, write_record
 from tasks.comparison import Comparison, Measured
-from tasks.datasets import get_dataset
+from tasks.datasets import check_datasets, get_dataset
 from tasks.gating import Both, learn_gate_on, measure_variants
 from tasks.pipeline import Pipeline
 from tasks.placement import Placement
@@ -115,6 +115,23 @@ class Suite:
     dev: Measured | None = None
 
 
+def check_suite_data(
+    options: JointLoopOptions, wanted: list[Dataset], models: MeasuredModels
+) -> None:
+    """Check that the datasets are there, and the one to learn a gate on.
+
+    Raises:
+        DataError: if one is not, or no gate is wanted.
+    """
+    check_datasets(wanted)
+    if not models.gate_on:
+        return
+    if options.gate.mode == "off":
+        raise DataError("gate.mode is 'off', so no gate is learned; choose another mode")
+    with naming("--gate-on"):
+        check_datasets([dev_of(models.gate_on)])
+
+
 def find_suite(pipeline: Pipeline, wanted: list[Dataset], models: MeasuredModels) -> Suite:
     """Get the datasets, and find or import the models.
 
@@ -122,12 +139,11 @@ def find_suite(pipeline: Pipeline, wanted: list[Dataset], models: MeasuredModels
         DataError: if a model or a dataset is not there, no gate is wanted, or its queries are those that
             are measured.
     """
+    check_suite_data(pipeline.options, wanted, models)
     pairs = find_pairs(pipeline, models, get_run_logger().info)
     datasets = [get_dataset(pipeline, dataset) for dataset in wanted]
     if not models.gate_on:
         return Suite(datasets, pairs)
-    if pipeline.options.gate.mode == "off":
-        raise DataError("gate.mode is 'off', so no gate is learned; choose another mode")
     dev = get_dataset(pipeline, dev_of(models.gate_on))
     [evaluation] = dev.subsets.values()
     for key, measured in Comparison(datasets).evaluations.items():

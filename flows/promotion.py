@@ -17,8 +17,8 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
 from prefect.runtime import flow_run
 
-from expandr_core.data.catalog import find_datasets
-from expandr_core.errors import DataError
+from expandr_core.data.catalog import Dataset, find_datasets
+from expandr_core.errors import DataError, naming
 from expandr_core.evaluation.comparison import MeasuredDataset, read_comparison
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.options.promotion import PromotionOptions
@@ -29,7 +29,7 @@ from flows.champions import named_after, version_of
 from flows.run_record import RunRecord, find_run
 from tasks.comparison import Comparison, Measured
 from tasks.data import Data
-from tasks.datasets import get_dataset
+from tasks.datasets import check_datasets, get_dataset
 from tasks.models import Models
 from tasks.pipeline import Pipeline
 from tasks.progress import only_shown
@@ -78,10 +78,12 @@ def check_promotion(options: PromotionOptions) -> None:
     Raises:
         DataError: if not, or one is called "dev" as the run's own queries are.
     """
-    if options.enabled and OWN in tolerated(options):
-        raise DataError(
-            f"promotion.tolerance: name the collection {OWN!r} otherwise: NAME=LOCATION"
-        )
+    if not options.enabled:
+        return
+    with naming("promotion.tolerance"):
+        if OWN in tolerated(options):
+            raise DataError(f"name the collection {OWN!r} otherwise: NAME=LOCATION")
+        check_datasets(_others(options))
 
 
 def tolerated(options: PromotionOptions) -> dict[str, float]:
@@ -123,9 +125,12 @@ def judge_run(pipeline: Pipeline, data: Data, record: Callable[[], RunRecord]) -
     return run
 
 
+def _others(options: PromotionOptions) -> list[Dataset]:
+    return find_datasets(list(options.tolerance)) if options.tolerance else []
+
+
 def _other_collections(pipeline: Pipeline) -> list[Measured]:
-    references = list(pipeline.options.promotion.tolerance)
-    return [get_dataset(pipeline, each) for each in find_datasets(references)] if references else []
+    return [get_dataset(pipeline, each) for each in _others(pipeline.options.promotion)]
 
 
 def plan_gate(pipeline: Pipeline, planned: Pipeline, data: Data, best: Models) -> None:

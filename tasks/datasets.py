@@ -1,11 +1,25 @@
-"""Get the datasets that are measured on."""
+"""Check and get the datasets that are measured on."""
+
+from collections.abc import Iterable
 
 from expandr_core.data.catalog import Dataset
+from expandr_core.errors import naming
 from expandr_core.evaluation.comparison import MeasuredDataset
 from expandr_core.stages import dataset as stage
 from tasks.comparison import Measured
 from tasks.data import Evaluation
 from tasks.pipeline import Pipeline
+
+
+def check_datasets(datasets: Iterable[Dataset]) -> None:
+    """Check that the files of datasets are there; archives are downloaded when they are read.
+
+    Raises:
+        DataError: naming the dataset that lacks one.
+    """
+    for dataset in datasets:
+        with naming(f"dataset {dataset.name}", OSError):
+            stage.find_sources(stage.options_of(dataset))
 
 
 def get_dataset(pipeline: Pipeline, dataset: Dataset) -> Measured:

@@ -161,8 +161,6 @@ def import_pairs(pipeline: Pipeline, llm: Artifact) -> Artifact:
         DataError: if there are none, or too few.
     """
     options = import_stage.OPTIONS.of(pipeline.options)
-    if not options.location:
-        raise DataError("there are no pairs to import; name them in data.pairs")
     inputs, sources = {"llm": runnable(pipeline, llm)["llm"]}, import_stage.source_digests(options)
     title = "import the pairs"
     pairs = pipeline.step("import_pairs", inputs, title, options=options, sources=sources)

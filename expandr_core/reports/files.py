@@ -57,8 +57,8 @@ def write_report(
     store: Store, run: RecordedRun, folder: Path, progress: Progress | None = None
 ) -> dict[str, str]:
     """Write the report of a run into a folder of this machine; return its pages by file name."""
-    pages = pages_of(report_of(store, run, progress))
     folder.mkdir(parents=True, exist_ok=True)
+    pages = pages_of(report_of(store, run, progress))
     for name, text in pages.items():
         (folder / name).write_text(text, encoding="utf-8")
     return pages

@@ -69,14 +69,17 @@ def options_of(dataset: Dataset, bad_rows: Literal["refuse", "skip"] = "refuse")
 
 
 def source_digests(options: DatasetOptions) -> dict[str, str]:
-    """Return the SHA-256 of every raw file; none for an archive, which `md5` identifies.
+    """Return the SHA-256 of every raw file, by name; see `find_sources`."""
+    return {file.name: file.sha256() for file in find_sources(options)}
+
+
+def find_sources(options: DatasetOptions) -> list[RawFile]:
+    """Return the raw files; none for an archive, which `md5` identifies.
 
     Raises:
         DataError: if files are missing.
     """
-    if options.md5:
-        return {}
-    return {file.name: file.sha256() for _, _, files in _sources(options) for file in files}
+    return [] if options.md5 else [file for *_, files in _sources(options) for file in files]
 
 
 def _sources(

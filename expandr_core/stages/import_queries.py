@@ -44,11 +44,11 @@ OPTIONS = ImportQueriesOptions
 
 def source_digests(options: ImportQueriesOptions) -> dict[str, str]:
     """Return the SHA-256 of the file, by its name; the demo's log is in the store."""
-    file = _file(options.location) if options.location != DEMO else None
+    file = find_file(options.location) if options.location != DEMO else None
     return {file.name: file.sha256()} if file else {}
 
 
-def _file(location: str) -> RawFile:
+def find_file(location: str) -> RawFile:
     """Find the file; its ending tells the layout.
 
     Raises:
@@ -68,7 +68,7 @@ def run(job: Job) -> None:
     options: ImportQueriesOptions = job.options
     reader = Reader(options.bad_rows, job.counts, job.spec.sources)
     world = job.inputs.get("world")
-    file = _file(str(world / LOG) if world else options.location)
+    file = find_file(str(world / LOG) if world else options.location)
 
     def parse(_: int, line: str) -> str:
         text = filled_field(parse_object(line), "text") if file.name.endswith("jsonl") else line

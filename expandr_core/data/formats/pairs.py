@@ -76,6 +76,8 @@ def pairs_files(location: str) -> list[RawFile]:
     Raises:
         DataError: if there are none.
     """
+    if not location:
+        raise DataError("there are no pairs to import; name them in data.pairs")
     location = hub_copy(location, [f"*{ending}*" for ending in ENDINGS])
     filesystem, path = open_filesystem(location)
     match kind_of(filesystem, path):
