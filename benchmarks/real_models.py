@@ -259,19 +259,21 @@ def _spread(values: list[float], form: str) -> str:
 
 
 def check(store: Store) -> int:
-    """Compute all numbers again; return how many tables differ from the record."""
-    recorded = json.loads(RECORD.read_text())
-    differ = [
-        title
+    """Compute the numbers that the store has again; return how many tables differ from the record."""
+    recorded, chosen, counted = (json.loads(file.read_text()) for file in (RECORD, ROUNDS, COUNTS))
+    runs, keys = {each["name"] for each in store.records()}, set(store.keys())
+    again = [
+        (title, run == excerpt(store, find_run([store], run["run"])[1], run["dataset"]))
         for title, run in recorded.items()
-        if excerpt(store, find_run([store], run["run"])[1], run["dataset"]) != run
+        if run["run"] in runs
     ]
-    chosen = json.loads(ROUNDS.read_text())
-    differ += [title for title, each in chosen.items() if _round(store, each["run"]) != each]
-    counted = json.loads(COUNTS.read_text())
-    differ += [title for title, each in counted.items() if _counts(store, each["key"]) != each]
+    again += [(t, e == _round(store, e["run"])) for t, e in chosen.items() if e["run"] in runs]
+    again += [(t, e == _counts(store, e["key"])) for t, e in counted.items() if e["key"] in keys]
+    differ = [title for title, same in again if not same]
     every = len(recorded) + len(chosen) + len(counted)
-    print(f"{every - len(differ)} of {every} tables, rounds and counts are the store's", *differ)
+    print(f"{len(again) - len(differ)} of {every} tables, rounds and counts are the store's")
+    print(f"{every - len(again)} are of runs that it does not have")
+    print(*(f"differs: {title}" for title in differ), sep="\n")
     return len(differ)
 
 

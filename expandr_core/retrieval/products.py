@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -60,20 +60,32 @@ def tiles(passages: "Tensor", queries: "Tensor") -> Iterator[tuple[slice, slice,
         for left in range(0, len(queries), width):
             columns = slice(left, min(left + width, len(queries)))
             shape = rows.stop - rows.start, columns.stop - columns.start
-            products = memory[: shape[0] * shape[1]].view(shape)
-            _multiply(passages[rows], queries[columns], products)
-            yield rows, columns, products
+            own = memory[: shape[0] * shape[1]].view(shape)
+            yield rows, columns, _multiplied(passages[rows], queries[columns], own)
 
 
-def _multiply(passages: "Tensor", queries: "Tensor", products: "Tensor") -> None:
-    """Multiply a tile; float32 on a CPU by oneDNN, since MKL is half as fast if it is not Intel's."""
+def _multiplied(passages: "Tensor", queries: "Tensor", memory: "Tensor | None" = None) -> "Tensor":
+    """Multiply a tile, in this memory or, by oneDNN, in some of its own."""
     import torch
 
-    if products.dtype == torch.float32 and has_onednn(products.device.type):
-        linear = torch.ops.mkldnn._linear_pointwise
-        products.copy_(linear(passages, queries, None, "none", [], ""))
-        return
-    torch.mm(passages, queries.T, out=products)
+    if passages.dtype == torch.float32 and passages.device.type == "cpu" and _onednn_is_quicker():
+        return _by_onednn(passages, queries)
+    return torch.mm(passages, queries.T, out=memory)
+
+
+def _by_onednn(passages: "Tensor", queries: "Tensor") -> "Tensor":
+    import torch
+
+    return torch.ops.mkldnn._linear_pointwise(passages, queries, None, "none", [], "")
+
+
+@cache
+def _onednn_is_quicker() -> bool:
+    """Tell whether oneDNN is quicker in float32 than MKL, which is made for Intel's processors."""
+    import torch
+
+    vectors = torch.ones((512, 512))
+    return has_onednn("cpu") and _seconds(_by_onednn, vectors) < _seconds(torch.mm, vectors)
 
 
 def has_onednn(device: str) -> bool:
@@ -114,18 +126,16 @@ def quickest_proposer(device: str) -> Proposer:
         return "faiss" if gpus.get_num_gpus() else "float32"
     if not has_onednn(device):
         return "faiss"
-    seconds = {precision: _seconds_of_product(precision) for precision in _PRECISIONS}
-    return min(_PRECISIONS, key=lambda precision: seconds[precision])
+    vectors = {name: torch.ones((256, 256), dtype=getattr(torch, name)) for name in _PRECISIONS}
+    return min(_PRECISIONS, key=lambda name: _seconds(_multiplied, vectors[name]))
 
 
-def _seconds_of_product(precision: str) -> float:
-    """Time some small products on a CPU."""
-    import torch
-
-    vectors = torch.ones((256, 256), dtype=getattr(torch, precision))
-    products = torch.empty_like(vectors)
-    _multiply(vectors, vectors, products)  # prepares itself
-    start = time.perf_counter()
+def _seconds(multiply: "Callable[[Tensor, Tensor], Tensor]", vectors: "Tensor") -> float:
+    """Return the least time of a few products after one that prepares."""
+    multiply(vectors, vectors)
+    seconds = []
     for _ in range(4):
-        _multiply(vectors, vectors, products)
-    return time.perf_counter() - start
+        start = time.perf_counter()
+        multiply(vectors, vectors)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
