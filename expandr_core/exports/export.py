@@ -11,7 +11,7 @@ from expandr_core.errors import DataError
 from expandr_core.exports.training_data import export_examples, export_pairs
 from expandr_core.generation.adapters import is_adapter
 from expandr_core.store.artifacts import Artifact
-from expandr_core.store.filesystems import flock
+from expandr_core.store.filesystems import apply_umask, flock
 from expandr_core.store.manifests import MANIFEST
 from expandr_core.store.store import Store
 
@@ -39,6 +39,7 @@ def new_folder(target: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         try:
             yield partial
+            apply_umask(partial)
             if target.exists():  # made meanwhile by something else
                 raise there
             partial.rename(target)

@@ -41,6 +41,7 @@ from expandr_core.runtime.child_protocol import die_with_parent, emit, end, repo
 from expandr_core.runtime.job import Job, Progress, no_progress
 from expandr_core.store.artifacts import Artifact, StageSpec
 from expandr_core.store.claims import Claims, drop_marks, find_marked
+from expandr_core.store.filesystems import apply_umask
 from expandr_core.store.provenance import Meter, provenance
 from expandr_core.store.store import Store
 
@@ -125,7 +126,7 @@ def run_stage(spec: StageSpec, store: Store, progress: Progress) -> Artifact:
             job = _run(replace(job, found=_made_together(spec, store)))
             facts = provenance(spec, job.counts, meter)
             facts |= {"start_seconds": progress.seconds}
-            _apply_umask(job.out)
+            apply_umask(job.out)
             found = store.commit(spec.key, job.out, job.made_shards, facts)
             if job.found:
                 drop_marks(store, shared_work(spec))
@@ -198,14 +199,6 @@ def _make_folders(job: Job) -> None:
     shutil.rmtree(job.out, ignore_errors=True)
     job.out.mkdir()
     job.checkpoints.mkdir(exist_ok=True)
-
-
-def _apply_umask(out: Path) -> None:
-    """Give files the mode that the umask asks for; safetensors makes its files private."""
-    mode = out.stat().st_mode & 0o666
-    for path in out.rglob("*"):
-        if path.is_file():
-            path.chmod(mode)
 
 
 def run_shard(

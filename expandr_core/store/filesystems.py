@@ -103,6 +103,14 @@ def explain_full_disk(folder: Path, remedy: str = SCRATCH_REMEDY) -> Iterator[No
         raise OSError(code, f"{folder}{_NAMED} ({text}); {remedy}") from error
 
 
+def apply_umask(folder: Path) -> None:
+    """Give files the mode that the umask asks for; safetensors makes its files private."""
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+
+
 def replace_folder(folder: Path, target: Path) -> None:
     """Move a folder to a target atomically, replacing what is there.
 

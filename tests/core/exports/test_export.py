@@ -5,10 +5,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from released import PAIRS, TURN, write_array
+from safetensors.numpy import save_file
 from store_keys import full
 
 from expandr_core.data.formats.triples import text_id
@@ -256,6 +258,14 @@ def test_other_artifacts_are_refused_and_leave_nothing(store, tmp_path):
     with pytest.raises(DataError, match="cannot be exported; name preference pairs"):
         exported(store, rewards, tmp_path / "out")
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
+
+
+def test_others_may_read_what_a_library_wrote_for_its_owner_alone(tmp_path):
+    with new_folder(tmp_path / "out") as folder:
+        save_file({"weight": np.zeros(2, np.float32)}, folder / "model.safetensors")
+        (folder / "plain").touch()
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "out").iterdir()}
+    assert modes["model.safetensors"] == modes["plain"]
 
 
 def test_nothing_is_overwritten_and_what_a_kill_left_is_replaced(tmp_path):
