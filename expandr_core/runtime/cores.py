@@ -17,6 +17,7 @@ def sharing_cores(workers: int) -> Iterator[ThreadPoolExecutor]:
     threads = torch.get_num_threads()
     share = max(1, threads // workers)
     try:
+        torch.set_num_threads(share)  # as a thread that waits for another one's share spins
         with ThreadPoolExecutor(workers, "cores", torch.set_num_threads, (share,)) as pool:
             yield pool
     finally:
