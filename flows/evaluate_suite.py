@@ -10,14 +10,17 @@ training data --> audit of leakage ---------------------------------------------
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
+import pyarrow.parquet as pq
 from prefect import flow, get_run_logger
 from pydantic import Field
 
 from expandr_core.data.catalog import Dataset, dev_of, find_datasets
+from expandr_core.data.split import normalise
 from expandr_core.errors import DataError, naming
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.planning.cost_model import costly_options
 from expandr_core.store.artifacts import Artifact
+from expandr_core.store.store import Store
 from flows.model_pairs import MeasuredModels, ModelPair, find_pairs
 from flows.presets import Preset, place, resolve
 from flows.report import publish_report
@@ -136,8 +139,8 @@ def find_suite(pipeline: Pipeline, wanted: list[Dataset], models: MeasuredModels
     """Get the datasets, and find or import the models.
 
     Raises:
-        DataError: if a model or a dataset is not there, no gate is wanted, or its queries are those that
-            are measured.
+        DataError: if a model or a dataset is not there, no gate is wanted, or some of its queries are
+            measured.
     """
     check_suite_data(pipeline.options, wanted, models)
     pairs = find_pairs(pipeline, models, get_run_logger().info)
@@ -146,13 +149,21 @@ def find_suite(pipeline: Pipeline, wanted: list[Dataset], models: MeasuredModels
         return Suite(datasets, pairs)
     dev = get_dataset(pipeline, dev_of(models.gate_on))
     [evaluation] = dev.subsets.values()
+    learned = _texts(store := pipeline.open(), evaluation.queries)
     for key, measured in Comparison(datasets).evaluations.items():
-        if measured.queries.digest == evaluation.queries.digest:
+        if both := learned & _texts(store, measured.queries):
             raise DataError(
-                f"the queries of {key} are the dev queries of {models.gate_on}, so a gate would be "
-                "measured on what it was learned on; give other queries"
+                f"{len(both)} of the {len(learned)} dev queries of {models.gate_on} are queries of {key} "
+                f"too, such as {min(both)!r}, so a gate would be measured on what it was learned on; take "
+                "them out of qrels/dev.tsv, or give other dev queries"
             )
     return Suite(datasets, pairs, dev)
+
+
+def _texts(store: Store, queries: Artifact) -> set[str]:
+    """Return the normalised texts of queries, whatever their ids."""
+    table = pq.read_table(store.local(queries), columns=["query"])
+    return {normalise(text) for text in table["query"].to_pylist()}
 
 
 def measure_suite(pipeline: Pipeline, suite: Suite, seeds: int) -> Artifact:

@@ -307,6 +307,18 @@ def test_models_learn_a_gate_on_dev_queries_and_are_measured_with_it_on_others(w
         run(world, f"{folder}/", options=off, models=models)
 
 
+def test_no_gate_is_learned_on_a_query_that_is_measured_under_whatever_id(world, tmp_path):
+    folder = write_dataset(tmp_path / "law", 0, queries=4)
+    asked = (folder / "queries.jsonl").read_text()
+    text = json.loads(asked.splitlines()[0])["text"]
+    twin = json.dumps({"_id": "twin", "text": f" {text.upper()} "}) + "\n"
+    (folder / "queries.jsonl").write_text(asked + twin)
+    dev = "query-id\tcorpus-id\tscore\ntwin\td0\t1\nq6\td6\t1\n"
+    (folder / "qrels" / "dev.tsv").write_text(dev)
+    with pytest.raises(DataError, match=f"1 of the 2 dev queries of .* such as '{text}'"):
+        run(world, f"{folder}/", models=MeasuredModels(gate_on=f"{folder}/"))
+
+
 def planned(world: World, *datasets: str, **changes: Any) -> Plan:
     """Plan without making anything but what a calibration needs."""
     values = {"options": world.options, "models": MeasuredModels(), "seeds": 2}
