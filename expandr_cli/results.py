@@ -13,6 +13,7 @@ from expandr_cli.terminal import absolute
 from expandr_core.evaluation.comparison import read_comparison, tests_in, titles_of
 from expandr_core.evaluation.metrics import MEASURES
 from expandr_core.evaluation.render import EFFECTS, baseline_title, format_p, format_score
+from expandr_core.evaluation.significance import FEWEST, TEST_NAMES
 from expandr_core.reports.files import has_report, place_of
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.run_records import RecordedRun
@@ -85,15 +86,23 @@ def print_comparison(out: Console, comparison: dict[str, Any]) -> None:
     for sentence in comparison["verdict"]["sentences"]:
         out.print(sentence, markup=False, highlight=False)
     if comparison["contrasts"]:
-        out.print(
-            f"p: paired {comparison['test']}-test of {MEASURES[comparison['metric']].title}, Holm's "
-            f"correction over {tests_in(comparison)} tests; * p < "
-            f"{comparison['significance_level']:g}.",
-            highlight=False,
-            style="dim",
-        )
+        out.print(_how_tested(comparison), highlight=False, style="dim")
     for warning in comparison["warnings"]:
         out.print(f"Warning: {warning}.", style="yellow", markup=False, highlight=False)
+
+
+def _how_tested(comparison: dict[str, Any]) -> str:
+    """Say what p and the differences are of."""
+    contrasts = comparison["contrasts"]
+    few = any(each["clusters"] < FEWEST for each in contrasts) and comparison["test"] == "t"
+    said = (
+        f"p: {TEST_NAMES[comparison['test']]} of {MEASURES[comparison['metric']].title}"
+        f"{f' (with fewer than {FEWEST} observations, randomisation test)' if few else ''}, Holm's "
+        f"correction over {tests_in(comparison)} tests; * p < {comparison['significance_level']:g}."
+    )
+    if any(each["clusters"] != each["queries"] for each in contrasts):
+        said += " Each cluster of queries counts once, in differences, too, but not in scores."
+    return said
 
 
 def tables(comparison: dict[str, Any]) -> Iterator[Table]:

@@ -41,7 +41,8 @@ def comparison(**changes: Any) -> dict[str, Any]:
     contrasts = [
         {
             "dataset": "test", "before": "query", "after": name, "effect": effect, "clusters": 40,
-            "difference": 0.1 if effect == "better" else -0.1, "p": 0.006, "corrected_p": 0.012,
+            "queries": 40, "difference": 0.1 if effect == "better" else -0.1, "p": 0.006,
+            "corrected_p": 0.012,
             "significant": True,
         }
         for name, effect in EFFECTS.items()
@@ -90,6 +91,17 @@ def test_the_table_fits_and_says_which_way_a_star_goes():
     assert "BM25, + untrained expansion" not in rows  # report.md has it
     assert not [line for line in lines if line.count("*") and "0.0" not in line]
     assert "Warning: half of the texts [/] are empty." in lines
+
+
+def test_differences_by_cluster_are_told_from_those_of_the_scores():
+    def said(**changes: int) -> str:
+        made = comparison()
+        made["contrasts"] = [each | changes for each in made["contrasts"]]
+        return " ".join(printed(print_comparison, made))
+
+    assert "Each cluster of queries counts once, in differences, too" in said(clusters=15)
+    assert "cluster" not in said()
+    assert "with fewer than 10 observations, randomisation test" in said(clusters=9)
 
 
 def test_several_datasets_begin_with_their_means():
