@@ -153,9 +153,9 @@ def find_suite(pipeline: Pipeline, wanted: list[Dataset], models: MeasuredModels
     for key, measured in Comparison(datasets).evaluations.items():
         if both := learned & _texts(store, measured.queries):
             raise DataError(
-                f"{len(both)} of the {len(learned)} dev queries of {models.gate_on} are queries of {key} "
-                f"too, such as {min(both)!r}, so a gate would be measured on what it was learned on; take "
-                "them out of qrels/dev.tsv, or give other dev queries"
+                f"{len(both)} of the {len(learned)} dev queries of {models.gate_on} are queries of "
+                f"{key}, too, such as {min(both)!r}, so a gate would be measured on what it was learned "
+                "on; take them out of qrels/dev.tsv, or give other dev queries"
             )
     return Suite(datasets, pairs, dev)
 

@@ -105,11 +105,12 @@ def _measure_gate(pipeline: Pipeline, systems: Comparison, both: Both, gate: Art
     expands, queries, saved = (
         sum(each.counts.get(count, 0) for each in made) for count in (EXPANDED, SEARCHED, SAVED)
     )
+    seeds = systems.systems[gated].seeds
+    asked = f"{queries / seeds:.0f} queries{f' with each of {seeds} seeds' if seeds > 1 else ''}"
     systems.notes.append(
-        f"Of {queries:.0f} queries, {name} expands {expands:.0f} and saves {saved:.0f} calls of the LLM."
+        f"Of {asked}, {name} expands {expands:.0f} and saves {saved:.0f} calls of the LLM."
         if expands
-        else f"Of {queries:.0f} queries, {name} expands none, so it equals "
-        f"{systems.systems[both.alone].title}."
+        else f"Of {asked}, {name} expands none, so it equals {systems.systems[both.alone].title}."
     )
 
 

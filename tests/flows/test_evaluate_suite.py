@@ -298,6 +298,7 @@ def test_models_learn_a_gate_on_dev_queries_and_are_measured_with_it_on_others(w
     gate = titled(found)["learn the gate on dev"]
     assert gate.counts["queries"] == rows["queries"][0] == 4
     report = (board(found) / "report.md").read_text()
+    assert "Of 4 queries with each of 2 seeds, " in report
     assert "gated before generation expands none, so it equals query only" in report
     with pytest.raises(DataError, match="what it was learned on"):
         (folder / "qrels" / "test.tsv").write_bytes((folder / "qrels" / "dev.tsv").read_bytes())
