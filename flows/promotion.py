@@ -218,16 +218,20 @@ def _measure(
     own = Measured(MeasuredDataset(name=OWN), {"": gate.data.evaluations["dev"]})
     systems = Comparison([own, *gate.others()], purpose=purpose)
     titles = {"champion": f"champion, version {version.number}", "candidate": "candidate"}
+    evaluate = pipeline.options.evaluate
+    own_similarity = evaluate.model_copy(update={"similarity": "retriever"})
     for (name, title), each in zip(titles.items(), (champion, candidate), strict=True):
         options = each.options
         view = pipeline.changed(
-            llm=options.llm, retriever=options.measured_retriever, expand=options.expand
+            llm=options.llm,
+            retriever=options.measured_retriever,
+            expand=options.expand,
+            evaluate=own_similarity,
         )
         texts = systems.expand(view, each.models["llm"], name, title, asked.seeds)
         systems.dense(view, name, title, each.models["retriever"], texts)
     question = "Is the candidate better than the champion?"
     systems.ask("champion", "candidate", question, baseline=True)
-    evaluate = pipeline.options.evaluate
     strict = evaluate.significance.model_copy(update={"significance_level": asked.level})
     view = pipeline.changed(evaluate=evaluate.model_copy(update={"significance": strict}))
     return systems.report(view, f"compare with the {titles['champion']}", purpose)

@@ -54,7 +54,8 @@ def gate(
     asked: PromotionOptions = ASKED,
 ) -> list[Step]:
     """Judge a run that has its record; return the steps."""
-    pipeline = Pipeline(store, OPTIONS.model_copy(update={"promotion": asked}))
+    options = OPTIONS.model_copy(update={"evaluate": run.options.evaluate, "promotion": asked})
+    pipeline = Pipeline(store, options)
     data = prepare_data(pipeline)
     if meanwhile:
         pipeline.steps.after_each(meanwhile)
@@ -165,6 +166,24 @@ def test_a_loss_on_another_collection_is_more_than_is_tolerated_or_not(first, st
 
     gate(str(store), candidate, asked=asked.model_copy(update={"tolerance": {other: 1.0}}))
     assert read_model(opened, "demo").aliases["champion"] == 2
+
+
+def test_the_champion_compares_vectors_as_in_its_own_run_not_as_in_the_candidates(first, store):
+    opened = Store(str(store))
+    run = find_run(opened, "latest")
+    assert run
+    gate(str(store), run)
+    by_dot = run.options.evaluate.model_copy(update={"similarity": "dot"})
+    options = run.options.model_copy(update={"evaluate": by_dot})
+    candidate = run.model_copy(update={"name": "20270101T000000-dot", "options": options})
+    opened.write_record(candidate.name, candidate.model_dump(mode="json"))
+    used = {
+        each.id.name.split("/")[-2]: opened.manifest(each.artifact.key)["options"]["encoding"]
+        for each in gate(str(store), candidate)
+        if each.id.stage == "evaluate"
+    }
+    assert used["candidate"]["similarity"] == "dot"
+    assert used["champion"]["similarity"] == run.options.measured_retriever.encoding.similarity
 
 
 def test_two_gates_in_two_processes_leave_one_champion_that_each_was_tested_against(first, store):
