@@ -30,7 +30,7 @@ def compare(
     as_json: JsonOption = False,
     store: StoreOption = "store",
 ) -> None:
-    """Compare runs system by system, and say what differs upstream of each number that changed.
+    """Compare runs number by number, and say what differs upstream of each that changed.
 
     The first run is compared with each of the others. Queries are paired where they are the same.
     """
@@ -87,7 +87,7 @@ def _score(value: float | None) -> str:
 
 
 def _print_upstream(console: Console, found: dict[str, Any]) -> None:
-    """Print what differs upstream, once for all systems of which the same is true."""
+    """Print what differs upstream, once for all results of which the same is true."""
     from expandr_core.lineage.upstream import said_of
 
     for run in found["runs"][1:]:
@@ -102,10 +102,10 @@ def _print_upstream(console: Console, found: dict[str, Any]) -> None:
             said = f"  between the runs: {name}: {one} → {other}"
             console.print(said, markup=False, highlight=False, soft_wrap=True)
         if not by_cause and run not in found["apart"]:
-            console.print("  every system was made from the same content", highlight=False)
+            console.print("  every result was made from the same content", highlight=False)
         for said, rows in by_cause.items():
-            systems = ", ".join(row["title"] for row in rows)
-            lines = [f"{len(rows)} made otherwise: {systems}", *(f"  {line}" for line in said)]
+            results = "1 result was" if len(rows) == 1 else f"{len(rows)} results were"
+            lines = [f"{results} made otherwise: {_named(rows)}", *(f"  {line}" for line in said)]
             lines += [
                 f"  first: {path}: {'; '.join(first['what'])}"
                 for first in rows[-1]["cause"]["first"]
@@ -113,3 +113,15 @@ def _print_upstream(console: Console, found: dict[str, Any]) -> None:
             ]
             for line in lines:
                 console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _named(rows: list[dict[str, Any]]) -> str:
+    """Name systems, and on which datasets.
+
+    >>> _named([{"title": "BM25", "dataset": "nq"}, {"title": "BM25", "dataset": "fever"}])
+    'BM25 (nq, fever)'
+    """
+    datasets: dict[str, list[str]] = {}
+    for row in rows:
+        datasets.setdefault(row["title"], []).append(row["dataset"])
+    return "; ".join(f"{title} ({', '.join(own)})" for title, own in datasets.items())

@@ -32,7 +32,7 @@ def recorded(tmp_path_factory) -> Path:
         (["show", RUN], "query_writing.queries_per_shard"),
         (["runs"], "nDCG@10 on test"),
         (["explain", RUN, "joint-1/ndcg@10", "--check"], "query_writing.queries_per_shard"),
-        (["compare", RUN, RUN], "every system was made from the same content"),
+        (["compare", RUN, RUN], "every result was made from the same content"),
         (["explain", RUN, "--query", "test-013-look-1"], "judged"),
     ],
 )
