@@ -90,11 +90,17 @@ def write_expansions(
 def write_greedy(
     pipeline: Pipeline, queries: Artifact, llm: Artifact, title: str, name: str
 ) -> Artifact:
-    """Write one expansion a query, always the likeliest token."""
+    """Write one expansion a query, always the likeliest token.
+
+    A weak model may end all of them at once, though it writes when it samples: only a warning says so.
+    """
     sampling = pipeline.options.expand.expansion.model_copy(
         update={"samples": 1, "sampling_temperatures": (0.0,), "top_p": 1.0}
     )
-    return _write(pipeline, {"queries": queries, "llm": llm}, title, name, sampling)
+    asked = stage.OPTIONS.of(pipeline.options, sampling, None, chat_of(pipeline, llm))
+    asked = asked.model_copy(update={"may_be_empty": True})
+    inputs = {"queries": queries, **runnable(pipeline, llm)}
+    return pipeline.step("expand", inputs, title, options=asked, name=name)
 
 
 def empty_warnings(

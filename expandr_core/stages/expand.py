@@ -26,7 +26,7 @@ from expandr_core.generation.engine import (
     open_engine,
 )
 from expandr_core.generation.prompts import remove_preamble
-from expandr_core.options.base import Options, added
+from expandr_core.options.base import Options, added, runtime
 from expandr_core.options.generation import (
     ChatOptions,
     Engine,
@@ -65,6 +65,7 @@ class ExpandOptions(Options):
     precision: Precision = added("auto")
     chat: ChatOptions = ChatOptions()
     hides_positive: bool = added(False)  # from q2a, where the answer is to be an expansion
+    may_be_empty: bool = runtime(False)  # all texts, and that is only warned of
 
     @classmethod
     def of(
@@ -151,13 +152,14 @@ def expand(job: Job, load: Callable[[], Generator]) -> None:
             engine = load()
             report(0)
             written = _write_shard(job, rows, engine, out, report)
-            if written["empty"] == written["texts"] >= ONLY_EMPTY:
+            if written["empty"] == written["texts"] >= ONLY_EMPTY and not options.may_be_empty:
                 raise _only_empty(options, written)
             return written
 
         shard = run_shard(job, number, {"queries": rows_digest(rows)}, write)
         counts.update(shard.counts)
-    if not job.claims and 0 < counts["texts"] == counts["empty"]:
+    only_empty = 0 < counts["texts"] == counts["empty"] and not options.may_be_empty
+    if only_empty and not job.claims:
         for shard in job.made_shards:  # or they would be reused even after the cause is mended
             job.store.remove(shard.key)
         raise _only_empty(options, counts)

@@ -89,6 +89,22 @@ def world(tmp_path_factory, llm_folder) -> World:
     return World(folder, options, str(folder / "store"))
 
 
+def ends_at_once(folder: Path) -> Path:
+    """A model whose likeliest token always ends the text; sampled, most texts have all their tokens."""
+    import torch
+    from tiny_models import EOS, save_llm
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(save_llm(folder), tie_word_embeddings=False)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.fill_(0.0 if "proj" in name else 1.0)
+        model.lm_head.weight.fill_(0.0)
+        model.lm_head.weight[EOS] = 0.02
+    model.save_pretrained(folder)
+    return folder
+
+
 def titled(summary: SuiteSummary) -> dict[str, Artifact]:
     return {step.title: step.artifact for step in summary.steps}
 
@@ -475,3 +491,15 @@ def test_the_command_prints_the_results(both, world, tmp_path):
     refused = CliRunner().invoke(app, [*command, "--input", "lm=x", "--store", world.store])
     assert refused.exit_code == 2
     assert "--input lm: only llm, retriever, training can be given" in refused.output
+
+
+def test_a_model_that_writes_nothing_greedily_is_measured_all_the_same(world, tmp_path):
+    llm = LLMOptions(model=str(ends_at_once(tmp_path / "weak")))
+    options = world.options.model_copy(update={"llm": llm})
+    summary = run(world, f"{world.folder}/sf", options=options, seeds=1)
+    comparison = json.loads(
+        (Store(world.store).local(summary.report) / "comparison.json").read_text()
+    )
+    scores = {row["system"]: row["ndcg_at_10"] for row in comparison["results"]}
+    assert scores["greedy"] == scores["query"]
+    assert any("greedily" in w and "6 of 6 texts (100 %)" in w for w in comparison["warnings"])
