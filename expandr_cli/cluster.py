@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from expandr_cli.terminal import StoreOption, fail, notify, out, user_errors
+from expandr_cli.terminal import RESUME, StoreOption, fail, notify, out, user_errors
 
 app = typer.Typer()
 
@@ -107,9 +107,9 @@ def resume(
 
     A run of a deployment continues on its workers; one started in a terminal continues here.
     """
-    with user_errors("`expandr resume` continues it; finished stages are reused from the store"):
+    with user_errors(RESUME):
+        from expandr_cli.results import print_summary
         from expandr_cli.resume import resume as resume_run
-        from expandr_cli.show import print_summary
         from expandr_cli.temporary_server import prefect_server
         from tasks.stage import open_store
 

@@ -18,7 +18,16 @@ from expandr_cli.models import app as model_commands
 from expandr_cli.plan import app as plan_command
 from expandr_cli.report import app as report_command
 from expandr_cli.serve import app as serve_command
-from expandr_cli.terminal import AGAIN, StoreOption, absolute, fail, notify, out, user_errors
+from expandr_cli.terminal import (
+    AGAIN,
+    RESUME,
+    StoreOption,
+    absolute,
+    fail,
+    notify,
+    out,
+    user_errors,
+)
 from expandr_core.options.loop import JointLoopOptions
 from flows.presets import CONFIGS
 
@@ -215,7 +224,7 @@ def stage(
 
 def _run_loop(options: JointLoopOptions, store: str, said: list[str]) -> None:
     """Run the loop; what was said of it is shown with it, here and in Prefect."""
-    with user_errors("`expandr resume` continues it; finished stages are reused from the store"):
+    with user_errors(RESUME):
         from expandr_cli.preflight import check_run
         from expandr_cli.results import print_summary
         from expandr_cli.temporary_server import prefect_server, run_flow

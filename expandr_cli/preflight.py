@@ -43,12 +43,12 @@ def check_run(options: JointLoopOptions, store: str) -> None:
         DataError: naming the option that is wrong.
     """
     check_store(store)
+    check_promotion(options.promotion)
     _check_options(options, store)
 
 
 def _check_options(options: JointLoopOptions, store: str) -> None:
     check_start(options)
-    check_promotion(options.promotion)
     check_data(options)
     check_adapter(import_models(Unobserved(store, options)), options)
 

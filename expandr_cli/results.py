@@ -63,7 +63,7 @@ def _page(store: Store, name: str, folder: Path) -> str:
     return place_of(store, name) if has_report(store, name) else f"{folder}/report.md"
 
 
-def print_suite(out: Console, url: str, report: Artifact, name: str = "") -> None:
+def print_suite(out: Console, url: str, report: Artifact, name: str) -> None:
     """Print what a run of the suite brought, and where the rest is."""
     store = open_store(url)
     folder = store.local(report)

@@ -131,7 +131,7 @@ def check_suite_data(
         return
     if options.gate.mode == "off":
         raise DataError("gate.mode is 'off', so no gate is learned; choose another mode")
-    with naming("--gate-on"):
+    with naming("gate_on"):
         check_datasets([dev_of(models.gate_on)])
 
 

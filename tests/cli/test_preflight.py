@@ -45,7 +45,7 @@ def refusal(*command: object) -> str:
         (["--datasets", "./"], "corpus.jsonl is missing"),
         (
             ["--datasets", "{data}", "--gate-on", "/nowhere"],
-            "--gate-on: dataset nowhere-dev: /nowh",
+            "gate_on: dataset nowhere-dev: /nowh",
         ),
         (["--datasets", "{data}", "--gate-on", "{data}"], "qrels/dev.tsv is missing"),
         (["--datasets", "{data}", "--gate-on", "{data}", "--set", "gate.mode=off"], "gate.mode is"),
