@@ -24,7 +24,7 @@ def check_datasets(datasets: Iterable[Dataset]) -> None:
 
 def get_dataset(pipeline: Pipeline, dataset: Dataset) -> Measured:
     """Download or read a dataset; only its judged queries are kept."""
-    options = stage.options_of(dataset, pipeline.options.data.bad_rows)
+    options = stage.options_of(dataset, pipeline.options.data)
     made = pipeline.step(
         "dataset",
         {},

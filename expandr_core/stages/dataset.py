@@ -29,7 +29,8 @@ from expandr_core.data.collection import (
 from expandr_core.data.formats import format_of
 from expandr_core.data.formats.nanobeir import local_copy
 from expandr_core.data.rows import RawFile, Reader
-from expandr_core.options.base import Options, runtime
+from expandr_core.options.base import Options, added, runtime
+from expandr_core.options.data import DataOptions
 from expandr_core.runtime.job import Job
 
 log = logging.getLogger(__name__)
@@ -51,12 +52,16 @@ class DatasetOptions(Options):
     bad_rows: Literal["refuse", "skip"] = Field(
         default="refuse", description="For files; an archive's bad rows are skipped."
     )
+    cluster_by: str = added(
+        "", description="Field of a query's metadata, see data.cluster_by; unused if none has it."
+    )
 
 
 OPTIONS = DatasetOptions
+DEFAULTS = DataOptions()
 
 
-def options_of(dataset: Dataset, bad_rows: Literal["refuse", "skip"] = "refuse") -> DatasetOptions:
+def options_of(dataset: Dataset, data: DataOptions = DEFAULTS) -> DatasetOptions:
     """Return the options that read a dataset; files on the hub are downloaded into its cache."""
     return DatasetOptions(
         location=local_copy(dataset.location, dataset.split),
@@ -64,7 +69,8 @@ def options_of(dataset: Dataset, bad_rows: Literal["refuse", "skip"] = "refuse")
         name=dataset.name if dataset.benchmark != "other" else "",
         md5=dataset.md5,
         subsets=dataset.subsets,
-        bad_rows=bad_rows,
+        bad_rows=data.bad_rows,
+        cluster_by=data.cluster_by if dataset.benchmark == "other" else "",
     )
 
 
@@ -111,7 +117,9 @@ def run(job: Job) -> None:
 
         bad_rows = "skip" if archive else options.bad_rows
         reader = Reader(bad_rows, job.counts, job.spec.sources, progress)
-        collection = format_.read(reader, files, options.split, strict=not options.name)
+        collection = format_.read(
+            reader, files, options.split, not options.name, options.cluster_by
+        )
         _write(job, subset, reader, collection)
         done += size
     if archive:
@@ -131,6 +139,10 @@ def _write(job: Job, subset: str, reader: Reader, collection: Collection) -> Non
         qrels = known_qrels(reader, collection.qrels_file, qrels, collection.lines)
     elif unknown := sum(row.passage_id not in collection.lines for row in qrels):
         counts["unknown/judged passages"] = unknown
-    check_judged(collection.qrels_file, qrels, collection.queries_file, queries)
+    asked = {row.query_id for row in qrels}
+    if all(queries[each].cluster is None for each in asked):
+        log.info('no query has "%s": each is an observation of its own', options.cluster_by)
+        queries = {each: queries[each]._replace(cluster=each) for each in asked}
+    check_judged(collection.qrels_file, qrels, collection.queries_file, queries, options.cluster_by)
     counts |= write_evaluation(folder, *judged(queries, qrels))
     job.counts |= {f"{prefix}{name}": number for name, number in counts.items()}

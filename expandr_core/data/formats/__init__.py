@@ -2,9 +2,10 @@
 
 A format is a module with
 
-    claims(location)                    whether a folder or URL looks like this format
-    find(location, split)               its raw files, or a DataError that names the missing one
-    read(reader, files, split, strict)  a `Collection` of these files
+    claims(location)         whether a folder or URL looks like this format
+    find(location, split)    its raw files, or a DataError that names the missing one
+    read(reader, files, split, strict, cluster_by)
+                             a `Collection` of these files
 
 To add one, write the module and name it in FORMATS, before `beir`, which claims whatever is left.
 """

@@ -54,10 +54,12 @@ def find(location: str, split: str, role: str = "collection") -> list[RawFile]:
     return [files[name] for name in names]
 
 
-def read(reader: Reader, files: list[RawFile], split: str, strict: bool) -> Collection:
+def read(
+    reader: Reader, files: list[RawFile], split: str, strict: bool, cluster_by: str
+) -> Collection:
     """Read a dataset; the corpus is read when its passages are asked for."""
     corpus, queries_file, qrels_file = files
-    queries = read_queries(reader, queries_file)
+    queries = read_queries(reader, queries_file, cluster_by)
     qrels = read_qrels(reader, qrels_file, queries, strict)
     lines: dict[str, int] = {}
     passages = read_corpus(reader, corpus, lines)

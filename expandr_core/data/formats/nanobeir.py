@@ -59,7 +59,9 @@ def find(location: str, split: str, role: str = "collection") -> list[RawFile]:
     return found
 
 
-def read(reader: Reader, files: list[RawFile], split: str, strict: bool) -> Collection:
+def read(
+    reader: Reader, files: list[RawFile], split: str, strict: bool, cluster_by: str
+) -> Collection:
     """Read a dataset; the corpus is read when its passages are asked for."""
     corpus, asked, judged = (
         [file for file in files if file.name.startswith(f"{folder}/")] for folder in FOLDERS
@@ -70,7 +72,9 @@ def read(reader: Reader, files: list[RawFile], split: str, strict: bool) -> Coll
         query.query_id: query
         for file in asked
         for query in reader.each(
-            file, _records(reader, file), lambda line, row: query_of(row, line, query_lines)
+            file,
+            _records(reader, file),
+            lambda line, row: query_of(row, line, query_lines, cluster_by),
         )
     }
     table = QrelTable(reader, judged[0].name, queries, strict)

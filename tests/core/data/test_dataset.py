@@ -17,6 +17,7 @@ import pytest
 from expandr_core.data.catalog import BEIR, FORUMS, NANO_BEIR, find_datasets
 from expandr_core.errors import DataError
 from expandr_core.evaluation.metrics import mean_metrics, score_queries
+from expandr_core.options.data import DataOptions
 from expandr_core.retrieval.bm25 import build_bm25
 from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import make_spec, run_stage
@@ -209,6 +210,28 @@ def test_bad_rows_and_unknown_passages_of_an_archive_are_counted(server, store):
     assert artifact.counts["unknown/judged passages"] == 1
     assert artifact.counts["skipped/collection/corpus.jsonl/text is null"] == 1
     assert len(rows(folder / "qrels.parquet")) == 4
+
+
+def test_queries_of_a_folder_are_clustered_if_they_have_the_field(store, tmp_path):
+    files = beir_files("wings")
+    folder = write(tmp_path, files) / "wings"
+    [dataset] = find_datasets([f"{folder}/"])
+    by_thing = options_of(dataset, DataOptions(cluster_by="thing"))
+    lines = [json.loads(line) for line in files["wings/queries.jsonl"].splitlines()]
+
+    def clusters(*things: str | None) -> list[str]:
+        rows_ = [
+            row | {"metadata": {"thing": each}} for row, each in zip(lines, things, strict=True)
+        ]
+        (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_))
+        return [row["cluster"] for row in rows(make(store, by_thing)[1] / "queries.parquet")]
+
+    assert clusters("sky", "sky", None) == ["sky", "sky"]  # nobody judges the third
+    assert clusters(None, None, "sky") == ["q1", "q2"]
+    with pytest.raises(DataError, match="query 'q2' has no \"thing\""):
+        clusters("sky", None, None)
+    [published] = find_datasets([f"scifact={folder}"])
+    assert not options_of(published, DataOptions(cluster_by="thing")).cluster_by
 
 
 BEIR_S_OWN = [  # a passage that the corpus lacks, a pair judged twice, and ids that csv must quote
