@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -104,7 +105,23 @@ def find_pairs(
     pairs = _named_models(pipeline, wanted, training, say)
     for name in wanted.runs:
         pairs.append(_best_models(loop_run(pipeline.open(), name), training))
+    for pair in pairs if not wanted.gate_on else ():
+        _check_gate(pair, pipeline.options.evaluate.similarity)
     return pairs
+
+
+def _check_gate(pair: ModelPair, similarity: Literal["retriever", "cosine", "dot"]) -> None:
+    """Refuse a gate that was learned on other scores than it would see.
+
+    Raises:
+        DataError: if vectors are to be compared otherwise.
+    """
+    learned_by = pair.options.measured_retriever
+    if pair.gate and learned_by.comparing_by(similarity) != learned_by:
+        raise DataError(
+            f"the gate of {pair.run} was learned on scores by another evaluate.similarity than "
+            f"{similarity!r}; leave that option out, or learn a gate on dev queries (--gate-on)"
+        )
 
 
 def _named_models(

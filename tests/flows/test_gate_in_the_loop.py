@@ -10,7 +10,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from expandr_cli.main import app
+from expandr_cli.preflight import Unobserved
 from expandr_cli.search import print_answer, served
+from expandr_core.errors import DataError
 from expandr_core.evaluation.comparison import read_comparison
 from expandr_core.options.gate import GateOptions
 from expandr_core.retrieval.gate import AFTER, BEFORE, Gate, read_gate
@@ -20,6 +22,7 @@ from expandr_core.serving.writer import Writer
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.run_records import StepId
 from expandr_core.store.store import Store
+from flows.model_pairs import MeasuredModels, find_pairs
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 OPTIONS = tiny_loop.OPTIONS.model_copy(
@@ -129,6 +132,16 @@ def test_the_command_takes_the_runs_gate_or_leaves_it(gated):
     policy = read_gate(Store(gated.record.store).local(gated.record.models["gate"])).policy
     assert ("gate: " in outputs[0]) == (policy == "never")
     assert "expansion: " in outputs[1] and "gate: " not in outputs[1]
+
+
+def test_a_gate_is_not_asked_about_scores_that_it_does_not_know(gated):
+    wanted = MeasuredModels(runs=(gated.record.name,))
+    store, evaluate = gated.record.store, OPTIONS.evaluate.model_copy(update={"similarity": "dot"})
+    otherwise = Unobserved(store, OPTIONS.model_copy(update={"evaluate": evaluate}))
+    assert find_pairs(Unobserved(store, OPTIONS), wanted, print)[0].gate
+    with pytest.raises(DataError, match="was learned on scores by another"):
+        find_pairs(otherwise, wanted, print)
+    assert find_pairs(otherwise, wanted.model_copy(update={"gate_on": "dev"}), print)
 
 
 def test_a_gated_number_explains_itself(gated):
