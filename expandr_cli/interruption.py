@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import UUID
 
+TEMPORARY_SERVER = "expandr_cli.temporary_server"  # its keeper would start it again
 GRACE_SECONDS = 15.0  # a stage's processes have 5 to exit by themselves, then they are killed
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DEFAULT = (signal.SIG_DFL, signal.default_int_handler)  # other handlers stay, such as nohup's
@@ -123,9 +124,10 @@ def mark_as_crashed() -> None:
 
 
 def kill_children() -> None:
-    """Kill every descendant of this process."""
+    """Kill every descendant of this process but Prefect's temporary server, which ends with it."""
     import psutil
 
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            process.kill()
+            if TEMPORARY_SERVER not in process.cmdline():
+                process.kill()

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 
+from expandr_cli.interruption import TEMPORARY_SERVER
 from expandr_core.errors import DataError
 from expandr_core.runtime.child_protocol import die_with_parent
 from expandr_core.store.filesystems import flock
@@ -81,7 +82,7 @@ class TemporaryServer:
     def _start(self) -> subprocess.Popen:
         number = self._socket.fileno()
         return subprocess.Popen(
-            [sys.executable, "-m", "expandr_cli.temporary_server", str(number), str(os.getpid())],
+            [sys.executable, "-m", TEMPORARY_SERVER, str(number), str(os.getpid())],
             env=self._environment,
             pass_fds=[number],
             stdin=subprocess.DEVNULL,

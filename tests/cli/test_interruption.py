@@ -21,6 +21,22 @@ with user_errors("Do it again"):
     print("ready", flush=True)
     threading.Event().wait()
 """
+WITH_A_SERVER = """
+import atexit, psutil, threading
+from expandr_cli.temporary_server import prefect_server
+from expandr_cli.terminal import notify, user_errors
+
+def at_exit():  # when Prefect's threads send their events
+    try:
+        psutil.Process().children()[0].wait(1)
+    except psutil.TimeoutExpired:
+        print("the server lives", flush=True)
+
+with user_errors("Do it again"), prefect_server(notify):
+    atexit.register(at_exit)
+    print("ready", flush=True)
+    threading.Event().wait()
+"""
 DEAF = """
 import threading
 from expandr_cli.terminal import user_errors
@@ -98,6 +114,16 @@ def test_a_signal_ends_a_command_with_one_sentence_and_its_status(number):
         process.send_signal(number)
         assert process.communicate(timeout=SECONDS)[1] == "interrupted.\n"
         assert process.returncode == 128 + number
+
+
+def test_prefect_s_server_lives_until_the_command_exits(monkeypatch, tmp_path):
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    with program(WITH_A_SERVER) as process:
+        assert line_of(process) == "ready"
+        [server] = psutil.Process(process.pid).children()
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=SECONDS) == ("the server lives\n", "interrupted.\n")
+        assert not server.is_running()
 
 
 def test_what_does_not_end_by_the_first_signal_is_ended_by_the_second():
