@@ -5,7 +5,7 @@
     python -m benchmarks.real_models counts STORE TITLE=KEY ...   # results/real_counts.json
     python -m benchmarks.real_models figures STORE NAME/PICTURE=RUN ...   # docs/figures/NAME.svg
     python -m benchmarks.real_models tables         # as they stand in docs/results.md
-    python -m benchmarks.real_models check STORE    # exits with 1 if a number differs
+    python -m benchmarks.real_models check STORE    # what it has; exits with 1 if a number differs
 
 A number is recorded by the name that `expandr explain` has for it, if computing it again confirms it.
 Several seeds are one run of benchmarks.pooled_seeds. tests/test_real_models.py holds the document to the
@@ -46,6 +46,7 @@ WEIGHTS = ("0", "0.1", "0.2", "0.3", "0.5", "1")  # of expansions, on dev
 AUDIT = {"gain": "+.3f", "any.gain_without": "+.3f", "any.queries": ".0f"}
 AUDITED = "round-1"
 LEVEL = LoopOptions().keep_level
+DPO = "DPO, "
 LEFT_OUT = ("untrained-alone", "round-1-alone")  # expansions without their query
 Run = dict[str, Any]
 
@@ -56,7 +57,12 @@ def record(store: Store, named: list[str]) -> None:
     for title, _, where in (each.rpartition("=") for each in named):
         name, _, dataset = where.partition("/")
         found[title] = excerpt(store, find_run([store], name)[1], dataset)
-    RECORD.write_text(json.dumps(found, indent=1) + "\n")
+    _write(RECORD, found)
+
+
+def _write(file: Path, found: dict[str, Any]) -> None:
+    """Replace what has the same titles, add what is new, and leave the rest."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | found, indent=1) + "\n")
 
 
 def excerpt(store: Store, run: RecordedRun, dataset: str = "") -> Run:
@@ -111,7 +117,7 @@ def rounds(store: Store, named: list[str]) -> None:
     found = {
         title: _round(store, name) for title, _, name in (each.rpartition("=") for each in named)
     }
-    ROUNDS.write_text(json.dumps(found, indent=1) + "\n")
+    _write(ROUNDS, found)
 
 
 def _round(store: Store, name: str) -> dict[str, Any]:
@@ -127,7 +133,7 @@ def _round(store: Store, name: str) -> dict[str, Any]:
 def counts(store: Store, named: list[str]) -> None:
     """Write what artifacts count, by title; rewards need two: of the stages reward and pairs."""
     found = {title: _counts(store, key) for title, _, key in (e.rpartition("=") for e in named)}
-    COUNTS.write_text(json.dumps(found, indent=1) + "\n")
+    _write(COUNTS, found)
 
 
 def _counts(store: Store, key: str) -> dict[str, Any]:
@@ -170,14 +176,15 @@ def _rounds() -> str:
 
 
 def _rewards() -> list[str]:
-    """Say what DPO took, and return the table of rewards."""
+    """Return a table of what DPO did, and one of rewards."""
     found = {title: each["counts"] for title, each in json.loads(COUNTS.read_text()).items()}
-    dpo = found.pop("DPO")
-    first, last = (dpo[f"{when}/rewards/accuracies"] for when in ("first", "last"))
-    said = (
-        f"DPO took {dpo['train_pairs']:.0f} pairs and {dpo['steps']:.0f} steps; the share of pairs "
-    )
-    said += f"that it orders rightly rose from {first:.2f} to {last:.2f}."
+    aligned = ["| DPO | pairs | steps | orders rightly, first | last |", "|---|--:|--:|--:|--:|"]
+    for title in [each for each in found if each.startswith(DPO)]:
+        own = found.pop(title)
+        right = (own[f"{when}/rewards/accuracies"] for when in ("first", "last"))
+        cells = [title.removeprefix(DPO), f"{own['train_pairs']:.0f}", f"{own['steps']:.0f}"]
+        cells += [f"{each:.2f}" for each in right]
+        aligned.append(f"| {' | '.join(cells)} |")
     lines = [
         "| reward | queries with a pair | pairs accepted | query alone | any candidate | better |",
         "|---|--:|--:|--:|--:|--:|",
@@ -188,7 +195,7 @@ def _rewards() -> list[str]:
         cells.append(f"{pairs['accepted']:.0f}")
         cells += [f"{rewards[f'mean_{of}']:.3f}" for of in ("query_retrieval", "retrieval")]
         lines.append(f"| {' | '.join(cells)} | {rewards['mean_beats_query']:.0%} |")
-    return [said, "\n".join(lines)]
+    return ["\n".join(aligned), "\n".join(lines)]
 
 
 def _leakage(recorded: dict[str, Run]) -> str:
@@ -273,7 +280,8 @@ def check(store: Store) -> int:
     every = len(recorded) + len(chosen) + len(counted)
     print(f"{len(again) - len(differ)} of {every} tables, rounds and counts are the store's")
     print(f"{every - len(again)} are of runs that it does not have")
-    print(*(f"differs: {title}" for title in differ), sep="\n")
+    for title in differ:
+        print(f"{title} differs")
     return len(differ)
 
 

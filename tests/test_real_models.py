@@ -2,6 +2,7 @@
 
 import os
 import re
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -27,18 +28,25 @@ def decimals_in(lines: list[str]) -> list[str]:
     return [number for line in lines for number in NUMBER.findall(line)]
 
 
-RESULTS = (ROOT / "README.md").read_text().partition("\n## Results\n")[2].partition("\n## ")[0]
+def sections_of(page: str) -> dict[str, list[str]]:
+    """The lines of a page's sections, by the names that links have for them."""
+    parts = [part.splitlines() for part in re.split(r"^#+ ", page, flags=re.M) if part.strip()]
+    return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-"): rest for head, *rest in parts}
 
 
-@pytest.mark.parametrize("section", [DOCUMENT.read_text(), RESULTS])
-def test_numbers_in_running_text_stand_in_the_tables_too(section):
-    known = decimals_in([line for line in DOCUMENT.read_text().splitlines() if line[:1] == "|"])
-    said = [line for line in section.splitlines() if not line.startswith(("|", "    "))]
-    said = re.sub(r"`[^`]*`|\]\(.*?\)", "", "\n".join(said)).splitlines()
-    for number in decimals_in(said):
+SECTIONS = sections_of(DOCUMENT.read_text())
+RESULTS = sections_of((ROOT / "README.md").read_text())["results"]
+
+
+@pytest.mark.parametrize("lines", [*SECTIONS.values(), RESULTS], ids=[*SECTIONS, "README"])
+def test_numbers_in_running_text_stand_in_a_table_that_is_there_or_linked(lines):
+    linked = re.findall(r"\]\([\w./]*#([\w-]+)\)", "\n".join(lines))
+    shown = chain(lines, *(SECTIONS.get(name, []) for name in linked))
+    known = [float(each) for each in decimals_in([line for line in shown if line[:1] == "|"])]
+    said = "\n".join(line for line in lines if not line.startswith(("|", "    ")))
+    for number in decimals_in([re.sub(r"`[^`]*`|\]\(.*?\)", "", said)]):
         form = ".0e" if "e" in number else f".{len(number.partition('.')[2])}f"
-        rounded = {f"{float(each):{form}}" for each in known}
-        assert f"{float(number):{form}}" in rounded, number
+        assert f"{float(number):{form}}" in {f"{each:{form}}" for each in known}, number
 
 
 @pytest.mark.skipif(not STORE, reason="EXPANDR_STUDY_STORE names no store with the runs")
