@@ -6,10 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 VLLM_VENV ?= .venv-vllm
-VLLM_PIP_INSTALL := $(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
+VLLM_PIP_INSTALL := $(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 IN_PARALLEL := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 PIP_INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-vllm lint clean cluster cluster-demo cluster-down vllm-env
