@@ -235,3 +235,9 @@ def test_every_option_is_described_or_explained():
         if each.__module__.startswith("expandr_core.options"):
             for name, field in each.model_fields.items():
                 assert field.description or field.title, f"{each.__name__}.{name}"
+
+
+def test_no_two_files_of_tests_have_one_name():
+    """Pytest would collect only the first."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted({*names})
