@@ -1,6 +1,7 @@
 """The commands `expandr models`, `promote` and `rollback`: which models are the best, and since when."""
 
 import getpass
+import os
 import platform
 from typing import Annotated
 
@@ -121,7 +122,11 @@ def rollback(
 
 
 def _actor() -> str:
-    return f"{getpass.getuser()}@{platform.node()}"
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # in a container, a user often has a number only
+        user = str(os.getuid())
+    return f"{user}@{platform.node()}"
 
 
 def _say(model: RegisteredModel, alias: str) -> None:

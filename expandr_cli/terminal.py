@@ -1,6 +1,7 @@
 """Shared by the commands: messages in the terminal, and settings that must come before all imports."""
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -65,8 +66,20 @@ def user_errors(go_on: str = "") -> Iterator[None]:
         if isinstance(error, DamagedArtifact):
             fail(f"damaged: {error}; run its flow again to rebuild it")
         if isinstance(error, OSError | RuntimeError) and not isinstance(error, typer.Exit):
-            fail(f"{type(error).__name__}: {error}")
+            fail(_described(error))
         raise
+
+
+def _described(error: OSError | RuntimeError) -> str:
+    """Describe an error of the system or of a library; of one about permissions, say what to do."""
+    if (
+        isinstance(error, OSError)
+        and error.filename
+        and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    ):
+        reason = str(error.strerror).lower()
+        return f"{error.filename}: {reason}; correct its permissions, or name another place"
+    return f"{type(error).__name__}: {error}"
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

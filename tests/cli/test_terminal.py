@@ -1,10 +1,17 @@
-"""What others wrote is shown as text: it neither paints the terminal nor moves in it."""
+"""What is said in a terminal: texts of others as text, errors in one line, and who promotes."""
 
+import errno
 import io
+import os
+import platform
 
+import pytest
+import typer
 from rich.console import Console
 
 from expandr_cli.explain import _say
+from expandr_cli.models import _actor
+from expandr_cli.terminal import user_errors
 
 
 def test_a_text_neither_paints_the_terminal_nor_names_its_window():
@@ -14,3 +21,20 @@ def test_a_text_neither_paints_the_terminal_nor_names_its_window():
     shown = console.file.getvalue()
     assert "\x1b" not in shown and "\x07" not in shown
     assert "[31mred" in shown and "gr\u00fcn" in shown and "\u4e2d" in shown
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_an_error_about_permissions_says_where_and_what_to_do(capsys, code):
+    with pytest.raises(typer.Exit), user_errors():
+        raise OSError(code, os.strerror(code), "/data/store/locks")
+    said = (
+        f"error: /data/store/locks: {os.strerror(code).lower()}; correct its permissions, or name"
+    )
+    assert said in capsys.readouterr().err
+
+
+def test_a_user_who_has_a_number_only_can_promote(monkeypatch):
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 424_242)
+    assert _actor() == f"424242@{platform.node()}"
