@@ -95,6 +95,24 @@ def print_plan(made: "Plan", store: "Store", steps: Sequence["Step"] = ()) -> No
     out.print(_table(made.steps, measured(store, steps)), highlight=False)
     sources = "; ".join(dict.fromkeys(each.source for each in made.throughputs))
     out.print(f"Throughputs: {sources}.", highlight=False, soft_wrap=True)
+    if lacking := _lacking(made):
+        out.print(
+            f"Warning: these throughputs do not tell what {', '.join(lacking)} cost, so the plan counts "
+            "them as free; `--calibrate` measures them, if `--sample` is large enough.",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _lacking(made: "Plan") -> list[str]:
+    """Name the quantities that no throughput of a plan knows, each with its stage."""
+    found = list[str]()
+    for step in made.steps:
+        stages = (each.stages.get(step.stage) for each in made.throughputs)
+        known = {name for stage in stages if stage for name in stage.per_second}
+        amounts = step.workload.items()
+        found += [f"the {name} of {step.stage}" for name, n in amounts if n and name not in known]
+    return list(dict.fromkeys(found))
 
 
 def _plan_loop(options: "JointLoopOptions", how: dict[str, Any]) -> "Plan":

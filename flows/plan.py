@@ -42,6 +42,7 @@ from tasks.pipeline import Pipeline
 from tasks.preferences import choose_pairs
 
 PASSAGES_PER_QUERY = 16  # in a sample
+NEVER = 1e-6  # the chance that all pairs of a calibration are held out, and none is trained on
 LATEST = 3  # runs that have a step, to learn its cost from
 
 
@@ -185,7 +186,7 @@ def run_round(small: Pipeline, queries: int, data: Data, models: Models) -> list
     Returns:
         The steps that tell what those of the run cost.
     """
-    options, small = small.options, replace(small, options=relaxed(small.options))
+    options, small = small.options, replace(small, options=relaxed(small.options, queries))
     run_rounds(small, subset_of(small, data, queries), models)
     if options.loop.order == "retriever_only":
         return list(small.steps)
@@ -195,15 +196,16 @@ def run_round(small: Pipeline, queries: int, data: Data, models: Models) -> list
     return [step for step in small.steps if step.id != relaxed_pairs]
 
 
-def relaxed(options: JointLoopOptions) -> JointLoopOptions:
+def relaxed(options: JointLoopOptions, queries: int) -> JointLoopOptions:
     """Change options so that one round on a few queries runs to its end."""
+    share = options.preferences.dpo_dev_share
     accept_all = {
+        "dpo_dev_share": share if share**queries < NEVER else 0,
         "acceptance": "threshold",
         "acceptance_value": ACCEPT_ALL,
         "minimum_margin": 0,
         "beats_query": False,
         "lazy": False,
-        "dpo_dev_share": 0,
         "minimum_pairs": 1,
         "max_length_bias": 1,
     }

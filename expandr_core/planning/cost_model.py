@@ -43,19 +43,19 @@ class StageThroughput(BaseModel):
     Attributes:
         start_seconds: fixed time of every step.
         load_seconds: extra time of the first step in a process, which loads libraries.
-        per_second: throughput by workload.
+        per_second: throughput by workload; None for one that was measured, and took no time.
         bytes: written per unit of `BYTES_GROW_WITH`, or per step if the stage has none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     start_seconds: NonNegativeFloat = 0
     load_seconds: NonNegativeFloat = 0
-    per_second: dict[str, PositiveFloat] = {}
+    per_second: dict[str, PositiveFloat | None] = {}
     bytes: NonNegativeFloat = 0
 
     def seconds(self, workload: dict[str, float]) -> float:
         """Return the time of a step with this workload, with the libraries already loaded."""
-        return self.start_seconds + sum(workload[n] / rate for n, rate in self.per_second.items())
+        return self.start_seconds + sum(workload[n] / r for n, r in self.per_second.items() if r)
 
 
 class Throughput(TextStatistics):
@@ -75,7 +75,7 @@ class Throughput(TextStatistics):
         """
         if stage not in self.stages:
             raise DataError(
-                f"{self.source} has no cost for the stage {stage!r}; calibrate again, or add one"
+                f"{self.source}: no cost of the stage {stage!r}; `--calibrate` measures it"
             )
         return self.stages[stage]
 
@@ -254,7 +254,7 @@ def fit(stage: str, steps: list[StepCost]) -> StageThroughput:
     else:
         start, costs = _start_and_costs(workloads, seconds)
     pairs = zip(names, costs, strict=True)
-    per_second = {name: float(1 / cost) for name, cost in pairs if cost > 0}
+    per_second = {name: float(1 / cost) if cost > 0 else None for name, cost in pairs}
     return StageThroughput(start_seconds=start, per_second=per_second, bytes=size)
 
 

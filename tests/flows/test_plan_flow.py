@@ -129,6 +129,32 @@ def test_a_run_that_is_over_is_compared_with_a_plan_by_saved_throughputs(first, 
     assert f"Throughputs: the first run, in {file}." in " ".join(result.output.split())
 
 
+def test_a_plan_says_what_its_throughputs_do_not_tell(first, store, tmp_path):
+    from expandr_cli.main import app
+
+    throughput = throughput_of(measured(Store(str(store)), first.record.steps), "the first run")
+    old, file = throughput.model_dump(), tmp_path / "throughputs.yaml"
+    old["stages"]["evaluate"]["per_second"].pop("similarities")
+    file.write_text(yaml.safe_dump(old))
+    command = ["plan", "--run", "latest", "--store", str(store), "--throughputs", str(file)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    said = "do not tell what the similarities of evaluate cost, so the plan counts them as free"
+    assert said in " ".join(result.output.split())
+
+
+def test_a_calibration_measures_the_pairs_that_are_held_out(first, store):
+    options = tiny_loop.OPTIONS.model_copy(
+        update={
+            "preferences": tiny_loop.OPTIONS.preferences.model_copy(update={"dpo_dev_share": 0.25})
+        }
+    )
+    found: Any = plan(options=options, store=str(store), calibrate=True, sample=16)
+    [dpo] = (each for each in found.steps if each.stage == "dpo")
+    assert dpo.workload["dev pairs"] > 0
+    assert "dev pairs" in found.throughputs[0].of("dpo").per_second
+
+
 def test_a_run_that_nothing_came_before_is_not_compared_with_itself(store):
     from expandr_cli.main import app
 

@@ -118,7 +118,7 @@ def test_texts_and_acceptance_are_averaged_over_the_steps():
     )
     assert throughput.tokens_per_text == {"q2d/64": 25}
     assert throughput.accepted_share == 0.75
-    with pytest.raises(DataError, match="four steps has no cost for the stage 'merge'"):
+    with pytest.raises(DataError, match="four steps: no cost of the stage 'merge'"):
         throughput.of("merge")
 
 
@@ -264,6 +264,15 @@ def test_a_quantity_that_a_stage_does_not_have_is_not_taken_for_free(store, quer
     fault = "a file: the stage 'expand' has no 'words', only prompts, tokens; "
     with pytest.raises(DataError, match=fault):
         predicted(StepId("expand"), spec_of("expand", EXPAND, queries=queries), throughput, store)
+
+
+def test_a_quantity_that_was_measured_and_took_no_time_is_told_from_one_that_was_not_measured():
+    steps = [
+        step("dpo", {"pairs": pairs, "dev pairs": 0, "words": 1}, pairs / 10) for pairs in (10, 40)
+    ]
+    found = fit("dpo", steps)
+    assert found.per_second == {"pairs": pytest.approx(10), "words": None}
+    assert found.seconds({"pairs": 20, "dev pairs": 5, "words": 9}) == pytest.approx(2)
 
 
 def test_a_throughput_is_above_0():
