@@ -159,9 +159,7 @@ class _Together:
 
     def _expanded(self, rows: list[int], weight: float) -> Hits:
         """Search with the expansions; a question whose expansion is empty is searched alone."""
-        written = [row for row in rows if self._texts[row]]
-        found = self._search(self._opened.encoder, written, weight)
-        return found | self._alone(row for row in rows if not self._texts[row])
+        return self._search(self._opened.encoder, rows, weight)
 
     def _alone(self, rows: Iterable[int]) -> Hits:
         """Search without expansions, each question once."""

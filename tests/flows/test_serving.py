@@ -33,7 +33,7 @@ from expandr_core.serving.answers import Asked, answer
 from expandr_core.serving.app import make_app
 from expandr_core.serving.opened import Opened
 from expandr_core.serving.server import Limits, Server
-from expandr_core.serving.writer import Writer
+from expandr_core.serving.writer import Writer, Written
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.manifests import MANIFEST
 from expandr_core.store.store import Store
@@ -127,6 +127,24 @@ def test_hits_and_scores_are_those_of_a_search_by_itself_to_the_bit(serving, mod
         assert hits_of(found) == [(row["passage_id"], row["score"]) for row in rows]
         assert (found["expansion"], found["gate"]) == (alone.expansion, alone.decision)
         assert found["served"] == {"model": "demo", "version": 1, "run": run.name}
+
+
+def test_a_query_without_an_expansion_has_the_scores_of_fused_ranks_as_when_it_is_measured(
+    serving, monkeypatch
+):
+    store = Store(serving.store)
+    run = find_run(store, "latest")
+    assert run
+    retriever = run.options.retriever
+    fusion = retriever.fusion.model_copy(update={"method": "rrf"})
+    changed = {"retriever": retriever.model_copy(update={"fusion": fusion})}
+    options = run.options.model_copy(update=changed)
+    writer = Writer(store, run.models["llm"], options, None, {})
+    monkeypatch.setattr(writer, "write", lambda asked: [Written("", False) for _ in asked])
+    opened = Opened(store, served(store, run.model_copy(update={"options": options})), writer)
+    [found] = answer(opened, [Asked(QUESTIONS[0], 3, "expanded", compare=True)])
+    assert found.alone and found.hits["passage_id"] == found.alone["passage_id"]
+    assert found.hits["score"].to_pylist() == pytest.approx([1 / 61, 1 / 62, 1 / 63])
 
 
 def test_the_command_prints_what_is_served(serving):
