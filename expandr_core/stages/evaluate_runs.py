@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -33,7 +34,7 @@ from expandr_core.runtime.job import Job
 VERSION = 1
 ROLE = "measure"
 ISOLATION = "on-gpu"
-EXPANDED, SEARCHED, SAVED = "expanded", "searched", "llm_calls_saved"  # counts of queries
+EXPANDED, SEARCHED, SAVED = "expanded", "searched", "llm_calls_saved"  # counts of scored queries
 
 
 class EvaluateRunsOptions(Options):
@@ -82,6 +83,8 @@ def run(job: Job) -> None:
     measure(job, _by_blocks(job, choose))
     decided = pa.concat_tables(decisions).sort_by("query_id")
     pq.write_table(decided, job.out / "gate.parquet", compression="zstd")
+    scores = pq.read_table(job.out / "per_query.parquet", columns=["query_id"])
+    decided = decided.filter(pc.field("query_id").isin(scores["query_id"]))
     expands = int(np.count_nonzero(decided["expanded"].to_numpy()))
     written = len(decided) if gate.needs_text else expands
     job.counts |= {EXPANDED: expands, SEARCHED: len(decided), SAVED: len(decided) - written}
