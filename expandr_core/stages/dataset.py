@@ -140,9 +140,10 @@ def _write(job: Job, subset: str, reader: Reader, collection: Collection) -> Non
     elif unknown := sum(row.passage_id not in collection.lines for row in qrels):
         counts["unknown/judged passages"] = unknown
     asked = {row.query_id for row in qrels}
-    if all(queries[each].cluster is None for each in asked):
-        log.info('no query has "%s": each is an observation of its own', options.cluster_by)
+    if alone := all(queries[each].cluster is None for each in asked):
         queries = {each: queries[each]._replace(cluster=each) for each in asked}
     check_judged(collection.qrels_file, qrels, collection.queries_file, queries, options.cluster_by)
+    if alone:
+        log.info('no query has "%s": each is an observation of its own', options.cluster_by)
     counts |= write_evaluation(folder, *judged(queries, qrels))
     job.counts |= {f"{prefix}{name}": number for name, number in counts.items()}

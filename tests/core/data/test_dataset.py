@@ -455,3 +455,13 @@ def test_datasets_are_looked_up_by_name_group_and_location():
 def test_unknown_datasets_are_refused(references, complaint):
     with pytest.raises(DataError, match=complaint):
         find_datasets(references)
+
+
+def test_nothing_is_said_of_clusters_where_there_is_nothing_to_score(tmp_path, store, caplog):
+    for path, text in beir_files(".", qrels=[("q1", "d1", 0)]).items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    caplog.set_level("INFO")
+    with pytest.raises(DataError, match="no passage is relevant"):
+        make(store, OPTIONS(location=str(tmp_path), split="test", cluster_by="author"))
+    assert "no query has" not in caplog.text
