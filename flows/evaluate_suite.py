@@ -7,6 +7,7 @@ dataset --> corpus --encode------------------------> vectors -------+
 training data --> audit of leakage -------------------------------------------------+--> compare
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 from prefect import flow, get_run_logger
 from pydantic import Field
 
-from expandr_core.data.catalog import Dataset, dev_of, find_datasets
+from expandr_core.data.catalog import Dataset, dev_of, find_datasets, taken_for_known
 from expandr_core.data.split import normalise
 from expandr_core.errors import DataError, naming
 from expandr_core.options.loop import JointLoopOptions
@@ -87,7 +88,10 @@ def evaluate_suite(
     pipeline = Pipeline(store, options, place(preset, placement), fresh)
     with noted(pipeline, "evaluate-suite", ", ".join(datasets), preset) as started:
         suite = find_suite(pipeline, wanted, models)
-        report = measure_suite(pipeline, suite, seeds)
+        notes = [*taken_for_known(datasets), *chosen_by(pipeline.open(), suite)]
+        for note in notes:
+            get_run_logger().warning(note)
+        report = measure_suite(pipeline, suite, seeds, notes)
         facts = end_record(pipeline, started, report)
         runs = tuple(pair.run for pair in suite.pairs if pair.run)
         summary = SuiteSummary(
@@ -166,9 +170,37 @@ def _texts(store: Store, queries: Artifact) -> set[str]:
     return {normalise(text) for text in table["query"].to_pylist()}
 
 
-def measure_suite(pipeline: Pipeline, suite: Suite, seeds: int) -> Artifact:
-    """Measure the models on the datasets; return the comparison of all systems."""
+def chosen_by(store: Store, suite: Suite) -> list[str]:
+    """Say which queries are measured although a run chose its round and its gate by them."""
+    notes = list[str]()
+    measured = {
+        key: _texts(store, each.queries)
+        for key, each in Comparison(suite.datasets).evaluations.items()
+    }
+    for pair in suite.pairs:
+        dev = set[str]().union(*(_texts(store, queries) for queries in pair.dev))
+        notes += [
+            f"{len(dev & asked)} of the {len(asked)} queries of {key} are dev queries of {pair.run}, by "
+            "which it chose its round and its gate: its scores on them may be too high"
+            for key, asked in measured.items()
+            if dev & asked
+        ]
+    return notes
+
+
+def measure_suite(
+    pipeline: Pipeline, suite: Suite, seeds: int, notes: Sequence[str] = ()
+) -> Artifact:
+    """Measure the models on the datasets; return the comparison of all systems.
+
+    Args:
+        pipeline: of the suite.
+        suite: what is measured.
+        seeds: of sampled expansions.
+        notes: sentences for the end of the verdict.
+    """
     systems, pairs = Comparison(suite.datasets), suite.pairs
+    systems.notes.extend(f"{note}." for note in notes)
     measure_references(pipeline, systems)
     if suite.dev:
         pairs = learn_gates(pipeline, pairs, suite.dev)

@@ -17,6 +17,7 @@ from tasks.models import import_models, with_adapter
 from tasks.pipeline import Pipeline
 
 EXAMPLES = ("preference.parquet", "retriever.parquet")
+DEV = "dev_queries.parquet"
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class ModelPair:
         training: files of examples that the models were trained on, as far as they are known.
         gate: tells which queries are expanded, if the run learned it.
         run: whose best models these are; empty if options or keys name them.
+        dev: queries by which that run chose its round and its gate.
     """
 
     title: str
@@ -38,6 +40,7 @@ class ModelPair:
     training: tuple[Artifact, ...]
     gate: Artifact | None = None
     run: str = ""
+    dev: tuple[Artifact, ...] = ()
 
 
 class MeasuredModels(Options):
@@ -172,6 +175,7 @@ def _best_models(run: RunRecord, training: tuple[Artifact, ...]) -> ModelPair:
         tuple(files.values()),
         run.models.get("gate"),
         run.name,
+        tuple(each.at(DEV) for each in prepared if DEV in each.files),
     )
 
 

@@ -167,6 +167,22 @@ def _datasets_of(reference: str) -> list[Dataset]:
     return [Dataset(name, "other", "other", "test", location)]
 
 
+def taken_for_known(references: Sequence[str]) -> list[str]:
+    """Say which folders are read as datasets of the catalog only because they are called so.
+
+    >>> taken_for_known(["scifact", "own=my/scifact", "scifact=my/own", "my/law/", "my/scifact/"])
+    ["my/scifact is read as BEIR's scifact, as it is called so; if it is another, write NAME=my/scifact"]
+    """
+    return [
+        f"{dataset.location} is read as {dataset.benchmark}'s {dataset.name}, as it is called so; if it "
+        f"is another, write NAME={dataset.location}"
+        for reference in references
+        if _is_location(reference) and "=" not in reference.partition("/")[0]
+        for dataset in find_datasets([reference])
+        if dataset.benchmark != "other"
+    ]
+
+
 def _is_location(reference: str) -> bool:
     return "/" in reference or reference in (".", "..")
 

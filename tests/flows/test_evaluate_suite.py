@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from store_keys import full
 from test_joint_loop import task_runs
 from tiny_models import save_retriever
 from typer.testing import CliRunner
 
 from expandr_cli.main import app
 from expandr_core.errors import DataError
+from expandr_core.evaluation.comparison import MeasuredDataset
 from expandr_core.options.data import DataOptions
 from expandr_core.options.evaluation import EvaluationOptions
 from expandr_core.options.gate import GateOptions
@@ -31,12 +35,15 @@ from expandr_core.options.retriever import EncodingOptions, RetrieverOptions
 from expandr_core.planning.cost_model import StepCost, measured
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
-from flows.evaluate_suite import SuiteSummary, evaluate_suite
-from flows.model_pairs import MeasuredModels
+from flows.evaluate_suite import Suite, SuiteSummary, chosen_by, evaluate_suite
+from flows.model_pairs import MeasuredModels, find_pairs
 from flows.plan import Plan
 from flows.plan_suite import plan_suite
 from flows.run_record import find_run
 from flows.single_stage import single_stage
+from tasks.comparison import Measured
+from tasks.data import Evaluation
+from tasks.pipeline import Pipeline
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 WORDS = [
@@ -294,6 +301,48 @@ def test_the_best_models_of_a_run_are_measured_with_its_options(both, world):
     assert ("sampled", "sampled-2") in pairs and ("query-2", "sampled-2") in pairs
     with pytest.raises(DataError, match="there is no run 'nobody'"):
         run(world, f"scifact={world.folder}/sf", models=MeasuredModels(runs=("nobody",)))
+
+
+def test_queries_that_chose_the_round_of_a_run_are_told(both, world):
+    store, sf = Store(world.store), titled(both)["get the dataset scifact"]
+    asked = pq.read_table(store.local(sf.at("queries.parquet")))
+    tables = {"preference.parquet": asked.slice(0, 0), "dev_queries.parquet": asked.slice(0, 2)}
+    step = {"id": ("prepare", 0, "", 0), "title": "", "artifact": put(store, "prepare-9", tables)}
+    with loop_run_with_the_models_of(both, world):
+        [record] = [each for each in store.records() if "old-run" in each["name"]]
+        steps = [step | {"artifact": step["artifact"].model_dump()}]
+        store.write_record(record["name"], record | {"steps": steps})
+        [pair] = find_pairs(
+            Pipeline(world.store, JointLoopOptions()), MeasuredModels(runs=("20260101",)), print
+        )
+    others = put(store, "dataset-9", {"queries.parquet": asked.slice(0, 0)}).at("queries.parquet")
+    measured = [
+        Measured(MeasuredDataset(name=name), {"": Evaluation(queries, sf, sf)})
+        for name, queries in (
+            ("sf", sf.at("queries.parquet")),
+            ("others", others),
+        )
+    ]
+    [said] = chosen_by(store, Suite(measured, [pair]))
+    assert said.startswith(
+        "2 of the 6 queries of sf are dev queries of 20260101T000000-old-run, by"
+    )
+
+
+def put(store: Store, key: str, tables: dict[str, pa.Table]) -> Artifact:
+    folder = store.scratch / key
+    folder.mkdir()
+    for name, table in tables.items():
+        pq.write_table(table, folder / name)
+    return store.commit(full(key), folder, [], {"counts": {}})
+
+
+def test_a_folder_that_is_read_as_beirs_for_its_name_is_told(world, tmp_path):
+    folder = write_dataset(tmp_path / "scifact", 0)
+    report = (board(run(world, f"{folder}/", seeds=1)) / "report.md").read_text()
+    assert f"{folder} is read as BEIR's scifact, as it is called so; if it is another," in report
+    own = (board(run(world, f"own={folder}", seeds=1)) / "report.md").read_text()
+    assert "is read as" not in own and "BEIR" not in own
 
 
 def test_models_learn_a_gate_on_dev_queries_and_are_measured_with_it_on_others(world, tmp_path):
