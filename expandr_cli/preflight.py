@@ -2,12 +2,14 @@
 
 import contextlib
 import uuid
+from collections.abc import Iterator
 
 from expandr_core.data.catalog import find_datasets
 from expandr_core.data.formats.pairs import pairs_files
 from expandr_core.errors import DataError, first_line, naming
 from expandr_core.options.distil import DEMO
 from expandr_core.options.loop import JointLoopOptions
+from expandr_core.reports.files import FOLDER as REPORTS
 from expandr_core.runtime.child import needs_child, run_in_child
 from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import find, run_stage
@@ -15,6 +17,7 @@ from expandr_core.stages import prepare
 from expandr_core.stages.import_queries import find_file
 from expandr_core.store.artifacts import Artifact, StageSpec
 from expandr_core.store.run_records import StepId
+from expandr_core.store.store import Store
 from flows.ablation_lines import BASE, AblationLine, variants
 from flows.evaluate_suite import check_suite_data
 from flows.model_pairs import MeasuredModels, find_pairs
@@ -87,18 +90,35 @@ def check_stage(stage: Stage, options: JointLoopOptions, inputs: Inputs, store: 
 
 def check_store(url: str) -> None:
     """Check that artifacts can be kept there."""
-    try:
+    with _writing(f"--store {url}", "name another folder or s3:// URL"):
         store = open_store(url)
-        probe = f"{store.root}/.probe-{uuid.uuid4().hex}"
-        store.filesystem.makedirs(store.root, exist_ok=True)
-        store.filesystem.pipe_file(probe, b"")
-        store.filesystem.rm_file(probe)
+        _probe(store, store.root)
+
+
+def check_reports(store: Store) -> None:
+    """Check that reports can be kept in a store, before one is drawn."""
+    folder = f"{store.root}/{REPORTS}"
+    with _writing(folder, "name a folder for the report"):
+        _probe(store, folder)
+
+
+def _probe(store: Store, folder: str) -> None:
+    probe = f"{folder}/.probe-{uuid.uuid4().hex}"
+    store.filesystem.makedirs(folder, exist_ok=True)
+    store.filesystem.pipe_file(probe, b"")
+    store.filesystem.rm_file(probe)
+
+
+@contextlib.contextmanager
+def _writing(what: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
     except DataError:
         raise
     except Exception as error:  # of the operating system, or of a library for S3
         raise DataError(
-            f"--store {url}: nothing can be written there ({first_line(error)}); name another folder "
-            "or s3:// URL, or correct its permissions"
+            f"{what}: nothing can be written there ({first_line(error)}); {remedy}, or correct its "
+            "permissions"
         ) from error
 
 

@@ -79,6 +79,10 @@ def test_a_run_whose_report_cannot_be_written_has_its_results(first, store, capl
     tables = Store(str(store)).local(first.record.report) / "report.md"
     assert shown(record) == tables.read_text()
     assert f"`expandr report {record.name}`" in caplog.text
+    said = CliRunner().invoke(app, ["report", record.name, "--store", str(store)])
+    [line] = said.stderr.splitlines()  # before anything is drawn
+    assert said.exit_code == 2
+    assert f"{store}/reports: nothing can be written there" in line
 
 
 def test_the_command_writes_the_report_of_a_run_into_a_folder(first, store, tmp_path):
