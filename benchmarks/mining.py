@@ -44,7 +44,7 @@ def beside_the_former(world: Path, out: Path, rounds: int) -> bool:
     with former_tree() as tree:
         former = Side(SIDE, ("mine", str(world), str(out / "former")), tree)
         sides = sides_of(world, out)
-        if quickest_proposer("cpu") == "float32":
+        if quickest_proposer("cpu") != "bfloat16":
             del sides["bare bfloat16 products"]
         results = take_turns({FORMER: former} | sides, rounds)
     found = ratios(results, OURS)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from expandr_core.options.generation import Precision
+from expandr_core.runtime.cores import sharing_cores
 
 log = logging.getLogger(__name__)
 NARROW = 512  # a narrower model has no products that are worth it
@@ -39,7 +40,7 @@ def writing_precision(
 
 @functools.cache
 def bfloat16_is_quicker(width: int) -> bool:
-    """Time the product of a batch with a layer of this width, and tell whether bfloat16 pays."""
+    """Time the product of a batch with a layer of this width in one thread, and tell whether bfloat16 pays."""
     import torch
 
     seconds = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
@@ -47,11 +48,12 @@ def bfloat16_is_quicker(width: int) -> bool:
         kind: (torch.ones(ROWS, width, dtype=kind), torch.ones(width, WIDEST // width, dtype=kind))
         for kind in seconds
     }
-    for _ in range(6):  # the first is a warm-up; by turns, as others may compute here too
-        for kind, (texts, layer) in sides.items():
-            started = time.perf_counter()
-            torch.mm(texts, layer)
-            seconds[kind] = min(seconds[kind], time.perf_counter() - started)
+    with sharing_cores(torch.get_num_threads()):  # one thread: more would wait for each other
+        for _ in range(6):  # the first is a warm-up; by turns, as others may compute here too
+            for kind, (texts, layer) in sides.items():
+                started = time.perf_counter()
+                torch.mm(texts, layer)
+                seconds[kind] = min(seconds[kind], time.perf_counter() - started)
     ratio = seconds[torch.float32] / seconds[torch.bfloat16]
     log.info("bfloat16 is %.1f times as fast as float32 on this processor", ratio)
     return ratio >= QUICKER

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from expandr_core.encoders.encode import Vectors
 from expandr_core.errors import DataError
+from expandr_core.retrieval.rounding import Precision, rounded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,12 +30,14 @@ class Block(NamedTuple):
     Attributes:
         start: position of the first in the index.
         vectors: (passages of the block, dimensions)
+        scales: (passages of the block, 1), which the vectors are to be multiplied with.
         lengths: (passages of the block,) of the stored vectors, in single precision.
         rounding: length of the greatest difference between a stored vector and its row here.
     """
 
     start: int
     vectors: "Tensor"
+    scales: "Tensor"
     lengths: "Tensor"
     rounding: float
 
@@ -67,9 +70,9 @@ class Index(NamedTuple):
         return torch.from_numpy(np.load(shard, mmap_mode="c") if isinstance(shard, Path) else shard)
 
     def blocks(
-        self, size: int, devices: Sequence[str], precision: str = "float32"
+        self, size: int, devices: Sequence[str], precision: Precision = "float32"
     ) -> Iterator[Block]:
-        """Read the vectors in order, at most `size` at once, in single precision or "bfloat16".
+        """Read the vectors in order, at most `size` at once.
 
         Yields:
             Blocks, on the devices in turn; the next one on a device overwrites this one.
@@ -81,22 +84,32 @@ class Index(NamedTuple):
 
         count = len(self.passage_ids)
         size, kind = min(size, count), getattr(torch, precision)
-        buffers = [torch.empty((size, self.dimensions), dtype=kind, device=at) for at in devices]
+        buffers = [
+            (
+                torch.empty((size, self.dimensions), dtype=kind, device=at),
+                torch.empty((size, 1), device=at),
+            )
+            for at in devices
+        ]
         pieces = self._pieces(size)
         for number, start in enumerate(range(0, count, size)):
-            device, buffer = devices[number % len(devices)], buffers[number % len(devices)]
+            device, (buffer, scales) = (
+                devices[number % len(devices)],
+                buffers[number % len(devices)],
+            )
             length, lengths, rounding = min(size, count - start), [], 0.0
             filled = 0
             while filled < length:
                 piece = next(pieces).to(device).float()
-                rows = buffer[filled : filled + len(piece)]
-                rows.copy_(piece)
+                rows = slice(filled, filled + len(piece))
+                stored = rounded(piece, precision)
+                buffer[rows], scales[rows] = stored
                 lengths.append(torch.linalg.vector_norm(piece, dim=1))
                 if precision != "float32":
-                    lost = torch.linalg.vector_norm(piece - rows.float(), dim=1)
-                    rounding = max(rounding, float(lost.max()))
+                    rounding = max(rounding, float(stored.lost(piece).max()))
                 filled += len(piece)
-            block = Block(start, buffer[:length], torch.cat(lengths), rounding)
+            kept = buffer[:length], scales[:length]
+            block = Block(start, *kept, torch.cat(lengths), rounding)
             require_finite(block.lengths.cpu().numpy())
             yield block
 

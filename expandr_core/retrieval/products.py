@@ -11,15 +11,17 @@ from numpy.typing import NDArray
 
 from expandr_core.encoders.encode import Vectors
 from expandr_core.retrieval.index import Index
+from expandr_core.runtime.cores import sharing_cores
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Errors = NDArray[np.float64]
-Proposer = Literal["bfloat16", "float32", "faiss"]  # torch in a precision, or faiss in float32
+Proposer = Literal["int8", "bfloat16", "float32", "faiss"]  # torch so, or faiss in float32
 _PRECISIONS: tuple[Proposer, ...] = ("float32", "bfloat16")
 # passages and queries of a tile: small enough for a processor's cache, large enough for a GPU
 _TILE = {"cpu": (4096, 1024), "cuda": (16384, 8192)}
+_TILE_OF_INTEGERS = 1024, 1024  # which are copied
 _FEWEST_SHARED = 64  # queries of a core
 _BLOCK = 4  # tiles of passages that are read at once
 UNDERFLOW = 2.0**-125  # twice the least normal number: smaller ones may count as 0
@@ -45,29 +47,43 @@ def shares_of(queries: int, device: str) -> list[slice]:
     return [slice(start, start + size) for start in range(0, queries, size)]
 
 
-def tiles(passages: "Tensor", queries: "Tensor") -> Iterator[tuple[slice, slice, "Tensor"]]:
+def tiles(
+    passages: "Tensor", queries: "Tensor", scales: "Tensor | None" = None
+) -> Iterator[tuple[slice, slice, "Tensor"]]:
     """Multiply (passages, dimensions) with (queries, dimensions).
+
+    Args:
+        passages: (passages, dimensions)
+        queries: (queries, dimensions), of the same type.
+        scales: (passages, 1), which products of integers are multiplied with.
 
     Yields:
         Rows of the passages, rows of the queries, and their products, which the next tile overwrites;
         (passages of the tile, queries of the tile).
     """
+    import torch
 
-    height, width = tile_of(str(queries.device))
-    memory = queries.new_empty(min(height, len(passages)) * min(width, len(queries)))
+    integers = queries.dtype == torch.int8
+    height, width = _TILE_OF_INTEGERS if integers else tile_of(str(queries.device))
+    count = min(height, len(passages)) * min(width, len(queries))
+    memory = queries.new_empty(count, dtype=torch.float32 if integers else None)
     for top in range(0, len(passages), height):
         rows = slice(top, min(top + height, len(passages)))
         for left in range(0, len(queries), width):
             columns = slice(left, min(left + width, len(queries)))
             shape = rows.stop - rows.start, columns.stop - columns.start
             own = memory[: shape[0] * shape[1]].view(shape)
-            yield rows, columns, _multiplied(passages[rows], queries[columns], own)
+            products = _multiplied(passages[rows], queries[columns], own)
+            yield rows, columns, products if scales is None else products.mul_(scales[rows])
 
 
 def _multiplied(passages: "Tensor", queries: "Tensor", memory: "Tensor | None" = None) -> "Tensor":
-    """Multiply a tile, in this memory or, by oneDNN, in some of its own."""
+    """Multiply a tile, in this memory or, by oneDNN, in some of its own; integers become floats."""
     import torch
 
+    if passages.dtype == torch.int8:
+        products = torch.ops.aten._int_mm(passages, queries.T)
+        return products.float() if memory is None else memory.copy_(products)
     if passages.dtype == torch.float32 and passages.device.type == "cpu" and _onednn_is_quicker():
         return _by_onednn(passages, queries)
     return torch.mm(passages, queries.T, out=memory)
@@ -113,7 +129,8 @@ def quickest_proposer(device: str) -> Proposer:
     """Return what finds the largest products fastest on a device.
 
     On a GPU this is bfloat16 where it is native, else faiss if it was built for GPUs. On a CPU it is the
-    faster of torch's two precisions, as measured once; without oneDNN it is faiss.
+    faster of torch's two precisions, as measured once, or int8 if it is twice as fast as float32 and
+    bfloat16 is not; without oneDNN it is faiss.
     """
     import torch
 
@@ -127,15 +144,35 @@ def quickest_proposer(device: str) -> Proposer:
     if not has_onednn(device):
         return "faiss"
     vectors = {name: torch.ones((256, 256), dtype=getattr(torch, name)) for name in _PRECISIONS}
-    return min(_PRECISIONS, key=lambda name: _seconds(_multiplied, vectors[name]))
+    quickest = min(_PRECISIONS, key=lambda name: _seconds(_multiplied, vectors[name]))
+    return "int8" if quickest == "float32" and _integers_are_quicker() else quickest
+
+
+def _integers_are_quicker() -> bool:
+    """Tell whether products in int8 are exact, and take at most half the time of those in float32."""
+    import torch
+
+    vectors = torch.ones((512, 512))
+    most = (127 * vectors).to(torch.int8)  # some processors add pairs of products in 16 bits
+    exact = all(
+        (torch.ops.aten._int_mm(most, sign * most.T) == sign * 127**2 * 512).all()
+        for sign in (1, -1)
+    )
+    return exact and 2 * _seconds(_multiplied, most) < _seconds(_multiplied, vectors)
 
 
 def _seconds(multiply: "Callable[[Tensor, Tensor], Tensor]", vectors: "Tensor") -> float:
-    """Return the least time of a few products after one that prepares."""
-    multiply(vectors, vectors)
+    """Return the least time of a few products in one thread, after one that prepares.
+
+    Threads that wait for each other would measure what else the processor does.
+    """
+    import torch
+
     seconds = []
-    for _ in range(4):
-        start = time.perf_counter()
+    with sharing_cores(torch.get_num_threads()):
         multiply(vectors, vectors)
-        seconds.append(time.perf_counter() - start)
+        for _ in range(8):
+            start = time.perf_counter()
+            multiply(vectors, vectors)
+            seconds.append(time.perf_counter() - start)
     return min(seconds)

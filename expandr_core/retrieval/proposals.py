@@ -8,13 +8,13 @@ collected in vain. Several devices hold a share of the corpus each.
 
 import math
 from collections.abc import Iterator
-from functools import cache
 from itertools import chain, repeat
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from expandr_core.encoders.encode import Vectors
+from expandr_core.retrieval.by_faiss import MOST_ON_GPU, by_faiss
 from expandr_core.retrieval.index import Block, Index, Positions, require_finite
 from expandr_core.retrieval.products import (
     UNDERFLOW,
@@ -26,6 +26,7 @@ from expandr_core.retrieval.products import (
     summation_error,
     tiles,
 )
+from expandr_core.retrieval.rounding import Rounded, rounded
 from expandr_core.runtime.cores import sharing_cores
 
 if TYPE_CHECKING:
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 _GROUP = 32  # passages that are compared together
 _SORTED_AT_ONCE = 1 << 21  # proposals
 _SAMPLED = 16  # of so many passages one
-_FEWEST_SAMPLED = 4096  # passages; so few are searched at once
-_FAISS_ON_GPU = 2048  # the most passages per query that faiss can return from a GPU
+FEWEST_SAMPLED = 4096  # passages; so few are searched at once
+# of a product, relative to its size: bfloat16 has 8 bits; integers are converted, and scaled twice
+_ROUNDING = {"float32": 0.0, "bfloat16": 2.0**-8, "int8": 2.0**-21}
 
 
 class Proposals(NamedTuple):
@@ -101,14 +103,18 @@ def _limits(
     Of the proposals of a sample, the limit is so far behind the expected rank that it would be six
     standard deviations off if enough passages were not above it, were they drawn one by one.
     """
-    passages = len(index.passage_ids)
-    fitting = int(memory_gb * 1e9 / 8 / (4 * index.dimensions))
-    count = min(passages // _SAMPLED, fitting)
-    expected = wanted * count / passages
+    count = sample_size(index, memory_gb)
+    expected = wanted * count / max(1, len(index.passage_ids))
     rank = math.ceil(expected + 6 * math.sqrt(expected)) + 4
-    if count < max(_FEWEST_SAMPLED, 4 * rank):
+    if count < max(FEWEST_SAMPLED, 4 * rank):
         return np.full(len(queries), -np.inf, np.float32)
     return propose(queries, index.sample(count), rank, memory_gb, proposer).products[:, -1]
+
+
+def sample_size(index: Index, memory_gb: float) -> int:
+    """Return the passages of a sample, which takes at most an eighth of the memory."""
+    fitting = int(memory_gb * 1e9 / 8 / (4 * index.dimensions))
+    return min(len(index.passage_ids) // _SAMPLED, fitting)
 
 
 def _proposed(
@@ -124,10 +130,12 @@ def _proposed(
 
     precision = "float32" if proposer == "faiss" else proposer
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums in float32
-    rounded = torch.from_numpy(queries).to(getattr(torch, precision))
+    asked = rounded(torch.from_numpy(queries), precision)
+    scales = np.asarray(asked.scales, np.float32).ravel()
+    limits = limits / scales
     shares = shares_of(len(queries), index.devices[0])
     pools = [
-        [_Pool(rounded[own].to(at), wanted, proposer, limits[own]) for own in shares]
+        [_Pool(asked.vectors[own].to(at), wanted, proposer, limits[own]) for own in shares]
         for at in index.devices
     ]
     longest = furthest = 0.0
@@ -143,13 +151,29 @@ def _proposed(
         list(chain(*waiting))
         bests = [threads.map(_Pool.best, own) for own in pools]
     products, positions = _joined(bests, wanted)
+    products *= scales[:, None]
     own = lengths_of(queries)
     require_finite(np.where(own * longest < 2.0**127, own, np.inf))
-    lost = lengths_of((rounded.float() - torch.from_numpy(queries)).numpy())
+    errors = errors_of(queries, asked, longest, furthest)
+    return Proposals(products, positions, errors, _ROUNDING[precision])
+
+
+def errors_of(queries: Vectors, asked: Rounded, longest: float, furthest: float) -> Errors:
+    """Bound what rounding and sums can change of any product; (queries,).
+
+    Args:
+        queries: (queries, dimensions)
+        asked: the same, rounded.
+        longest: length of the longest passage.
+        furthest: length of the greatest difference between a passage and what it was rounded to.
+    """
+    import torch
+
+    dimensions, own = queries.shape[1], lengths_of(queries)
+    lost = asked.lost(torch.from_numpy(queries)).numpy().astype(np.float64)
     errors = lost * longest + (own + lost) * furthest
-    errors += (own + lost) * (longest + furthest) * summation_error(index.dimensions)
-    errors += UNDERFLOW * index.dimensions * (1 + own + longest)
-    return Proposals(products, positions, errors, 0.0 if precision == "float32" else 2.0**-8)
+    errors += (own + lost) * (longest + furthest) * summation_error(dimensions)
+    return errors + UNDERFLOW * dimensions * (1 + own + longest)
 
 
 class _Pool:
@@ -167,22 +191,27 @@ class _Pool:
         import torch
 
         self._queries, self._wanted = queries, wanted
-        deep = queries.device.type == "cuda" and wanted > _FAISS_ON_GPU
+        deep = queries.device.type == "cuda" and wanted > MOST_ON_GPU
         self._by_faiss = proposer == "faiss" and not deep
         shape = len(queries), 2 * wanted
-        self._products = queries.new_full(shape, -np.inf)
-        self._positions = queries.new_zeros(shape).int()
-        self._filled = queries.new_zeros(len(queries)).long()
-        self._limits = torch.from_numpy(limits).to(queries)  # later the last proposals so far
+        self._integers = queries.dtype == torch.int8
+        kind = torch.float32 if self._integers else queries.dtype
+        self._products = queries.new_full(shape, -np.inf, dtype=kind)
+        self._positions = queries.new_zeros(shape, dtype=torch.int32)
+        self._filled = queries.new_zeros(len(queries), dtype=torch.int64)
+        self._limits = torch.from_numpy(limits).to(
+            self._products
+        )  # later the last proposals so far
 
     def add(self, block: Block) -> None:
         """Collect the passages of a block whose products are above the limits."""
         if self._by_faiss:
-            found, passages = _by_faiss(self._queries, block.vectors, self._wanted)
+            found, passages = by_faiss(self._queries, block.vectors, self._wanted)
             queries, place = (found > self._limits[:, None]).nonzero(as_tuple=True)
             self._collect(queries, passages[queries, place] + block.start, found[queries, place])
             return
-        for rows, columns, products in tiles(block.vectors, self._queries):
+        scales = block.scales if self._integers else None
+        for rows, columns, products in tiles(block.vectors, self._queries, scales):
             queries, passages, found = _above(products, self._limits[columns], self._wanted)
             if len(queries):
                 start = block.start + rows.start
@@ -221,38 +250,6 @@ class _Pool:
         self._sort_out(torch.arange(len(self._queries), device=self._queries.device))
         kept = slice(None), slice(self._wanted)
         return self._products[kept].cpu(), self._positions[kept].cpu()
-
-
-def _by_faiss(queries: "Tensor", passages: "Tensor", k: int) -> tuple["Tensor", "Tensor"]:
-    """Let faiss find the k passages of largest products: these, descending, and the passages' rows.
-
-    Args:
-        queries: (queries, dimensions), float32.
-        passages: (passages, dimensions), float32, on the same device.
-        k: passages per query; all of them if there are fewer.
-    """
-    import faiss
-    import torch
-
-    gpu: Any = faiss
-    k, metric = min(k, len(passages)), faiss.METRIC_INNER_PRODUCT
-    if queries.device.type == "cpu":
-        products, rows = faiss.knn(queries.numpy(), passages.numpy(), k, metric)
-        return torch.from_numpy(products), torch.from_numpy(rows)
-    from faiss.contrib import torch_utils  # noqa: F401 - lets faiss take tensors
-
-    index = queries.device.index
-    with torch.cuda.device(index):
-        return gpu.knn_gpu(_gpu_memory(index), queries, passages, k, metric=metric, device=index)
-
-
-@cache
-def _gpu_memory(index: int) -> Any:
-    """Return faiss's memory on a GPU, which all blocks share."""
-    import faiss
-
-    gpus: Any = faiss
-    return gpus.StandardGpuResources()
 
 
 def _above(products: "Tensor", limits: "Tensor", most: int) -> tuple["Tensor", "Tensor", "Tensor"]:
