@@ -39,9 +39,15 @@ def import_gguf(file: Path, folder: Path, template: str = "") -> list[str]:
     with tempfile.TemporaryDirectory() as alone:  # or files beside it would be taken for its own
         Path(alone, "model.gguf").symlink_to(file.absolute())
         model = _load(file, alone, dtype)
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            alone, gguf_file="model.gguf", local_files_only=True, trust_remote_code=False
-        )
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(
+                alone, gguf_file="model.gguf", local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:  # of whatever it misses in the file
+            raise DataError(
+                f"{file}: transformers reads no tokenizer from it ({type(error).__name__}: "
+                f"{first_line(error)}); get the original model, or a GGUF of another"
+            ) from error
     if not template and not tokenizer.chat_template:
         remarks.append(
             "the file has no chat template, as base models have none; it gets a plain one"

@@ -132,6 +132,9 @@ def test_what_is_no_complete_gguf_of_a_causal_model_is_refused(model, tmp_path):
         write_gguf(model, tmp_path / "gap.gguf", left_out="blk.1.ffn_up.weight"),
         "weights are missing, such as model.layers.1.mlp.up_proj",
     )
+    for was, now in ((b"gpt2", b"gptX"), (b".merges", b".mergeX")):
+        other.write_bytes(whole.read_bytes().replace(was, now))
+        refused(other, "reads no tokenizer from it")
     refused(whole, "chat template", template="{{ bos_token }}{{ nonsense(")
 
 
