@@ -105,7 +105,7 @@ def _follow(lines: Iterable[str], progress: Progress) -> Artifact | str | None:
                 progress(done, total, unit)
             case {"artifact": artifact}:
                 return Artifact(**artifact)
-            case {"bad_input": message}:
+            case {"error": message}:
                 return message
     return None
 

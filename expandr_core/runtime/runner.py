@@ -259,8 +259,11 @@ def main(
         store = Store(store_url, scratch, int(cache_bytes) if cache_bytes else None)
         artifact = run_stage(spec, store, report)
     except (DataError, ValidationError) as error:  # no retry would make the input valid
-        emit(bad_input=str(error))
+        emit(error=str(error))
         return BAD_INPUT
+    except OSError as error:  # what a library prints while the process ends may hide it
+        emit(error=str(error))
+        raise
     emit(artifact=artifact.model_dump())
     return 0
 

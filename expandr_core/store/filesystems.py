@@ -85,6 +85,7 @@ SCRATCH_REMEDY = (
 )
 STORE_REMEDY = "free some space there (`expandr gc --delete`), or move the store to a larger disk"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CUT = r"^\d+ requested and \d+ written$|inline_container.*unexpected pos|iostream error"
 _NAMED = ": the disk is full"
 
 
@@ -93,10 +94,10 @@ def explain_full_disk(folder: Path, remedy: str = SCRATCH_REMEDY) -> Iterator[No
     """Add the folder and the remedy to errors about a full disk, once."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         code, text = getattr(error, "errno", None), str(error)
-        if not code:  # safetensors, numpy and shutil.Error, for a whole folder, have only a text
-            cut = re.fullmatch(r"\d+ requested and \d+ written", text)
+        if not code:  # safetensors, numpy, torch, and shutil.Error for a whole folder: only a text
+            cut = re.search(_CUT, text)
             code = errno.ENOSPC if cut else next((c for c in _FULL if os.strerror(c) in text), 0)
         if code not in _FULL or _NAMED in text:
             raise

@@ -10,6 +10,7 @@ import pytest
 from waiting import wait_until
 
 from expandr_core.errors import DataError
+from expandr_core.options.generation import TinyLLMOptions
 from expandr_core.runtime.child import run_in_child, terminate_tree
 from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import make_spec
@@ -59,6 +60,19 @@ def test_a_stage_in_a_child_cannot_read_what_is_typed_at_the_terminal(tmp_path):
         os.dup2(terminal, 0)
         for each in (terminal, typed, keys):
             os.close(each)
+
+
+def test_an_error_of_the_system_is_told_whatever_is_printed_while_the_process_ends(tmp_path):
+    (tmp_path / "file").touch()
+    interpreter = tmp_path / "python"
+    interpreter.write_text(
+        f'#!/bin/sh\n{sys.executable} "$@"\nstatus=$?\nyes junk | head -n 2000 >&2\nexit $status\n'
+    )
+    interpreter.chmod(0o755)
+    spec = make_spec("tiny_llm", TinyLLMOptions(), {})
+    store = Store(str(tmp_path / "store"), scratch=tmp_path / "file")
+    with pytest.raises(RuntimeError, match=r"ended with 1\n\[Errno 20\] Not a directory: .*/file/"):
+        run_in_child(spec, store, no_progress, str(interpreter))
 
 
 def test_a_specification_that_cannot_be_read_is_the_input_s_fault(tmp_path):

@@ -206,6 +206,7 @@ WRITES = {  # to a file that may have 100 bytes, as stages do
     "numpy": "import numpy; numpy.zeros(1000).tofile(open(path, 'wb', 0))",
     "safetensors": "import numpy; from safetensors.numpy import save_file\n"
     "    save_file({'a': numpy.zeros(1000)}, path)",
+    "torch": "import torch; torch.save(torch.zeros(1000), path)",
 }
 
 
