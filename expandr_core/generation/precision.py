@@ -40,7 +40,7 @@ def writing_precision(
 
 @functools.cache
 def bfloat16_is_quicker(width: int) -> bool:
-    """Time the product of a batch with a layer of this width in one thread, and tell whether bfloat16 pays."""
+    """Time a batch times a layer of this width in one thread, and tell whether bfloat16 pays."""
     import torch
 
     seconds = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
