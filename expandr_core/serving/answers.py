@@ -99,9 +99,9 @@ class _Together:
         if gate:
             gated = self._let_in(gate, gated)
         self._write([*plain, *gated])
-        hits = self._expanded(plain, options.retriever.fusion.expansion_weight)
+        hits = self._search(self._opened.encoder, plain, options.retriever.fusion.expansion_weight)
         if gate:
-            hits |= self._kept(gate, self._expanded(gated, gate.weight))
+            hits |= self._kept(gate, self._search(self._opened.encoder, gated, gate.weight))
         if rows := self._of("distilled"):
             student = required(self._opened.student, "a distilled query encoder")
             hits |= self._search(student, rows, 0)
@@ -157,10 +157,6 @@ class _Together:
         self._texts = {row: each.text for row, each in zip(rows, written, strict=True)}
         self._remembered = {row for row, each in zip(rows, written, strict=True) if each.remembered}
 
-    def _expanded(self, rows: list[int], weight: float) -> Hits:
-        """Search with the expansions; a question whose expansion is empty is searched alone."""
-        return self._search(self._opened.encoder, rows, weight)
-
     def _alone(self, rows: Iterable[int]) -> Hits:
         """Search without expansions, each question once."""
         rows = list(rows)
@@ -169,6 +165,7 @@ class _Together:
         return {row: self._found_alone[row] for row in rows}
 
     def _search(self, encoder: Encoder, rows: list[int], weight: float) -> Hits:
+        """Search with the expansions that were written, if there are some."""
         if not rows:
             return {}
         run = self._opened.search(encoder, self._block(rows), weight, self._depth)
