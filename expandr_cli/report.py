@@ -29,7 +29,6 @@ def report(
     A run writes it by itself at its end (`evaluate.report`).
     """
     with user_errors():
-        from expandr_cli.preflight import check_reports
         from expandr_core.reports.files import keep_index, keep_report, place_of, write_report
         from tasks.stage import open_store
 
@@ -40,6 +39,8 @@ def report(
             return
         found = recorded(opened, run)
         if folder is None:
+            from expandr_cli.preflight import check_reports
+
             check_reports(opened)
             pages = keep_report(opened, found, _say)
             where = place_of(opened, found.name)

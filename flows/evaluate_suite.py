@@ -173,6 +173,8 @@ def _texts(store: Store, queries: Artifact) -> set[str]:
 def chosen_by(store: Store, suite: Suite) -> list[str]:
     """Say which queries are measured although a run chose its round and its gate by them."""
     notes = list[str]()
+    if not any(pair.dev for pair in suite.pairs):
+        return notes
     measured = {
         key: _texts(store, each.queries)
         for key, each in Comparison(suite.datasets).evaluations.items()
