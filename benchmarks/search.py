@@ -37,9 +37,8 @@ def main() -> int:
     parser.add_argument("--world", type=Path)
     arguments = parser.parse_args()
     sizes = (100_000, 1_000) if arguments.small else (1_000_000, 7_000)
-    quickest = (
-        "bfloat16" if quickest_proposer("cpu") == "bfloat16" else "float32"
-    )  # int8 is too coarse
+    native = quickest_proposer("cpu") == "bfloat16"
+    quickest = "bfloat16" if native else "float32"  # int8 is too coarse for so deep rankings
     with tempfile.TemporaryDirectory() as folder, former_tree() as tree:
         out = Path(folder)
         world = arguments.world or out / "world"

@@ -24,21 +24,24 @@ def int8_suffices(queries: Vectors, index: Index, k: int, wanted: int, memory_gb
         index: the encoded corpus.
         k: passages that are searched for.
         wanted: proposals per query.
-        memory_gb: a quarter of it is for the sample.
+        memory_gb: a third of it is for the sample and its products.
     """
     import torch
 
     count, passages = sample_size(index, memory_gb), len(index.passage_ids)
     few = len(queries) < _FEWEST_QUERIES or count < max(FEWEST_SAMPLED, _TIMES * wanted)
-    if few or index.opened(0).dtype != torch.float16:  # others may be too long to be scaled
+    if (
+        not k or few or index.opened(0).dtype != torch.float16
+    ):  # others may be too long to be scaled
         return False
     sample = index.sample(count)
     [block], [integers] = (sample.blocks(passages, ["cpu"], each) for each in ("float32", "int8"))
-    asked = queries[:: len(queries) // _QUERIES_SAMPLED]
+    some = min(_QUERIES_SAMPLED, index.dimensions)  # as many products as components of the sample
+    asked = queries[:: len(queries) // some]
     products = torch.from_numpy(asked) @ block.vectors.T
     longest = float(integers.lengths.max())
     errors = errors_of(asked, rounded(torch.from_numpy(asked), "int8"), longest, integers.rounding)
     rank = math.ceil(k * len(block.vectors) / passages)
-    least = products.topk(rank, dim=1).values[:, -1] - 2 * torch.from_numpy(errors)
+    least = products.topk(rank, dim=1).values[:, -1] - 2 * torch.from_numpy(errors).float()
     possible = (products >= least[:, None]).sum(1) * passages / len(block.vectors)
     return bool((possible <= wanted).float().mean() >= _SETTLED)

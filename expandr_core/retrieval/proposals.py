@@ -199,9 +199,7 @@ class _Pool:
         self._products = queries.new_full(shape, -np.inf, dtype=kind)
         self._positions = queries.new_zeros(shape, dtype=torch.int32)
         self._filled = queries.new_zeros(len(queries), dtype=torch.int64)
-        self._limits = torch.from_numpy(limits).to(
-            self._products
-        )  # later the last proposals so far
+        self._limits = torch.from_numpy(limits).to(self._products)  # raised as proposals are found
 
     def add(self, block: Block) -> None:
         """Collect the passages of a block whose products are above the limits."""

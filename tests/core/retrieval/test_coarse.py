@@ -8,7 +8,7 @@ import torch
 from expandr_core.retrieval.coarse import int8_suffices
 from expandr_core.retrieval.exact import nearest
 from expandr_core.retrieval.index import Index, index_in_memory
-from expandr_core.retrieval.products import quickest_proposer
+from expandr_core.retrieval.products import _seconds
 from expandr_core.retrieval.proposals import propose
 
 PASSAGES, DIMENSIONS, WANTED, K = 70_000, 8, 200, 10
@@ -43,6 +43,7 @@ def test_they_are_not_where_many_passages_are_alike(corpus, queries, copies):
 def test_they_are_not_for_few_queries_small_corpora_deep_rankings_or_long_vectors(corpus, queries):
     index = index_of(corpus)
     assert not int8_suffices(queries[:1023], index, K, WANTED, 1.0)
+    assert not int8_suffices(queries, index, 0, WANTED, 1.0)
     assert not int8_suffices(queries, index_of(corpus[:40_000]), K, WANTED, 1.0)
     assert not int8_suffices(queries, index, 100, 300, 1.0)
     assert not int8_suffices(queries, index_of(corpus.astype(np.float32)), K, WANTED, 1.0)
@@ -54,6 +55,8 @@ def test_what_they_leave_open_is_searched_in_single_precision(corpus, queries):
     found = [nearest(queries[:50], index, K, 1.0, proposer) for proposer in ("int8", "float32")]
     for coarse, single in zip(*found, strict=True):
         assert np.array_equal(coarse, single)
+    proposals = propose(queries[:50], index, WANTED, 1.0, "int8")
+    assert (proposals.at_most()[:, -1] >= found[1][0][:, -1]).all()
 
 
 def test_proposals_in_eight_bits_are_those_of_integers(corpus, queries):
@@ -68,8 +71,18 @@ def test_proposals_in_eight_bits_are_those_of_integers(corpus, queries):
     assert np.abs(steps).max() > 1000
 
 
-def test_measuring_what_is_quickest_leaves_the_number_of_threads(corpus):
-    threads = torch.get_num_threads()
-    quickest_proposer.cache_clear()
-    assert quickest_proposer("cpu") in ("int8", "bfloat16", "float32", "faiss")
-    assert torch.get_num_threads() == threads
+def test_products_are_measured_in_one_thread_and_others_compute_in_as_many_as_before():
+    """Threads that wait for each other take long beside other work, in whatever precision."""
+    threads, seen = torch.get_num_threads(), list[int]()
+
+    def multiply(passages: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        return passages @ queries
+
+    try:
+        torch.set_num_threads(3)
+        assert _seconds(multiply, torch.ones((8, 8))) > 0
+        assert set(seen) == {1}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
