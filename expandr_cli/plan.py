@@ -49,7 +49,7 @@ def plan(
 
     Of measurements on datasets, `expandr evaluate ... --plan` does so; --run takes both kinds of runs.
 
-    Stage costs come from earlier runs with the same models or, if there are none, from one calibration
+    Stage costs come from earlier runs with the same models or, if they lack any, from one calibration
     round on a sample of the data. Hours are for one worker that makes everything from scratch.
     """
     with user_errors(AGAIN):

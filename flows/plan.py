@@ -22,6 +22,7 @@ from expandr_core.options.preferences import ACCEPT_ALL
 from expandr_core.planning.cost_model import (
     StepCost,
     Throughput,
+    UnknownCost,
     costly_options,
     costly_options_of,
     measured,
@@ -89,21 +90,58 @@ def plan(
     check_adapter(imported, options)
     data = prepare_data(pipeline)
     models = cache(partial(start_models, pipeline, data, imported))
-    if not throughput and not calibrate:
-        throughput = learned(pipeline.open(), costly_options(options), before)
-    if not throughput:
-        make = partial(run_round, data=data, models=models())
-        built = measured(pipeline.open(), pipeline.steps)
-        throughput = Calibration(pipeline, sample, built).run(make)
-    get_run_logger().info("throughputs: %s", throughput.source)
     if options.loop.start_from != "data":  # what is imported is in the store, as the data is
         data = import_start(pipeline, data, models().llm)
-    planned = DryRun(store, options, throughput=throughput)
-    with disable_run_logger():  # of rounds that do not take place
+
+    def measure() -> Throughput:
+        make = partial(run_round, data=data, models=models())
+        built = measured(pipeline.open(), pipeline.steps)
+        return Calibration(pipeline, sample, built).run(make)
+
+    def dry_run(known: Throughput) -> DryRun:
+        planned = DryRun(store, options, throughput=known)
         best, _ = run_rounds(planned, data, start_models(planned, data, imported))
         if options.promotion.enabled:
             plan_gate(pipeline, planned, data, best)
-    return Plan(throughputs=[throughput], steps=planned.costs)
+        return planned
+
+    known = throughput
+    if not known and not calibrate:
+        known = learned(pipeline.open(), costly_options(options), before)
+    planned = predict(dry_run, known, measure, fixed=bool(throughput or before))
+    return Plan(throughputs=[planned.throughput], steps=planned.costs)
+
+
+def predict(
+    dry_run: Callable[[Throughput], DryRun],
+    known: Throughput | None,
+    measure: Callable[[], Throughput],
+    fixed: bool,
+) -> DryRun:
+    """Dry-run by known costs; if there are none, or they lack one, by those of a calibration.
+
+    Args:
+        dry_run: predicts the steps.
+        known: costs.
+        measure: calibrates.
+        fixed: the plan is about the known costs, so nothing is measured in place of them.
+
+    Raises:
+        UnknownCost: if one is lacking nevertheless.
+    """
+    log = get_run_logger()
+    if known:
+        log.info("throughputs: %s", known.source)
+        try:
+            with disable_run_logger():  # of rounds that do not take place
+                return dry_run(known)
+        except UnknownCost as lacking:
+            if fixed:
+                raise
+            log.info("%s; so a calibration measures all", str(lacking).partition(";")[0])
+    known = measure()
+    with disable_run_logger():
+        return dry_run(known)
 
 
 def learned(store: Store, options: dict[str, Any], before: datetime | None) -> Throughput | None:

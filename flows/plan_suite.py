@@ -10,8 +10,7 @@ from datetime import datetime
 from functools import partial
 
 import pyarrow.parquet as pq
-from prefect import flow, get_run_logger
-from prefect.logging import disable_run_logger
+from prefect import flow
 
 from expandr_core.data.catalog import find_datasets
 from expandr_core.options.loop import JointLoopOptions
@@ -19,7 +18,7 @@ from expandr_core.planning.cost_model import StepCost, Throughput
 from expandr_core.store.run_records import Step
 from flows.evaluate_suite import Suite, find_suite, measure_suite, options_of_cost
 from flows.model_pairs import MeasuredModels
-from flows.plan import PASSAGES_PER_QUERY, Calibration, Plan, learned, sampled
+from flows.plan import PASSAGES_PER_QUERY, Calibration, Plan, learned, predict, sampled
 from tasks.comparison import Measured
 from tasks.data import Evaluation
 from tasks.dry_run import DryRun
@@ -63,15 +62,22 @@ def plan_suite(
         known = throughput
         if not known and not calibrate:
             known = learned(pipeline.open(), options_of_cost(pipeline, pair), before)
-        if not known:
-            make = partial(_measure_samples, suite=alone, seeds=min(seeds, 1))
-            known = Calibration(pipeline, sample).run(make)
-        get_run_logger().info("throughputs: %s", known.source)
-        planned = DryRun(store, options, throughput=known, predictions=costs)
-        with disable_run_logger():
-            measure_suite(planned, alone, seeds)
-        used += [] if known in used else [known]
+        make = partial(_measure_samples, suite=alone, seeds=min(seeds, 1))
+        measure = partial(Calibration(pipeline, sample).run, make)
+        dry_run = partial(_dry_run, pipeline=pipeline, suite=alone, seeds=seeds, costs=costs)
+        planned = predict(dry_run, known, measure, fixed=bool(throughput or before))
+        costs = planned.predictions
+        used += [] if planned.throughput in used else [planned.throughput]
     return Plan(throughputs=used, steps=list(costs.values()))
+
+
+def _dry_run(
+    known: Throughput, pipeline: Pipeline, suite: Suite, seeds: int, costs: dict[str, StepCost]
+) -> DryRun:
+    """Predict the steps of a suite, those that have a cost already included."""
+    planned = DryRun(pipeline.store, pipeline.options, throughput=known, predictions={**costs})
+    measure_suite(planned, suite, seeds)
+    return planned
 
 
 def _measure_samples(small: Pipeline, queries: int, suite: Suite, seeds: int) -> list[Step]:

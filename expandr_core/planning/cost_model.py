@@ -24,6 +24,7 @@ from expandr_core.errors import DataError
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.planning.workload import (
     TextStatistics,
+    UnknownCost,
     predicted_counts,
     size_count,
     workload,
@@ -71,12 +72,11 @@ class Throughput(TextStatistics):
         """Return the cost of a stage.
 
         Raises:
-            DataError: if it is unknown.
+            UnknownCost: if it is not known.
         """
         if stage not in self.stages:
-            raise DataError(
-                f"{self.source}: no cost of the stage {stage!r}; `--calibrate` measures it"
-            )
+            fault = f"{self.source}: no cost of the stage {stage!r}"
+            raise UnknownCost(f"{fault}; `--calibrate` measures it")
         return self.stages[stage]
 
 
@@ -170,7 +170,7 @@ def predicted(
         first: the step is the first of its stage in the process, and loads libraries.
 
     Raises:
-        DataError: if the cost of its stage is unknown, or that of a quantity which it does not have.
+        DataError: UnknownCost if one is lacking; also if one is of a quantity that the stage lacks.
     """
     counts = predicted_counts(spec, throughput, store)
     options = spec.runtime["options"]

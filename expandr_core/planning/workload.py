@@ -18,6 +18,10 @@ from expandr_core.store.artifacts import Artifact, StageSpec
 from expandr_core.store.store import Store
 
 
+class UnknownCost(DataError):
+    """Something that a plan needs was not measured; a calibration measures it."""
+
+
 class TextStatistics(BaseModel):
     """Statistics of a run's texts and pairs.
 
@@ -36,11 +40,11 @@ class TextStatistics(BaseModel):
         """Return the mean length of a prompt's texts of at most so many tokens.
 
         Raises:
-            DataError: if it is unknown.
+            UnknownCost: if it is not known.
         """
         kind = f"{prompt}/{max_new_tokens}"
         if kind not in self.tokens_per_text:
-            raise DataError(
+            raise UnknownCost(
                 f"{self.source} has no mean text length for the prompt {prompt!r} with max_new_tokens "
                 f"{max_new_tokens}; calibrate again, or add {kind} to tokens_per_text"
             )

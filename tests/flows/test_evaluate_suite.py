@@ -430,6 +430,15 @@ def test_a_plan_calibrates_on_samples_where_the_models_have_no_run(world, tmp_pa
     assert all(each.seconds > 0 and each.bytes > 0 for each in found.steps)
 
 
+def test_a_plan_of_longer_texts_than_earlier_runs_wrote_calibrates(both, world):
+    sampling = world.options.expand.expansion.model_copy(update={"max_new_tokens": 7})
+    longer = world.options.expand.model_copy(update={"expansion": sampling})
+    options = world.options.model_copy(update={"expand": longer})
+    found = planned(world, str(world.folder / "letters"), options=options, sample=8)
+    assert [each.source for each in found.throughputs] == ["a calibration with 8 queries"]
+    assert all(each.seconds > 0 for each in found.steps)
+
+
 def test_the_plan_of_two_pairs_counts_what_they_share_once(both, world):
     twice = MeasuredModels(runs=("2026",))
     dataset = f"scifact={world.folder}/sf"

@@ -1,5 +1,6 @@
 """Plans: the steps of the loop itself, at the cost of earlier runs; nothing is made."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from released import PAIRS, write_array
 from typer.testing import CliRunner
 
 from expandr_cli.plan import by_stage
+from expandr_core.errors import DataError
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.planning.cost_model import StepCost, costly_options, measured, throughput_of
 from expandr_core.store.artifacts import Artifact
@@ -60,6 +62,20 @@ def test_a_calibration_tells_what_every_stage_costs_whatever_steps_are_called(
     ran = measured(Store(first.record.store), first.record.steps)
     assert [each.id for each in found.steps] == ids_of(ran)
     assert all(each.seconds > 0 and each.bytes > 0 for each in found.steps)
+
+
+def test_a_cost_that_earlier_runs_lack_is_measured_but_not_to_compare_a_run_with(first, store):
+    opened = Store(str(store))
+    [record] = opened.records()
+    known = [step for step in record["steps"] if step["id"][0] != "dpo"]
+    opened.write_record(record["name"], record | {"steps": known})
+    later = datetime.now(UTC) + timedelta(days=1)
+    lacking = f"as in {first.record.name}: no cost of the stage 'dpo'; `--calibrate` measures it"
+    with pytest.raises(DataError, match=lacking):
+        planned(str(store), before=later)
+    found: Any = plan(options=tiny_loop.OPTIONS, store=str(store), sample=8)
+    assert found.throughputs[0].source == "a calibration with 8 queries"
+    assert [each.seconds > 0 for each in found.steps if each.stage == "dpo"] == [True]
 
 
 def test_a_calibrated_start_from_pairs_builds_each_model_once(store, tmp_path, monkeypatch):
