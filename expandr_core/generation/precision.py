@@ -1,13 +1,12 @@
 """The precision in which a language model writes: float32, or bfloat16 where that is quicker."""
 
-import functools
 import logging
-import time
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
 from expandr_core.options.generation import Precision
-from expandr_core.runtime.cores import sharing_cores
+from expandr_core.runtime.cores import least_seconds
 
 log = logging.getLogger(__name__)
 NARROW = 512  # a narrower model has no products that are worth it
@@ -38,22 +37,20 @@ def writing_precision(
     return "bfloat16" if width >= NARROW and bfloat16_is_quicker(width) else "float32"
 
 
-@functools.cache
+@cache
 def bfloat16_is_quicker(width: int) -> bool:
     """Time a batch times a layer of this width in one thread, and tell whether bfloat16 pays."""
     import torch
 
-    seconds = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
-    sides = {
-        kind: (torch.ones(ROWS, width, dtype=kind), torch.ones(width, WIDEST // width, dtype=kind))
-        for kind in seconds
-    }
-    with sharing_cores(torch.get_num_threads()):  # one thread: more would wait for each other
-        for _ in range(6):  # the first is a warm-up; by turns, as others may compute here too
-            for kind, (texts, layer) in sides.items():
-                started = time.perf_counter()
-                torch.mm(texts, layer)
-                seconds[kind] = min(seconds[kind], time.perf_counter() - started)
-    ratio = seconds[torch.float32] / seconds[torch.bfloat16]
+    calls = [
+        partial(
+            torch.mm,
+            torch.ones(ROWS, width, dtype=kind),
+            torch.ones(width, WIDEST // width, dtype=kind),
+        )
+        for kind in (torch.float32, torch.bfloat16)
+    ]
+    single, narrow = least_seconds(*calls)
+    ratio = single / narrow
     log.info("bfloat16 is %.1f times as fast as float32 on this processor", ratio)
     return ratio >= QUICKER

@@ -1,9 +1,8 @@
 """Matrix products of passages and queries, tile by tile, and how far they are from the true ones."""
 
 import math
-import time
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from expandr_core.encoders.encode import Vectors
 from expandr_core.retrieval.index import Index
-from expandr_core.runtime.cores import sharing_cores
+from expandr_core.runtime.cores import least_seconds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,8 +99,11 @@ def _onednn_is_quicker() -> bool:
     """Tell whether oneDNN is quicker in float32 than MKL, which is made for Intel's processors."""
     import torch
 
-    vectors = torch.ones((512, 512))
-    return has_onednn("cpu") and _seconds(_by_onednn, vectors) < _seconds(torch.mm, vectors)
+    if not has_onednn("cpu"):
+        return False
+    sides = [torch.ones((512, 512))] * 2
+    by_onednn, by_mkl = least_seconds(partial(_by_onednn, *sides), partial(torch.mm, *sides))
+    return by_onednn < by_mkl
 
 
 def has_onednn(device: str) -> bool:
@@ -143,8 +145,9 @@ def quickest_proposer(device: str) -> Proposer:
         return "faiss" if gpus.get_num_gpus() else "float32"
     if not has_onednn(device):
         return "faiss"
-    vectors = {name: torch.ones((256, 256), dtype=getattr(torch, name)) for name in _PRECISIONS}
-    quickest = min(_PRECISIONS, key=lambda name: _seconds(_multiplied, vectors[name]))
+    vectors = [torch.ones((256, 256), dtype=getattr(torch, name)) for name in _PRECISIONS]
+    seconds = least_seconds(*(partial(_multiplied, each, each) for each in vectors))
+    quickest = _PRECISIONS[int(np.argmin(seconds))]
     return "int8" if quickest == "float32" and _integers_are_quicker() else quickest
 
 
@@ -158,21 +161,6 @@ def _integers_are_quicker() -> bool:
         (torch.ops.aten._int_mm(most, sign * most.T) == sign * 127**2 * 512).all()
         for sign in (1, -1)
     )
-    return exact and 2 * _seconds(_multiplied, most) < _seconds(_multiplied, vectors)
-
-
-def _seconds(multiply: "Callable[[Tensor, Tensor], Tensor]", vectors: "Tensor") -> float:
-    """Return the least time of a few products in one thread, after one that prepares.
-
-    Threads that wait for each other would measure what else the processor does.
-    """
-    import torch
-
-    seconds = []
-    with sharing_cores(torch.get_num_threads()):
-        multiply(vectors, vectors)
-        for _ in range(8):
-            start = time.perf_counter()
-            multiply(vectors, vectors)
-            seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    calls = [partial(_multiplied, each, each) for each in (most, vectors)]
+    integers, single = least_seconds(*calls)
+    return exact and 2 * integers < single

@@ -1,12 +1,14 @@
 """Threads that share the cores of a CPU, or that keep a device busy each."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
+_TURNS = 6
 
 
 @contextlib.contextmanager
@@ -30,3 +32,21 @@ def work_on_all(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[R
         return [work(parts[0])]
     with sharing_cores(len(parts)) as pool:
         return list(pool.map(work, parts))
+
+
+def least_seconds(*calls: Callable[[], object]) -> list[float]:
+    """Return the least time of each call in one thread, after one that prepares.
+
+    Threads that wait for each other would measure what else the processor does. The calls take turns, so
+    that what it does beside them slows all of them down.
+    """
+    import torch
+
+    seconds: list[list[float]] = [[] for _ in calls]
+    with sharing_cores(torch.get_num_threads()):
+        for _ in range(1 + _TURNS):
+            for call, own in zip(calls, seconds, strict=True):
+                started = time.perf_counter()
+                call()
+                own.append(time.perf_counter() - started)
+    return [min(own[1:]) for own in seconds]

@@ -3,12 +3,10 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 
 from expandr_core.retrieval.coarse import int8_suffices
 from expandr_core.retrieval.exact import nearest
 from expandr_core.retrieval.index import Index, index_in_memory
-from expandr_core.retrieval.products import _seconds
 from expandr_core.retrieval.proposals import propose
 
 PASSAGES, DIMENSIONS, WANTED, K = 70_000, 8, 200, 10
@@ -69,20 +67,3 @@ def test_proposals_in_eight_bits_are_those_of_integers(corpus, queries):
     steps = proposals.products / scales[0][:, None] / scales[1][proposals.positions]
     assert np.abs(steps - steps.round()).max() < 0.02
     assert np.abs(steps).max() > 1000
-
-
-def test_products_are_measured_in_one_thread_and_others_compute_in_as_many_as_before():
-    """Threads that wait for each other take long beside other work, in whatever precision."""
-    threads, seen = torch.get_num_threads(), list[int]()
-
-    def multiply(passages: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
-        seen.append(torch.get_num_threads())
-        return passages @ queries
-
-    try:
-        torch.set_num_threads(3)
-        assert _seconds(multiply, torch.ones((8, 8))) > 0
-        assert set(seen) == {1}
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(threads)
