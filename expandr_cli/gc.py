@@ -9,6 +9,7 @@ from rich.table import Table
 
 from expandr_core.errors import DataError
 from expandr_core.store.garbage import find_garbage, remove_garbage
+from expandr_core.store.run_records import REPORTS
 from expandr_core.store.store import Store
 
 _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
@@ -49,6 +50,11 @@ def collect_garbage(
     kinds = Counter(each.kind for each in removed)
     total = sum(each.size for each in removed)
     listed = ", ".join(f"{count} x {kind}" for kind, count in kinds.items()) or "nothing"
+    index = f"{store.root}/{REPORTS}/index.html"
+    if delete and not {"run", "report"}.isdisjoint(kinds) and store.filesystem.exists(index):
+        from expandr_core.reports.files import keep_index
+
+        keep_index(store)
     verb = "removed" if delete else "would be removed"
     out.print(
         f"{verb}: {listed}; {total / 1e6:,.1f} MB in {store.url}", highlight=False, soft_wrap=True

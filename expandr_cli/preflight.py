@@ -9,14 +9,13 @@ from expandr_core.data.formats.pairs import pairs_files
 from expandr_core.errors import DataError, first_line, naming
 from expandr_core.options.distil import DEMO
 from expandr_core.options.loop import JointLoopOptions
-from expandr_core.reports.files import FOLDER as REPORTS
 from expandr_core.runtime.child import needs_child, run_in_child
 from expandr_core.runtime.job import no_progress
 from expandr_core.runtime.runner import find, run_stage
 from expandr_core.stages import prepare
 from expandr_core.stages.import_queries import find_file
 from expandr_core.store.artifacts import Artifact, StageSpec
-from expandr_core.store.run_records import StepId
+from expandr_core.store.run_records import REPORTS, StepId
 from expandr_core.store.store import Store
 from flows.ablation_lines import BASE, AblationLine, variants
 from flows.evaluate_suite import check_suite_data

@@ -12,22 +12,27 @@ from expandr_core.reports.pages import filled, pages_of
 from expandr_core.reports.report import Progress, report_of
 from expandr_core.reports.systems import headline_of
 from expandr_core.store.artifacts import Artifact
-from expandr_core.store.run_records import RecordedRun, read_record, recorded_run, write_text
+from expandr_core.store.run_records import (
+    REPORTS,
+    RecordedRun,
+    read_record,
+    recorded_run,
+    write_text,
+)
 from expandr_core.store.store import Store
 
-FOLDER = "reports"
 PAGE = "report.html"
 
 
 def place_of(store: Store, name: str) -> str:
     """Return where the page of a run is kept, or would be."""
     root = store.root if store.is_local else store.url
-    return f"{root}/{FOLDER}/{name}/{PAGE}"
+    return f"{root}/{REPORTS}/{name}/{PAGE}"
 
 
 def has_report(store: Store, name: str) -> bool:
     """Tell whether the report of a run is in the store."""
-    return store.filesystem.exists(f"{store.root}/{FOLDER}/{name}/{PAGE}")
+    return store.filesystem.exists(f"{store.root}/{REPORTS}/{name}/{PAGE}")
 
 
 def keep_report(
@@ -48,7 +53,7 @@ def keep_report(
         run = recorded_run(read_record(store.filesystem, f"{store.root}/runs", run))
     pages = pages_of(report_of(store, run, progress))
     for name, text in pages.items():
-        write_text(store.filesystem, f"{store.root}/{FOLDER}/{run.name}", name, text)
+        write_text(store.filesystem, f"{store.root}/{REPORTS}/{run.name}", name, text)
     keep_index(store)
     return pages
 
@@ -68,7 +73,7 @@ def keep_index(store: Store) -> str:
     """Write the index of a store's runs, the newest first; return where it is."""
     runs = [_listed(store, record) for record in reversed(store.records())]
     page = filled("index.html.j2", {"runs": runs, "store": store.url})
-    write_text(store.filesystem, f"{store.root}/{FOLDER}", "index.html", page)
+    write_text(store.filesystem, f"{store.root}/{REPORTS}", "index.html", page)
     return place_of(store, "").replace(f"/{PAGE}", "index.html")
 
 

@@ -22,7 +22,7 @@ from expandr_core.store.download_cache import last_change, size_of
 from expandr_core.store.filesystems import PARTIAL, Files, files_below, flock
 from expandr_core.store.manifests import MANIFEST, DamagedArtifact, is_key
 from expandr_core.store.registry import MODELS, kept
-from expandr_core.store.run_records import NOTES, keys_in, needs_of, read_record
+from expandr_core.store.run_records import NOTES, REPORTS, keys_in, needs_of, read_record
 from expandr_core.store.specs import SPECS
 from expandr_core.store.store import Store
 
@@ -67,25 +67,19 @@ def find_garbage(store: Store, keep_runs: int | None, before: datetime) -> list[
     served, needed = kept(store)
     young = {name for name in names if runs[f"{name}.json"][1] >= before}
     stay = (young | served | {*latest}) & {*names}
-    artifacts: dict[str, Files] = {}
-    for path, facts in _list(store, "artifacts").items():
-        key, _, rest = path.partition("/")
-        artifacts.setdefault(key, {})[rest] = facts
+    artifacts = _folders(store, "artifacts")
     needed |= {key for name in stay for key in _needs(store, "runs", name)[0]}
     notes = _list(store, NOTES)
     noted = _noted(store, notes, before)
-    needed |= {key for keys in noted.values() for key in keys}
     needed |= {
         key
         for key, files in artifacts.items()
         if MANIFEST in files and files[MANIFEST][1] >= before
     }
-    needed = _with_lineage(store, needed)
-    dropped = {f"{name}.json" for name in names} - {f"{name}.json" for name in stay}
+    needed = _with_lineage(store, needed.union(*noted.values()))
     found = [
-        Garbage("run", path, *runs[path], partial(_remove_run, store, path))
-        for path in runs
-        if path in dropped
+        Garbage("run", path, *runs[path], partial(_remove_run, store, f"runs/{path}"))
+        for path in (f"{name}.json" for name in names if name not in stay)
     ]
     found += [
         Garbage("run that did not end", path, *notes[path], _remover(store, NOTES, path))
@@ -94,15 +88,23 @@ def find_garbage(store: Store, keep_runs: int | None, before: datetime) -> list[
     ]
     unneeded = _artifacts(store, artifacts, needed, before)
     found += sorted(unneeded, key=lambda each: each.changed)[::-1]
-    return found + list(_rest(store, before)) + list(_scratch(store, before))
+    return [*found, *_reports(store, stay, before), *_rest(store, before), *_scratch(store, before)]
 
 
 def _remove_run(store: Store, path: str) -> bool:
-    """Remove the record of a run unless it has been promoted meanwhile."""
-    if path.removesuffix(".json") in kept(store)[0]:
+    """Remove the record or the report of a run unless it has been promoted meanwhile."""
+    if Path(path).stem in kept(store)[0]:
         return False
-    store.filesystem.rm_file(f"{store.root}/runs/{path}")
+    store.filesystem.rm(f"{store.root}/{path}", recursive=True)
     return True
+
+
+def _reports(store: Store, stay: set[str], before: datetime) -> Iterator[Garbage]:
+    """Yield the reports of runs that go, or are gone; the index beside them is no folder."""
+    for run, files in _folders(store, REPORTS).items():
+        facts = sum(size for size, _ in files.values()), max(time for _, time in files.values())
+        if run not in stay and "" not in files and facts[1] < before:
+            yield Garbage("report", run, *facts, partial(_remove_run, store, f"{REPORTS}/{run}"))
 
 
 def remove_garbage(found: list[Garbage]) -> list[str]:
@@ -123,6 +125,15 @@ def remove_garbage(found: list[Garbage]) -> list[str]:
 def _list(store: Store, folder: str) -> Files:
     """Return all files below a folder of the store; none if it is missing."""
     return files_below(store.filesystem, f"{store.root}/{folder}")
+
+
+def _folders(store: Store, folder: str) -> dict[str, Files]:
+    """Return the files of each folder in one of the store's; a file beside them has the path ""."""
+    found: dict[str, Files] = {}
+    for path, facts in _list(store, folder).items():
+        name, _, rest = path.partition("/")
+        found.setdefault(name, {})[rest] = facts
+    return found
 
 
 def _needs(store: Store, folder: str, name: str) -> tuple[set[str], str]:
@@ -154,8 +165,7 @@ def _found_since(store: Store, notes: _Listed, models: _Listed, before: datetime
     `models` says when the answer changes.
     """
     noted = _noted(store, dict(notes), before)
-    keys = {key for keys in noted.values() for key in keys}
-    return _with_lineage(store, keys | kept(store)[1])
+    return _with_lineage(store, kept(store)[1].union(*noted.values()))
 
 
 def _with_lineage(store: Store, keys: Iterable[str]) -> set[str]:

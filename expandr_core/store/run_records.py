@@ -22,7 +22,7 @@ from expandr_core.store.filesystems import STORE_REMEDY, explain_full_disk, part
 from expandr_core.store.manifests import is_key
 
 log = logging.getLogger(__name__)
-NOTES = "begun"
+NOTES, REPORTS = "begun", "reports"
 SCHEMA = 2  # of records and notes; the first had no number
 
 

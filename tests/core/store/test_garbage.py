@@ -16,7 +16,7 @@ from expandr_cli.main import app
 from expandr_core.errors import DataError
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.garbage import find_garbage, remove_garbage
-from expandr_core.store.run_records import needs_of
+from expandr_core.store.run_records import needs_of, write_text
 from expandr_core.store.store import Store
 
 DAY = timedelta(days=1)
@@ -88,6 +88,29 @@ def test_what_only_dropped_runs_need_goes(where, tmp_path, request):
     assert [record["name"] for record in store.records()] == ["3"]
     assert store.lookup(full("dpo-3")) and store.lookup(full("expand-3"))
     assert collect(store, 1) == set()
+
+
+@pytest.mark.parametrize("where", ["a folder", "S3"])
+def test_the_report_of_a_run_goes_with_it_and_the_index_lists_those_that_are_left(where, request):
+    store = request.getfixturevalue("remote" if where == "S3" else "store")
+    three_runs(store)
+    root = f"{store.root}/reports"
+    for name in ("0", "1", "2", "3"):  # an earlier version left the first one
+        write_text(store.filesystem, f"{root}/{name}", "report.html", name)
+    write_text(store.filesystem, root, "index.html", "runs 0, 1, 2, 3")
+    command = ["gc", "--keep-runs", "1", "--older-than", "0d", "--store", store.url]
+    said = CliRunner().invoke(app, command)
+    assert said.exit_code == 0 and "2 x run, 9 x artifact, 3 x report" in said.output, said.output
+    assert store.filesystem.exists(f"{root}/0/report.html")
+    assert CliRunner().invoke(app, [*command, "--delete"]).exit_code == 0
+    left = [path for path in store.filesystem.find(root) if path.endswith("report.html")]
+    assert [path.removeprefix(f"{root}/") for path in left] == ["3/report.html"]
+    assert "runs 0" not in store.filesystem.cat_file(f"{root}/index.html").decode()
+
+
+def test_a_report_that_is_being_written_stays(store):
+    write_text(store.filesystem, f"{store.root}/reports/9", "report.md", "half")
+    assert collect(store, 0, datetime.now(UTC) - DAY) == set()
 
 
 def test_all_runs_are_kept_unless_a_number_is_given(store):
