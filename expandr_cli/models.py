@@ -77,6 +77,7 @@ def promote(
     """
     with user_errors():
         from expandr_core.store.registry import promote as promote_version
+        from expandr_core.store.registry import read_model
         from flows.champions import named_after, version_of
         from flows.run_record import loop_run
         from tasks.stage import open_store
@@ -88,8 +89,9 @@ def promote(
             raise DataError(f"--tag {wrong[0]}: write it as NAME=VALUE")
         version = version_of(opened, chosen, actor, {name: value for name, _, value in pairs})
         named = model or named_after(chosen)
+        before = read_model(opened, named)
         registered = promote_version(opened, named, version, alias, Author(actor, reason))
-    _say(registered, alias)
+    _say(registered, alias, already=registered.history == before.history)
 
 
 @app.command()
@@ -129,10 +131,11 @@ def _actor() -> str:
     return f"{user}@{platform.node()}"
 
 
-def _say(model: RegisteredModel, alias: str) -> None:
-    version = model.version(model.aliases[alias])
+def _say(model: RegisteredModel, alias: str, already: bool = False) -> None:
+    version, how = model.version(model.aliases[alias]), " already" if already else ""
     out.print(
-        f"{model.name}/{alias} is version {version.number}, of run {version.run}", highlight=False
+        f"{model.name}/{alias} is version {version.number}{how}, of run {version.run}",
+        highlight=False,
     )
 
 

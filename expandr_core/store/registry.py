@@ -63,6 +63,8 @@ def promote(
 ) -> RegisteredModel:
     """Let an alias name what a run kept, as a new version unless the run has one already.
 
+    If it names that version, the history stays as it is; a version gets its new tags nevertheless.
+
     Args:
         store: that has the artifacts.
         name: of the model.
@@ -71,7 +73,7 @@ def promote(
         author: who moves it, and why.
 
     Raises:
-        DataError: if the alias names that version already, or one of its artifacts is not whole.
+        DataError: if a name cannot be one, or one of the version's artifacts is not whole.
     """
     for what, text in (("a model", name), ("an alias", alias)):
         if not is_name(text):
@@ -82,9 +84,8 @@ def promote(
 
     def change(model: RegisteredModel) -> RegisteredModel:
         model, number = model.with_version(version)
-        if model.aliases.get(alias) == number:
-            raise DataError(f"{name}/{alias} is version {number} already, of run {version.run}")
-        return model.moved(alias, "promoted", number, author)
+        named = model.aliases.get(alias) == number
+        return model if named else model.moved(alias, "promoted", number, author)
 
     _require_whole(store, version)
     return _change(store, name, change)

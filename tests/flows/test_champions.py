@@ -44,6 +44,8 @@ def test_the_champion_is_searched_by_default_and_after_a_rollback_as_before(firs
 
     said = expandr(store, "promote", "latest", "-m", "the first", "--tag", "for=tests")
     assert f"demo/champion is version 1, of run {first.record.name}" in said
+    said = expandr(store, "promote", "latest")
+    assert f"demo/champion is version 1 already, of run {first.record.name}" in said
     model = read_model(opened, "demo")
     assert model.versions[0].models.keys() >= {"llm", "retriever", "corpus", "index"}
 

@@ -175,8 +175,16 @@ def test_names_find_versions_and_other_names_are_refused(tmp_path):
     for name, alias in (("demo", "latest"), ("demo", "../x"), ("1", "champion")):
         with pytest.raises(DataError, match="cannot name a"):
             promote(store, name, version, alias, ME)
-    with pytest.raises(DataError, match="is version 1 already"):
-        promote(store, "demo", version, "champion", ME)
+
+
+def test_what_an_alias_names_already_is_not_promoted_again_but_gets_its_tags(tmp_path):
+    store = Store(str(tmp_path / "store"))
+    version = run_of(store, "1")
+    before = promote(store, "demo", version, "champion", ME)
+    tagged = version.model_copy(update={"tags": {"team": "a"}})
+    after = promote(store, "demo", tagged, "champion", ME)
+    assert after == read_model(store, "demo") and after.history == before.history
+    assert after.aliases == {"champion": 1} and after.version(1).tags == {"team": "a"}
 
 
 def test_a_moved_store_serves_the_same_versions(tmp_path):
