@@ -12,7 +12,7 @@ from rich.table import Table
 from expandr_cli.terminal import absolute
 from expandr_core.evaluation.comparison import read_comparison, tests_in, titles_of
 from expandr_core.evaluation.metrics import MEASURES
-from expandr_core.evaluation.render import EFFECTS, baseline_title, format_p, format_score
+from expandr_core.evaluation.render import EFFECTS, baseline_title, counted, format_p, format_score
 from expandr_core.evaluation.significance import FEWEST, TEST_NAMES
 from expandr_core.reports.files import has_report, place_of
 from expandr_core.store.artifacts import Artifact
@@ -131,7 +131,7 @@ def _results(comparison: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
     """The results on a dataset of the systems to look at first."""
     titles, shown = titles_of(comparison), _shown(comparison, rows)
     table = plain_table(
-        f"{rows[0]['dataset']}: {rows[0]['queries']} queries",
+        f"{rows[0]['dataset']}: {counted(rows[0]['queries'], 'query', 'queries')}",
         "system",
         *(MEASURES[name].title for name in SHOWN),
         f"vs. {baseline_title(comparison)}",

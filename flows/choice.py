@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pyarrow.parquet as pq
 from prefect import get_run_logger
 
-from expandr_core.evaluation.render import format_p, signed
+from expandr_core.evaluation.render import counted, format_p, signed
 from expandr_core.evaluation.verdict import Kept
 from expandr_core.options.loop import LoopOptions
 from expandr_core.store.store import Store
@@ -123,6 +123,7 @@ def _too_few(level: float, clusters: int) -> str:
     if clusters >= least:
         return ""
     return (
-        f"{clusters} dev queries (or clusters of them) cannot show a gain at p = {level:g}, which takes "
-        f"{least}: give more, or raise loop.keep_level (1 keeps whatever scores higher)"
+        f"{counted(clusters, 'dev query', 'dev queries')} (or clusters of them) cannot show a gain at "
+        f"p = {level:g}, which takes {least}: give more, or raise loop.keep_level (1 keeps "
+        "whatever scores higher)"
     )

@@ -20,6 +20,7 @@ from prefect.runtime import flow_run
 from expandr_core.data.catalog import Dataset, find_datasets
 from expandr_core.errors import DataError, naming
 from expandr_core.evaluation.comparison import MeasuredDataset, read_comparison
+from expandr_core.evaluation.render import counted
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.options.promotion import PromotionOptions
 from expandr_core.store.artifacts import Artifact
@@ -173,7 +174,7 @@ def _decide(pipeline: Pipeline, gate: Gate, run: RunRecord, champion: Version | 
     faults = faults_of(tests, pipeline.options.promotion)
     own = tests[OWN]
     said = f"{own['difference']:+.4f} nDCG@10 on dev against version {champion.number}"
-    said += f" (p = {own['corrected_p']:.4f}, {own['queries']} queries)"
+    said += f" (p = {own['corrected_p']:.4f}, {counted(own['queries'], 'query', 'queries')})"
     names = ("difference", "p", "corrected_p", "queries", "clusters", "wins", "losses")
     numbers = {dataset: {each: test[each] for each in names} for dataset, test in tests.items()}
     numbers |= {"report": report.model_dump(mode="json", include={"key", "digest"})}
@@ -200,7 +201,8 @@ def faults_of(tests: dict[str, dict[str, Any]], options: PromotionOptions) -> li
     elif own["difference"] < options.minimum_gain:
         faults.append(f"the gain is below promotion.minimum_gain, {options.minimum_gain:g}")
     if own["difference"] > 0 and own["effect"] == "too few":
-        faults.append(f"{own['clusters']} observations are too few to tell at {options.level:g}")
+        few = counted(own["clusters"], "observation is", "observations are")
+        faults.append(f"{few} too few to tell at {options.level:g}")
     elif own["difference"] > 0 and not own["corrected_p"] < options.level:
         faults.append(f"the gain is not significant at the level {options.level:g}")
     for name, loss in tolerated(options).items():

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from expandr_core.evaluation.comparison import System
+from expandr_core.evaluation.render import counted
 from expandr_core.retrieval.gate import Gate, read_gate
 from expandr_core.stages.evaluate_runs import EXPANDED, SAVED, SEARCHED, EvaluateRunsOptions
 from expandr_core.stages.gate import GateStageOptions
@@ -106,9 +107,10 @@ def _measure_gate(pipeline: Pipeline, systems: Comparison, both: Both, gate: Art
         sum(each.counts.get(count, 0) for each in made) for count in (EXPANDED, SEARCHED, SAVED)
     )
     seeds = systems.systems[gated].seeds
-    asked = f"{queries / seeds:.0f} queries{f' with each of {seeds} seeds' if seeds > 1 else ''}"
+    asked = counted(queries / seeds, "query", "queries")
+    asked += f" with each of {seeds} seeds" if seeds > 1 else ""
     systems.notes.append(
-        f"Of {asked}, {name} expands {expands:.0f} and saves {saved:.0f} calls of the LLM."
+        f"Of {asked}, {name} expands {expands:.0f} and saves {counted(saved, 'call')} of the LLM."
         if expands
         else f"Of {asked}, {name} expands none, so it equals {systems.systems[both.alone].title}."
     )

@@ -124,6 +124,15 @@ def signed(value: float | None) -> str:
     return "–" if value is None else f"{value:+.3f}".replace("-", "−")
 
 
+def counted(number: float, one: str, more: str = "") -> str:
+    """Write how many there are; by default, more than one end in s.
+
+    >>> counted(1, "query", "queries"), counted(1200, "query", "queries"), counted(0, "call")
+    ('1 query', '1,200 queries', '0 calls')
+    """
+    return f"{number:,.0f} {one if number == 1 else more or f'{one}s'}"
+
+
 def format_score(row: dict[str, Any], metric: str) -> str:
     """Format a metric of a row, with its standard deviation if there is one.
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from expandr_core.errors import DataError
 from expandr_core.evaluation.metrics import mean_metrics, score_queries
+from expandr_core.evaluation.render import counted
 from expandr_core.records import RUN, rows_with_ids
 from expandr_core.runtime.job import Job
 
@@ -78,17 +79,18 @@ def count_identical_ids(job: Job, passage_ids: pa.Array | pa.ChunkedArray) -> No
 def identical_ids_warning(counts: Mapping[str, float]) -> str:
     """Say how many passages the rule about identical ids left out; empty if none.
 
-    >>> print(identical_ids_warning({"identical_ids": 3, "identical_ids/relevant": 1})[:61])
-    the passage with the query's id is left out, as in beir, of 3
+    >>> print(identical_ids_warning({"identical_ids": 1, "identical_ids/relevant": 1})[:82])
+    the passage with the query's id is left out, as in beir, of the results of 1 query
     >>> identical_ids_warning({})
     ''
     """
     if not counts.get(LEFT_OUT):
         return ""
     return (
-        f"the passage with the query's id is left out, as in beir, of {counts[LEFT_OUT]:.0f} queries' "
-        f"results, a relevant one of {counts[LEFT_OUT_RELEVANT]:.0f}; if the ids coincide by chance, "
-        "set evaluate.identical_ids to 'keep'"
+        "the passage with the query's id is left out, as in beir, of the results of "
+        f"{counted(counts[LEFT_OUT], 'query', 'queries')}, a relevant one of "
+        f"{counts[LEFT_OUT_RELEVANT]:.0f}; if the ids coincide by chance, set evaluate.identical_ids to "
+        "'keep'"
     )
 
 

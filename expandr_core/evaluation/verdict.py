@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from expandr_core.evaluation.comparison import titles_of
 from expandr_core.evaluation.metrics import MEASURES
-from expandr_core.evaluation.render import format_p, signed
+from expandr_core.evaluation.render import counted, format_p, signed
 from expandr_core.evaluation.significance import fewest_to_tell
 from expandr_core.options.base import Options, added
 
@@ -114,7 +114,8 @@ def _effect(comparison: dict[str, Any], system: dict[str, Any], contrast: dict[s
         "worse": f"On this data {f'{who} hurt' if kept else f'{titles[after]} is worse'}",
         "unclear": "On this data no difference is shown",
         "equal": "On this data the two are equal on every query",
-        "too few": f"{contrast['clusters']} observations are too few to tell (at least {least})",
+        "too few": f"{counted(contrast['clusters'], 'observation is', 'observations are')} too few to "
+        f"tell (at least {least})",
     }
     return (
         f"{what[contrast['effect']]}: {titles[before]} {scores[before]:.3f}, {titles[after]} "

@@ -3,7 +3,7 @@
 from typing import Any
 
 from expandr_core.evaluation.metrics import MEASURES
-from expandr_core.evaluation.render import signed
+from expandr_core.evaluation.render import counted, signed
 from expandr_core.evaluation.significance import FEWEST
 
 Report = dict[str, Any]
@@ -101,8 +101,8 @@ def _about_choice(report: Report) -> list[str]:
         )
         chosen = "Which round is kept" if rounds > 1 else "Whether round 1 is kept"
         said.append(
-            f"{chosen} was decided on {dev[0]['queries']} dev queries ({scores}); others may decide "
-            "otherwise."
+            f"{chosen} was decided on {counted(dev[0]['queries'], 'dev query', 'dev queries')} "
+            f"({scores}); others may decide otherwise."
         )
     if any(each["dataset"] == "dev" for each in report["datasets"]):
         said.append(
@@ -126,8 +126,8 @@ def leaks_of(report: Report, share: float = 0.0) -> list[str]:
                 else f"without them the gain is {rest}"
             )
             said.append(
-                f"Of {audit['queries']} queries {marked['queries']} may be leaked for "
-                f"{audit['title']} on {audit['dataset']}: {rest}."
+                f"Of {counted(audit['queries'], 'query', 'queries')} {marked['queries']} may be leaked "
+                f"for {audit['title']} on {audit['dataset']}: {rest}."
             )
             break
     return said

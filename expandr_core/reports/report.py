@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from expandr_core.errors import DataError, first_line
 from expandr_core.evaluation.comparison import titles_of
 from expandr_core.evaluation.metrics import MEASURES
+from expandr_core.evaluation.render import counted
 from expandr_core.evaluation.significance import TEST_NAMES
 from expandr_core.lineage.compared_run import ComparedRun
 from expandr_core.lineage.intervals import CONFIDENCE_PERCENT, RESAMPLES
@@ -149,11 +150,11 @@ def _scope(report: dict[str, Any]) -> str:
     '300 queries, 1,200 passages'
     """
     rows = report["datasets"]
-    queries = sum(row["queries"] for row in rows)
+    asked = counted(sum(row["queries"] for row in rows), "query", "queries")
     if len(rows) != 1:
-        return f"{len(rows)} sets of queries, {queries:,} queries" if rows else ""
+        return f"{len(rows)} sets of queries, {asked}" if rows else ""
     passages = rows[0]["passages"]
-    return f"{queries:,} queries" + ("" if passages is None else f", {passages:,.0f} passages")
+    return asked + ("" if passages is None else f", {passages:,.0f} passages")
 
 
 def _outcome(run: ComparedRun) -> dict[str, Any]:

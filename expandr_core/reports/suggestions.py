@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from expandr_core.evaluation.render import format_p, signed
+from expandr_core.evaluation.render import counted, format_p, signed
 from expandr_core.preferences.audit import CERTAIN
 
 Report = dict[str, Any]
@@ -90,8 +90,9 @@ def _about_losses(report: Report) -> list[str]:
             "" if said else "No system is shown to be worse than what it is tested against, but "
         )
         said.append(
-            f"{start}{queries['losses']} of {queries['queries']} queries get worse with "
-            f"{queries['after_title']}, at worst by {signed(queries['worst'][0]['difference'])}."
+            f"{start}{queries['losses']} of {counted(queries['queries'], 'query', 'queries')} get "
+            f"worse with {queries['after_title']}, at worst by "
+            f"{signed(queries['worst'][0]['difference'])}."
         )
     return said
 

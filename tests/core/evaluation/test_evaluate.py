@@ -368,7 +368,7 @@ def test_passages_left_out_for_the_query_s_id_are_counted_and_can_be_kept(tmp_pa
     assert (made.counts["identical_ids"], made.counts["identical_ids/relevant"]) == (2, 1)
     assert made.counts["ndcg_at_10"] == pytest.approx(2 / 3)
     assert evaluation.identical_ids_warning(made.counts) == (
-        "the passage with the query's id is left out, as in beir, of 2 queries' results, a "
+        "the passage with the query's id is left out, as in beir, of the results of 2 queries, a "
         "relevant one of 1; if the ids coincide by chance, set evaluate.identical_ids to 'keep'"
     )
     options = flat(evaluate_bm25.OPTIONS, identical_ids="keep")

@@ -123,6 +123,13 @@ def test_what_cannot_be_told_is_not_told(effect, words):
     assert verdict(comparison(effect)).sentences[1].startswith(words)
 
 
+def test_one_observation_is_not_several():
+    found = comparison("too few")
+    found["contrasts"][0]["clusters"] = 1
+    said = verdict(found).sentences[1]
+    assert said.startswith("1 observation is too few to tell (at least 6)")
+
+
 def test_bm25_can_be_best():
     said = verdict(comparison("better", bm25=0.95))
     assert said.sentences[-1] == (
