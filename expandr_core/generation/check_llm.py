@@ -148,7 +148,7 @@ def try_llm(folder: Path, model: Any, tokenizer: Any) -> None:
         prompts = [fit_prompt(tokenizer, "q2d", each, "", NO_LIMIT).ids for each in QUERIES]
         preference_ids(tokenizer, pair, "q2d", max_prompt_tokens=NO_LIMIT, max_tokens=NO_LIMIT)
         if _fits_memory(folder, model):
-            _write(folder, max(map(len, prompts)))
+            _write(folder, prompts)
     except DataError as error:
         raise DataError(f"{folder}: {error}") from error
     except Exception as error:
@@ -173,10 +173,19 @@ def _fits_memory(folder: Path, model: Any) -> bool:
     return fits
 
 
-def _write(folder: Path, longest: int) -> None:
+def _write(folder: Path, prompts: list[list[int]]) -> None:
+    import torch
+
     from expandr_core.generation.engine import Request
     from expandr_core.generation.transformers_engine import TransformersGenerator
 
     requests = [Request("q2d", query, "", (0, 1), (1.0, 0.0)) for query in QUERIES]
     generator = TransformersGenerator(folder, "cpu")
-    list(generator.generate(requests, SamplingOptions(max_new_tokens=2), longest))
+    list(generator.generate(requests, SamplingOptions(max_new_tokens=2), max(map(len, prompts))))
+    with torch.inference_mode():
+        found: Any = generator.model(input_ids=torch.tensor(prompts[:1]), logits_to_keep=1)
+    if found.logits.min() == found.logits.max():
+        raise DataError(
+            "every token is equally likely after a prompt, as in a model whose embeddings or norms are "
+            "all zero; get the model again"
+        )

@@ -138,6 +138,18 @@ def test_what_is_no_complete_gguf_of_a_causal_model_is_refused(model, tmp_path):
     refused(whole, "chat template", template="{{ bos_token }}{{ nonsense(")
 
 
+@needs_gguf
+@pytest.mark.parametrize(("number", "fault"), [(0.0, "equally likely"), (torch.nan, "not finite")])
+def test_a_model_without_its_numbers_is_refused(model, tmp_path, number, fault):
+    broken = AutoModelForCausalLM.from_pretrained(model)
+    for weight in broken.parameters():
+        weight.data.fill_(number)
+    broken.save_pretrained(model)
+    file = write_gguf(model, tmp_path / "model.gguf")
+    with pytest.raises(DataError, match=f"{file}.*{fault}"):
+        import_gguf(file, tmp_path)
+
+
 @pytest.mark.skipif(HAS_GGUF, reason="the package gguf is installed")
 def test_without_the_package_the_error_says_how_to_install_it(tmp_path):
     with pytest.raises(DataError, match="the package gguf is missing; run `pip install gguf`"):

@@ -258,6 +258,18 @@ def test_a_model_that_fails_at_its_first_text_is_refused(tmp_path):
         check_llm(folder)
 
 
+@pytest.mark.parametrize("part", ["embed_tokens", "model.norm", "weight"])
+def test_a_model_whose_embeddings_norms_or_all_weights_are_zero_is_refused(tmp_path, part):
+    folder = save(tmp_path / "llm", "LlamaConfig")
+    weights = load_file(folder / "model.safetensors")
+    for name, weight in weights.items():
+        if part in name:
+            weight.zero_()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DataError, match=f"{folder}: every token is equally likely"):
+        check_llm(folder)
+
+
 def test_a_model_too_large_for_the_memory_is_accepted_without_a_text(tmp_path, caplog):
     folder = save(tmp_path / "llm", "LlamaConfig", hidden_size=64)
     model = SimpleNamespace(
