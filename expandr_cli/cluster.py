@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from expandr_cli.terminal import RESUME, StoreOption, fail, notify, out, user_errors
+from expandr_cli.terminal import RESUME, StoreOption, absolute, fail, notify, out, user_errors
 
 app = typer.Typer()
 
@@ -101,7 +101,12 @@ def drain(
 
 @app.command()
 def resume(
-    run_name: Annotated[str, typer.Argument(help="Name or id of the run in Prefect.")] = "latest",
+    run_name: Annotated[
+        str, typer.Argument(help="Name of the run, its id in Prefect, or 'latest'.")
+    ] = "latest",
+    store: Annotated[
+        str, typer.Option(help="Folder or s3:// URL that the run is of; by default any.")
+    ] = "",
 ) -> None:
     """Continue a run of the joint loop that failed, crashed, was killed or was cancelled.
 
@@ -114,7 +119,7 @@ def resume(
         from tasks.stage import open_store
 
         with prefect_server(notify):
-            summary = resume_run(out, run_name)
+            summary = resume_run(out, run_name, absolute(store) if store else "")
         if summary:
             print_summary(out, open_store(summary.store), summary)
 

@@ -1,7 +1,8 @@
 """Continue a run of the joint loop that ended early."""
 
 import contextlib
-from datetime import UTC, datetime
+import re
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -22,13 +23,16 @@ from expandr_core.errors import DataError
 from flows.joint_loop import joint_loop
 from flows.run_record import RunRecord, said_of_it
 
+MOST = 200  # runs to look through; Prefect lists no more at once
 
-def resume(out: Console, reference: str) -> RunRecord | None:
+
+def resume(out: Console, reference: str, store: str) -> RunRecord | None:
     """Continue a run: on its workers if a deployment started it, otherwise in this process.
 
     Args:
         out: reports what happens.
-        reference: name or id of the run in Prefect, or "latest".
+        reference: name of the run, in the store or in Prefect, its id there, or "latest".
+        store: that the run is of; empty for any.
 
     Returns:
         The record of the run if it continued in this process.
@@ -37,7 +41,7 @@ def resume(out: Console, reference: str) -> RunRecord | None:
         DataError: if there is no such run, or it is complete or still active.
     """
     with get_client(sync_client=True) as client:
-        run = _find(client, reference)
+        run = find_flow_run(client, reference, store)
         state = run.state_name or "unknown"
         if run.state and run.state.is_completed():
             raise DataError(f"run {run.name} is {state}; there is nothing left to do")
@@ -57,22 +61,30 @@ def resume(out: Console, reference: str) -> RunRecord | None:
         return RunRecord.model_validate(run_flow(joint_loop, **parameters))
 
 
-def _find(client: SyncPrefectClient, reference: str) -> FlowRun:
-    """Find the latest run of the joint loop with this name or id."""
-    wanted = FlowRunFilter(name=FlowRunFilterName(any_=[reference]))
+def find_flow_run(client: SyncPrefectClient, reference: str, store: str) -> FlowRun:
+    """Find the latest run of the joint loop with this name or id, of a store unless that is empty."""
+    name, until = reference, None
+    if of_store := re.fullmatch(r"(\d{8}T\d{6})-(.+)", reference):  # see flows.run_record.run_name
+        name = of_store[2]
+        started = datetime.strptime(of_store[1], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+        until = started + timedelta(seconds=1)
+    wanted = FlowRunFilter(name=FlowRunFilterName(any_=[name]))
     if reference == "latest":
         wanted = FlowRunFilter()
     with contextlib.suppress(ValueError):
         wanted = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(reference)]))
-    found = client.read_flow_runs(
+    listed = client.read_flow_runs(
         flow_filter=FlowFilter(name=FlowFilterName(any_=[joint_loop.name])),
         flow_run_filter=wanted,
         sort=FlowRunSort.EXPECTED_START_TIME_DESC,
-        limit=1,
+        limit=MOST,
     )
-    if not found:
-        raise DataError(
-            f"there is no run {reference!r} of the joint loop on this Prefect server; "
-            "`prefect flow-run ls` lists the runs, PREFECT_API_URL names the server"
-        )
-    return found[0]
+    for run in listed:
+        begun = run.start_time or run.expected_start_time
+        early = until is None or (begun is not None and begun < until)
+        if early and store in ("", run.parameters.get("store")):
+            return run
+    raise DataError(
+        f"there is no run {reference!r} of the joint loop{store and f' in {store}'} on this Prefect "
+        "server; `prefect flow-run ls` lists the runs, PREFECT_API_URL names the server"
+    )

@@ -1,0 +1,36 @@
+"""Which run `expandr resume` continues: by the names that Prefect and the store have for it."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.states import Scheduled
+
+from expandr_cli.resume import find_flow_run
+from expandr_core.errors import DataError
+from flows.joint_loop import joint_loop
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_run_is_found_by_the_names_that_it_has_and_by_its_store():
+    now = datetime(2026, 11, 28, 20, 33, 47, tzinfo=UTC)
+    with get_client(sync_client=True) as client:
+
+        def begun(name: str, store: str, started: datetime) -> str:
+            scheduled = Scheduled(scheduled_time=started)
+            run = client.create_flow_run(
+                joint_loop, name=name, parameters={"store": store}, state=scheduled
+            )
+            return str(run.id)
+
+        def found(reference: str, store: str = "") -> str:
+            return str(find_flow_run(client, reference, store).id)
+
+        frog = begun("smart-frog", "/a", now)
+        namesake = begun("smart-frog", "/b", now + timedelta(days=1))
+        assert found("smart-frog") == found("latest") == found("smart-frog", "/b") == namesake
+        assert found("20261128T203347-smart-frog") == found(frog) == found("latest", "/a") == frog
+        assert found("20261129T203347-smart-frog") == namesake
+        for reference, store in (("smart-frog", "/c"), ("20261127T203347-smart-frog", "")):
+            with pytest.raises(DataError, match=f"no run '{reference}' .*{store}"):
+                found(reference, store)
