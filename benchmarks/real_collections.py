@@ -2,7 +2,7 @@
 
     python -m benchmarks.real_collections DATA OUT     # folders of collections in BEIR layout
 
-cranfield, med, cacm, cisi, npl    no training queries: half of the test queries become dev queries
+cranfield, med, cacm, cisi, npl, lisa, time    no training queries: half of the test queries become dev queries
 scifact, nfcorpus_norm             150 training queries become dev queries
 stackfaq                           threads become clusters, every fifth training thread dev queries
 
@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-UNTRAINED = ("cranfield", "med", "cacm", "cisi", "npl")
+UNTRAINED = ("cranfield", "med", "cacm", "cisi", "npl", "lisa", "time")
 TRAINED = ("scifact", "nfcorpus_norm")
 DEV_QUERIES = 150
 
