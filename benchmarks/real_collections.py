@@ -2,7 +2,8 @@
 
     python -m benchmarks.real_collections DATA OUT     # folders of collections in BEIR layout
 
-cranfield, med, cacm, cisi, npl, lisa, time    no training queries: half of the test queries become dev queries
+cranfield, med, cacm, cisi,        no training queries: half of the test queries become dev queries
+npl, time, lisa
 scifact, nfcorpus_norm             150 training queries become dev queries
 stackfaq                           threads become clusters, every fifth training thread dev queries
 
