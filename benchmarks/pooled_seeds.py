@@ -25,6 +25,8 @@ from expandr_core.evaluation.comparison import (
 )
 from expandr_core.lineage.compared_run import ComparedRun
 from expandr_core.lineage.finding import find_run
+from expandr_core.lineage.options import differing
+from expandr_core.options.base import identity
 from expandr_core.stages.compare import CompareOptions
 from expandr_core.store.artifacts import Artifact
 from flows.report import publish_report
@@ -70,13 +72,20 @@ def compared(pipeline: Pipeline, runs: dict[str, list[str]]) -> Artifact:
     """Compare what the runs have measured, paired by collection, seed and query.
 
     Raises:
-        DataError: if two runs of a collection have one seed.
+        DataError: if two runs of a collection have one seed, or differ in more than that.
     """
     store, inputs, datasets = pipeline.open(), dict[str, Artifact](), list[MeasuredDataset]()
     titles: list[dict[str, str]] = []
     for collection, names in runs.items():
         seeds: list[str] = []
+        first = identity(loop_run(store, names[0]).options)
         for name in names:
+            others = differing(first, identity(loop_run(store, name).options)).keys() - {"seed"}
+            if others:
+                raise DataError(
+                    f"{name} differs from {names[0]} in {', '.join(sorted(others))}, not only in its "
+                    f"seed; leave it out of {collection}, or pool it under another name"
+                )
             run = ComparedRun(store, find_run([store], name)[1])
             seed = f"seed-{run.run.options['seed']}"
             if seed in seeds:

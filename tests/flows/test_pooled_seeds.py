@@ -36,6 +36,15 @@ def test_pooled_runs_are_paired_by_seed_and_their_tests_corrected_together(first
     assert len(checked) > 100 and not [each for each in checked if not each["check"]["agrees"]]
 
 
+def test_runs_that_differ_in_more_than_their_seed_are_not_pooled(first, store):
+    opened, name = Store(str(store)), first.record.name
+    [record] = opened.records()
+    options = record["options"] | {"seed": 9, "dpo": record["options"]["dpo"] | {"beta": 0.7}}
+    opened.write_record(f"{name}-beta", record | {"name": f"{name}-beta", "options": options})
+    with pytest.raises(DataError, match=rf"{name}-beta differs from {name} in dpo\.beta, not only"):
+        compared(Pipeline(str(store)), {"a": [name, f"{name}-beta"]})
+
+
 def test_a_seed_is_not_pooled_twice(first):
     with pytest.raises(DataError, match="a second run of a with seed-1"):
         compared(Pipeline(first.record.store), {"a": [first.record.name] * 2})
