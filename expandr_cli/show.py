@@ -137,12 +137,13 @@ def verify_all(out: Console, url: str, beginning: str) -> int:
     """Compare every file with its manifest; print the damaged artifacts and return their number.
 
     Raises:
-        DataError: if no key begins with it.
+        DataError: if there is none.
     """
     store = open_store(url)
     keys = store.keys(beginning)
     if not keys:
-        raise DataError(f"no artifact's key begins with {beginning!r} in {store.url}")
+        which = f"whose key begins with {beginning!r} " if beginning else ""
+        raise DataError(f"there is no artifact {which}in {store.url}")
     damaged = 0
     for key in keys:
         try:

@@ -29,6 +29,12 @@ def note(store: Store, name: str, **facts: object) -> None:
     store.write_note(name, {**known, "started": now, "preset": "none", "data": "demo", **facts})
 
 
+def test_a_store_without_artifacts_is_called_so_when_it_is_verified(tmp_path):
+    for keys, said in ([], f"no artifact in {tmp_path}"), (["dpo-1"], "begins with 'dpo-1'"):
+        result = CliRunner().invoke(app, ["verify", *keys, "--store", str(tmp_path)], env=WIDE)
+        assert result.exit_code == 2 and said in result.output, result.output
+
+
 def test_runs_that_go_on_or_failed_or_were_killed_are_told_apart(tmp_path):
     store = Store(str(tmp_path))
     yesterday = (datetime.now(UTC) - timedelta(days=1)).isoformat()
