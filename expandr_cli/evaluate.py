@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from expandr_cli.config_files import SeedOption, SetOption, load_options, said_of
-from expandr_cli.terminal import AGAIN, StoreOption, absolute, fail, notify, out, user_errors
+from expandr_cli.terminal import AGAIN, ANEW, StoreOption, absolute, fail, notify, out, user_errors
 
 app = typer.Typer()
 
@@ -58,7 +58,7 @@ def evaluate(
     if calibrate and not plan_only:
         fail("--calibrate goes with --plan")
     options = load_options(config, seed, changes or [])
-    with user_errors(AGAIN):
+    with user_errors(ANEW if plan_only else AGAIN):
         from expandr_cli.preflight import check_suite
         from flows.model_pairs import MeasuredModels
 

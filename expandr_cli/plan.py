@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from rich.table import Table
 
 from expandr_cli.config_files import SeedOption, SetOption, load_options
-from expandr_cli.terminal import AGAIN, StoreOption, absolute, fail, notify, out, user_errors
+from expandr_cli.terminal import ANEW, StoreOption, absolute, fail, notify, out, user_errors
 
 if TYPE_CHECKING:
     from expandr_core.options.loop import JointLoopOptions
@@ -52,7 +52,7 @@ def plan(
     Stage costs come from earlier runs with the same models or, if they lack any, from one calibration
     round on a sample of the data. Hours are for one worker that makes everything from scratch.
     """
-    with user_errors(AGAIN):
+    with user_errors(ANEW):
         from flows.run_record import loop_run
         from tasks.stage import open_store
 

@@ -30,6 +30,7 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 AGAIN = "The same command continues from what was finished"
+ANEW = "The same command plans again; a calibration that did not end starts anew"
 RESUME = "`expandr resume` continues it; finished stages are reused from the store"
 out = Console(width=None if sys.stdout.isatty() else 250)  # a pipe has no edge to wrap lines at
 StoreOption = Annotated[

@@ -63,8 +63,9 @@ def _about_chance(report: Report) -> list[str]:
     if row and row["clusters"] < FEW_CLUSTERS:
         kind = "t-test" if row["clusters"] >= FEWEST else "randomisation test"
         said.append(
-            f"There are only {row['clusters']} independent observations for the {kind}: small "
-            "differences cannot be told from chance."
+            f"There {'is' if row['clusters'] == 1 else 'are'} only "
+            f"{counted(row['clusters'], 'independent observation')} for the {kind}: small differences "
+            "cannot be told from chance."
         )
     head = report["headline"]
     if head and head["low"] is not None:
