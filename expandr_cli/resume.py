@@ -1,6 +1,7 @@
 """Continue a run of the joint loop that ended early."""
 
 import contextlib
+import platform
 import re
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -18,10 +19,12 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import AwaitingRetry
 from rich.console import Console
 
+from expandr_cli.runs import state_of
 from expandr_cli.temporary_server import run_flow
 from expandr_core.errors import DataError
 from flows.joint_loop import joint_loop
 from flows.run_record import RunRecord, said_of_it
+from tasks.stage import open_store
 
 MOST = 200  # runs to look through; Prefect lists no more at once
 
@@ -55,10 +58,20 @@ def resume(out: Console, reference: str, store: str) -> RunRecord | None:
             )
             out.print(f"{run.name} ({run.id}) was {state}; it now waits for a worker of its pool")
             return None
-    out.print(f"{run.name} ({run.id}) is {state}; it continues here")
+    state = _state_here(run) or state
+    if state == "running":
+        raise DataError(f"run {run.name} still runs on this machine; wait for it, or interrupt it")
+    out.print(f"{run.name} ({run.id}) was {state}; it continues here")
     with said_of_it(run.tags):
         parameters = joint_loop.validate_parameters(run.parameters)
         return RunRecord.model_validate(run_flow(joint_loop, **parameters))
+
+
+def _state_here(run: FlowRun) -> str:
+    """Return the state of a run of this machine; Prefect takes a killed one for running."""
+    store = open_store(str(run.parameters["store"]))
+    own = [note for note in store.notes() if note.get("flow_run_id") == str(run.id)]
+    return next((state_of(note) for note in own if note.get("host") == platform.node()), "")
 
 
 def find_flow_run(client: SyncPrefectClient, reference: str, store: str) -> FlowRun:

@@ -21,7 +21,7 @@ from expandr_core.store.store import Store
 def print_runs(out: Console, store: Store, limit: int) -> None:
     """Print the latest runs, the newest last; what is not known of an older one stays empty."""
     runs = [{"state": "completed", **record} for record in store.records()]
-    runs += [{**note, "state": _state(note)} for note in store.notes()]
+    runs += [{**note, "state": state_of(note)} for note in store.notes()]
     runs.sort(key=lambda run: str(run.get("name", "")))
     table = Table(box=None)
     for title in ("run", "state", "config", "preset", "data", "headline"):
@@ -53,7 +53,7 @@ def _said(run: dict[str, Any]) -> list[str]:
     return sorted(tags, key=lambda tag: ("=" in tag, tag))
 
 
-def _state(note: dict[str, Any]) -> str:
+def state_of(note: dict[str, Any]) -> str:
     """Tell a run that goes on from one that was killed, if it was on this machine."""
     state = str(note.get("state", "?"))
     if state != "running" or note.get("host") != platform.node():

@@ -1,13 +1,17 @@
 """Which run `expandr resume` continues: by the names that Prefect and the store have for it."""
 
+import os
+import platform
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.states import Scheduled
+from prefect.states import Running, Scheduled
+from rich.console import Console
 
-from expandr_cli.resume import find_flow_run
+from expandr_cli.resume import find_flow_run, resume
 from expandr_core.errors import DataError
+from expandr_core.store.store import Store
 from flows.joint_loop import joint_loop
 
 
@@ -34,3 +38,17 @@ def test_a_run_is_found_by_the_names_that_it_has_and_by_its_store():
         for reference, store in (("smart-frog", "/c"), ("20261127T203347-smart-frog", "")):
             with pytest.raises(DataError, match=f"no run '{reference}' .*{store}"):
                 found(reference, store)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_run_that_still_runs_here_is_not_continued(tmp_path):
+    with get_client(sync_client=True) as client:
+        parameters = {"store": str(tmp_path)}
+        run = client.create_flow_run(
+            joint_loop, name="busy-bee", parameters=parameters, state=Running()
+        )
+    of_this_process = {"host": platform.node(), "process": os.getpid(), "state": "running"}
+    started = {"flow_run_id": str(run.id), "started": datetime.now(UTC).isoformat()}
+    Store(str(tmp_path)).write_note("busy-bee", {"name": "busy-bee", **of_this_process, **started})
+    with pytest.raises(DataError, match="busy-bee still runs on this machine"):
+        resume(Console(quiet=True), "busy-bee", "")
