@@ -149,7 +149,10 @@ def _wait_for_fork(
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    os.write(status, f"{os.getpid()}\n".encode())
+    try:
+        os.write(status, f"{os.getpid()}\n".encode())
+    except BrokenPipeError:  # whoever asked has died since
+        os._exit(1)
     stage = os.fork()
     if stage:
         os.close(output)  # it ends for the reader when the stage ends

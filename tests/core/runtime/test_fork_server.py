@@ -127,3 +127,15 @@ def test_a_fork_is_in_the_folder_of_the_moment(server, tmp_path, monkeypatch):
         forked = server.fork(["spec.json", "store"], errors, dict(os.environ))
     assert '"artifact"' in forked.stdout.read()
     assert forked.wait() == 0
+
+
+def test_a_fork_for_a_process_that_has_died_says_nothing(tmp_path):
+    """A killed command's server is still importing, and finds the request later."""
+    program = (
+        "import os, sys, signal\n"
+        "from expandr_core.runtime.fork_server import ForkServer\n"
+        "ForkServer([]).fork(['spec', 'store'], sys.stderr.buffer, dict(os.environ))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (killed.returncode, killed.stderr.decode()) == (-signal.SIGKILL, "")
