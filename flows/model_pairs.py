@@ -148,7 +148,7 @@ def _named_models(
     if unnamed:
         raise DataError(
             f"{unnamed[0]}.model is 'tiny', which is built from a collection's text; name a model, give "
-            "the key of one, or name a run whose models are measured"
+            "the key of one, or name a run whose models are measured (--run, `models.runs`)"
         )
     found = {role: pipeline.find(key) for role in names if (key := getattr(wanted, role))}
     if "llm" in found:

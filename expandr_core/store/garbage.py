@@ -71,11 +71,8 @@ def find_garbage(store: Store, keep_runs: int | None, before: datetime) -> list[
     needed |= {key for name in stay for key in _needs(store, "runs", name)[0]}
     notes = _list(store, NOTES)
     noted = _noted(store, notes, before)
-    needed |= {
-        key
-        for key, files in artifacts.items()
-        if MANIFEST in files and files[MANIFEST][1] >= before
-    }
+    manifests = {key: files[MANIFEST] for key, files in artifacts.items() if MANIFEST in files}
+    needed |= {key for key, (_, changed) in manifests.items() if changed >= before}
     needed = _with_lineage(store, needed.union(*noted.values()))
     found = [
         Garbage("run", path, *runs[path], partial(_remove_run, store, f"runs/{path}"))
@@ -88,7 +85,8 @@ def find_garbage(store: Store, keep_runs: int | None, before: datetime) -> list[
     ]
     unneeded = _artifacts(store, artifacts, needed, before)
     found += sorted(unneeded, key=lambda each: each.changed)[::-1]
-    return [*found, *_reports(store, stay, before), *_rest(store, before), *_scratch(store, before)]
+    found += [*_reports(store, stay, before), *_rest(store, before)]
+    return found + list(_scratch(store, before, needed))
 
 
 def _remove_run(store: Store, path: str) -> bool:
@@ -274,14 +272,14 @@ def _rest(store: Store, before: datetime) -> Iterator[Garbage]:
             yield Garbage("parts of a file", name, 0, started, remove)
 
 
-def _scratch(store: Store, before: datetime) -> Iterator[Garbage]:
-    """Yield abandoned work on this machine, and downloads not used lately."""
+def _scratch(store: Store, before: datetime, needed: set[str]) -> Iterator[Garbage]:
+    """Yield abandoned work on this machine, curves of what goes, and downloads not used lately."""
     kinds = [("work", "unfinished work", partial(_remove_work, store)),
              ("tensorboard", "curves of a training", partial(_done, shutil.rmtree))]  # fmt: skip
     for folder, kind, remove in kinds:
         for path in sorted((store.scratch / folder).glob("*")):
             changed = datetime.fromtimestamp(last_change(path), UTC)
-            if changed < before:
+            if changed < before and (folder == "work" or path.name not in needed):
                 yield Garbage(kind, path.name, size_of(path), changed, partial(remove, path))
     if store.is_local:
         return

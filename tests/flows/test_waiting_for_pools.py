@@ -120,7 +120,7 @@ def end(client: SyncPrefectClient, *parents: Parent) -> None:
             if run.state and not run.state.is_final():
                 state = Failed(name=BAD_INPUT, message="the end")
                 client.set_flow_run_state(run.id, state, force=True)
-        time.sleep(0.05)
+        time.sleep(0.5)
     assert [type(parent.error) for parent in parents] == [DataError] * len(parents)
 
 

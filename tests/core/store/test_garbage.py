@@ -150,6 +150,14 @@ def test_what_a_run_finds_while_garbage_is_collected_stays(store):
     assert store.verify(full("expand-2"))
 
 
+def test_the_curves_of_a_training_stay_as_long_as_what_it_made(store):
+    three_runs(store)
+    for run in "23":
+        (store.curves / full(f"dpo-{run}")).mkdir(parents=True)
+    collect(store, keep_runs=1)
+    assert [each.name for each in store.curves.iterdir()] == [full("dpo-3")]
+
+
 def test_looking_removes_nothing(store):
     three_runs(store)
     before = sorted(store.keys())
