@@ -58,6 +58,8 @@ def load_options(
     except ValidationError as error:
         fail("\n".join(complaints(error, str(config), said)))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, DataError) as error:
+        if isinstance(error, FileNotFoundError) and error.filename == str(config):
+            fail(f"{config}: there is no such file; configs/ has some to start from")
         known = str(config) in str(error) or str(error).startswith("--set")
         fail(str(error) if known else f"{config}: {error}")
 

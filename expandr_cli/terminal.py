@@ -52,7 +52,7 @@ def user_errors(go_on: str = "") -> Iterator[None]:
         go_on: how to continue an interrupted run.
     """
     for name in ("prefect.task_runs", "prefect.flow_runs"):
-        logging.getLogger(name).addFilter(_without_traceback)
+        logging.getLogger(name).addFilter(_is_news)
     interruption = Interruption(
         lambda started: notify(f"interrupted. {go_on if started else ''}".strip())
     )
@@ -83,11 +83,11 @@ def _described(error: OSError | RuntimeError) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _without_traceback(record: logging.LogRecord) -> bool:
-    if record.exc_info and isinstance(record.exc_info[1], DataError):
-        record.exc_info = None
-        record.exc_text = None
-    return True
+def _is_news(record: logging.LogRecord) -> bool:
+    """Tell whether a line repeats no user's error, which its task's last line tells."""
+    raised = record.exc_info and isinstance(record.exc_info[1], DataError)
+    of_flow = "Flow run encountered an exception: DataError: " in record.getMessage()
+    return not (raised or of_flow)
 
 
 def printable(text: str) -> str:

@@ -54,13 +54,19 @@ def llm_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
-    """A Prefect server with an empty database of its own, for all flows of the tests."""
+    """A Prefect server with an empty database of its own, for all flows of the tests.
+
+    It keeps no events, as nobody reads them here; a cluster's server does.
+    """
     from ports import kept_port
     from prefect.testing import utilities
 
     with kept_port() as port, pytest.MonkeyPatch.context() as patch:
         patch.setattr(utilities, "_find_available_port", lambda: port)  # which could be lost again
+        for service in ("EVENT_PERSISTER", "TRIGGERS"):
+            patch.setenv(f"PREFECT_SERVER_SERVICES_{service}_ENABLED", "false")
         with utilities.prefect_test_harness(server_startup_timeout=300):
+            patch.undo()  # other servers keep them
             yield
 
 

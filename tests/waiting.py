@@ -7,7 +7,7 @@ SECONDS = 300  # after which it will not come
 
 
 def wait_until(is_so: Callable[[], object], what: str = "what was waited for") -> None:
-    """Wait until something is so; looking takes a fifth of a core at most."""
+    """Wait until something is so; a look that takes long is repeated later, but within a second."""
     asked = time.monotonic()
     deadline = asked + SECONDS
     while not is_so():

@@ -58,6 +58,14 @@ def test_what_was_wrong_in_the_file_is_said_of_the_file(config, capsys):
     )
 
 
+def test_a_file_that_is_missing_is_told_with_where_to_begin(tmp_path, capsys):
+    missing = tmp_path / "tiny"
+    with pytest.raises(Exception, match="2"):
+        load_options(missing, None, [])
+    told = f"error: {missing}: there is no such file; configs/ has some to start from\n"
+    assert capsys.readouterr().err == told
+
+
 def test_options_that_do_not_fit_together_name_what_was_said_of_them(config, capsys):
     changes = ["expand.candidates.sampling_temperatures=[0.5, 0.6, 0.7]", "dpo.beta=0.2"]
     with pytest.raises(Exception, match="2"):

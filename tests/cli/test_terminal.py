@@ -2,16 +2,19 @@
 
 import errno
 import io
+import logging
 import os
 import platform
 
 import pytest
 import typer
+from prefect import flow, task
 from rich.console import Console
 
 from expandr_cli.explain import _say
 from expandr_cli.models import _actor
 from expandr_cli.terminal import user_errors
+from expandr_core.errors import DataError
 
 
 def test_a_text_neither_paints_the_terminal_nor_names_its_window():
@@ -38,3 +41,39 @@ def test_a_user_who_has_a_number_only_can_promote(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 424_242)
     assert _actor() == f"424242@{platform.node()}"
+
+
+class Kept(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self):
+        super().__init__()
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(self.format(record))
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_users_error_is_told_by_its_task_and_at_the_end(capsys):
+    @task
+    def read() -> None:
+        raise DataError("corpus.jsonl:5: not valid JSON")
+
+    @flow
+    def loop() -> None:
+        read()
+
+    kept = Kept()
+    loggers = [logging.getLogger(name) for name in ("prefect.task_runs", "prefect.flow_runs")]
+    for logger in loggers:
+        logger.addHandler(kept)
+    try:
+        with pytest.raises(typer.Exit), user_errors():
+            loop()
+    finally:
+        for logger in loggers:
+            logger.removeHandler(kept)
+    told = [line for line in kept.said if "corpus.jsonl:5" in line]
+    assert len(told) == 1 and "Traceback" not in told[0]
+    assert "error: corpus.jsonl:5: not valid JSON" in capsys.readouterr().err
