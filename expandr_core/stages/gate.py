@@ -42,7 +42,7 @@ from expandr_core.seeding import derive_seed
 from expandr_core.training.gate_fit import Fitted, best_weight, fit_gate
 
 log = logging.getLogger(__name__)
-VERSION = 1
+VERSION = 2
 ROLE = "measure"
 ISOLATION = "on-gpu"
 _DIGITS = 6  # of the regression, so that another processor writes the same
