@@ -186,7 +186,7 @@ def regress(features: Floats, gains: Floats) -> Regression:
     if len(np.unique(signs)) < 2:
         return Regression(means, scales, np.zeros(size), float(signs[0]) if len(signs) else 0.0)
     weights = np.abs(gains[told])
-    # scipy's L-BFGS-B waits for threads of BLAS at every step, a hundred times as long as it computes
+    # scipy's L-BFGS-B waits for threads of BLAS at every step (scipy 22438)
     model = LogisticRegression(solver="newton-cg", tol=1e-8, max_iter=1000)
     model.fit((features[told] - means) / scales, signs, sample_weight=weights / weights.mean())
     coefficients, intercept = np.ravel(model.coef_), np.ravel(model.intercept_)
