@@ -256,7 +256,7 @@ def _rest(store: Store, before: datetime) -> Iterator[Garbage]:
         for path, (size, changed) in _list(store, folder).items():
             if changed < limit:
                 yield Garbage(kind, path, size, changed, _remover(store, folder, path))
-    for folder in ("runs", MODELS):
+    for folder in ("runs", MODELS, REPORTS):
         for path, (size, changed) in _list(store, folder).items():
             if PARTIAL in path and changed < before:
                 yield Garbage("part of a file", path, size, changed, _remover(store, folder, path))

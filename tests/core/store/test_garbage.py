@@ -113,6 +113,16 @@ def test_a_report_that_is_being_written_stays(store):
     assert collect(store, 0, datetime.now(UTC) - DAY) == set()
 
 
+def test_what_a_kill_left_of_a_report_goes(store):
+    three_runs(store)
+    half = Path(store.root, "reports", "3", "report.html.partial-1f3a")
+    half.parent.mkdir(parents=True)
+    half.write_text("half")
+    assert collect(store, None, datetime.now(UTC) - DAY) == set()  # it may be written just now
+    age(half, 2)
+    assert collect(store, None, datetime.now(UTC) - DAY) == {f"3/{half.name}"}
+
+
 def test_all_runs_are_kept_unless_a_number_is_given(store):
     three_runs(store)
     assert collect(store, None) == {full("dpo-unrecorded")}
