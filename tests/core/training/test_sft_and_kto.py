@@ -188,7 +188,7 @@ def test_dpo_from_an_sft_adapter_is_one_adapter_of_the_same_model(store, llm_fol
 def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path, llm_folder, caplog, stage):
     """Kill -9 the real child process as soon as it has a checkpoint, then run the stage again."""
     stores = [Store(str(tmp_path / name)) for name in ("killed", "whole")]
-    settings = {"epochs": 10, "evaluation_steps": 2}
+    settings = {"epochs": 5, "evaluation_steps": 2}
     specs = [spec_of(stage, put_world(store, llm_folder), **settings) for store in stores]
     checkpoints = stores[0].scratch / "work" / specs[0].key / "checkpoints"
     killer = threading.Thread(target=kill_at_checkpoint, args=(checkpoints, 2))
