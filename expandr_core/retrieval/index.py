@@ -1,5 +1,6 @@
 """An encoded corpus: its ids, and its vectors on disk, which are read block by block."""
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 Positions = NDArray[np.int64]
 _ROWS_AT_ONCE = 2048  # passages whose copies in double precision are multiplied
 _COPIED_AT_ONCE = 512  # passages whose copies stay in a processor's cache
+_LOST_OF_LENGTHS = 2.0**-63  # of a component, as its square underflows in single precision
 _TOGETHER = 16  # passages of a sample that are read at once
 
 
@@ -31,8 +33,9 @@ class Block(NamedTuple):
         start: position of the first in the index.
         vectors: (passages of the block, dimensions)
         scales: (passages of the block, 1), which the vectors are to be multiplied with.
-        lengths: (passages of the block,) of the stored vectors, in single precision.
-        rounding: length of the greatest difference between a stored vector and its row here.
+        lengths: (passages of the block,) of the stored vectors, in single precision, or more where
+            squares underflow.
+        rounding: length of the greatest difference between a stored vector and its row here, or more.
     """
 
     start: int
@@ -92,6 +95,7 @@ class Index(NamedTuple):
             for at in devices
         ]
         pieces = self._pieces(size)
+        hidden = _LOST_OF_LENGTHS * math.sqrt(self.dimensions)
         for number, start in enumerate(range(0, count, size)):
             device, (buffer, scales) = (
                 devices[number % len(devices)],
@@ -104,9 +108,9 @@ class Index(NamedTuple):
                 rows = slice(filled, filled + len(piece))
                 stored = rounded(piece, precision)
                 buffer[rows], scales[rows] = stored
-                lengths.append(torch.linalg.vector_norm(piece, dim=1))
+                lengths.append(torch.linalg.vector_norm(piece, dim=1).add_(hidden))
                 if precision != "float32":
-                    rounding = max(rounding, float(stored.lost(piece).max()))
+                    rounding = max(rounding, float(stored.lost(piece).max()) + hidden)
                 filled += len(piece)
             kept = buffer[:length], scales[:length]
             block = Block(start, *kept, torch.cat(lengths), rounding)

@@ -170,7 +170,7 @@ def errors_of(queries: Vectors, asked: Rounded, longest: float, furthest: float)
     import torch
 
     dimensions, own = queries.shape[1], lengths_of(queries)
-    lost = asked.lost(torch.from_numpy(queries)).numpy().astype(np.float64)
+    lost = asked.lost(torch.from_numpy(queries).double()).numpy()  # squares may overflow
     errors = lost * longest + (own + lost) * furthest
     errors += (own + lost) * (longest + furthest) * summation_error(dimensions)
     return errors + UNDERFLOW * dimensions * (1 + own + longest)

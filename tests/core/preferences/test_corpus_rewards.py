@@ -57,6 +57,18 @@ def test_what_single_precision_cannot_tell_from_the_limit_is_computed_again():
     assert count_above(query, np.array([[1.0]]), nothing, index, 1.0).tolist() == [[1]]
 
 
+def test_counts_are_right_where_the_squares_of_a_length_underflow():
+    random = np.random.default_rng(0)
+    passages = 1e-24 * (1 + 1e-7 * random.normal(size=(500, 32)))
+    query = random.normal(size=(1, 32))
+    query = (query - query.mean()).astype(np.float32)
+    index = index_in_memory(pa.array(map(str, range(500))), passages.astype(np.float32))
+    products = index.products(query, np.zeros(500, np.int64), np.arange(500))
+    nothing = np.empty((0, 2), np.int64)
+    counts = count_above(query, np.sort(products)[None], nothing, index, 1.0)
+    assert counts[0].tolist() == [(products > limit).sum() for limit in np.sort(products)]
+
+
 class World:
     """A corpus, queries and candidates of random words; some positives are not in the corpus."""
 

@@ -94,6 +94,18 @@ def test_very_short_and_very_long_vectors_are_ranked_alike(scale):
     check(queries, index_of(vectors, [400]), 30)
 
 
+@pytest.mark.parametrize(("scale", "of_query"), [(1e-24, 1), (1, 1e-24), (1e-21, 1e21)])
+@pytest.mark.parametrize("noise", [1e-3, 1e-7])
+def test_lengths_whose_squares_single_precision_cannot_hold_hide_no_neighbour(
+    scale, of_query, noise
+):
+    random = np.random.default_rng(6)
+    vectors, queries = 1 + noise * random.normal(size=(4000, 32)), random.normal(size=(9, 32))
+    queries -= queries.mean(axis=1, keepdims=True)  # so that errors are large beside the products
+    index = index_of((scale * vectors).astype(np.float32), [1000])
+    check((of_query * queries).astype(np.float32), index, 10)
+
+
 def test_neighbours_nearer_than_half_precision_can_tell_are_ranked_exactly():
     """All passages are one vector but for the fourth digit."""
     random = np.random.default_rng(4)
