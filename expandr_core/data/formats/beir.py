@@ -132,7 +132,12 @@ def _columns(content: str) -> list[str]:
     (['1', 'an "id" so', '2'], ['1', 'd7', '2'])
     """
     line = content.rstrip("\r\n")
-    columns = next(csv.reader([line], delimiter="\t")) if "\t" in line else line.split()
+    try:
+        columns = next(csv.reader([line], delimiter="\t")) if "\t" in line else line.split()
+    except csv.Error as error:
+        raise BadRow(
+            "not readable as csv", "end lines with \\n, and write short ids", str(error)
+        ) from None
     while columns and not columns[-1].strip():
         columns.pop()
     if len(columns) == 4 and _ITERATION.fullmatch(columns[1].strip()):

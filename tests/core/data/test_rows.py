@@ -131,6 +131,12 @@ BAD_ROWS = {
     "two columns": bad_judgement(b"q30\td1", "not three columns", "(2 found)", "by tabs"),
     "four columns": bad_judgement(b"q30\td1\t1\t1", "not three columns", "(4 found)", "TREC"),
     "by commas": bad_judgement(b"q30,d1,1", "not three columns", "(1 found)", "by tabs"),
+    "lines of old Macs": bad_judgement(
+        b"q30\td1\t1\rq31\td1\t1", "not readable as csv", "with \\n"
+    ),
+    "a huge id": bad_judgement(
+        b"q30\t" + b"d" * 140_000 + b"\t1", "not readable as csv", "short ids"
+    ),
     "white space": bad_judgement(b"q30 \td1\t1", "unknown query", "remove the white space"),
     "a huge grade": bad_judgement(b"q30\td1\t999999999", "the score is too great", "0 to 1000"),
     "no number": bad_judgement(b"q30\td1\thigh", "the score is not an integer", "('high')", "0, 1"),
