@@ -16,7 +16,7 @@ from pydantic import Field
 from expandr_core.data.catalog import Benchmark, Domain
 from expandr_core.errors import DataError
 from expandr_core.evaluation.metrics import HEADLINE
-from expandr_core.evaluation.significance import Difference, fewest_to_tell, holm
+from expandr_core.evaluation.significance import Difference, Test, fewest_to_tell, holm
 from expandr_core.options.base import Options, Positive
 
 SCHEMA = 1  # of comparison.json
@@ -118,7 +118,7 @@ _SCORED = pa.schema([("query_id", pa.string()), ("cluster", pa.string()), (HEADL
 
 
 def corrected(
-    tested: Sequence[tuple[str, Contrast, Difference, frozenset[bytes]]], level: float
+    tested: Sequence[tuple[str, Contrast, Difference, frozenset[bytes]]], level: float, test: Test
 ) -> list[dict[str, Any]]:
     """Correct the p-values of all contrasts together, and say what each has shown.
 
@@ -128,6 +128,7 @@ def corrected(
     Args:
         tested: dataset, contrast, outcome, and what both systems score (see `both_scores`).
         level: a contrast is significant if its corrected p is below.
+        test: that was asked for.
 
     Returns:
         Records with the fields of the contrast and of the Difference, corrected_p, significant, counted
@@ -140,7 +141,7 @@ def corrected(
     records = []
     for (dataset, contrast, change, scores), own, p in zip(tested, counted, p_values, strict=True):
         record = {"dataset": dataset, **contrast.model_dump(), **change._asdict()}
-        effect = "too few" if change.clusters < fewest_to_tell(level) else "unclear"
+        effect = "too few" if change.clusters < fewest_to_tell(level, test) else "unclear"
         if len(scores) == 1:
             effect = "equal"
         elif p < level:

@@ -50,7 +50,7 @@ def render(comparison: dict[str, Any]) -> str:
         effects=EFFECTS,
         test_name=TEST_NAMES[comparison["test"]],
         few=FEWEST if few else 0,
-        least=fewest_to_tell(comparison["significance_level"]),
+        least=fewest_to_tell(comparison["significance_level"], comparison["test"]),
         shared_corpus=SHARED_CORPUS,
     )
 

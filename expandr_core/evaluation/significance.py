@@ -214,10 +214,11 @@ def holm(p_values: Sequence[float], counted: Sequence[bool] | None = None) -> li
     return [1.0 if p == 1 else float(results[np.abs(np.subtract(own, p)).argmin()]) for p in known]
 
 
-def fewest_to_tell(significance_level: float) -> int:
-    """Return how many observations a randomisation test needs to reach a level, uncorrected.
+def fewest_to_tell(significance_level: float, test: Test) -> int:
+    """Return how many observations a test needs to reach a level, uncorrected.
 
-    >>> fewest_to_tell(0.05), 2 / 2**5 < 0.05, 2 / 2**6 < 0.05
+    >>> fewest_to_tell(0.05, "randomisation"), 2 / 2**5 < 0.05, 2 / 2**6 < 0.05
     (6, False, True)
     """
-    return 2 + math.floor(math.log2(1 / significance_level))
+    exchanged = 2 + math.floor(math.log2(1 / significance_level))
+    return min(FEWEST, exchanged) if test == "t" else exchanged

@@ -61,7 +61,7 @@ def verdict(comparison: dict[str, Any]) -> Verdict:
     >>> kept = {"expanded": "joint", "alone": "query", "reason": "Round 1 is kept."}
     >>> comparison = {"metric": "ndcg_at_10", "systems": systems, "datasets": [{"name": "test"}],
     ...               "results": scores, "contrasts": [contrast], "significance_level": 0.05,
-    ...               "kept": kept}
+    ...               "test": "t", "kept": kept}
     >>> for sentence in verdict(comparison).sentences:
     ...     print(sentence)
     Round 1 is kept.
@@ -107,7 +107,7 @@ def _effect(comparison: dict[str, Any], system: dict[str, Any], contrast: dict[s
     """
     scores, titles, kept = _scores(comparison), titles_of(comparison), comparison["kept"]
     before, after = system["baseline"], system["name"]
-    least = fewest_to_tell(comparison["significance_level"])
+    least = fewest_to_tell(comparison["significance_level"], comparison["test"])
     who = "the trained models" if kept and kept["alone"] != before else "these expansions"
     what = {
         "better": f"On this data {f'{who} help' if kept else f'{titles[after]} is better'}",

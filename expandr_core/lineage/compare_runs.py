@@ -47,8 +47,9 @@ def compare_runs(runs: list[ComparedRun]) -> dict[str, Any]:
         for test in row["tests"]
         if "tested" in test
     ]  # fmt: skip
-    level = first.comparison["significance_level"]
-    for (test, _), record in zip(tested, corrected([t for _, t in tested], level), strict=True):
+    level, asked = first.comparison["significance_level"], first.comparison["test"]
+    records = corrected([each for _, each in tested], level, asked)
+    for (test, _), record in zip(tested, records, strict=True):
         fields = (*Tested._fields, "corrected_p", "significant", "effect")
         test.update({name: record[name] for name in fields})
     return {

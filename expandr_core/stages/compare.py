@@ -58,7 +58,7 @@ from expandr_core.planning.workload import PlannedStep
 from expandr_core.runtime.job import Job
 from expandr_core.seeding import derive_seed
 
-VERSION = 7
+VERSION = 8
 ROLE = "measure"
 ISOLATION = "never"
 CHANGES = pa.schema(
@@ -204,7 +204,8 @@ def _contrasts(job: Job) -> tuple[list[dict[str, Any]], pa.Table]:
             columns.append(pa.array([texts[query_id] for query_id in rows["query_id"].to_pylist()]))
             tables.append(pa.table(columns, schema=CHANGES))
         job.progress(done + 1, len(options.datasets), "datasets")
-    return corrected(tested, options.significance.significance_level), pa.concat_tables(tables)
+    level = options.significance.significance_level
+    return corrected(tested, level, test), pa.concat_tables(tables)
 
 
 def _kept_shares(job: Job, kept: Kept) -> Iterator[dict[str, Any]]:

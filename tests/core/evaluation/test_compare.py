@@ -95,6 +95,19 @@ def test_too_few_observations_are_named_so(store):
     assert said in (folder / "report.md").read_text()
 
 
+@pytest.mark.parametrize(("test", "effect"), [("t", "unclear"), ("randomisation", "too few")])
+def test_ten_observations_are_too_few_at_a_strict_level_for_the_test_that_needs_more(
+    store, test, effect
+):
+    low = [n / 20 for n in range(10)]
+    mixed = [value + (-1) ** n * 0.1 for n, value in enumerate(low)]
+    made = inputs(store, a=evaluation(store, "a", low), b=evaluation(store, "b", mixed))
+    strict = SignificanceOptions(test=test, significance_level=0.001)
+    asked = options(["a", "b"], [("a", "b")]).model_copy(update={"significance": strict})
+    _, _, found = compare(store, asked, made)
+    assert found["contrasts"][0]["effect"] == effect
+
+
 def test_the_report_has_a_row_for_each_system_and_contrast(store):
     made = inputs(store, a=evaluation(store, "a", [0.1, 0.2]), b=evaluation(store, "b", [0.1, 0.3]))
     _, folder, _ = compare(store, options(["a", "b"], [("a", "b")]), made)

@@ -108,8 +108,14 @@ def test_a_score_or_p_that_is_not_a_number_is_never_evidence():
 
 
 def test_fewer_observations_than_are_needed_cannot_be_significant():
-    assert fewest_to_tell(0.05) == 6
+    assert fewest_to_tell(0.05, "t") == fewest_to_tell(0.05, "randomisation") == 6
     assert paired_p(np.full(6, 0.1), "t", 0) < 0.05 < paired_p(np.full(5, 0.1), "t", 0)
+
+
+def test_a_t_test_tells_at_a_level_that_as_many_exchanges_cannot_reach():
+    clear = np.linspace(0.3, 0.31, 10)
+    assert paired_p(clear, "t", 0) < 0.001 < paired_p(clear, "randomisation", 0)
+    assert (fewest_to_tell(0.001, "t"), fewest_to_tell(0.001, "randomisation")) == (10, 11)
 
 
 def test_many_observations_are_exchanged_at_random_by_the_seed():

@@ -34,6 +34,7 @@ def comparison(effect: str, difference: float = 0.1, **scores: float) -> dict[st
     return {
         "metric": "ndcg_at_10",
         "significance_level": 0.05,
+        "test": "t",
         "systems": [
             {"name": name, "title": title, "baseline": "query" if name == "round-1" else ""}
             for name, title in TITLES.items()
