@@ -199,7 +199,7 @@ class SamplingOptions(Options):
         default=1,
         description="Texts per query, a multiple of the number of temperatures, which share them.",
     )
-    sampling_temperatures: tuple[float, ...] = Field(
+    sampling_temperatures: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         default=(1.0,), min_length=1, description="0 is greedy; higher is more varied."
     )
     top_p: float = Field(

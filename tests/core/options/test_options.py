@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from expandr_core.options.base import Options, added, identity, runtime
+from expandr_core.options.generation import SamplingOptions
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.stages import dpo, kto, sft
 
@@ -46,6 +47,12 @@ def test_infinity_and_nan_are_no_numbers_of_an_option(name, number):
         given = {part: given}
     with pytest.raises(ValidationError, match="finite number"):
         JointLoopOptions.model_validate(given)
+
+
+@pytest.mark.parametrize("temperature", [-1.0, -1e-9])
+def test_a_temperature_below_0_would_sample_the_least_likely_tokens_and_is_refused(temperature):
+    with pytest.raises(ValidationError, match="greater than or equal to 0"):
+        SamplingOptions(samples=2, sampling_temperatures=(0.0, temperature))
 
 
 def test_an_added_option_is_in_the_key_only_where_it_differs_from_its_default():
