@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 from prefect import get_run_logger
 
 from expandr_core.evaluation.render import counted, format_p, signed
+from expandr_core.evaluation.significance import FEWEST, Test
 from expandr_core.evaluation.verdict import Kept
-from expandr_core.options.loop import LoopOptions
+from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.store import Store
 from tasks.comparison import Comparison, Expansions, Gain
 from tasks.models import Models
@@ -38,13 +39,14 @@ def measure_start_on_dev(pipeline: Pipeline, dev: Comparison, base: Models) -> N
     Warns if it has too few queries for any round to be kept.
     """
     level, queries = pipeline.options.loop.keep_level, dev.evaluations["dev"].queries
+    test = pipeline.options.evaluate.significance.test
 
     def count(store: Store) -> int:
         table = pq.read_table(store.local(queries), columns=["cluster"])
         return len(table["cluster"].unique())
 
-    clusters = pipeline.ask(count, predicted=_fewest(level))
-    if too_few := _too_few(level, clusters):
+    clusters = pipeline.ask(count, predicted=_fewest(level, test))
+    if too_few := _too_few(level, test, clusters):
         get_run_logger().warning("no round can be kept: %s", too_few)
     expansions = dev.expand(pipeline, base.llm, "sampled", "untrained LLM")
     measure_on_dev(pipeline, dev, base, expansions)
@@ -68,31 +70,35 @@ def choose(pipeline: Pipeline, dev: Comparison, best: Models, current: Models) -
     return choice
 
 
-def kept(options: LoopOptions, choices: Sequence[Choice]) -> Kept:
+def kept(options: JointLoopOptions, choices: Sequence[Choice]) -> Kept:
     """Tell the report which models are kept, and why.
 
     >>> choices = [Choice(1, 0, Gain(0.1, 1e-4, 50), True), Choice(2, 1, Gain(0.01, 0.2, 50), False)]
-    >>> for sentence in kept(LoopOptions(), choices).reason.replace(": ", "; ").split("; "):
+    >>> for sentence in kept(JointLoopOptions(), choices).reason.replace(": ", "; ").split("; "):
     ...     print(sentence)
     The models of round 1 are kept. nDCG@10 on the dev queries
     round 1 +0.100 against the start (p = 1.0e-04), round 2 +0.010 against round 1 (p = 0.200)
     a round is kept if it gains with p up to 0.05.
     """
-    best, level = max((each.round for each in choices if each.kept), default=0), options.keep_level
+    best, level = (
+        max((each.round for each in choices if each.kept), default=0),
+        options.loop.keep_level,
+    )
     rule = "if it scores higher" if level == 1 else f"if it gains with p up to {level:g}"
     said = ", ".join(_tested(each) for each in choices)
     reason = (
         f"The models of {_name(best)} are kept. nDCG@10 on the dev queries: {said}; "
         f"a round is kept {rule}."
     )
-    if too_few := _too_few(level, min(each.gain.clusters for each in choices)):
+    test, fewest = options.evaluate.significance.test, min(each.gain.clusters for each in choices)
+    if too_few := _too_few(level, test, fewest):
         reason += f" {too_few}."
     if not best:
         return Kept(expanded="untrained", alone="query", reason=reason)
     name = f"round-{best}"
     return Kept(
         expanded=name,
-        alone="query" if options.order == "align_only" else f"{name}-query",
+        alone="query" if options.loop.order == "align_only" else f"{name}-query",
         reason=reason,
     )
 
@@ -108,18 +114,19 @@ def _tested(choice: Choice) -> str:
     return f"{_name(choice.round)} {change}"
 
 
-def _fewest(level: float) -> int:
-    """Return how many observations a randomisation test needs for a p of a level or less.
+def _fewest(level: float, test: Test) -> int:
+    """Return how many observations a test needs for a p of a level or less.
 
-    >>> _fewest(0.05), _fewest(2 / 2**5), _fewest(1)
-    (6, 5, 1)
+    >>> [_fewest(level, "t") for level in (0.001, 0.05, 2 / 2**5, 1)], _fewest(0.001, "randomisation")
+    ([10, 6, 5, 1], 11)
     """
-    return 1 + math.ceil(math.log2(1 / level))
+    exchanged = 1 + math.ceil(math.log2(1 / level))
+    return min(FEWEST, exchanged) if test == "t" else exchanged
 
 
-def _too_few(level: float, clusters: int) -> str:
+def _too_few(level: float, test: Test, clusters: int) -> str:
     """Say that so few dev queries cannot show a gain at a level; empty if they can."""
-    least = _fewest(level)
+    least = _fewest(level, test)
     if clusters >= least:
         return ""
     return (

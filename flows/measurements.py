@@ -82,7 +82,7 @@ class RoundsReport:
         Returns:
             The report, and the best models with their gate and their distilled query encoder.
         """
-        chosen = kept(pipeline.options.loop, self.choices)
+        chosen = kept(pipeline.options, self.choices)
         if chosen.alone != "query":
             question = "Do expansions at search help the retriever that is kept?"
             self.systems.ask(chosen.alone, chosen.expanded, question)

@@ -112,7 +112,8 @@ def test_the_report_says_if_dev_queries_are_too_few_to_show_a_gain(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("level", "gain"), [(1, Gain(0.04, 1.0, 1)), (0.0625, Gain(0.04, 2 / 2**5, 5))]
+    ("level", "gain"),
+    [(1, Gain(0.04, 1.0, 1)), (0.0625, Gain(0.04, 2 / 2**5, 5)), (0.001, Gain(0.3, 1e-9, 10))],
 )
 def test_dev_queries_that_just_reach_the_level_are_not_called_too_few(tmp_path, level, gain):
     specs, best = three_rounds(tmp_path, gain, keep_level=level, rounds=1)
