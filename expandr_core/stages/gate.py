@@ -11,6 +11,7 @@ queries.parquet   a row a judged query: query_id, cluster, nDCG@10 alone and wit
 """
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -42,10 +43,10 @@ from expandr_core.seeding import derive_seed
 from expandr_core.training.gate_fit import Fitted, best_weight, fit_gate
 
 log = logging.getLogger(__name__)
-VERSION = 2
+VERSION = 3
 ROLE = "measure"
 ISOLATION = "on-gpu"
-_DIGITS = 6  # of the regression, so that another processor writes the same
+_DIGITS = 6  # of the standardised regression, so that another processor writes the same
 
 
 class GateStageOptions(Options):
@@ -191,7 +192,7 @@ def _fit(
     columns |= {n: features[:, i] for i, n in enumerate(AFTER if mode == "after" else BEFORE)}
     columns |= {"score": fitted.scores, "expanded": fitted.expanded}
     rows = pa.table({"query_id": alone["query_id"], "cluster": alone["cluster"], **columns})
-    return _gate(options.gate, alpha, weight, fitted, dev), rows
+    return gate_of(options.gate, alpha, weight, fitted, dev), rows
 
 
 def _reached(fitted: Fitted, alone: pa.Table, gains: Floats) -> dict[str, float]:
@@ -205,7 +206,7 @@ def _reached(fitted: Fitted, alone: pa.Table, gains: Floats) -> dict[str, float]
     }
 
 
-def _gate(
+def gate_of(
     options: GateOptions, alpha: float, weight: float, fitted: Fitted, dev: dict[str, Any]
 ) -> Gate:
     """Put the gate together; of a policy that is not learned, without its model."""
@@ -216,17 +217,15 @@ def _gate(
     if fitted.policy != "learned":
         return Gate(mode, policy=fitted.policy, **about)
     model = fitted.regression
-
-    def rounded(values: Floats) -> tuple[float, ...]:
-        return tuple(round(float(value), _DIGITS) for value in values)
-
+    scales: list[float] = model.scales.tolist()
+    digits = [_DIGITS - math.floor(math.log10(scale)) for scale in scales]
     return Gate(
         mode,
         policy="learned",
         features=AFTER if mode == "after" else BEFORE,
-        means=rounded(model.means),
-        scales=rounded(model.scales),
-        coefficients=rounded(model.coefficients),
+        means=tuple(map(round, model.means.tolist(), digits)),
+        scales=tuple(map(round, scales, digits)),
+        coefficients=tuple(round(value, _DIGITS) for value in model.coefficients.tolist()),
         intercept=round(model.intercept, _DIGITS),
         threshold=round(fitted.threshold, _DIGITS),
         **about,

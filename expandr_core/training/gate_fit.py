@@ -105,7 +105,10 @@ def best_threshold(scores: Floats, gains: Floats, cost: float) -> float:
     if best == 0:
         return np.inf
     end = ends[best - 1]
-    return -np.inf if end == len(ranked) - 1 else float((ranked[end] + ranked[end + 1]) / 2)
+    if end == len(ranked) - 1:
+        return -np.inf
+    halfway = (ranked[end] + ranked[end + 1]) / 2
+    return float(halfway if halfway > ranked[end + 1] else ranked[end])  # no number may be between
 
 
 def fit_gate(

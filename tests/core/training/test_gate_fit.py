@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from expandr_core.options.evaluation import SignificanceOptions
+from expandr_core.options.gate import GateOptions
+from expandr_core.stages.gate import gate_of
 from expandr_core.training.gate_fit import (
     best_threshold,
     best_weight,
@@ -37,6 +39,11 @@ def test_of_equally_good_thresholds_the_one_that_expands_least_is_taken():
     assert best_threshold(np.array([1.0, 1.0]), np.array([0.0, 0.0]), 0.0) == np.inf
 
 
+def test_no_number_between_two_scores_moves_the_threshold_to_the_lower():
+    higher, lower = np.nextafter(1, 2), 1.0
+    assert best_threshold(np.array([lower, higher]), np.array([-0.5, 0.5]), 0.0) == higher
+
+
 def world(queries: int, told: bool, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Queries in clusters of three, of which a feature tells or does not tell who gains."""
     random = np.random.default_rng(seed)
@@ -54,6 +61,17 @@ def test_a_gate_that_can_tell_is_kept_and_expands_who_gains():
     assert fitted.learned > fitted.constant + 0.05 and fitted.p < 0.05
     expands = fitted.regression.scores(features) >= fitted.threshold
     assert gains[expands].mean() > 0.2 > 0 > gains[~expands].mean()
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e-6, 1e-3, 1, 1e6])
+def test_a_written_gate_decides_as_the_fitted_one_whatever_the_scale_of_its_features(scale):
+    features, gains, clusters = world(150, told=True)
+    features = scale * (1 + features)
+    fitted = fit_gate(features, gains, clusters, 0.0, T, seed=0)
+    gate = gate_of(GateOptions(), 0.5, 0.5, fitted, {})
+    assert fitted.policy == gate.policy == "learned"
+    expands = fitted.regression.scores(features) >= fitted.threshold
+    assert gate.expands(features).tolist() == expands.tolist()
 
 
 def test_shuffled_features_gain_nothing():
