@@ -1,5 +1,6 @@
 """A collection: passages, queries and qrels; the rules for its rows, whatever format they come in."""
 
+import json
 import re
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
@@ -56,10 +57,10 @@ def _new_id(record: dict, line: int, lines: dict[str, int]) -> str:
     if record.get("_id") == "":
         raise BadRow("_id is empty", "give every row an id of its own")
     identifier = text_field(record, "_id")
-    first = lines.setdefault(identifier, line)
-    if first != line:
-        case = f"{identifier!r}, first on line {first}, again on line {line}"
+    if identifier in lines:
+        case = f"{identifier!r}, first on line {lines[identifier]}, again on line {line}"
         raise BadRow("duplicate _id", "give every row an id of its own", case)
+    lines[identifier] = line
     return identifier
 
 
@@ -79,8 +80,17 @@ def query_of(
         return Query(query_id, text, query_id, line)
     metadata = record.get("metadata")
     value = metadata.get(cluster_by) if isinstance(metadata, dict) else None
-    cluster = str(value) if isinstance(value, str | int) and value != "" else None
-    return Query(query_id, text, cluster, line)
+    return Query(query_id, text, _cluster(value, cluster_by), line)
+
+
+def _cluster(value: Any, field: str) -> str | None:
+    """Return the cluster that a query's metadata names; pandas writes 3 as 3.0 beside missing ones."""
+    if value is None or value == "" or value != value:
+        return None
+    if not isinstance(value, str | int | float):
+        case = json.dumps(value)[:40]
+        raise BadRow(f"{field} is neither a string nor a number", "name one cluster", case)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 class QrelTable:

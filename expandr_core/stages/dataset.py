@@ -34,7 +34,7 @@ from expandr_core.options.data import DataOptions
 from expandr_core.runtime.job import Job
 
 log = logging.getLogger(__name__)
-VERSION = 3
+VERSION = 4
 ROLE = "data"
 ISOLATION = "never"
 

@@ -219,7 +219,7 @@ def test_queries_of_a_folder_are_clustered_if_they_have_the_field(store, tmp_pat
     by_thing = options_of(dataset, DataOptions(cluster_by="thing"))
     lines = [json.loads(line) for line in files["wings/queries.jsonl"].splitlines()]
 
-    def clusters(*things: str | None) -> list[str]:
+    def clusters(*things: Any) -> list[str]:
         rows_ = [
             row | {"metadata": {"thing": each}} for row, each in zip(lines, things, strict=True)
         ]
@@ -228,6 +228,9 @@ def test_queries_of_a_folder_are_clustered_if_they_have_the_field(store, tmp_pat
 
     assert clusters("sky", "sky", None) == ["sky", "sky"]  # nobody judges the third
     assert clusters(None, None, "sky") == ["q1", "q2"]
+    assert clusters(3.0, 3, float("nan")) == ["3", "3"]
+    with pytest.raises(DataError, match=r"thing is neither a string nor a number \(\[\"sky\"\]\)"):
+        clusters(["sky"], ["sky"], None)
     with pytest.raises(DataError, match="query 'q2' has no \"thing\""):
         clusters("sky", None, None)
     [published] = find_datasets([f"scifact={folder}"])
@@ -383,6 +386,15 @@ def test_your_own_folder_in_nano_beir_layout_is_read_strictly(store, tmp_path):
         make(store, options)
     skipping = options.model_copy(update={"bad_rows": "skip"})
     assert make(store, skipping)[0].counts["judgements"] == 1
+
+
+@pytest.mark.parametrize("part", ["corpus", "queries"])
+def test_an_id_that_two_nano_beir_files_have_in_the_same_row_is_refused(store, tmp_path, part):
+    folder = nano(tmp_path, "test") / part
+    path = folder / "test-00000-of-00001.parquet"
+    pq.write_table(pq.read_table(path).slice(0, 1), folder / "test-00001-of-00002.parquet")
+    with pytest.raises(DataError, match=rf"{part}/test-00001.*:1: duplicate _id"):
+        make(store, OPTIONS(location=str(tmp_path), split="test"))
 
 
 def test_a_nano_beir_file_that_changed_after_hashing_is_refused(store, tmp_path):
