@@ -27,7 +27,7 @@ class SignificanceOptions(Options):
         default=0.05,
         gt=0,
         lt=1,
-        description="Largest p-value that counts, after Holm's correction.",
+        description="A difference counts if its p-value, after Holm's correction, is below.",
     )
 
 

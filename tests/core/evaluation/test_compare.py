@@ -95,6 +95,17 @@ def test_too_few_observations_are_named_so(store):
     assert said in (folder / "report.md").read_text()
 
 
+def test_a_p_value_at_the_level_does_not_count_and_the_option_says_so(store):
+    made = inputs(store, a=evaluation(store, "a", [0.1] * 6), b=evaluation(store, "b", [0.2] * 6))
+    at_p = SignificanceOptions(significance_level=2 / 2**6)
+    asked = options(["a", "b"], [("a", "b")]).model_copy(update={"significance": at_p})
+    _, _, found = compare(store, asked, made)
+    assert found["contrasts"][0]["corrected_p"] == 2 / 2**6
+    assert not found["contrasts"][0]["significant"]
+    said = SignificanceOptions.model_fields["significance_level"].description
+    assert said and said.endswith("is below.")
+
+
 @pytest.mark.parametrize(("test", "effect"), [("t", "unclear"), ("randomisation", "too few")])
 def test_ten_observations_are_too_few_at_a_strict_level_for_the_test_that_needs_more(
     store, test, effect
