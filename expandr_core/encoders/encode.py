@@ -22,11 +22,15 @@ ROUNDING = {"float32": 2.0**-18, "bfloat16": 2.0**-8}
 def unit(vectors: Vectors) -> Vectors:
     """Scale each row to length 1; a row of zeros (a text of unknown tokens only) stays as it is.
 
+    A row whose length overflows, as of a diverged retriever, becomes NaN.
+
     >>> unit(np.array([[3.0, 4.0], [0.0, 0.0]], dtype=np.float32)).tolist()
     [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
     """
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(lengths > 0, lengths, 1).astype(np.float32)
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    lengths[np.isinf(lengths)] = np.nan  # or they would become zeros
+    return vectors / np.where(lengths == 0, 1, lengths).astype(np.float32)
 
 
 class Encoder:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from evaluation_world import WORDS, save_static_retriever
 
-from expandr_core.encoders.encode import Encoder, encode_expanded
+from expandr_core.encoders.encode import Encoder, encode_expanded, unit
 from expandr_core.errors import DataError
 from expandr_core.options.retriever import EncodingOptions, FusionOptions
 
@@ -30,6 +30,13 @@ def test_normalised_vectors_have_length_one_and_unknown_words_give_zeros(retriev
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), [1, 0, 0], atol=1e-6)
     assert vectors.dtype == np.float32
     assert vectors.shape == (3, encoder.dimensions)
+
+
+def test_a_vector_too_long_to_be_measured_does_not_become_zeros():
+    """Nothing would refuse zeros, but searches and encodings refuse what is no number."""
+    found = unit(np.array([[3e19, 4e19], [3, 4], [0, 0]], np.float32))
+    assert np.isnan(found[0]).all()
+    np.testing.assert_allclose(found[1:], [[0.6, 0.8], [0, 0]], rtol=1e-6)
 
 
 def test_unnormalised_vectors_are_those_of_the_model(retriever):
