@@ -80,10 +80,8 @@ def kept(options: JointLoopOptions, choices: Sequence[Choice]) -> Kept:
     round 1 +0.100 against the start (p = 1.0e-04), round 2 +0.010 against round 1 (p = 0.200)
     a round is kept if it gains with p up to 0.05.
     """
-    best, level = (
-        max((each.round for each in choices if each.kept), default=0),
-        options.loop.keep_level,
-    )
+    best = max((each.round for each in choices if each.kept), default=0)
+    level = options.loop.keep_level
     rule = "if it scores higher" if level == 1 else f"if it gains with p up to {level:g}"
     said = ", ".join(_tested(each) for each in choices)
     reason = (

@@ -49,7 +49,7 @@ from expandr_core.records import EXAMPLES, EXPANSIONS, PASSAGES, Example, Passag
 from expandr_core.runtime.job import Job
 
 log = logging.getLogger(__name__)
-VERSION = 2
+VERSION = 3
 ROLE = "data"
 ISOLATION = "never"
 OPTIONS = DataOptions
