@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -75,6 +76,16 @@ def start_worker(name: str, home: Path) -> subprocess.Popen:
             [*command, "--name", name, "--limit", "1"],
             env=environment, cwd=home, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
+
+
+def halt(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Suspend processes; return those that had not ended."""
+    halted = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.suspend()
+            halted.append(process)
+    return halted
 
 
 def kill(worker: subprocess.Popen) -> None:
@@ -204,9 +215,8 @@ def test_two_parents_share_a_run_and_a_killed_process_costs_its_unfinished_shard
     for parent in parents:
         parent.start()
     wait_until(lambda: len(finished_shards(store)) >= 4)
-    halted = [child for worker in workers for child in psutil.Process(worker.pid).children()]
-    for process in halted:
-        process.suspend()  # so that none ends before one is killed
+    # so that none ends before one is killed
+    halted = halt(child for worker in workers for child in psutil.Process(worker.pid).children())
     before = finished_shards(store)
     process, *_ = processes_of(workers, stage_runs(store.url))  # a slow worker may not have begun
     os.killpg(process.pid, signal.SIGKILL)
@@ -349,14 +359,16 @@ def test_a_parent_that_is_killed_finds_its_runs_again_when_it_is_tried_again(
     environment = os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value()}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     with subprocess.Popen(command, env=environment, start_new_session=True) as parent:
-        deadline = time.monotonic() + 200
-        while not (before := finished_shards(store)):
-            assert parent.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
-        halted = [run for worker in workers for run in psutil.Process(worker.pid).children(True)]
-        for process in halted:
-            process.suspend()
-        os.killpg(parent.pid, signal.SIGKILL)
+        try:
+            deadline = time.monotonic() + 200
+            while not (before := finished_shards(store)):
+                assert parent.poll() is None and time.monotonic() < deadline
+                time.sleep(0.05)
+            halted = halt(
+                c for worker in workers for c in psutil.Process(worker.pid).children(True)
+            )
+        finally:
+            os.killpg(parent.pid, signal.SIGKILL)
     made: list[Artifact] = []
     again = threading.Thread(target=lambda: made.append(expanded(store, PLACED, 128)))
     again.start()
@@ -387,8 +399,7 @@ def test_a_worker_that_comes_late_makes_what_killed_ones_have_left(workers, llm_
 
     def both_run() -> bool:
         running = [run for run in stage_runs(store.url) if run.state_name == "Running"]
-        for process in processes_of(workers, running):
-            process.suspend()
+        halt(processes_of(workers, running))
         return len(running) == 2
 
     wait_until(lambda: len(finished_shards(store)) >= 3)
