@@ -1,6 +1,5 @@
 """Which round is kept: a paired test on the dev queries tells, against what was kept before it."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,7 +7,7 @@ import pyarrow.parquet as pq
 from prefect import get_run_logger
 
 from expandr_core.evaluation.render import counted, format_p, signed
-from expandr_core.evaluation.significance import FEWEST, Test
+from expandr_core.evaluation.significance import Test, fewest_to_tell
 from expandr_core.evaluation.verdict import Kept
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.store import Store
@@ -118,8 +117,7 @@ def _fewest(level: float, test: Test) -> int:
     >>> [_fewest(level, "t") for level in (0.001, 0.05, 2 / 2**5, 1)], _fewest(0.001, "randomisation")
     ([10, 6, 5, 1], 11)
     """
-    exchanged = 1 + math.ceil(math.log2(1 / level))
-    return min(FEWEST, exchanged) if test == "t" else exchanged
+    return fewest_to_tell(level * (1 + 1e-9), test)  # p may equal this level
 
 
 def _too_few(level: float, test: Test, clusters: int) -> str:
