@@ -14,9 +14,15 @@ from expandr_core.runtime.job import Progress
 
 
 def emit(**event: Any) -> None:
-    """Print an event to the process's original standard output, even after `sys.stdout` was replaced."""
-    sys.__stdout__.write(json.dumps(event, allow_nan=False) + "\n")  # pyright: ignore[reportOptionalMemberAccess]
-    sys.__stdout__.flush()  # pyright: ignore[reportOptionalMemberAccess]
+    """Print an event to the process's original standard output, even after `sys.stdout` was replaced.
+
+    If nobody reads it, the parent has died, and this process ends, too.
+    """
+    try:
+        sys.__stdout__.write(json.dumps(event, allow_nan=False) + "\n")  # pyright: ignore[reportOptionalMemberAccess]
+        sys.__stdout__.flush()  # pyright: ignore[reportOptionalMemberAccess]
+    except BrokenPipeError:
+        os._exit(1)
 
 
 class _JSONLines(logging.Handler):

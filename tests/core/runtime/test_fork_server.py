@@ -139,3 +139,19 @@ def test_a_fork_for_a_process_that_has_died_says_nothing(tmp_path):
     )
     killed = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert (killed.returncode, killed.stderr.decode()) == (-signal.SIGKILL, "")
+
+
+def test_a_stage_that_nobody_listens_to_says_nothing(tmp_path):
+    """The command is killed just after its stage has begun."""
+    spec = write(make_spec("demo_world", SMALL, device="cpu"), tmp_path)
+    for arguments in ([spec, tmp_path / "store"], [tmp_path / "missing", tmp_path / "store"]):
+        reading, writing = os.pipe()
+        os.close(reading)
+        stage = subprocess.Popen(
+            [sys.executable, "-m", "expandr_core.runtime.runner", *map(str, arguments)],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+        )
+        os.close(writing)
+        assert stage.communicate()[1] == b""
+        assert stage.returncode == 1
