@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from expandr_core.encoders.encode import Vectors
 from expandr_core.options.data import IdenticalIds
 from expandr_core.records import RUN
-from expandr_core.retrieval.coarse import int8_suffices
+from expandr_core.retrieval.coarse import Plan, most_proposals, plan
 from expandr_core.retrieval.index import Index, Positions, require_finite
 from expandr_core.retrieval.products import (
     UNDERFLOW,
@@ -33,7 +33,6 @@ from expandr_core.retrieval.products import (
 from expandr_core.retrieval.proposals import Proposals, propose
 from expandr_core.runtime.cores import work_on_all
 
-_MARGIN = 64  # extra proposals, and as many again as wanted
 _BYTES_PER_PROPOSAL = 80
 _FEW_PAIRS = 1 << 14  # of a query and a passage, which are all scored as fast as some are proposed
 Keys = NDArray[np.uint64]  # a score and its tie order: the greater, the nearer
@@ -52,7 +51,8 @@ def nearest(
         k: passages per query; all of them if there are fewer.
         memory_gb: limit for vectors, proposals and scores. The corpus is read once for as many queries
             as fit.
-        proposer: what proposes passages; by default the quickest. It changes no result.
+        proposer: what proposes passages; by default the quickest that settles most queries. It changes
+            no result.
 
     Returns:
         Scores in descending order, and positions in the index; both (queries, min(k, passages)).
@@ -65,44 +65,36 @@ def nearest(
     require_finite(lengths_of(queries))
     scores = np.empty((len(queries), k), dtype=np.float32)
     positions = np.empty((len(queries), k), dtype=np.int64)
-    proposer = proposer or _quickest(queries, index, k, memory_gb)
-    at_once = queries_at_once(index, k, memory_gb, proposer)
+    if proposer:
+        own = Plan(proposer, most_proposals(k))
+    else:
+        own = plan(queries, index, k, memory_gb, quickest_proposer(index.devices[0]))
+    at_once = _fitting(index, own.proposals, memory_gb)
     for first in range(0, len(queries) if k else 0, at_once):
         group = slice(first, first + at_once)
-        keys = _best_keys(queries[group], index, k, memory_gb, proposer)
+        keys = _best_keys(queries[group], index, k, memory_gb, own)
         scores[group], positions[group] = _decode(keys, index)
     return scores, positions
 
 
-def queries_at_once(index: Index, k: int, memory_gb: float, proposer: Proposer = "float32") -> int:
+def queries_at_once(index: Index, k: int, memory_gb: float) -> int:
+    """Return how many queries are searched for in one pass over the corpus, or more."""
+    return _fitting(index, most_proposals(k), memory_gb)
+
+
+def _fitting(index: Index, proposals: int, memory_gb: float) -> int:
     """Return how many queries' proposals fit into three quarters of the memory."""
-    each = _BYTES_PER_PROPOSAL * _proposals(k, proposer) + 24 * index.dimensions
+    each = _BYTES_PER_PROPOSAL * proposals + 24 * index.dimensions
     return max(1, int(memory_gb * 1e9 * 3 / 4 / each))
 
 
-def _proposals(k: int, proposer: Proposer) -> int:
-    """Return the passages to propose, so that few queries are searched twice."""
-    return (2 * k + _MARGIN) * (4 if proposer == "int8" else 1)
-
-
-def _quickest(queries: Vectors, index: Index, k: int, memory_gb: float) -> Proposer:
-    """Return what finds them fastest: int8 only where so coarse proposals settle most queries."""
-    quickest = quickest_proposer(index.devices[0])
-    if quickest == "int8":
-        wanted = _proposals(k, quickest)
-        return "int8" if int8_suffices(queries, index, k, wanted, memory_gb) else "float32"
-    return quickest
-
-
-def _best_keys(
-    queries: Vectors, index: Index, k: int, memory_gb: float, proposer: Proposer
-) -> Keys:
+def _best_keys(queries: Vectors, index: Index, k: int, memory_gb: float, own: Plan) -> Keys:
     """Return the keys of the k best passages of each query, descending; (queries, k)."""
     passages = len(index.passage_ids)
-    wanted = min(_proposals(k, proposer), passages)
+    wanted = min(own.proposals, passages)
     if wanted == passages or len(queries) * passages <= _FEW_PAIRS:
         return _all_keys(queries, index)[:, : -k - 1 : -1]
-    proposals = propose(queries, index, wanted, memory_gb, proposer)
+    proposals = propose(queries, index, wanted, memory_gb, own.proposer)
 
     def settle(own: slice) -> tuple[Keys, NDArray[np.bool_]]:
         return _settled(queries[own], proposals.of(own), index, k)
@@ -110,8 +102,9 @@ def _best_keys(
     parts = zip(*work_on_all(settle, shares_of(len(queries), "cpu")), strict=True)
     keys, unsettled = map(np.concatenate, parts)
     again = np.flatnonzero(unsettled)
-    if len(again) and proposer == "int8":
-        keys[again] = _best_keys(queries[again], index, k, memory_gb, "float32")
+    if len(again) and own.proposer == "int8":
+        single = Plan("float32", most_proposals(k))
+        keys[again] = _best_keys(queries[again], index, k, memory_gb, single)
     elif len(again):
         worst, _ = _decode(keys[again, -1:], index)
         size = passages_at_once(index, memory_gb)

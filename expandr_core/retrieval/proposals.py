@@ -32,12 +32,12 @@ from expandr_core.runtime.cores import sharing_cores
 if TYPE_CHECKING:
     from torch import Tensor
 
-_GROUP = 32  # passages that are compared together
+_GROUP = 16  # passages that are compared together
 _SORTED_AT_ONCE = 1 << 21  # proposals
 _SAMPLED = 16  # of so many passages one
 FEWEST_SAMPLED = 4096  # passages; so few are searched at once
 # of a product, relative to its size: bfloat16 has 8 bits; integers are converted, and scaled twice
-_ROUNDING = {"float32": 0.0, "bfloat16": 2.0**-8, "int8": 2.0**-21}
+ROUNDING = {"float32": 0.0, "bfloat16": 2.0**-8, "int8": 2.0**-21}
 
 
 class Proposals(NamedTuple):
@@ -100,12 +100,12 @@ def _limits(
 ) -> Vectors:
     """Return products that about as many passages as wanted are above, or a few more; (queries,).
 
-    Of the proposals of a sample, the limit is so far behind the expected rank that it would be six
+    Of the proposals of a sample, the limit is so far behind the expected rank that it would be five
     standard deviations off if enough passages were not above it, were they drawn one by one.
     """
     count = sample_size(index, memory_gb)
     expected = wanted * count / max(1, len(index.passage_ids))
-    rank = math.ceil(expected + 6 * math.sqrt(expected)) + 4
+    rank = math.ceil(expected + 5 * math.sqrt(expected)) + 4
     if count < max(FEWEST_SAMPLED, 4 * rank):
         return np.full(len(queries), -np.inf, np.float32)
     return propose(queries, index.sample(count), rank, memory_gb, proposer).products[:, -1]
@@ -155,7 +155,7 @@ def _proposed(
     own = lengths_of(queries)
     require_finite(np.where(own * longest < 2.0**127, own, np.inf))
     errors = errors_of(queries, asked, longest, furthest)
-    return Proposals(products, positions, errors, _ROUNDING[precision])
+    return Proposals(products, positions, errors, ROUNDING[precision])
 
 
 def errors_of(queries: Vectors, asked: Rounded, longest: float, furthest: float) -> Errors:

@@ -19,8 +19,7 @@ def emit(**event: Any) -> None:
     If nobody reads it, the parent has died, and this process ends, too.
     """
     try:
-        sys.__stdout__.write(json.dumps(event, allow_nan=False) + "\n")  # pyright: ignore[reportOptionalMemberAccess]
-        sys.__stdout__.flush()  # pyright: ignore[reportOptionalMemberAccess]
+        print(json.dumps(event, allow_nan=False) + "\n", end="", file=sys.__stdout__, flush=True)
     except BrokenPipeError:
         os._exit(1)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from expandr_core.retrieval.coarse import int8_suffices
+from expandr_core.retrieval.coarse import most_proposals, plan
 from expandr_core.retrieval.exact import nearest
 from expandr_core.retrieval.index import Index, index_in_memory
 from expandr_core.retrieval.proposals import propose
@@ -26,25 +26,46 @@ def queries() -> np.ndarray:
     return np.random.default_rng(1).normal(size=(1024, DIMENSIONS)).astype(np.float32)
 
 
-def test_they_are_where_products_differ_by_more_than_their_error(corpus, queries):
-    assert int8_suffices(queries, index_of(corpus), K, WANTED, 1.0)
+def test_integers_propose_where_products_differ_by_more_than_their_error(corpus, queries):
+    found = plan(queries, index_of(corpus), K, 1.0, "int8")
+    assert found.proposer == "int8"
+    assert K < found.proposals < 4 * most_proposals(K)
 
 
 @pytest.mark.parametrize("copies", [1000, PASSAGES])
-def test_they_are_not_where_many_passages_are_alike(corpus, queries, copies):
-    """The nearest are among many, or all, that eight bits cannot tell apart."""
+@pytest.mark.parametrize("coarse", ["int8", "bfloat16"])
+def test_coarse_products_do_not_propose_where_many_passages_are_alike(
+    corpus, queries, copies, coarse
+):
+    """The nearest are among many, or all, that they cannot tell apart."""
     alike = corpus * np.float16(1e-3)
     alike[:: PASSAGES // copies] += np.float16(1)
-    assert not int8_suffices(np.abs(queries), index_of(alike), K, WANTED, 1.0)
+    assert plan(np.abs(queries), index_of(alike), K, 1.0, coarse).proposer == "float32"
 
 
-def test_they_are_not_for_few_queries_small_corpora_deep_rankings_or_long_vectors(corpus, queries):
+def test_integers_do_not_propose_for_few_queries_small_corpora_deep_rankings_or_long_vectors(
+    corpus, queries
+):
     index = index_of(corpus)
-    assert not int8_suffices(queries[:1023], index, K, WANTED, 1.0)
-    assert not int8_suffices(queries, index, 0, WANTED, 1.0)
-    assert not int8_suffices(queries, index_of(corpus[:40_000]), K, WANTED, 1.0)
-    assert not int8_suffices(queries, index, 100, 300, 1.0)
-    assert not int8_suffices(queries, index_of(corpus.astype(np.float32)), K, WANTED, 1.0)
+    assert plan(queries[:1023], index, K, 1.0, "int8") == ("float32", most_proposals(K))
+    assert plan(queries, index, 0, 1.0, "int8").proposer == "float32"
+    assert plan(queries, index_of(corpus[:40_000]), K, 1.0, "int8").proposer == "float32"
+    assert plan(queries, index, 300, 1.0, "int8").proposer == "float32"
+    single = index_of(corpus.astype(np.float32))
+    assert plan(queries, single, K, 1.0, "int8").proposer == "float32"
+    assert plan(queries[:5], index, K, 1.0, "bfloat16") == ("bfloat16", most_proposals(K))
+
+
+@pytest.mark.parametrize("quickest", ["bfloat16", "float32", "faiss"])
+def test_deep_rankings_take_as_many_proposals_as_settle_them(corpus, queries, quickest):
+    """And not twice as many as are wanted."""
+    index, depth = index_of(corpus), 2000
+    found = plan(queries, index, depth, 1.0, quickest)
+    assert found.proposer == quickest
+    assert depth < found.proposals < 1.5 * depth
+    proposals = propose(queries[:50], index, found.proposals, 1.0, quickest)
+    unsettled = proposals.at_most()[:, -1] >= proposals.at_least(depth)
+    assert unsettled.mean() < 0.2
 
 
 def test_what_they_leave_open_is_searched_in_single_precision(corpus, queries):
