@@ -13,6 +13,7 @@ from expandr_cli.results import STYLES, plain_table, store_option
 from expandr_cli.terminal import AGAIN, StoreOption, absolute, notify, out, user_errors
 from expandr_core.evaluation.metrics import MEASURES
 from expandr_core.evaluation.render import format_p
+from expandr_core.evaluation.significance import TEST_NAMES
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.store import Store
 
@@ -83,10 +84,13 @@ def print_ablation(out: Console, store: Store, table: Artifact) -> None:
     out.print()
     out.print(shown)
     out.print()
+    test = ablation.get(
+        "test_title", TEST_NAMES[ablation["test"]]
+    )  # in tables from before, the latter
     for sentence in ablation["sentences"]:
-        out.print(sentence, markup=False, highlight=False)
+        out.print(sentence, highlight=False)
     out.print(
-        f"p: paired {ablation['test']}-test, Holm's correction over {ablation['tests']} tests; * p < "
+        f"p: {test}, Holm's correction over {ablation['tests']} tests; * p < "
         f"{ablation['significance_level']:g}. base retr.: the same texts, with the retriever of the "
         "start; =: the line leaves these texts as they are. vs. base: and the base vs. the query only. "
         "cost: time of the stages that a line needs beyond those above it.",
@@ -95,11 +99,9 @@ def print_ablation(out: Console, store: Store, table: Artifact) -> None:
     )
     for row in ablation["rows"]:
         if row["error"]:
-            out.print(
-                f"{row['title']}: {row['error']}", style="yellow", markup=False, highlight=False
-            )
+            out.print(f"{row['title']}: {row['error']}", style="yellow", highlight=False)
     for warning in ablation["warnings"]:
-        out.print(f"Warning: {warning}.", style="yellow", markup=False, highlight=False)
+        out.print(f"Warning: {warning}.", style="yellow", highlight=False)
     out.print(f"\nMarkdown, CSV and JSON: {folder}", highlight=False, soft_wrap=True)
     option = store_option(store)
     what = f"How each number came to be: expandr show {table.key}{option}"

@@ -59,7 +59,7 @@ def deploy(
         )
         steps = [*([note] if note else []), *next_steps()]
     out.print(table_of(changes), highlight=False)
-    out.print("", *steps, sep="\n", highlight=False, markup=False, soft_wrap=True)
+    out.print("", *steps, sep="\n", highlight=False, soft_wrap=True)
     if all(change.result in ("unchanged", "kept", "skipped") for change in changes):
         out.print("\nunchanged")
 

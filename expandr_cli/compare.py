@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from expandr_cli.explain import JsonOption
 from expandr_cli.results import STYLES, plain_table
@@ -74,11 +73,11 @@ def _print(console: Console, found: dict[str, Any]) -> None:
             cells += [f"{test['difference']:+.4f} {word}".strip(), format_p(test["corrected_p"])] if (
                 effect
             ) else ["", "refused" if test else ""]  # fmt: skip
-        table.add_row(row["dataset"], escape(row["title"]), *cells, style=STYLES.get(effect or ""))
+        table.add_row(row["dataset"], row["title"], *cells, style=STYLES.get(effect or ""))
     console.print(table)
     refused |= dict.fromkeys(f"{run}: {reason}" for run, reason in found["apart"].items())
     for reason in refused:
-        console.print(reason, markup=False, highlight=False, soft_wrap=True)
+        console.print(reason, highlight=False, soft_wrap=True)
     _print_upstream(console, found)
 
 
@@ -96,11 +95,11 @@ def _print_upstream(console: Console, found: dict[str, Any]) -> None:
             for each in row["upstream"]:
                 if each["run"] == run:
                     by_cause.setdefault(tuple(said_of(each)), []).append(row | {"cause": each})
-        console.print(f"\nupstream, {run}", style="bold", markup=False)
+        console.print(f"\nupstream, {run}", style="bold")
         whole = found["differ"][run]
         for name, (one, other) in (whole["options"] | whole["code"]).items():
             said = f"  between the runs: {name}: {one} → {other}"
-            console.print(said, markup=False, highlight=False, soft_wrap=True)
+            console.print(said, highlight=False, soft_wrap=True)
         if not by_cause and run not in found["apart"]:
             console.print("  every result was made from the same content", highlight=False)
         for said, rows in by_cause.items():
@@ -112,7 +111,7 @@ def _print_upstream(console: Console, found: dict[str, Any]) -> None:
                 for path in first["paths"]
             ]
             for line in lines:
-                console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+                console.print(f"  {line}", highlight=False, soft_wrap=True)
 
 
 def _named(rows: list[dict[str, Any]]) -> str:

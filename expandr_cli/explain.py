@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from expandr_cli.terminal import StoreOption, absolute, out, printable, user_errors
@@ -97,12 +96,12 @@ def _say(console: Console, title: str, *lines: str) -> None:
     if lines:
         console.print(title, style="bold")
     for line in lines:
-        console.print(f"  {printable(line)}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"  {printable(line)}", highlight=False, soft_wrap=True)
 
 
 def _print_number(console: Console, found: dict[str, Any]) -> None:
     """Print the number first, then what it was computed from, back to the data."""
-    console.print(f"{found['title']} = {found['value']:.12g}", style="bold", markup=False)
+    console.print(f"{found['title']} = {found['value']:.12g}", style="bold")
     _say(console, "from", f"run {found['run']}, {found['what']}", f"{found['report']}")
     if found["kept"]:
         _say(console, "which models are kept", found["kept"])
@@ -167,7 +166,7 @@ def _print_nodes(console: Console, found: dict[str, Any]) -> None:
         options = (f"{p}={json.dumps(v, ensure_ascii=False)}" for p, v in node["options"].items())
         peak = node["peak_memory"]
         table.add_row(
-            node["key"], escape(node["title"]), escape(", ".join(options)), f"{node['seconds']:.1f}",
+            node["key"], node["title"], ", ".join(options), f"{node['seconds']:.1f}",
             "not known" if node["gpu_hours"] is None else f"{node['gpu_hours']:.3f}",
             "" if not node["tokens"] else f"{node['tokens']:,.0f}",
             "" if peak is None else f"{peak / 1e9:.1f}",
@@ -178,7 +177,7 @@ def _print_nodes(console: Console, found: dict[str, Any]) -> None:
 def _print_query(console: Console, found: dict[str, Any]) -> None:
     """Print a query: what was written, what that was worth, and what each system found."""
     place = f" on {found['dataset']}" if found["dataset"] else ""
-    console.print(f"{found['query_id']}{place}: {found['query']}", style="bold", markup=False)
+    console.print(f"{found['query_id']}{place}: {found['query']}", style="bold")
     passages, written = found.get("passages", {}), set[str]()
     for each in found.get("systems", []):
         scores = ", ".join(f"{k.replace('_at_', '@')} {v:.3f}" for k, v in each["metrics"].items())

@@ -87,7 +87,7 @@ def _export_models(store: Store, run: "RunRecord", target: Path, adapter: bool) 
     _print_rows(written, target)
     out.print(f"the models of {run.name} in {target}; to upload them:", highlight=False)
     for command in uploads(kept.name, target):
-        out.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)
+        out.print(f"  {command}", highlight=False, soft_wrap=True)
 
 
 def _print_rows(written: dict[str, int], target: Path) -> None:

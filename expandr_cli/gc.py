@@ -24,7 +24,7 @@ def parse_age(text: str) -> timedelta:
     Raises:
         DataError: if the text is not an age.
     """
-    match = re.fullmatch(r"(\d+)([hdw])", text)
+    match = re.fullmatch(r"(\d{1,5})([hdw])", text)
     if not match:
         raise DataError(f"{text!r} is not an age; write it as 12h, 30d or 8w")
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
@@ -45,7 +45,7 @@ def collect_garbage(
     errors = dict(zip(found, remove_garbage(found), strict=True)) if delete else {}
     for each, error in errors.items():
         if error:
-            out.print(f"left: {each.kind} {each.name}: {error}", markup=False, soft_wrap=True)
+            out.print(f"left: {each.kind} {each.name}: {error}", soft_wrap=True)
     removed = [each for each in found if not errors.get(each)]
     kinds = Counter(each.kind for each in removed)
     total = sum(each.size for each in removed)

@@ -101,7 +101,7 @@ def demo(store: StoreOption = "store", seed: SeedOption = None, changes: SetOpti
     _run_loop(load_options(config, seed, changes or []), store, said)
     out.print(
         "\nThis is a demonstration: an invented world and models of a million parameters, which "
-        "show the mechanism\nand not the paper's numbers. Another world: [bold]--seed 1[/bold]."
+        "show the mechanism\nand not the paper's numbers. Another world: --seed 1."
     )
 
 

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from expandr_cli.terminal import StoreOption, absolute, out, printable, user_errors
@@ -151,7 +150,7 @@ def _print_model(out: Console, model: RegisteredModel, runs: set[str]) -> None:
             version.run if version.run in runs else f"{version.run} (removed)",
             f"{version.created:%Y-%m-%d %H:%M}",
             *(version.models[role].key[:-10] for role in ("llm", "retriever")),
-            escape(", ".join(f"{name}={value}" for name, value in version.tags.items())),
+            ", ".join(f"{name}={value}" for name, value in version.tags.items()),
         )
     out.print(table)
 
@@ -163,7 +162,6 @@ def _print_history(out: Console, model: RegisteredModel) -> None:
         before = f", in place of {move.before}" if move.before and move.action != "refused" else ""
         out.print(
             f"{move.at:%Y-%m-%d %H:%M}  {what}{before}, by {move.actor}: {printable(move.reason)}",
-            markup=False,
             highlight=False,
             soft_wrap=True,
         )

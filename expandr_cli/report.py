@@ -35,7 +35,7 @@ def report(
         opened = open_store(absolute(store))
         if index:
             where = keep_index(opened)
-            out.print(where, highlight=False, markup=False, soft_wrap=True)
+            out.print(where, highlight=False, soft_wrap=True)
             return
         found = recorded(opened, run)
         if folder is None:
@@ -48,10 +48,10 @@ def report(
             pages = write_report(opened, found, folder, _say)
             where = str(folder / "report.html")
     for sentence in json.loads(pages["report.json"])["verdict"]:
-        out.print(sentence, markup=False, highlight=False)
-    out.print(f"\n{where}", markup=False, highlight=False, soft_wrap=True)
+        out.print(sentence, highlight=False)
+    out.print(f"\n{where}", highlight=False, soft_wrap=True)
     others = ", ".join(name for name in pages if name != "report.html")
-    out.print(f"and beside it {others}", markup=False, highlight=False, soft_wrap=True)
+    out.print(f"and beside it {others}", highlight=False, soft_wrap=True)
 
 
 def _say(done: int, total: int, what: str) -> None:

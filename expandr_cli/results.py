@@ -12,8 +12,14 @@ from rich.table import Table
 from expandr_cli.terminal import absolute
 from expandr_core.evaluation.comparison import read_comparison, tests_in, titles_of
 from expandr_core.evaluation.metrics import MEASURES
-from expandr_core.evaluation.render import EFFECTS, baseline_title, counted, format_p, format_score
-from expandr_core.evaluation.significance import FEWEST, TEST_NAMES
+from expandr_core.evaluation.render import (
+    EFFECTS,
+    baseline_title,
+    counted,
+    format_p,
+    format_score,
+    tests_of,
+)
 from expandr_core.reports.files import has_report, place_of
 from expandr_core.store.artifacts import Artifact
 from expandr_core.store.run_records import RecordedRun
@@ -49,7 +55,7 @@ def print_summary(out: Console, store: Store, run: RecordedRun | RunRecord) -> N
         f"--datasets FOLDER/{option}",
         "Look at the run in Prefect": "prefect server start, then http://127.0.0.1:4200",
     }.items():
-        out.print(f"  {what}:\n    {command}", highlight=False, markup=False, soft_wrap=True)
+        out.print(f"  {what}:\n    {command}", highlight=False, soft_wrap=True)
     out.print(
         "CONFIG is a YAML file such as configs/scifact.yaml, FOLDER a collection in BEIR layout "
         "(corpus.jsonl, queries.jsonl, qrels/*.tsv).",
@@ -84,20 +90,18 @@ def print_comparison(out: Console, comparison: dict[str, Any]) -> None:
         out.print(table)
     out.print()
     for sentence in comparison["verdict"]["sentences"]:
-        out.print(sentence, markup=False, highlight=False)
+        out.print(sentence, highlight=False)
     if comparison["contrasts"]:
         out.print(_how_tested(comparison), highlight=False, style="dim")
     for warning in comparison["warnings"]:
-        out.print(f"Warning: {warning}.", style="yellow", markup=False, highlight=False)
+        out.print(f"Warning: {warning}.", style="yellow", highlight=False)
 
 
 def _how_tested(comparison: dict[str, Any]) -> str:
     """Say what p and the differences are of."""
     contrasts = comparison["contrasts"]
-    few = any(each["clusters"] < FEWEST for each in contrasts) and comparison["test"] == "t"
     said = (
-        f"p: {TEST_NAMES[comparison['test']]} of {MEASURES[comparison['metric']].title}"
-        f"{f' (with fewer than {FEWEST} observations, randomisation test)' if few else ''}, Holm's "
+        f"p: {tests_of(comparison)} of {MEASURES[comparison['metric']].title}, Holm's "
         f"correction over {tests_in(comparison)} tests; * p < {comparison['significance_level']:g}."
     )
     if any(each["clusters"] != each["queries"] for each in contrasts):

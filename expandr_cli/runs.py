@@ -6,7 +6,6 @@ from typing import Any
 
 import psutil
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from deployments.plan import TAG
@@ -38,7 +37,7 @@ def print_runs(out: Console, store: Store, limit: int) -> None:
             data,
             run.get("message", "") or _headline(store, run),
         )
-        table.add_row(*(escape(str(cell)) for cell in cells))
+        table.add_row(*(str(cell) for cell in cells))
     if not runs:
         out.print(f"no runs in {store.url}", highlight=False)
         return

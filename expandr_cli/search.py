@@ -65,7 +65,7 @@ def print_answer(out: Console, opened: Opened, found: Answer) -> None:
     if found.decision in said:
         lines.append(f"gate: searched with the question alone; {said[found.decision]}")
     for line in lines:
-        out.print(printable(line), markup=False, highlight=False, style="dim")
+        out.print(printable(line), highlight=False, style="dim")
     corpus = opened.store.local(opened.served.models["corpus"])
     texts = rows_with_ids(corpus, "passage_id", found.hits["passage_id"])
     by_id = {passage.passage_id: passage for passage in passages_in(texts)}
@@ -76,6 +76,5 @@ def print_answer(out: Console, opened: Opened, found: Answer) -> None:
             printable(
                 f"{row['rank']:>3}. {row['score']:.3f}  {row['passage_id']}  {title}{passage.text}"
             ),
-            markup=False,
             highlight=False,
         )

@@ -5,8 +5,8 @@ import shlex
 from collections.abc import Iterable
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 
 from expandr_cli.ablate import print_ablation
@@ -60,7 +60,7 @@ def _show_run(out: Console, store: Store, run: RecordedRun) -> None:
         artifact = step.artifact
         counts = ", ".join(f"{k} {v:g}" for k, v in list(artifact.counts.items())[:3])
         table.add_row(
-            escape(step.title),
+            step.title,
             artifact.key,
             f"{fact(store.manifest(artifact.key), 'seconds'):.1f}",
             counts,
@@ -84,7 +84,7 @@ def _print_curves(out: Console, store: Store, keys: Iterable[str]) -> None:
             f"  tensorboard --logdir {shlex.quote(str(where))}", highlight=False, soft_wrap=True
         )
         for folder in found if len(found) > 1 else []:
-            out.print(f"  {folder}", highlight=False, soft_wrap=True, markup=False)
+            out.print(f"  {folder}", highlight=False, soft_wrap=True)
 
 
 def _show_artifact(out: Console, store: Store, key: str) -> None:
@@ -94,7 +94,7 @@ def _show_artifact(out: Console, store: Store, key: str) -> None:
         out.print(f"  {name:<10}{fact(manifest, name)}", highlight=False)
     for name in ("python", "gpus", "peak_memory", "peak_gpu_memory", "tokens"):
         if manifest.get(name):  # earlier versions did not record them
-            out.print(f"  {name:<10}{manifest[name]}", highlight=False, markup=False)
+            out.print(f"  {name:<10}{manifest[name]}", highlight=False)
     more = ["vllm_libraries"] if "vllm_libraries" in manifest else []
     for name in ("options", "counts", "libraries", *more, "sources"):
         out.print(f"  {name}", highlight=False)
@@ -123,14 +123,18 @@ def _lineage(store: Store, key: str, role: str, seen: set[str]) -> Tree:
     manifest = store.manifest(key)
     seed, commit = f", seed {fact(manifest, 'seed')}", fact(manifest, "commit")
     commit = f", commit {commit}" if commit else ""
-    tree = Tree(f"{label}  [dim]digest {manifest['digest'][:12]}{seed}{commit}[/dim]")
+    tree = Tree(_with_facts(label, f"digest {manifest['digest'][:12]}{seed}{commit}"))
     for role_, artifact in fact(manifest, "inputs").items():
         file = f"/{artifact['path']}" if artifact["path"] else ""
         branch = _lineage(store, artifact["key"], f"{role_}{file}", seen)
         tree.add(branch)
     for name, sha in fact(manifest, "sources").items():
-        tree.add(f"file {escape(name)}  [dim]SHA-256 {sha[:12]}[/dim]")
+        tree.add(_with_facts(f"file {name}", f"SHA-256 {sha[:12]}"))
     return tree
+
+
+def _with_facts(label: str, facts: str) -> Text:
+    return Text.assemble(label, "  ", (facts, "dim"))
 
 
 def verify_all(out: Console, url: str, beginning: str) -> int:
@@ -150,6 +154,6 @@ def verify_all(out: Console, url: str, beginning: str) -> int:
             store.verify(key)
         except (DamagedArtifact, FileNotFoundError) as error:
             damaged += 1
-            out.print(f"damaged: {error}", markup=False, highlight=False, soft_wrap=True)
+            out.print(f"damaged: {error}", highlight=False, soft_wrap=True)
     out.print(f"{len(keys) - damaged} of {len(keys)} artifacts are intact", highlight=False)
     return damaged

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -32,7 +33,9 @@ for _name, _value in {
 AGAIN = "The same command continues from what was finished"
 ANEW = "The same command plans again; a calibration that did not end starts anew"
 RESUME = "`expandr resume` continues it; finished stages are reused from the store"
-out = Console(width=None if sys.stdout.isatty() else 250)  # a pipe has no edge to wrap lines at
+# what users write is shown as it is: no [markup] or :emoji:; a pipe has no edge to wrap lines at
+as_written = partial(Console, markup=False, emoji=False)
+out = as_written(width=None if sys.stdout.isatty() else 250)
 StoreOption = Annotated[
     str,
     typer.Option(envvar="EXPANDR_STORE", help="Folder or s3:// URL that holds the artifacts."),
@@ -108,4 +111,4 @@ def fail(message: str) -> NoReturn:
 def notify(message: str) -> None:
     """Write one line to standard error."""
     sys.stdout.flush()
-    Console(stderr=True, soft_wrap=True).print(message, markup=False, highlight=False)
+    as_written(stderr=True, soft_wrap=True).print(message, highlight=False)

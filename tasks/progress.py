@@ -143,9 +143,9 @@ class _Display(Progress):
         self.headline, self.since = "", time.monotonic()
         title = Column(ratio=1, no_wrap=True, overflow="ellipsis")
         super().__init__(
-            TextColumn("{task.description}", table_column=title),
+            TextColumn("{task.description}", markup=False, table_column=title),
             BarColumn(bar_width=12),
-            TextColumn("{task.fields[amount]}", table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[amount]}", markup=False, table_column=Column(no_wrap=True)),
             TimeRemainingColumn(),
             console=console,
             transient=True,

@@ -8,8 +8,7 @@ from pydantic import Field
 
 from expandr_core.evaluation.comparison import tests_in
 from expandr_core.evaluation.metrics import MEASURES
-from expandr_core.evaluation.render import EFFECTS, fill
-from expandr_core.evaluation.significance import TEST_NAMES
+from expandr_core.evaluation.render import EFFECTS, fill, tests_of
 from expandr_core.options.base import Options
 
 SCHEMA = 1  # of ablation.json
@@ -70,6 +69,7 @@ def ablation_of(comparison: dict[str, Any], rows: Sequence[TableRow], query: str
         "seeds": len(dataset["subsets"]),
         "subsets_are": comparison["subsets_are"],
         "tests": tests_in(comparison),
+        "test_title": tests_of(comparison),
         "sentences": comparison["verdict"]["sentences"],
         "rows": laid_out,
     }
@@ -89,7 +89,7 @@ def written(changes: dict[str, Any]) -> str:
 
 def render_ablation(ablation: dict[str, Any]) -> str:
     """Render ablation.json as Markdown."""
-    names = {"measures": MEASURES, "effects": EFFECTS, "test_name": TEST_NAMES[ablation["test"]]}
+    names = {"measures": MEASURES, "effects": EFFECTS, "test_name": ablation["test_title"]}
     return fill("ablation.md.j2", ablation, **names)
 
 

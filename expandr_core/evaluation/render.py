@@ -7,7 +7,7 @@ from typing import Any
 from expandr_core.data.catalog import SHARED_CORPUS
 from expandr_core.evaluation.comparison import tests_in, titles_of
 from expandr_core.evaluation.metrics import MEASURES
-from expandr_core.evaluation.significance import FEWEST, TEST_NAMES, fewest_to_tell
+from expandr_core.evaluation.significance import FEWEST, fewest_to_tell, name_of_tests
 
 EFFECTS = {
     "better": "* better",
@@ -48,11 +48,16 @@ def render(comparison: dict[str, Any]) -> str:
         tests=tests_in(comparison),
         measures=MEASURES,
         effects=EFFECTS,
-        test_name=TEST_NAMES[comparison["test"]],
+        test_name=tests_of(comparison),
         few=FEWEST if few else 0,
         least=fewest_to_tell(comparison["significance_level"], comparison["test"]),
         shared_corpus=SHARED_CORPUS,
     )
+
+
+def tests_of(comparison: dict[str, Any]) -> str:
+    """Name the tests of a comparison."""
+    return name_of_tests(comparison["test"], [each["clusters"] for each in comparison["contrasts"]])
 
 
 def baseline_title(comparison: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ it. That test is exact for few observations: n of them cannot give a p-value bel
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -32,6 +32,18 @@ FEWEST = 10  # observations for a t-test
 _RESAMPLES = 9999
 _NOTHING = 1e-12  # differences up to this are rounding errors of summed scores
 _ROUNDING = 1e-9  # relative; differences closer to each other than this are equal
+
+
+def name_of_tests(test: Test, observations: Iterable[int]) -> str:
+    """Name what was tested by: fewer than FEWEST observations by a randomisation test in any case.
+
+    >>> name_of_tests("t", [7]), name_of_tests("t", [300, 7])
+    ('paired randomisation test', 'paired t-test (randomisation test below 10 observations)')
+    """
+    kinds: set[Test] = {"randomisation" if each < FEWEST else test for each in observations}
+    if len(kinds) > 1:
+        return f"{TEST_NAMES[test]} (randomisation test below {FEWEST} observations)"
+    return TEST_NAMES[kinds.pop() if kinds else test]
 
 
 class Difference(NamedTuple):

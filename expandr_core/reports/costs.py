@@ -48,7 +48,7 @@ def costs_of(run: ComparedRun, points: float | None) -> Row:
 
     Args:
         run: whose steps are counted, each artifact once.
-        points: of nDCG that were gained, in hundredths; None if that is not known.
+        points: of nDCG that were gained, in hundredths; None if not known, or of several datasets.
     """
     by_stage: dict[str, list[Node]] = {}
     gone = []

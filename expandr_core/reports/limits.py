@@ -4,7 +4,6 @@ from typing import Any
 
 from expandr_core.evaluation.metrics import MEASURES
 from expandr_core.evaluation.render import counted, signed
-from expandr_core.evaluation.significance import FEWEST, TEST_NAMES
 
 Report = dict[str, Any]
 FEW_CLUSTERS = 30
@@ -61,8 +60,7 @@ def _about_chance(report: Report) -> list[str]:
     said, tests = [], [each for each in report["tests"] if each["counted"]]
     row = report["headline"] or (report["systems"][0] if report["systems"] else None)
     if row and row["clusters"] < FEW_CLUSTERS:
-        few = row["clusters"] < FEWEST
-        kind = TEST_NAMES["randomisation"] if few else report["test_title"]
+        kind = row.get("test_title", report["test_title"])
         said.append(
             f"There {'is' if row['clusters'] == 1 else 'are'} only "
             f"{counted(row['clusters'], 'independent observation')} for the {kind}: small differences "

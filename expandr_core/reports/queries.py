@@ -49,6 +49,7 @@ def changes_of(run: ComparedRun, headline: Row) -> Row:
         "writer_before": _writer(run, headline["before"]),
         "before_expands": expands[headline["before"]],
         "after_expands": expands[headline["after"]],
+        "seeds": max(run.measured.seeds[headline[side]] for side in ("before", "after")),
         "queries": len(rows),
         "wins": int((differences > 0).sum()),
         "ties": int((differences == 0).sum()),

@@ -8,8 +8,7 @@ from typing import Any, TypeVar
 from expandr_core.errors import DataError, first_line
 from expandr_core.evaluation.comparison import titles_of
 from expandr_core.evaluation.metrics import MEASURES
-from expandr_core.evaluation.render import counted
-from expandr_core.evaluation.significance import TEST_NAMES
+from expandr_core.evaluation.render import counted, tests_of
 from expandr_core.lineage.compared_run import ComparedRun
 from expandr_core.lineage.intervals import CONFIDENCE_PERCENT, RESAMPLES
 from expandr_core.reports.costs import costs_of
@@ -73,8 +72,8 @@ def report_of(
     comparison = run.comparison
     systems, tests = part("intervals", lambda: systems_of(run))
     headline = headline_of(comparison, tests)
-    points = None if headline is None else 100 * headline["difference"]
     titles, single = titles_of(comparison), len(comparison["datasets"]) == 1
+    points = 100 * headline["difference"] if headline and single else None
     report: dict[str, Any] = {
         "schema": SCHEMA,
         "run": run_facts(run),
@@ -165,7 +164,7 @@ def _outcome(run: ComparedRun) -> dict[str, Any]:
         "expand": comparison["verdict"]["expand"],
         **{name: comparison[name] for name in ("kept", "metric", "significance_level", "warnings")},
         "metric_title": MEASURES[comparison["metric"]].title,
-        "test_title": TEST_NAMES[comparison["test"]],
+        "test_title": tests_of(comparison),
         "confidence_percent": CONFIDENCE_PERCENT,
         "resamples": RESAMPLES,
         "seeds": _seeds(run),

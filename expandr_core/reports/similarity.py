@@ -53,6 +53,8 @@ def similarity_of(run: ComparedRun) -> dict[str, Any]:
     cluster_of = dict(zip(*(column.to_pylist() for column in queries.columns), strict=True))
     clusters = np.array([cluster_of[query_id] for query_id in common])
     return _summary(run, values, clusters) | {
+        "dataset": _first_place(run),
+        "seeds": max(run.measured.seeds[name] for name in systems),
         "retriever": first.inputs["retriever"]["key"],
         "queries": len(common),
         "left_out": len(positives) - len(common),
@@ -86,11 +88,10 @@ def _summary(run: ComparedRun, values: dict[str, Any], clusters: Any) -> dict[st
 def _systems(run: ComparedRun) -> dict[str, Node]:
     """Return evaluations on the first dataset of the first dense retriever, sampled and fused."""
     report = run.lineage.node(run.run.report.key)
-    place = next(iter(MeasuredDataset(**run.comparison["datasets"][0]).keys().values()))
     found: dict[str, Node] = {}
     base = ""
     for name in titles_of(run.comparison):
-        node = run.lineage.node(report.inputs[f"measured/{place}/{name}/0"]["key"])
+        node = run.lineage.node(report.inputs[f"measured/{_first_place(run)}/{name}/0"]["key"])
         if node.stage != "evaluate":
             continue
         base = base or node.inputs["retriever"]["key"]
@@ -99,6 +100,11 @@ def _systems(run: ComparedRun) -> dict[str, Node]:
         if node.inputs["retriever"]["key"] == base and fused and not name.endswith("-greedy"):
             found[name] = node
     return found
+
+
+def _first_place(run: ComparedRun) -> str:
+    """Name the first dataset, or its first subset."""
+    return next(iter(MeasuredDataset(**run.comparison["datasets"][0]).keys().values()))
 
 
 def _ranking(node: Node) -> Artifact:

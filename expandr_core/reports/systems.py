@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from expandr_core.evaluation.comparison import titles_of
-from expandr_core.evaluation.significance import FEWEST, TEST_NAMES
+from expandr_core.evaluation.significance import name_of_tests
 from expandr_core.lineage.compared_run import ComparedRun
 from expandr_core.reports.models import expanding, ranks_nothing_else
 
@@ -67,8 +67,7 @@ def systems_of(run: ComparedRun) -> tuple[list[Row], list[Row]]:
                 named: Row = {"before_title": titles[before], "after_title": titles[after]}
                 named["ties"] = test["queries"] - test["wins"] - test["losses"]
                 named["counted"] = test.get("counted", True)
-                kind = "randomisation" if test["clusters"] < FEWEST else comparison["test"]
-                named["test_title"] = TEST_NAMES[kind]
+                named["test_title"] = name_of_tests(comparison["test"], [test["clusters"]])
                 low, high = measured.limits[before, after]
                 tests.append(test | named | {"low": low, "high": high} | _untested(test))
     return rows, tests

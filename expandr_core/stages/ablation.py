@@ -14,7 +14,7 @@ from expandr_core.evaluation.comparison import read_comparison
 from expandr_core.options.base import Options
 from expandr_core.runtime.job import Job
 
-VERSION = 1
+VERSION = 2
 ROLE = "measure"
 ISOLATION = "never"
 

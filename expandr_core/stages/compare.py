@@ -58,7 +58,7 @@ from expandr_core.planning.workload import PlannedStep
 from expandr_core.runtime.job import Job
 from expandr_core.seeding import derive_seed
 
-VERSION = 8
+VERSION = 9
 ROLE = "measure"
 ISOLATION = "never"
 CHANGES = pa.schema(

@@ -12,7 +12,7 @@ from rich.table import Table
 from infra.local import lifecycle
 from infra.local.cluster import Cluster, ClusterError
 
-out = Console(highlight=False)
+out = Console(markup=False, emoji=False, highlight=False)
 app = typer.Typer(
     name="python -m infra.local",
     no_args_is_help=True,
@@ -30,7 +30,7 @@ DEFAULT = Path("cluster")
 
 def say(message: str) -> None:
     """Show a line of progress."""
-    out.print(message, markup=False, soft_wrap=True)
+    out.print(message, soft_wrap=True)
 
 
 @app.command()

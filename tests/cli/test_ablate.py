@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 from store_keys import full
 from typer.testing import CliRunner
 
 from expandr_cli.ablate import print_ablation
 from expandr_cli.main import app
+from expandr_cli.terminal import as_written
 from expandr_core.evaluation.ablation import TableRow, ablation_of, flat, render_ablation
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.store import Store
@@ -100,7 +100,7 @@ def ablation() -> dict[str, Any]:
     comparison = {
         "metric": "ndcg_at_10", "test": "t", "significance_level": 0.05, "warnings": [],
         "datasets": [{"name": "test", "subsets": ["seed-0", "seed-1", "seed-2"]}],
-        "subsets_are": "worlds", "contrasts": [{}] * 4,
+        "subsets_are": "worlds", "contrasts": [{"clusters": 40}] * 4,
         "verdict": {"sentences": ["Against base, significantly worse: LLM-QE (expansion alone)."]},
         "results": [
             result("query", 0.164, None),
@@ -117,7 +117,7 @@ def ablation() -> dict[str, Any]:
         TableRow(name="base", title="base", plain=plain, **cost),
         TableRow(name="llm-qe", title="LLM-QE (expansion alone)", plain=plain, **cost,
             changes={"training.expansion_weight": 1}),
-        TableRow(name="q2e", title="prompt q2e", plain="q2e_base-retriever", **cost),
+        TableRow(name="q2e", title="[/q] prompt q2e", plain="q2e_base-retriever", **cost),
         TableRow(name="bad", title="too strict", plain=plain, error="seed 0: too few pairs [x]", **cost),
     ]  # fmt: skip
     return ablation_of(comparison, rows, "query")
@@ -130,7 +130,7 @@ def test_the_table_fits_into_a_terminal(ablation, tmp_path):
     (folder / "ablation.json").write_text(json.dumps(ablation))
     made = store.commit(full("ablation-1"), folder, [], {"counts": {}})
     file = StringIO()
-    print_ablation(Console(file=file, width=80), store, made)
+    print_ablation(as_written(file=file, width=80), store, made)
     lines = [line.rstrip() for line in file.getvalue().splitlines()]
     assert max(map(len, lines[:12])) <= 80
     assert lines[1:9] == [
@@ -139,7 +139,7 @@ def test_the_table_fits_into_a_terminal(ablation, tmp_path):
         "query only                0.164",
         "base                      0.643  +0.479 *  0.040       0.349  +0.185 *  0:02:10",
         "LLM-QE (expansion alone)  0.612  -0.031 *  0.040           =            0:02:10",
-        "prompt q2e                0.655  +0.012    0.310       0.251  -0.098 *  0:02:10",
+        "[/q] prompt q2e           0.655  +0.012    0.310       0.251  -0.098 *  0:02:10",
         "too strict                 none                                         0:02:10",
         "",
     ]

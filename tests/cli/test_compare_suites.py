@@ -2,9 +2,8 @@
 
 from io import StringIO
 
-from rich.console import Console
-
 from expandr_cli.compare import _print
+from expandr_cli.terminal import as_written
 
 
 def test_results_that_were_made_otherwise_are_named_with_their_datasets():
@@ -18,7 +17,7 @@ def test_results_that_were_made_otherwise_are_named_with_their_datasets():
     differ = {"later": {"options": {}, "code": {}}}
     file = StringIO()
     found = {"runs": ["early", "later"], "rows": rows, "apart": {}, "differ": differ}
-    _print(Console(file=file, width=120), found)
+    _print(as_written(file=file, width=120), found)
     assert (
         "4 results were made otherwise: + expansion, greedy (letters, law); + expansion, sampled "
         "(letters, law)\n"

@@ -6,10 +6,10 @@ from io import StringIO
 from typing import Any
 
 import pytest
-from rich.console import Console
 from store_keys import full
 
 from expandr_cli.results import print_comparison, print_summary
+from expandr_cli.terminal import as_written
 from expandr_core.evaluation.verdict import verdict
 from expandr_core.options.loop import JointLoopOptions
 from expandr_core.store.artifacts import Artifact
@@ -76,7 +76,7 @@ def comparison(**changes: Any) -> dict[str, Any]:
 
 def printed(show, *what: Any) -> list[str]:
     file = StringIO()
-    show(Console(file=file, width=80), *what)
+    show(as_written(file=file, width=80), *what)
     return [line.rstrip() for line in file.getvalue().splitlines()]
 
 
@@ -101,7 +101,24 @@ def test_differences_by_cluster_are_told_from_those_of_the_scores():
 
     assert "Each cluster of queries counts once, in differences, too" in said(clusters=15)
     assert "cluster" not in said()
-    assert "with fewer than 10 observations, randomisation test" in said(clusters=9)
+    assert "p: paired t-test of nDCG@10" in said()
+    assert "p: paired randomisation test of nDCG@10" in said(clusters=9)
+    one_of_two = comparison()
+    one_of_two["contrasts"][0]["clusters"] = 9
+    lines = " ".join(printed(print_comparison, one_of_two))
+    assert "p: paired t-test (randomisation test below 10 observations) of nDCG@10" in lines
+
+
+def test_names_in_brackets_or_colons_are_shown_as_they_are():
+    """Rich would read them as its markup, and as emoji."""
+    named = comparison(datasets=[{"name": "law[old]"}, {"name": "[/INST] :cat:"}], means=[])
+    named["results"] = [
+        row | {"dataset": each["name"]} for row in named["results"] for each in named["datasets"]
+    ]
+    named["systems"][2]["title"] = "[raw] prompt"
+    lines = printed(print_comparison, named)
+    assert "law[old]: 40 queries" in lines and "[/INST] :cat:: 40 queries" in lines
+    assert len([line for line in lines if line.startswith("[raw] prompt")]) == 3
 
 
 def test_several_datasets_begin_with_their_means():

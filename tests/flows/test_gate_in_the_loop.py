@@ -6,12 +6,12 @@ import shutil
 import pytest
 import tiny_loop
 from finished_loop import Finished, finished
-from rich.console import Console
 from typer.testing import CliRunner
 
 from expandr_cli.main import app
 from expandr_cli.preflight import Unobserved
 from expandr_cli.search import print_answer, served
+from expandr_cli.terminal import as_written
 from expandr_core.errors import DataError
 from expandr_core.evaluation.comparison import read_comparison
 from expandr_core.options.gate import GateOptions
@@ -98,7 +98,7 @@ def asked(gated: Finished, gate: Gate) -> tuple[str, list[str], bool]:
     opened = Opened(store, served(store, gated.record), writer)
     opened.gate = gate
     [found] = answer(opened, [Asked("what sings?", 2)])
-    print_answer(Console(file=said, width=300), opened, found)
+    print_answer(as_written(file=said, width=300), opened, found)
     return said.getvalue(), found.hits["passage_id"].to_pylist(), "generator" in vars(writer)
 
 

@@ -14,7 +14,7 @@ with _bar("evaluate on test: control, + DPO'd expansion, round 1", "step 3 of 40
         report(done, 4, "queries")
         log.info("line %d: %s", done, "some words that make it longer than a line of it is " * 2)
         time.sleep(0.15)
-    with _bar("train the control", "step 4 of 40") as other:
+    with _bar("train [/the] :cat: control", "step 4 of 40") as other:
         other(1, 2, "steps")
         log.info("two at once")
         time.sleep(0.15)
@@ -42,7 +42,7 @@ def test_the_step_and_the_time_of_the_run_stand_above_the_bars_of_all_stages(wri
     two = screen(written[: written.index(erased, written.index("two at once"))])
     assert one[-2].startswith("step 3 of 40, 0:00:0") and one[-2].endswith(" since the start")
     assert one[-1].startswith("evaluate on test: control") and " queries " in one[-1]
-    assert [line[:9] for line in two[-3:]] == ["step 4 of", "evaluate ", "train the"]
+    assert [line[:9] for line in two[-3:]] == ["step 4 of", "evaluate ", "train [/t"]
     assert max(map(len, two[-3:])) <= 80
 
 

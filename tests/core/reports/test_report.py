@@ -1,5 +1,7 @@
 """The report's numbers are those of the run's files."""
 
+import copy
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -8,6 +10,7 @@ from expandr_core.evaluation.comparison import read_comparison
 from expandr_core.lineage.compared_run import ComparedRun
 from expandr_core.lineage.intervals import bootstrap
 from expandr_core.reports.graph import graph_of, mermaid
+from expandr_core.reports.pages import pages_of
 from expandr_core.reports.queries import changes_of
 from expandr_core.reports.systems import headline_of
 from expandr_core.store.artifacts import Artifact
@@ -137,3 +140,31 @@ def test_every_step_is_paid_for_once(report, run):
     keys = {step.artifact.key for step in run.steps}
     assert sum(stage["artifacts"] for stage in report["cost"]["stages"]) == len(keys)
     assert report["cost"]["total"]["made"] == len(keys)
+
+
+def test_what_is_of_one_seed_or_one_dataset_says_so(report):
+    several = copy.deepcopy(report)
+    several["queries"]["seeds"] = several["similarity"]["seeds"] = 3
+    for part in ("systems", "tests"):
+        several[part] += [row | {"dataset": "second"} for row in several[part]]
+    alone, together = (
+        {kind: " ".join(pages_of(each)[f"report.{kind}"].split()) for kind in ("md", "html")}
+        for each in (report, several)
+    )
+    place, queries = report["headline"]["dataset"], report["similarity"]["queries"]
+    for page in together.values():
+        assert f"{queries} queries of {place}" in page
+    assert f" on {place}: query only →" in together["md"]
+    assert "by the texts of the first of 3 seeds" in together["md"]
+    assert "Scores are means over 3 seeds; ranks, passages" in together["html"]
+    assert not [
+        page for page in alone.values() if "of the first of" in page or "means over" in page
+    ]
+
+
+def test_the_test_that_was_made_has_one_name_everywhere(report, pages):
+    """Three clusters are too few for the t-test that was asked for."""
+    assert {row["clusters"] for row in report["tests"]} == {3}
+    for kind in ("md", "html", "tex"):
+        assert "t-test" not in pages[f"report.{kind}"]
+        assert "andomisation test" in pages[f"report.{kind}"]

@@ -328,5 +328,8 @@ def test_the_command_line_lists_and_removes_only_when_told(store):
     removed = CliRunner().invoke(app, [*command, "--delete"])
     assert "removed: 2 x run, 9 x artifact" in removed.output
     assert len(store.keys()) == 5
-    wrong = CliRunner().invoke(app, [*command, "--older-than", "3 days"])
-    assert wrong.exit_code == 2 and "'3 days' is not an age" in wrong.output
+    for age in ("3 days", "110000w", "9999999999d"):  # the latter are before the year 1
+        wrong = CliRunner().invoke(app, [*command, "--older-than", age])
+        assert wrong.exit_code == 2 and f"'{age}' is not an age" in wrong.output
+    oldest = CliRunner().invoke(app, [*command, "--older-than", "99999w"])
+    assert oldest.exit_code == 0
