@@ -7,6 +7,7 @@ searched, written and measured block by block.
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -36,18 +37,25 @@ def measure(job: Job, search: Search) -> None:
         DataError: if a query has no expansion, or none has a relevant passage.
     """
     total = pq.read_metadata(job.inputs["queries"]).num_rows
-    tables = []
+    tables, writing = [], list[Future[None]]()
     done = 0
 
     def report(searched: int) -> None:
         job.progress(searched, total, "queries")
 
     report(0)  # everything is loaded
-    with pq.ParquetWriter(job.out / "run.parquet", RUN, compression="zstd") as writer:
+    with (
+        pq.ParquetWriter(job.out / "run.parquet", RUN, compression="zstd") as writer,
+        ThreadPoolExecutor(1, "writer") as beside,
+    ):
         for block, run in search(query_blocks(job), report):
-            writer.write_table(run)
+            if writing:
+                writing.pop().result()  # one run at a time, as it takes memory
+            writing.append(beside.submit(writer.write_table, run))
             tables.append(_measure_block(job, block, run))
             done += len(block)
+        for last in writing:
+            last.result()
     if done != total:
         raise DataError(
             f"{total} queries were searched {done} times; the shards of the expansions overlap: "

@@ -26,12 +26,11 @@ from expandr_core.retrieval.products import (
     lengths_of,
     passages_at_once,
     quickest_proposer,
-    shares_of,
     summation_error,
     tiles,
 )
 from expandr_core.retrieval.proposals import Proposals, propose
-from expandr_core.runtime.cores import work_on_all
+from expandr_core.runtime.cores import shares_of, work_on_all
 
 _BYTES_PER_PROPOSAL = 80
 _FEW_PAIRS = 1 << 14  # of a query and a passage, which are all scored as fast as some are proposed
@@ -95,12 +94,7 @@ def _best_keys(queries: Vectors, index: Index, k: int, memory_gb: float, own: Pl
     if wanted == passages or len(queries) * passages <= _FEW_PAIRS:
         return _all_keys(queries, index)[:, : -k - 1 : -1]
     proposals = propose(queries, index, wanted, memory_gb, own.proposer)
-
-    def settle(own: slice) -> tuple[Keys, NDArray[np.bool_]]:
-        return _settled(queries[own], proposals.of(own), index, k)
-
-    parts = zip(*work_on_all(settle, shares_of(len(queries), "cpu")), strict=True)
-    keys, unsettled = map(np.concatenate, parts)
+    keys, unsettled = _settled(queries, proposals, index, k)
     again = np.flatnonzero(unsettled)
     if len(again) and own.proposer == "int8":
         single = Plan("float32", most_proposals(k))
@@ -126,7 +120,7 @@ def _settled(
     rows = np.nonzero(possible)[0]
     keys = np.full(possible.shape, _NONE)
     keys[possible] = _keys(index, queries, rows, proposals.positions[possible].astype(np.int64))
-    keys.sort(axis=1)
+    work_on_all(lambda own: keys[own].sort(axis=1), shares_of(len(queries)))
     keys = keys[:, : -k - 1 : -1]
     worst, _ = _decode(keys[:, -1:], index)
     return keys, highest[:, -1] >= worst[:, 0]  # the last proposal bounds what was not proposed

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from expandr_core.encoders.encode import Vectors
 from expandr_core.errors import DataError
 from expandr_core.retrieval.rounding import Precision, rounded
+from expandr_core.runtime.cores import shares_of, work_on_all
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,9 +75,19 @@ class Index(NamedTuple):
         return torch.from_numpy(np.load(shard, mmap_mode="c") if isinstance(shard, Path) else shard)
 
     def blocks(
-        self, size: int, devices: Sequence[str], precision: Precision = "float32"
+        self,
+        size: int,
+        devices: Sequence[str],
+        precision: Precision = "float32",
+        threads: Executor | None = None,
     ) -> Iterator[Block]:
         """Read the vectors in order, at most `size` at once.
+
+        Args:
+            size: most passages of a block.
+            devices: where the blocks are.
+            precision: what vectors are rounded to.
+            threads: what reads the parts of a block side by side.
 
         Yields:
             Blocks, on the devices in turn; the next one on a device overwrites this one.
@@ -91,29 +103,32 @@ class Index(NamedTuple):
             (
                 torch.empty((size, self.dimensions), dtype=kind, device=at),
                 torch.empty((size, 1), device=at),
+                torch.empty(size, device=at),
             )
             for at in devices
         ]
         pieces = self._pieces(size)
         hidden = _LOST_OF_LENGTHS * math.sqrt(self.dimensions)
+
+        def fill(piece: "Tensor", vectors: "Tensor", scales: "Tensor", lengths: "Tensor") -> float:
+            """Round some vectors; return the greatest difference from what is stored."""
+            piece = piece.to(vectors.device).float()
+            stored = rounded(piece, precision)
+            vectors[:], scales[:] = stored
+            lengths[:] = torch.linalg.vector_norm(piece, dim=1).add_(hidden)
+            return 0.0 if precision == "float32" else float(stored.lost(piece).max()) + hidden
+
         for number, start in enumerate(range(0, count, size)):
-            device, (buffer, scales) = (
-                devices[number % len(devices)],
-                buffers[number % len(devices)],
-            )
-            length, lengths, rounding = min(size, count - start), [], 0.0
-            filled = 0
+            length, filled = min(size, count - start), 0
+            vectors, scales, lengths = (each[:length] for each in buffers[number % len(devices)])
+            parts = []
             while filled < length:
-                piece = next(pieces).to(device).float()
+                piece = next(pieces)
                 rows = slice(filled, filled + len(piece))
-                stored = rounded(piece, precision)
-                buffer[rows], scales[rows] = stored
-                lengths.append(torch.linalg.vector_norm(piece, dim=1).add_(hidden))
-                if precision != "float32":
-                    rounding = max(rounding, float(stored.lost(piece).max()) + hidden)
+                parts.append((piece, vectors[rows], scales[rows], lengths[rows]))
                 filled += len(piece)
-            kept = buffer[:length], scales[:length]
-            block = Block(start, *kept, torch.cat(lengths), rounding)
+            each = (threads.map if threads else map)(fill, *zip(*parts, strict=True))
+            block = Block(start, vectors, scales, lengths, max(each))
             require_finite(block.lengths.cpu().numpy())
             yield block
 
@@ -160,6 +175,21 @@ class Index(NamedTuple):
 
         asked, rows = _distinct(rows, len(queries))
         doubles = torch.from_numpy(queries[asked]).double()
+        products = np.empty(len(positions))
+
+        def multiply(share: slice) -> None:
+            own = np.flatnonzero((positions >= share.start) & (positions < share.stop))
+            products[own] = self._products(doubles, rows[own], positions[own])
+
+        work_on_all(multiply, shares_of(len(self.passage_ids)))
+        return products
+
+    def _products(
+        self, queries: "Tensor", rows: Positions, positions: Positions
+    ) -> NDArray[np.float64]:
+        """Multiply as `products` does; each passage is read and converted once."""
+        import torch
+
         by_position = np.argsort(positions)
         ordered, products = positions[by_position], np.empty(len(positions))
         firsts = np.flatnonzero(np.diff(ordered, prepend=-1))  # pairs: the first of each passage
@@ -175,7 +205,7 @@ class Index(NamedTuple):
                 pairs = by_position[ends[first] : ends[end]]
                 own = ends[first : end + 1] - ends[first]
                 passages = shard.index_select(0, stored).double()
-                products[pairs] = _sampled(passages, doubles, own, rows[pairs])
+                products[pairs] = _sampled(passages, queries, own, rows[pairs])
         return products
 
 

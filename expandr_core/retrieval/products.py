@@ -1,6 +1,5 @@
 """Matrix products of passages and queries, tile by tile, and how far they are from the true ones."""
 
-import math
 from collections.abc import Iterator
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,7 +20,6 @@ _PRECISIONS: tuple[Proposer, ...] = ("float32", "bfloat16")
 # passages and queries of a tile: small enough for a processor's cache, large enough for a GPU
 _TILE = {"cpu": (4096, 1024), "cuda": (16384, 8192)}
 _TILE_OF_INTEGERS = 1024, 1024  # which are copied
-_FEWEST_SHARED = 64  # queries of a core
 _BLOCK = 4  # tiles of passages that are read at once
 UNDERFLOW = 2.0**-125  # twice the least normal number: smaller ones may count as 0
 
@@ -35,15 +33,6 @@ def passages_at_once(index: Index, memory_gb: float) -> int:
     """Return the passages of a block: enough for a few tiles, within an eighth of the memory."""
     fitting = int(memory_gb * 1e9 / 8 / (16 * index.dimensions))
     return max(1, min(fitting, _BLOCK * tile_of(index.devices[0])[0]))
-
-
-def shares_of(queries: int, device: str) -> list[slice]:
-    """Cut queries so that each core of a CPU searches for some of them; a GPU does for all."""
-    import torch
-
-    cores = torch.get_num_threads() if device == "cpu" else 1
-    size = max(_FEWEST_SHARED, math.ceil(queries / cores))
-    return [slice(start, start + size) for start in range(0, queries, size)]
 
 
 def tiles(

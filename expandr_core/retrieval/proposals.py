@@ -22,12 +22,11 @@ from expandr_core.retrieval.products import (
     Proposer,
     lengths_of,
     passages_at_once,
-    shares_of,
     summation_error,
     tiles,
 )
 from expandr_core.retrieval.rounding import Rounded, rounded
-from expandr_core.runtime.cores import sharing_cores
+from expandr_core.runtime.cores import shares_of, sharing_cores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,11 +53,6 @@ class Proposals(NamedTuple):
     positions: Positions
     errors: Errors
     rounding: float
-
-    def of(self, queries: slice) -> "Proposals":
-        """Return those of some queries."""
-        products, positions = self.products[queries], self.positions[queries]
-        return Proposals(products, positions, self.errors[queries], self.rounding)
 
     def at_most(self) -> Errors:
         """Return the largest inner products that the proposals can have; (queries, proposals)."""
@@ -142,7 +136,7 @@ def _proposed(
     with sharing_cores(len(pools) * len(shares)) as threads:
         waiting: list[Iterator[None]] = []
         size = passages_at_once(index, memory_gb)
-        for number, block in enumerate(index.blocks(size, index.devices, precision)):
+        for number, block in enumerate(index.blocks(size, index.devices, precision, threads)):
             longest = max(longest, float(block.lengths.max()))
             furthest = max(furthest, block.rounding)
             waiting.append(threads.map(_Pool.add, pools[number % len(pools)], repeat(block)))
@@ -270,17 +264,27 @@ def _above(products: "Tensor", limits: "Tensor", most: int) -> tuple["Tensor", "
 
     # look at the largest of some passages first, as most are below
     groups = products.view(-1, math.gcd(_GROUP, len(products)), len(limits))
-    group, queries = (groups.amax(1) > limits).nonzero(as_tuple=True)
+    queries, group = _places((groups.amax(1) > limits).T.contiguous())
     if len(group) < groups.shape[0] * len(limits):
         found = groups[group, :, queries]
-        which, place = (found > limits[queries][:, None]).nonzero(as_tuple=True)
-        queries, order = queries[which].sort(stable=True)
+        which, place = _places(found > limits[queries][:, None])
+        queries = queries[which]
         if len(queries) == 0 or int(torch.bincount(queries).max()) <= most:
-            passages = group[which] * groups.shape[1] + place
-            return queries, passages[order], found[which, place][order]
+            return queries, group[which] * groups.shape[1] + place, found[which, place]
     best, passages = products.T.contiguous().topk(min(most, len(products)), dim=1)
-    queries, place = (best > limits[:, None]).nonzero(as_tuple=True)
+    queries, place = _places(best > limits[:, None])
     return queries, passages[queries, place], best[queries, place]
+
+
+def _places(mask: "Tensor") -> tuple["Tensor", "Tensor"]:
+    """Return the rows and columns of what is true; on a CPU numpy finds them quicker than torch."""
+    import torch
+
+    if mask.device.type == "cpu":
+        places = np.divmod(np.flatnonzero(mask.numpy()), mask.shape[1])
+        return torch.from_numpy(places[0]), torch.from_numpy(places[1])
+    rows, columns = mask.nonzero(as_tuple=True)
+    return rows, columns
 
 
 def _joined(

@@ -1,6 +1,7 @@
 """Threads that share the cores of a CPU, or that keep a device busy each."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from typing import TypeVar
 Part = TypeVar("Part")
 Result = TypeVar("Result")
 _TURNS = 6
+_FEWEST = 64  # items of a core
 
 
 @contextlib.contextmanager
@@ -24,6 +26,15 @@ def sharing_cores(workers: int) -> Iterator[ThreadPoolExecutor]:
             yield pool
     finally:
         torch.set_num_threads(threads)  # the number that was set last counts for later threads
+
+
+def shares_of(count: int, device: str = "cpu") -> list[slice]:
+    """Cut items, such as queries, into a share for each core of a CPU; a GPU works on all."""
+    import torch
+
+    cores = torch.get_num_threads() if device == "cpu" else 1
+    size = max(_FEWEST, math.ceil(count / cores))
+    return [slice(start, start + size) for start in range(0, count, size)]
 
 
 def work_on_all(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:

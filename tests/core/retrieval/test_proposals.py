@@ -140,7 +140,7 @@ def test_many_queries_are_shared_among_cores_and_ranked_alike():
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        check(queries, index_of(vectors, [1000]), 10)
+        check(queries, index_of(vectors, [1100]), 10)
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(threads)
