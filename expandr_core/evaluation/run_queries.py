@@ -37,8 +37,8 @@ def measure(job: Job, search: Search) -> None:
         DataError: if a query has no expansion, or none has a relevant passage.
     """
     total = pq.read_metadata(job.inputs["queries"]).num_rows
-    tables, writing = [], list[Future[None]]()
-    done = 0
+    tables, done = [], 0
+    written: Future[None] | None = None
 
     def report(searched: int) -> None:
         job.progress(searched, total, "queries")
@@ -48,14 +48,16 @@ def measure(job: Job, search: Search) -> None:
         pq.ParquetWriter(job.out / "run.parquet", RUN, compression="zstd") as writer,
         ThreadPoolExecutor(1, "writer") as beside,
     ):
-        for block, run in search(query_blocks(job), report):
-            if writing:
-                writing.pop().result()  # one run at a time, as it takes memory
-            writing.append(beside.submit(writer.write_table, run))
-            tables.append(_measure_block(job, block, run))
-            done += len(block)
-        for last in writing:
-            last.result()
+        try:
+            for block, run in search(query_blocks(job), report):
+                if written:
+                    written.result()  # one run at a time, as it takes memory
+                written = beside.submit(writer.write_table, run)
+                tables.append(_measure_block(job, block, run))
+                done += len(block)
+        finally:
+            if written:
+                written.result()
     if done != total:
         raise DataError(
             f"{total} queries were searched {done} times; the shards of the expansions overlap: "

@@ -175,37 +175,28 @@ class Index(NamedTuple):
 
         asked, rows = _distinct(rows, len(queries))
         doubles = torch.from_numpy(queries[asked]).double()
-        products = np.empty(len(positions))
-
-        def multiply(share: slice) -> None:
-            own = np.flatnonzero((positions >= share.start) & (positions < share.stop))
-            products[own] = self._products(doubles, rows[own], positions[own])
-
-        work_on_all(multiply, shares_of(len(self.passage_ids)))
-        return products
-
-    def _products(
-        self, queries: "Tensor", rows: Positions, positions: Positions
-    ) -> NDArray[np.float64]:
-        """Multiply as `products` does; each passage is read and converted once."""
-        import torch
-
         by_position = np.argsort(positions)
         ordered, products = positions[by_position], np.empty(len(positions))
         firsts = np.flatnonzero(np.diff(ordered, prepend=-1))  # pairs: the first of each passage
         found, ends = ordered[firsts], np.append(firsts, len(ordered))
         edges = np.searchsorted(found, [*self.starts.tolist(), len(self.passage_ids)])
-        for number, (begin, stop) in enumerate(pairwise(edges.tolist())):
-            if begin == stop:
-                continue
-            shard = self.opened(number)
-            for first in range(begin, stop, _ROWS_AT_ONCE):
-                end = min(first + _ROWS_AT_ONCE, stop)
-                stored = torch.from_numpy(found[first:end] - self.starts[number])
-                pairs = by_position[ends[first] : ends[end]]
-                own = ends[first : end + 1] - ends[first]
-                passages = shard.index_select(0, stored).double()
-                products[pairs] = _sampled(passages, queries, own, rows[pairs])
+
+        def multiply(share: slice) -> None:
+            own_edges = edges.clip(share.start, share.stop).tolist()
+            for number, (begin, stop) in enumerate(pairwise(own_edges)):
+                if begin == stop:
+                    continue
+                shard = self.opened(number)
+                for first in range(begin, stop, _ROWS_AT_ONCE):
+                    end = min(first + _ROWS_AT_ONCE, stop)
+                    stored = torch.from_numpy(found[first:end] - self.starts[number])
+                    pairs = by_position[ends[first] : ends[end]]
+                    own = ends[first : end + 1] - ends[first]
+                    passages = shard.index_select(0, stored).double()
+                    products[pairs] = _sampled(passages, doubles, own, rows[pairs])
+
+        if len(found):
+            work_on_all(multiply, shares_of(len(found)))
         return products
 
 

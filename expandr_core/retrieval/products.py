@@ -70,7 +70,10 @@ def _multiplied(passages: "Tensor", queries: "Tensor", memory: "Tensor | None" =
     import torch
 
     if passages.dtype == torch.int8:
-        products = torch.ops.aten._int_mm(passages, queries.T)
+        if passages.shape[1] > 1:
+            products = torch.ops.aten._int_mm(passages, queries.T)
+        else:  # for which torch's product returns what was in memory before
+            products = passages.int() * queries.T
         return products.float() if memory is None else memory.copy_(products)
     if passages.dtype == torch.float32 and passages.device.type == "cpu" and _onednn_is_quicker():
         return _by_onednn(passages, queries)

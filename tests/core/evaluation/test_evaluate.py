@@ -1,5 +1,6 @@
 """The stages evaluate and evaluate_bm25: streaming gives what a plain computation gives."""
 
+import itertools
 import json
 from typing import Any
 
@@ -248,6 +249,23 @@ def test_a_query_in_two_shards_is_refused(world):
     artifact = put_expansions(world.store, "expand-twice", [rows, rows[:6]])
     with pytest.raises(DataError, match="17 queries were searched 23 times"):
         world.evaluate(0.5, expansions=artifact)
+
+
+@pytest.mark.parametrize("number", [2, 5])  # of five blocks
+def test_a_run_that_cannot_be_written_is_an_error(tmp_path, monkeypatch, number):
+    world = World(tmp_path)
+    writer, blocks = evaluation.pq.ParquetWriter, itertools.count(1)
+    write = writer.write_table
+
+    def write_until(self, run):
+        if next(blocks) == number:
+            raise OSError("No space left on device")
+        write(self, run)
+
+    monkeypatch.setattr(writer, "write_table", write_until)
+    with pytest.raises(OSError, match="No space left"):
+        world.evaluate(0)
+    assert next(blocks) > number
 
 
 def test_the_weight_and_the_inputs_must_fit(world):
