@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 STARTS = 4  # a server that has died so often would die again
 START_SECONDS = 300.0  # until it answers; it may have to migrate an old database first
+RECORDING = {  # what becomes of tasks is written down together: a third of the server's work on a run
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "100",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",  # seconds; a fraction is cut off
+}
 
 
 class TemporaryServer:
@@ -153,7 +158,8 @@ def prefect_server(warn: Callable[[str], None]) -> Iterator[None]:
             yield
         return
     settings = get_current_settings().to_environment_variables(exclude_unset=True)
-    server = TemporaryServer({**os.environ, **settings, "PREFECT_UI_ENABLED": "0"}, warn)
+    environment = {**RECORDING, **os.environ, **settings, "PREFECT_UI_ENABLED": "0"}
+    server = TemporaryServer(environment, warn)
     use: dict[SettingKey, Any] = {
         PREFECT_API_URL: server.url,
         PREFECT_UI_URL: "",

@@ -61,10 +61,14 @@ def prefect_server() -> Iterator[None]:
     from ports import kept_port
     from prefect.testing import utilities
 
+    from expandr_cli.temporary_server import RECORDING
+
     with kept_port() as port, pytest.MonkeyPatch.context() as patch:
         patch.setattr(utilities, "_find_available_port", lambda: port)  # which could be lost again
         for service in ("EVENT_PERSISTER", "TRIGGERS"):
             patch.setenv(f"PREFECT_SERVER_SERVICES_{service}_ENABLED", "false")
+        for name, value in RECORDING.items():
+            patch.setenv(name, value)
         with utilities.prefect_test_harness(server_startup_timeout=300):
             patch.undo()  # other servers keep them
             yield

@@ -35,6 +35,22 @@ server = TemporaryServer(dict(os.environ), warn)
 print(server.process.pid, server.url, flush=True)
 sys.stdin.read()
 """
+A_RUN = """
+from prefect import flow, task
+from expandr_cli.temporary_server import prefect_server
+
+@task
+def step():
+    pass
+
+@flow
+def steps():
+    for _ in range(3):
+        step()
+
+with prefect_server(print):
+    steps()
+"""
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -92,6 +108,16 @@ def test_first_starts_at_the_same_time_migrate_the_new_database_in_turns(tmp_pat
             version = migrated_to()
         assert "http" in command.stdout.readline()
         assert migrated_to() == version
+
+
+def test_what_became_of_tasks_is_written_down_before_the_command_ends(tmp_path):
+    """The server keeps it for a second, to write much together."""
+    subprocess.run(
+        [sys.executable, "-c", A_RUN], env=environment(tmp_path), check=True, capture_output=True
+    )
+    with closing(sqlite3.connect(tmp_path / "prefect.db")) as database:
+        states = database.execute("SELECT state_type FROM task_run").fetchall()
+    assert states == [("COMPLETED",)] * 3
 
 
 def test_a_server_that_does_not_start_is_one_sentence(tmp_path):
