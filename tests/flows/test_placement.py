@@ -354,7 +354,7 @@ def test_a_parent_that_is_killed_finds_its_runs_again_when_it_is_tried_again(
     workers, llm_folder, tmp_path, caplog
 ):
     """Its runs are halted until the new parent has found them: they must not end before."""
-    store = filled(tmp_path / "store", llm_folder, 100)
+    store = filled(tmp_path / "store", llm_folder, 104)  # no other test's artifact
     command = [sys.executable, "-c", KILLED_PARENT, str(Path(__file__).parent), store.url]
     environment = os.environ | {"PREFECT_API_URL": PREFECT_API_URL.value()}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
@@ -391,7 +391,7 @@ def test_a_worker_that_comes_late_makes_what_killed_ones_have_left(workers, llm_
 
     Each is halted once it runs, so that the other has time to begin.
     """
-    store = filled(tmp_path / "store", llm_folder, 100)
+    store = filled(tmp_path / "store", llm_folder, 96)
     made: list[Artifact] = []
     placement = PLACED.model_copy(update={"runs_at_once": 3})
     parent = threading.Thread(target=lambda: made.append(expanded(store, placement, 128)))
