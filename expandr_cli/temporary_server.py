@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 STARTS = 4  # a server that has died so often would die again
 START_SECONDS = 300.0  # until it answers; it may have to migrate an old database first
-RECORDING = {  # what becomes of tasks is written down together: a third of the server's work on a run
+RECORDING = {  # what becomes of tasks is written down together, with about half of the server's work
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "100",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",  # seconds; a fraction is cut off

@@ -111,10 +111,10 @@ def test_first_starts_at_the_same_time_migrate_the_new_database_in_turns(tmp_pat
 
 
 def test_what_became_of_tasks_is_written_down_before_the_command_ends(tmp_path):
-    """The server keeps it for a second, to write much together."""
-    subprocess.run(
-        [sys.executable, "-c", A_RUN], env=environment(tmp_path), check=True, capture_output=True
-    )
+    """The server keeps it for a while, here for longer than the command lasts."""
+    later = {"PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "600"}
+    command = [sys.executable, "-c", A_RUN]
+    subprocess.run(command, env=environment(tmp_path) | later, check=True, capture_output=True)
     with closing(sqlite3.connect(tmp_path / "prefect.db")) as database:
         states = database.execute("SELECT state_type FROM task_run").fetchall()
     assert states == [("COMPLETED",)] * 3
