@@ -79,7 +79,7 @@ def half_done(whole: str, store: str) -> str:
     files, _ = open_filesystem(whole)
     for key in sorted(keys):
         source, target = f"{whole}/artifacts/{key}", f"{store}/artifacts/{key}"
-        for path in files.find(source):
+        for path in map(str, files.find(source)):
             files.copy(path, f"{target}/{path.partition(key)[2].lstrip('/')}")
     return steps[number]["title"]
 

@@ -113,7 +113,8 @@ def check_dead_after(
         seconds: Any = HEARTBEAT_SECONDS
         with contextlib.suppress(ObjectNotFound):
             there = _with_heartbeat(client.read_work_pool(name).base_job_template)
-            seconds = seconds if reset else _environment(there)[HEARTBEAT]
+            if not reset:
+                seconds = _environment(there)[HEARTBEAT]
         try:
             needed = 3 * int(seconds)
         except (TypeError, ValueError) as error:

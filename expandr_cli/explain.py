@@ -161,7 +161,7 @@ def _print_nodes(console: Console, found: dict[str, Any]) -> None:
     table.title, table.title_justify = "upstream, the data first", "left"
     for name in ("seconds", "GPU hours", "tokens", "peak GB"):
         table.add_column(name, justify="right")
-    total = {"key": f"{len(found['nodes'])} artifacts", "title": "", "options": {}, **found["cost"]}
+    total = found["cost"] | {"key": f"{len(found['nodes'])} artifacts", "title": "", "options": {}}
     for node in [*found["nodes"], total]:
         options = (f"{p}={json.dumps(v, ensure_ascii=False)}" for p, v in node["options"].items())
         peak = node["peak_memory"]

@@ -30,6 +30,7 @@ from expandr_core.runtime.child_protocol import die_with_parent
 from expandr_core.store.filesystems import flock
 
 if TYPE_CHECKING:
+    from prefect import Flow
     from prefect.settings.context import SettingKey
 
 Result = TypeVar("Result")
@@ -177,19 +178,19 @@ def prefect_server(warn: Callable[[str], None]) -> Iterator[None]:
         ) from error
 
 
-def run_flow(flow: Callable[..., Result], **parameters: Any) -> Result:
+def run_flow(flow: "Flow[..., Result]", **parameters: Any) -> Result:
     """Run a flow; retry if a busy server answers 409 when the run is created.
 
     Nothing of the flow has run then. A server with SQLite does so under load.
     """
     for _ in range(STARTS - 1):
         try:
-            return flow(**parameters)
+            return flow(**parameters)  # pyrefly: ignore[bad-return]
         except httpx.HTTPStatusError as error:
             path = error.request.url.path
             if error.response.status_code != 409 or not path.endswith(("/flows/", "/flow_runs/")):
                 raise
-    return flow(**parameters)
+    return flow(**parameters)  # pyrefly: ignore[bad-return]
 
 
 def serve(number: int, parent: int) -> None:

@@ -125,7 +125,7 @@ class FeedForwardLayer(nn.Module):
     def __init__(self, config: AnchorDRConfig):
         """Create the layer."""
         super().__init__()
-        maps = {
+        maps: dict[str, nn.Module] = {
             "wi": nn.Linear(config.d_model, config.d_ff),
             "relu": nn.ReLU(),
             "dropout": nn.Dropout(config.dropout_rate),

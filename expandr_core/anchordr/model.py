@@ -30,7 +30,7 @@ class AnchorDR(InputModule):
 
     __module__ = "expandr_core.anchordr"  # as modules.json of exported models says
 
-    tokenizer: AnchorDRTokenizer  # pyright: ignore
+    tokenizer: AnchorDRTokenizer  # pyrefly: ignore[bad-override]
 
     def __init__(self, config: AnchorDRConfig, tokenizer: AnchorDRTokenizer):
         """Create a model with random weights.
@@ -50,7 +50,7 @@ class AnchorDR(InputModule):
                 f"{config.vocab_size} tokens, the tokenizer has {len(tokenizer)}: these do not fit "
                 "together; use the config.json and sp.model of one model"
             )
-        self.sizes, self.tokenizer = config, tokenizer  # pyright: ignore
+        self.sizes, self.tokenizer = config, tokenizer
         self.max_seq_length = config.max_seq_length
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
         self.encoder, self.decoder = Encoder(config), Decoder(config)
@@ -89,7 +89,7 @@ class AnchorDR(InputModule):
         self.tokenizer.save(Path(output_path))
 
     @classmethod
-    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: object) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: object) -> Self:  # pyrefly: ignore[bad-override]
         """Load a model that `save` wrote.
 
         Raises:

@@ -90,7 +90,7 @@ def _cluster(value: Any, field: str) -> str | None:
     if not isinstance(value, str | int | float):
         case = json.dumps(value)[:40]
         raise BadRow(f"{field} is neither a string nor a number", "name one cluster", case)
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    return str(int(value)) if isinstance(value, float) and float.is_integer(value) else str(value)
 
 
 class QrelTable:

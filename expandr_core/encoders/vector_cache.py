@@ -153,7 +153,7 @@ class VectorCache:
             if number not in self._folders:
                 self._folders[number] = self._open(self._shards[number])
             folder = self._folders[number]
-            return folder and np.load(folder / VECTORS, mmap_mode="r")[rows]
+            return np.load(folder / VECTORS, mmap_mode="r")[rows] if folder else None
         except (FileNotFoundError, DamagedArtifact) as error:
             log.info("%s is not reused: %s", self._shards[number].key, error)
             self._folders[number] = None

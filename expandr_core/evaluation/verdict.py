@@ -159,7 +159,7 @@ def _against_bm25(comparison: dict[str, Any], several: bool) -> list[str]:
 def _effects(comparison: dict[str, Any], contrasts: list[dict[str, Any]]) -> str:
     """Say on which datasets a system differs from another."""
     titles = titles_of(comparison)
-    phrases = []
+    phrases: list[str] = []
     for effect, what in _ON.items():
         datasets = [each["dataset"] for each in contrasts if each["effect"] == effect]
         if datasets:

@@ -36,7 +36,7 @@ def load_tokenizer(folder: Path, chat: ChatOptions | None = None) -> Any:
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(
+    tokenizer: Any = AutoTokenizer.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False
     )
     if tokenizer.chat_template:

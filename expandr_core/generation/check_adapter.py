@@ -191,19 +191,17 @@ def _check_tokenizer(folder: Path, llm: Path) -> None:
     if not any((folder / name).is_file() for name in TOKENIZER):
         return
     try:
-        own, base = (
+        both: list[Any] = [
             AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
             for path in (folder, llm)
-        )
+        ]
     except Exception as error:
         raise DataError(
             f"{folder}: the tokenizer does not load ({first_line(error)}); remove its files to use the "
             "language model's"
         ) from error
-    ids, expected = own.get_vocab(), base.get_vocab()
-    different = sorted(
-        token for token in ids.keys() | expected.keys() if ids.get(token) != expected.get(token)
-    )
+    own, base = both
+    different = sorted({token for token, _ in own.get_vocab().items() ^ base.get_vocab().items()})
     what = f"token {different[0]!r} has another id" if different else ""
     if not what and any(own(text).input_ids != base(text).input_ids for text in _TEXTS):
         what = "texts get other ids"

@@ -91,7 +91,7 @@ def _pattern(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
 
 def _stand_ins(tokenizer: "PreTrainedTokenizerBase", text: str) -> dict[str, str]:
     """Choose a private character that the text lacks for each control token that it spells."""
-    tokens = sorted(set(_pattern(tokenizer).findall(text)), key=len, reverse=True)
+    tokens: list[str] = sorted(set(_pattern(tokenizer).findall(text)), key=len, reverse=True)
     free = (chr(code) for code in _PRIVATE if chr(code) not in text)
     return dict(zip(tokens, islice(free, len(tokens)), strict=True))
 

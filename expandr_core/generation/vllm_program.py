@@ -20,7 +20,7 @@ import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from vllm import LLM  # pyright: ignore[reportMissingImports]
+    from vllm import LLM
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the maximum ranks that vLLM accepts
 
@@ -35,8 +35,8 @@ def load(settings: dict[str, Any]) -> "LLM":
             `cpu_cache_bytes`, size of the key-value cache on a CPU; `adapter`, a folder or "", and
             its `adapter_rank`.
     """
-    from vllm import LLM  # pyright: ignore[reportMissingImports]
-    from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
+    from vllm import LLM
+    from vllm.platforms import current_platform
 
     on_cpu = current_platform.is_cpu()
     precision, quantisation = settings["precision"], settings["quantisation"]
@@ -74,10 +74,10 @@ def load(settings: dict[str, Any]) -> "LLM":
 
 def write(llm: "LLM", adapter: str, call: dict[str, Any], out: TextIO) -> None:
     """Write all texts of one call in one pass of the engine."""
-    from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
-    from vllm.inputs import tokens_input  # pyright: ignore[reportMissingImports]
-    from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
-    from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
+    from vllm import SamplingParams
+    from vllm.inputs import tokens_input
+    from vllm.lora.request import LoRARequest
+    from vllm.sampling_params import RequestOutputKind
 
     engine = llm.llm_engine
     lora = LoRARequest("adapter", 1, adapter) if adapter else None
@@ -102,7 +102,7 @@ def write(llm: "LLM", adapter: str, call: dict[str, Any], out: TextIO) -> None:
 
 def misfit(device: str) -> str:
     """Return what is wrong if this vLLM was not built for the device, or ""."""
-    from vllm.platforms import current_platform  # pyright: ignore[reportMissingImports]
+    from vllm.platforms import current_platform
 
     on_cpu = current_platform.is_cpu()
     if device == "auto" or on_cpu == (device == "cpu"):

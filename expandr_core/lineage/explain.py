@@ -46,7 +46,7 @@ def explain(store: Store, run: RecordedRun, what: str = "", check: bool = False)
     comparison, lineage, again = compared.comparison, compared.lineage, compared.measured
     cell = find_cell(comparison, what, compared.limits)
     systems = [name for name in (cell.before, cell.system) if name]
-    measured = [
+    measured: list[dict[str, Any]] = [
         {"system": system, "dataset": dataset, "subset": subset, "seed": seed}
         | _evaluation(lineage, key, cell)
         for system in systems

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from expandr_core.reports.palette import LIGHT, with_variables
 
@@ -54,13 +54,12 @@ class Drawing:
         """Begin."""
         self.figure, self.svg = figure, ""
 
-    def axes(self, x: str, y: str, grid: str = "y") -> "Axes":
+    def axes(self, x: str, y: str, grid: Literal["x", "y"] = "y") -> "Axes":
         """Add axes with their names and units."""
         axes = self.figure.add_subplot()
         axes.set_xlabel(x)
         axes.set_ylabel(y)
-        if grid:
-            axes.grid(True, axis=grid)  # pyright: ignore[reportArgumentType]
+        axes.grid(True, axis=grid)
         return axes
 
 

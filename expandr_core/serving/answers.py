@@ -124,14 +124,15 @@ class _Together:
 
     def _let_in(self, gate: Gate, rows: list[int]) -> list[int]:
         """Return the questions whose expansions are to be written."""
-        self._decisions |= dict.fromkeys(rows, "expanded")
+        for row in rows:
+            self._decisions[row] = "expanded"
         if gate.needs_text or not rows:
             return rows
         alone = pa.concat_tables(self._alone(rows).values())
         expands = gate.expands(describe_before(self._block(rows), alone)).tolist()
-        self._decisions |= {
-            row: "not written" for row, own in zip(rows, expands, strict=True) if not own
-        }
+        for row, own in zip(rows, expands, strict=True):
+            if not own:
+                self._decisions[row] = "not written"
         return [row for row, own in zip(rows, expands, strict=True) if own]
 
     def _kept(self, gate: Gate, hits: Hits) -> Hits:
@@ -145,7 +146,8 @@ class _Together:
         encoded = encode_apart(self._opened.encoder, block)
         expands = gate.expands(describe_after(block, alone, expanded, encoded)).tolist()
         left = {row for row, own in zip(rows, expands, strict=True) if not own}
-        self._decisions |= dict.fromkeys(left, "not used")
+        for row in left:
+            self._decisions[row] = "not used"
         return {row: own for row, own in hits.items() if row not in left}
 
     def _write(self, rows: list[int]) -> None:

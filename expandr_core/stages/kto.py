@@ -172,6 +172,6 @@ def judged(job: Job) -> Iterator[Judged]:
 def _queries(job: Job) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Yield the candidates of one query after the other."""
     for shard in job.shards("rewards"):
-        rows = pq.read_table(shard / "rewards.parquet").to_pylist()
+        rows: list[dict[str, Any]] = pq.read_table(shard / "rewards.parquet").to_pylist()
         for query_id, group in groupby(rows, key=itemgetter("query_id")):
             yield query_id, list(group)

@@ -91,7 +91,7 @@ def run(job: Job) -> None:
 def _queries(job: Job) -> Iterator[list[dict[str, Any]]]:
     """Yield the candidates of one query after the other."""
     for shard in job.shards("rewards"):
-        rows = pq.read_table(shard / "rewards.parquet").to_pylist()
+        rows: list[dict[str, Any]] = pq.read_table(shard / "rewards.parquet").to_pylist()
         for _, group in groupby(rows, key=itemgetter("query_id")):
             yield list(group)
 

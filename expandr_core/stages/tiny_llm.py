@@ -185,14 +185,14 @@ def _train(
         model,
         arguments,
         data_collator=pad_batch,
-        train_dataset=examples,  # pyright: ignore[reportArgumentType]
+        train_dataset=examples,  # pyrefly: ignore[bad-argument-type]
         callbacks=[ProgressCallback(job.progress), FiniteCallback(remedy)],
     )
     precision = "bfloat16" if coarse else "float32"
     log.info("training a Llama of %d parameters in %s", model.num_parameters(), precision)
     trainer.remove_callback(PrinterCallback)
     checkpoint = newest_checkpoint(job.checkpoints)
-    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return model, [line["loss"] for line in trainer.state.log_history if "loss" in line][-1]
 
 
@@ -215,7 +215,7 @@ def _config(vocabulary: int, options: TinyLLMOptions) -> "LlamaConfig":
         num_key_value_heads=options.hidden_size // 32,
         max_position_embeddings=4 * options.max_tokens,  # room for longer prompts; rotary
         tie_word_embeddings=True,
-        attn_implementation="eager",  # pyright: ignore[reportCallIssue]  # quickest on a CPU
+        attn_implementation="eager",  # pyrefly: ignore[unexpected-keyword]  # quickest on a CPU
         pad_token_id=PAD,
         bos_token_id=BEGIN,
         eos_token_id=END,

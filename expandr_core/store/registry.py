@@ -200,7 +200,7 @@ def _path(store: Store, name: str) -> str:
 def _read(store: Store, name: str) -> _Read:
     path = _path(store, name)
     try:
-        etag = "" if store.is_local else store.filesystem.info(path)["ETag"]
+        etag: Any = "" if store.is_local else store.filesystem.info(path)["ETag"]
         content: Any = store.filesystem.cat_file(path)
     except FileNotFoundError:
         return _Read(RegisteredModel(name=name))

@@ -205,7 +205,7 @@ def upload(filesystem: AbstractFileSystem, source: Path, target: str) -> str:
         put(str(source), target, **options)
     except FileNotFoundError:  # a response was lost, and the retry found the upload complete
         put(str(source), target, **options)
-    info = filesystem.info(target)
+    info: dict[str, Any] = filesystem.info(target)
     if info["size"] != size:
         raise OSError(f"{target}: {info['size']} of {size} bytes arrived")
     return info["ETag"]

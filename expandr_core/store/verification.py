@@ -87,7 +87,7 @@ def _check_files(store: "Store", manifest: dict[str, Any]) -> None:
 
 
 def _is_same(store: "Store", path: str, file: dict[str, Any]) -> bool:
-    info = store.filesystem.info(path)
+    info: dict[str, Any] = store.filesystem.info(path)
     if info["size"] != file["size"] or info["type"] != "file":
         return False
     if store.is_local:

@@ -106,7 +106,7 @@ def make_trainer(task: AlignmentTask, device: str, report: Progress) -> Trainer:
     disable_progress_bars()
     seed = derive_seed(task.method, task.seed) % 2**32
     set_seed(seed)  # before the adapter is initialised
-    tokenizer = AutoTokenizer.from_pretrained(
+    tokenizer: Any = AutoTokenizer.from_pretrained(
         task.llm, local_files_only=True, trust_remote_code=False
     )
     if tokenizer.pad_token is None:
@@ -233,7 +233,7 @@ def train(task: AlignmentTask, device: str, report: Progress) -> list[dict[str, 
         join_deepspeed()
     try:
         trainer = make_trainer(task, device, report)
-        trainer.train(resume_from_checkpoint=task.checkpoint and str(task.checkpoint))
+        trainer.train(resume_from_checkpoint=str(task.checkpoint) if task.checkpoint else None)
     except torch.OutOfMemoryError as error:
         raise RuntimeError(
             f"the memory of the GPU does not suffice for {task.method.upper()}: lower "

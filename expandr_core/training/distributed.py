@@ -165,6 +165,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     for weight in trained:
         if weight.grad is None:  # in a process without a row
             weight.grad = torch.zeros_like(weight)
-    flat = nn.utils.parameters_to_vector([weight.grad for weight in trained])  # pyright: ignore
+    gradients: list[Any] = [weight.grad for weight in trained]
+    flat = nn.utils.parameters_to_vector(gradients)
     dist.all_reduce(flat)
-    nn.utils.vector_to_parameters(flat, [weight.grad for weight in trained])  # pyright: ignore
+    nn.utils.vector_to_parameters(flat, gradients)

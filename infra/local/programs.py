@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from infra.local.cluster import Cluster, find_program, service_user
 
@@ -218,7 +219,7 @@ def _fill(template: str, target: Path, values: dict[str, str]) -> None:
 
 def _write_supervisor(cluster: Cluster) -> None:
     config = configparser.RawConfigParser()
-    config.optionxform = str  # pyright: ignore[reportAttributeAccessIssue]
+    config.optionxform = str  # pyrefly: ignore[bad-assignment]
     config["unix_http_server"] = {"file": str(cluster.socket), "chmod": "0700"}
     config["rpcinterface:supervisor"] = {
         "supervisor.rpcinterface_factory": "supervisor.rpcinterface:make_main_rpcinterface"
@@ -233,7 +234,7 @@ def _write_supervisor(cluster: Cluster) -> None:
     forget = [word for name in cluster.secrets for word in ("--unset", name)]
     for name, program in (services(cluster) | workers(cluster)).items():
         environment = ",".join(f'{key}="{value}"' for key, value in program.environment.items())
-        section = {
+        section: dict[str, Any] = {
             "command": shlex.join(["/usr/bin/env", *forget, *program.command]),
             "environment": environment,
             "stopsignal": program.stop_signal,
