@@ -47,7 +47,7 @@ cluster-demo: install  ## Start a cluster, run the demo from its web UI, and com
 lint: install  ## Check style, formatting and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
 install: $(INSTALLED)  ## Install the versions pinned in constraints.txt into .venv, if they changed
 

@@ -1,7 +1,7 @@
-"""Which options are read, as pyright sees it: on a value of their class, whatever else has their name.
+"""Which options are read, as pyrefly sees it: on a value of their class, whatever else has their name.
 
-In a copy of the code every option is a deprecated property, and pyright reports where one is used. It
-sees no library, which halves its work: a read that it cannot infer then would be missed, not invented.
+In a copy of the code every option is a deprecated property, and pyrefly reports where one is used. A
+read of a value whose class it cannot infer is missed, never invented.
 """
 
 import ast
@@ -14,7 +14,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("expandr_core", "tasks", "flows", "expandr_cli", "deployments")
-SETTINGS = {"typeCheckingMode": "off", "reportDeprecated": "error", "pythonVersion": "3.11"}
 
 
 class _Watched(ast.NodeTransformer):
@@ -57,14 +56,12 @@ def options_read(classes: set[str], copy: Path, planted: dict[str, str]) -> set[
         tree = _Watched(classes, planted).visit(ast.parse(path.read_text()))
         if any(name in classes for name in re.findall(r"class (\w+)", path.read_text())):
             path.write_text(f"from typing_extensions import deprecated\n{ast.unparse(tree)}\n")
-    (copy / "pyrightconfig.json").write_text(json.dumps(SETTINGS))
-    without_libraries = str(Path(sys.base_prefix, "bin", "python3"))
-    command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", without_libraries]
-    run = subprocess.run([*command, "-p", str(copy)], capture_output=True, text=True, check=False)
-    found = json.loads(run.stdout)["generalDiagnostics"]
+    (copy / "pyrefly.toml").write_text('python-version = "3.11"')
+    command = [sys.executable, "-m", "pyrefly", "check", "--only", "deprecated"]
+    command += ["--python-interpreter-path", sys.executable, "--output-format", "json"]
+    run = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=True)
     return {
         match.group(1)
-        for each in found
-        if each.get("rule") == "reportDeprecated"
-        and (match := re.search(r"^\s+(\w+\.\w+)$", each["message"], re.MULTILINE))
+        for each in json.loads(run.stdout)["errors"]
+        if (match := re.search(r"^\s+(\w+\.\w+)$", each["description"], re.MULTILINE))
     }
