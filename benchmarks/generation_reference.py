@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vllm import LLM  # pyright: ignore[reportMissingImports]
+    from vllm import LLM
 
 BATCH = 256
 
@@ -27,7 +27,7 @@ def write(
     llm: "LLM", work: dict[str, Any], asked: list[tuple[list[int], float]], each: int
 ) -> tuple[int, int]:
     """Write `each` texts for each prompt and temperature by one call; count texts and tokens."""
-    from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+    from vllm import SamplingParams
 
     sampling = [
         SamplingParams(

@@ -38,7 +38,7 @@ def ours(work: Work) -> Writer:
 
 def former(work: Work) -> Writer:
     """Open the engine of 6b5fd78, which writes in float32."""
-    from expandr_core import generator  # pyright: ignore[reportAttributeAccessIssue]
+    from expandr_core import generator  # pyrefly: ignore[missing-module-attribute]
 
     engine = generator.TransformersGenerator(Path(work["model"]), "cpu")
     sampling = generator.SamplingOptions(
@@ -103,7 +103,7 @@ def library(work: Work) -> Writer:
 
 def vllm(work: Work) -> Writer:
     """Open vLLM as the product does."""
-    from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
+    from vllm import LLM, SamplingParams
 
     llm = LLM(
         model=work["model"],

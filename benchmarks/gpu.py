@@ -240,7 +240,7 @@ def measure_dpo(shape: Shape, chip: Chip, llm: Path, folder: Path) -> None:
         ends: list[float] = []
         started = time.monotonic()
         try:
-            training.train(task, chip.device, lambda *_, ends=ends: ends.append(time.monotonic()))
+            training.train(task, chip.device, lambda *_, ends=ends: ends.append(time.monotonic()))  # pyrefly: ignore[missing-attribute]
         except RuntimeError as error:
             print(f"  {name:<34}{error}")
             continue

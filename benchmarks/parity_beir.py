@@ -96,7 +96,7 @@ def beirs(collection: str, model: str) -> tuple[dict[str, float], dict[str, floa
         "ndcg_at_10": ndcg["NDCG@10"],
         "map": map_[f"MAP@{DEPTH}"],
         "recall_at_100": recall["Recall@100"],
-        "mrr_at_10": mrr["MRR@10"],  # pyright: ignore[reportCallIssue, reportArgumentType]
+        "mrr_at_10": mrr["MRR@10"],  # pyrefly: ignore[bad-index]
     }
     judgements = [(q, p, grade) for q, grades in qrels.items() for p, grade in grades.items()]
     hits = [

@@ -81,7 +81,7 @@ def our_options(what: str, precision: str) -> Any:
     from expandr_core.stages import evaluate, mine
 
     if precision:
-        exact.quickest_proposer = lambda device: precision
+        exact.quickest_proposer = lambda device: precision  # pyrefly: ignore[bad-assignment]
     shared = {
         "encoding": EncodingOptions(),
         "fusion": FusionOptions(expansion_weight=0),

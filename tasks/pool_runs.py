@@ -102,7 +102,7 @@ class PoolRun:
                 f"there is no deployment {deployment!r}; `expandr deploy` creates it"
             ) from error
         get_run_logger().info("%s: runs on pool %s", self.title, self.pool)
-        return run.id  # pyright: ignore[reportAttributeAccessIssue]
+        return run.id  # pyrefly: ignore[missing-attribute]
 
     def is_done(self) -> bool:
         """Check the run; start another one if it failed.

@@ -38,7 +38,7 @@ def task_runs(flow_run_id: str, number: int) -> list[Any]:
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
     from prefect.client.schemas.sorting import TaskRunSort
 
-    runs = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))  # pyright: ignore
+    runs = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
     found = []
 
     def all_are_over() -> bool:

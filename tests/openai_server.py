@@ -41,7 +41,7 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
+    server: Server
     protocol_version = "HTTP/1.1"
 
     def do_POST(self):

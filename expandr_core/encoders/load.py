@@ -95,7 +95,7 @@ def limit_texts(model: "SentenceTransformer", max_tokens: int) -> None:
     first: Any = model[0]
     encoders: list[Any] = [first]
     if isinstance(first, Router):
-        encoders = [modules[0] for modules in first.sub_modules.values()]  # pyright: ignore[reportIndexIssue]
+        encoders = [modules[0] for modules in first.sub_modules.values()]  # pyrefly: ignore[bad-index]
     for encoder in encoders:
         if isinstance(encoder, StaticEmbedding):  # only its tokenizer can have a limit
             truncation = encoder.tokenizer.truncation

@@ -66,8 +66,8 @@ def _examine(file: Path) -> tuple[list[str], str]:
     """Check what a GGUF says of itself; return remarks, and the type for its weights."""
     if importlib.util.find_spec("gguf") is None:
         raise DataError("the package gguf is missing; run `pip install gguf`")
-    from gguf import GGMLQuantizationType as Kind  # pyright: ignore[reportMissingImports]
-    from gguf import GGUFReader  # pyright: ignore[reportMissingImports]
+    from gguf import GGMLQuantizationType as Kind
+    from gguf import GGUFReader
 
     if not file.is_file():
         raise DataError(f"{file}: no such file; correct its path")

@@ -132,7 +132,7 @@ def join(parts: Sequence[tuple[Rows, list[int]]]) -> Rows:
         [(_, chosen)] = parts
         columns = masks[0].shape[1]
         cache = copy.deepcopy(first.cache)
-        cache.reorder_cache(torch.tensor(chosen))  # pyright: ignore[reportArgumentType]
+        cache.reorder_cache(torch.tensor(chosen))  # pyrefly: ignore[bad-argument-type]
     mask = torch.cat([_last_columns(mask, columns) for mask in masks])
     return Rows(cache, mask, torch.cat([part.last[chosen] for part, chosen in parts]))
 

@@ -79,7 +79,7 @@ def filled(template: str, *values: Report, **named: Any) -> str:
     )
     environment.filters |= {each.__name__: each for each in FILTERS}
     style = Path(__file__).with_name("templates") / "report.css"
-    environment.globals |= {
+    environment.globals |= {  # pyrefly: ignore[bad-assignment]
         "style": style.read_text(encoding="utf-8") if environment.autoescape else "",
         "light": css(LIGHT),
         "dark": css(DARK),

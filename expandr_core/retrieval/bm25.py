@@ -134,7 +134,7 @@ class BM25:
             hits = np.flatnonzero(scores > 0)
             hits = hits[best(scores[hits], self._order[hits], k + 1)]
             ids = self.passage_ids.take(pa.array(hits))
-            other = pc.not_equal(ids, query_id)  # pyright: ignore[reportAttributeAccessIssue]
+            other = pc.not_equal(ids, query_id)  # pyrefly: ignore[missing-attribute]
             kept = np.asarray(other) | (identical_ids == "keep")
             ids, hits = ids.filter(pa.array(kept))[:k], hits[kept][:k]
             columns = [

@@ -63,5 +63,5 @@ def end(status: int) -> NoReturn:
     """End this process after what is registered for its exit; freeing every object takes seconds."""
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr, sys.__stdout__):
-        stream.flush()  # pyright: ignore[reportOptionalMemberAccess]
+        stream.flush()  # pyrefly: ignore[missing-attribute]
     os._exit(status)

@@ -141,7 +141,7 @@ def _arguments(job: Job, seed: int, pairs: int) -> "SentenceTransformerTrainingA
         max_steps=options.steps,
         per_device_train_batch_size=min(options.batch_size, pairs // options.steps),
         batch_sampler=lambda dataset, **rest: DefaultBatchSampler(
-            SequentialSampler(dataset),  # pyright: ignore[reportArgumentType]
+            SequentialSampler(dataset),  # pyrefly: ignore[bad-argument-type]
             **rest,
         ),
         learning_rate=options.learning_rate,

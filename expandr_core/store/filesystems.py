@@ -51,7 +51,7 @@ def kind_of(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
     fsspec's `exists`, `isfile` and `isdir` also return False for an unreachable server.
     """
     try:
-        return filesystem.info(path)["type"]
+        return filesystem.info(path)["type"]  # pyrefly: ignore[bad-return]
     except FileNotFoundError:
         return ""
 

@@ -178,7 +178,7 @@ class Leases:
             content = json.loads(self._filesystem.cat_file(path))
         except FileNotFoundError:
             return "", {}
-        return etag, {name: content.get(name) for name in self._holder}
+        return etag, {name: content.get(name) for name in self._holder}  # pyrefly: ignore[bad-return]
 
     def _write(self, path: str, **condition: str) -> str | None:
         """Write a sign of life; return its ETag, or None if the condition does not hold."""

@@ -206,4 +206,4 @@ def test_a_folder_that_cannot_be_written_is_not_tried_again(error, again):
 
     decide = make_artifact.retry_condition_fn
     assert decide is not None
-    assert decide(make_artifact, None, Failed(data=error)) is again  # pyright: ignore
+    assert decide(make_artifact, None, Failed(data=error)) is again

@@ -169,4 +169,4 @@ def test_a_run_that_was_interrupted_is_marked_and_its_processes_are_gone(signals
     assert "interrupted. Do it again\n" in complaint
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
     with get_client(sync_client=True) as client:
-        assert client.read_flow_run(run_id).state_name == "Crashed"  # pyright: ignore
+        assert client.read_flow_run(run_id).state_name == "Crashed"

@@ -292,7 +292,7 @@ def test_automations_follow_the_code_but_for_being_disabled(client, undone):
     deploy(STORE, dead_after=timedelta(seconds=90))
     found = automations(client)
     dead, stuck = found[PREFIX + "a dead run is crashed"], found[PREFIX + "a stuck run is crashed"]
-    assert (dead.trigger.within, dead.enabled) == (timedelta(seconds=90), True)  # pyright: ignore
+    assert (dead.trigger.within, dead.enabled) == (timedelta(seconds=90), True)
     assert not stuck.enabled
     client.resume_automation(stuck.id)
 

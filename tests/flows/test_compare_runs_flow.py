@@ -46,7 +46,7 @@ def _leaves_a_table(one: str, other: str, store: str) -> None:
 
     compare_runs(runs=(one, other), stores=(store,))
     with get_client(sync_client=True) as client:
-        wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[TABLE]))  # pyright: ignore
+        wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[TABLE]))
         [artifact] = client.read_artifacts(artifact_filter=wanted)
     rows = json.loads(str(artifact.data))
     assert {"dataset", "system", one, other, f"{other}: test"} <= rows[0].keys()

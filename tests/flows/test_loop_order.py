@@ -49,7 +49,7 @@ def two_rounds(tmp_path, order: str) -> tuple[Specified, Models]:
     }
     data = Data(None, some, some, queries, some, splits)
     base = Models(0, Artifact(key="llm-0", digest="llm"), Artifact(key="r-0", digest="r"))
-    loop = LoopOptions(order=order)  # pyright: ignore
+    loop = LoopOptions(order=order)
     pipeline = Specified(store.url, JointLoopOptions(loop=loop))
     best: list[Models] = []
 

@@ -52,7 +52,7 @@ def three_rounds(tmp_path, *gains: Gain, **loop: Any) -> tuple[dict[StepId, Stag
     data = Data(None, table, table, table, table, {"dev": split, "test": split})
     base = Models(0, Artifact(key="tiny_llm-1", digest="1"), Artifact(key="r-1", digest="2"))
     loop = {"rounds": 3, "stop_without_gain": False, **loop}
-    options = JointLoopOptions(seed=5, loop=loop)  # pyright: ignore
+    options = JointLoopOptions(seed=5, loop=loop)
     pipeline = Given(store.url, options, gains=gains or (Gain(-1.0, 1.0, 50),))
     found: list[Models] = []
 

@@ -30,7 +30,7 @@ def shown(record: RunRecord) -> str:
     """Return what Prefect shows as the report of a run."""
     wanted = ArtifactFilter(
         key=ArtifactFilterKey(any_=["joint-loop-report"]),
-        flow_run_id=ArtifactFilterFlowRunId(any_=[record.flow_run_id]),  # pyright: ignore
+        flow_run_id=ArtifactFilterFlowRunId(any_=[record.flow_run_id]),
     )
     with get_client(sync_client=True) as client:
         [found] = client.read_artifacts(artifact_filter=wanted)

@@ -109,7 +109,7 @@ def by_feature(mode: str, number: int, threshold: float) -> Gate:
     names = AFTER if mode == "after" else BEFORE
     own = tuple(float(n == number) for n in range(len(names)))
     zeros, ones = (0.0,) * len(names), (1.0,) * len(names)
-    return Gate(mode, 0.5, 0.5, "learned", names, zeros, ones, own, 0.0, threshold)  # pyright: ignore
+    return Gate(mode, 0.5, 0.5, "learned", names, zeros, ones, own, 0.0, threshold)
 
 
 def test_a_gate_before_generation_takes_each_querys_run_and_counts_the_calls_saved(world):

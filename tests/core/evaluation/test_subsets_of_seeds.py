@@ -49,7 +49,7 @@ def compared(tmp_path):
             ),
             datasets=(MeasuredDataset(name="test", subsets=tuple(BEFORE)),),
             contrasts=(Contrast(before="base", after="line", question="What does it bring?"),),
-            significance={},  # pyright: ignore
+            significance={},
             subsets_are=subsets_are,
         )
         _, folder = make(store, "compare", options, inputs)
@@ -105,6 +105,6 @@ def test_parts_of_a_dataset_stay_what_they_were(compared):
         systems=(System(name="a", title="a"),),
         datasets=(MeasuredDataset(name="test"),),
         contrasts=(),
-        significance={},  # pyright: ignore
+        significance={},
     )
     assert "subsets_are" not in identity(plain)

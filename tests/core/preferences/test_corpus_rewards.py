@@ -129,7 +129,7 @@ class World:
         made = ["retriever", "candidates", "answers", "examples"]
         inputs = {role: self.inputs[role] for role in made}
         if kind in ("corpus_rank", "ndcg_delta"):
-            index = IndexOptions(vector_type=vector_type)  # pyright: ignore[reportArgumentType]
+            index = IndexOptions(vector_type=vector_type)
             encoding = encode.OPTIONS(encoding=changes.get("encoding", ENCODING), index=index)
             corpus = {"corpus": self.passages, "retriever": inputs["retriever"]}
             inputs["embeddings"] = make(self.store, "encode", encoding, corpus)[0]

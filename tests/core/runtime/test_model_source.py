@@ -45,7 +45,7 @@ def byte_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )
-    tokenizer.chat_template = template  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.chat_template = template
     return tokenizer
 
 
