@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import boto3
@@ -121,21 +122,23 @@ def test_other_users_reach_neither_the_folder_nor_swift_s_own_servers(cluster, s
         assert httpx.get(f"{address}/{cluster.disk}/0/{path}").status_code == 404
 
 
-@pytest.mark.parametrize(
-    "name", ["postgres", "redis", "s3", "s3-object", "api", "services", "nginx"]
-)
-def test_a_killed_service_comes_back(cluster, s3, name):
-    before = lifecycle.supervisor(cluster).getProcessInfo(name)["pid"]
-    children = psutil.Process(before).children(recursive=True)
-    os.kill(before, signal.SIGKILL)
+def test_killed_services_come_back(cluster, s3):
+    control = lifecycle.supervisor(cluster)
+    children = []
 
-    def is_back() -> bool:
-        process = lifecycle.supervisor(cluster).getProcessInfo(name)
-        return process["statename"] == "RUNNING" and process["pid"] != before
+    def pid(name: str, other_than: int = 0) -> int:
+        process = control.getProcessInfo(name)
+        running = process["statename"] == "RUNNING" and process["pid"] != other_than
+        return process["pid"] if running else 0
 
-    wait_until(is_back)
+    # first those that need others, which would end with them
+    for name in ("nginx", "services", "api", "s3", "s3-object", "redis", "postgres"):
+        before = pid(name)
+        children += psutil.Process(before).children(recursive=True)
+        os.kill(before, signal.SIGKILL)
+        wait_until(partial(pid, name, other_than=before))
     lifecycle.up(cluster, print)
-    assert was_written(s3, Key=f"after-{name}", Body=b"")
+    assert was_written(s3, Key="after", Body=b"")
     wait_until(lambda: not any(child.is_running() for child in children))
 
 
