@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from statsmodels.stats.multitest import multipletests
 
 from expandr_core.errors import DataError
 from expandr_core.evaluation.render import format_p
@@ -145,3 +146,8 @@ def test_holm_multiplies_the_smallest_most_and_keeps_the_order():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.7, 0.8]) == [1, 1]
     assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1) | st.sampled_from([0.0, 0.01, 0.02, 1.0]), min_size=1, max_size=40))
+def test_holm_is_that_of_statsmodels_to_the_bit(p_values):
+    assert holm(p_values) == multipletests(p_values, method="holm")[1].tolist()
