@@ -1,5 +1,6 @@
 """What tests of several modules share."""
 
+import gc
 import logging
 import os
 import shutil
@@ -42,6 +43,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((n for n, name in enumerate(LONGEST) if name in names), len(LONGEST))
 
     items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+    """Spare collections of garbage the modules that all tests import."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

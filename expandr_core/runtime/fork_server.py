@@ -8,6 +8,7 @@ This serves stages on a CPU: the driver of a GPU does not survive a fork.
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -122,6 +123,7 @@ def serve(control: socket.socket, libraries: Sequence[str]) -> None:
     for name in libraries:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    gc.freeze()  # forks need not look for garbage in what is imported, nor copy it for that
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that wait for a stage
     while True:
         message, files, *_ = socket.recv_fds(control, _MESSAGE_BYTES, 3)
