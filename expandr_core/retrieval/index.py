@@ -177,10 +177,8 @@ class Index(NamedTuple):
         asked, rows = _distinct(rows, len(queries))
         # numpy asks for huge pages: without them, reading here and there takes a fifth longer
         doubles = torch.from_numpy(queries[asked].astype(np.float64))
-        # on all cores, as numpy does not; positions fit into 32 bits, which are sorted quicker
-        ordered, by_position = (
-            each.numpy() for each in torch.from_numpy(positions).int().sort(stable=True)
-        )
+        in_order = torch.from_numpy(positions).int().sort(stable=True)  # on all cores, unlike numpy
+        ordered, by_position = map(torch.Tensor.numpy, in_order)
         products = np.empty(len(positions))
         firsts = np.flatnonzero(np.diff(ordered, prepend=-1))  # pairs: the first of each passage
         found, ends = ordered[firsts], np.append(firsts, len(ordered))

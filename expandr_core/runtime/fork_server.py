@@ -120,10 +120,12 @@ def fork(arguments: list[str], errors: IO[bytes], environment: dict[str, str]) -
 
 def serve(control: socket.socket, libraries: Sequence[str]) -> None:
     """Fork for every request, until the other end is closed."""
+    gc.disable()  # imports leave hardly any garbage
     for name in libraries:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     gc.freeze()  # forks need not look for garbage in what is imported, nor copy it for that
+    gc.enable()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that wait for a stage
     while True:
         message, files, *_ = socket.recv_fds(control, _MESSAGE_BYTES, 3)
