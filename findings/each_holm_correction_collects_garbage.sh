@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Guess: to correct a few p-values by Holm's method takes microseconds, as by Bonferroni's.
+# Guess: correcting a few p-values takes microseconds by Holm's method, as by Bonferroni's.
 # Seen (statsmodels 0.15.0): `multipletests(..., method="holm")` runs a full collection of Python's garbage at every
 # call. The time grows with all objects of the process, such as those of imported libraries: here, beside torch,
 # thousands of times that of the method "bonferroni", which does not collect.

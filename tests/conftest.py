@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Spare collections of garbage the modules that all tests import."""
+    """Keep the garbage collector out of the modules that all tests import."""
     gc.freeze()
 
 

@@ -71,7 +71,7 @@ def test_every_module_can_be_imported(module):
     importlib.import_module(module)
 
 
-# From the top down: a room may import what is below it, and nothing beside it. `infra` stands alone.
+# From the top down: a room may import what is below it, and nothing beside it. `infra` is above all.
 FLOORS = [
     ("expandr_cli",),
     ("deployments",),

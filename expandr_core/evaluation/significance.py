@@ -220,9 +220,10 @@ def holm(p_values: Sequence[float], counted: Sequence[bool] | None = None) -> li
     own = [p for p, counts in zip(known, counted or [True] * len(known), strict=True) if counts]
     if not own:
         return [1.0] * len(known)
-    # statsmodels has it, too, but looks for garbage at each call: a third of a second beside torch
+    # statsmodels' version runs gc.collect() at each call: a third of a second once torch is imported
     order, results = np.argsort(own), np.empty(len(own))
-    results[order] = np.maximum.accumulate(np.sort(own) * np.arange(len(own), 0, -1)).clip(max=1)
+    raised = np.take(own, order) * np.arange(len(own), 0, -1)
+    results[order] = np.maximum.accumulate(raised).clip(max=1)
     return [1.0 if p == 1 else float(results[np.abs(np.subtract(own, p)).argmin()]) for p in known]
 
 

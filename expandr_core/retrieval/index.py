@@ -175,7 +175,7 @@ class Index(NamedTuple):
         import torch
 
         asked, rows = _distinct(rows, len(queries))
-        # numpy asks for huge pages: without them, reading here and there takes a fifth longer
+        # numpy's memory comes in huge pages; without them scattered reads take a fifth longer
         doubles = torch.from_numpy(queries[asked].astype(np.float64))
         in_order = torch.from_numpy(positions).int().sort(stable=True)  # on all cores, unlike numpy
         ordered, by_position = map(torch.Tensor.numpy, in_order)

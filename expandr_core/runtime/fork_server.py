@@ -124,7 +124,7 @@ def serve(control: socket.socket, libraries: Sequence[str]) -> None:
     for name in libraries:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    gc.freeze()  # forks need not look for garbage in what is imported, nor copy it for that
+    gc.freeze()  # so that collections in forks neither scan nor copy what is imported
     gc.enable()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that wait for a stage
     while True:

@@ -131,9 +131,10 @@ def test_killed_services_come_back(cluster, s3):
         running = process["statename"] == "RUNNING" and process["pid"] != other_than
         return process["pid"] if running else 0
 
-    # first those that need others, which would end with them
+    # dependents first: they would end with what they need
     for name in ("nginx", "services", "api", "s3", "s3-object", "redis", "postgres"):
         before = pid(name)
+        assert before
         children += psutil.Process(before).children(recursive=True)
         os.kill(before, signal.SIGKILL)
         wait_until(partial(pid, name, other_than=before))
