@@ -138,8 +138,10 @@ def test_killed_services_come_back(cluster, s3):
         children += psutil.Process(before).children(recursive=True)
         os.kill(before, signal.SIGKILL)
         wait_until(partial(pid, name, other_than=before))
+        lifecycle._wait(cluster, "api", lambda: bool(lifecycle.api(cluster, "GET", "/ready")))
+        lifecycle._wait(cluster, "s3", lambda: lifecycle._make_bucket(cluster))
+        assert was_written(s3, Key=f"after-{name}", Body=b"")
     lifecycle.up(cluster, print)
-    assert was_written(s3, Key="after", Body=b"")
     wait_until(lambda: not any(child.is_running() for child in children))
 
 
