@@ -24,7 +24,7 @@ from pathlib import Path
 from benchmarks.search_side import MEMORY_GB
 from benchmarks.search_world import make_world
 from benchmarks.side_by_side import HERE, Side, former_tree, ratios, take_turns
-from expandr_core.retrieval.products import quickest_proposer
+from expandr_core.retrieval.products import quickest_floats
 
 SIDE = HERE / "benchmarks" / "search_side.py"
 OURS, FORMER = "ours", "the former commit"
@@ -44,14 +44,14 @@ def beside_the_former(world: Path, out: Path, rounds: int) -> bool:
     with former_tree() as tree:
         former = Side(SIDE, ("mine", str(world), str(out / "former")), tree)
         sides = sides_of(world, out)
-        if quickest_proposer("cpu") != "bfloat16":
+        if quickest_floats("cpu") != "bfloat16":
             del sides["bare bfloat16 products"]
         results = take_turns({FORMER: former} | sides, rounds)
     found = ratios(results, OURS)
     digests = {result["digest"] for name in (OURS, FORMER) for result in results[name]}
     peak = max(result["peak_gb"] for result in results[OURS])
     print(f"same bytes: {len(digests) == 1}; our peak {peak:.2f} GB")
-    if quickest_proposer("cpu") == "bfloat16":
+    if quickest_floats("cpu") == "bfloat16":
         quick = found[FORMER] >= 3
     else:
         quick = found["bare float32 products"] >= 1 / 1.15

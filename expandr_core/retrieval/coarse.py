@@ -4,17 +4,18 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from expandr_core.encoders.encode import Vectors
+from expandr_core.retrieval.above import TOGETHER
 from expandr_core.retrieval.index import Index
-from expandr_core.retrieval.products import Proposer
-from expandr_core.retrieval.proposals import FEWEST_SAMPLED, ROUNDING, errors_of, sample_size
-from expandr_core.retrieval.rounding import rounded
+from expandr_core.retrieval.products import Proposer, quickest_floats
+from expandr_core.retrieval.proposals import FEWEST_SAMPLED, errors_of, rounding_of, sample_size
+from expandr_core.retrieval.rounding import quantised
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _MARGIN = 64  # extra proposals, and as many again as wanted
-_TIMES = {"int8": 4, "bfloat16": 2}  # as many, if products are so coarse and so much quicker
-_PASSAGES = 16  # of so many sampled ones int8 proposes at most one: settling more takes too long
+_TIMES = 2  # as many, if products are in bfloat16
+_MULTIPLIED_AGAIN = 1 / 40  # of all pairs, at most, if products are in eight bits
 _QUERIES_SAMPLED = 256
 _FEWEST_QUERIES = 1024  # fewer are searched without an estimate
 _SETTLED = 0.9  # of the queries of a sample
@@ -50,16 +51,34 @@ class _Sample(NamedTuple):
         """
         import torch
 
-        precision = "float32" if proposer == "faiss" else proposer
-        device = self.passages.devices[:1]
-        [block] = self.passages.blocks(self.products.shape[1], device, precision)
-        asked = rounded(torch.from_numpy(self.queries), precision)
+        device, bfloat16 = self.passages.devices[:1], proposer == "bfloat16"
+        given = torch.from_numpy(self.queries)
+        kind = "bfloat16" if bfloat16 else "float32"
+        [block] = self.passages.blocks(self.products.shape[1], device, kind)
+        asked = given.bfloat16() if bfloat16 else given
         errors = errors_of(self.queries, asked, float(block.lengths.max()), block.rounding)
-        rank = min(self.products.shape[1], math.ceil(k / self.stands_for))
-        last = self.products.topk(rank, dim=1).values[:, -1]
-        errors = torch.from_numpy(errors).to(last) + last.abs() * ROUNDING[precision]
+        last = self._last(k)
+        errors = torch.from_numpy(errors).to(last) + last.abs() * rounding_of(proposer)
         possible = (self.products >= (last - 2 * errors)[:, None]).sum(1).float()
         return math.ceil(float(possible.quantile(_SETTLED)) * self.stands_for) + _MARGIN
+
+    def multiplied_again(self, k: int) -> float:
+        """Estimate which share of all pairs can be among the nearest by their products in eight bits."""
+        import torch
+
+        device = self.passages.devices[:1]
+        [block] = self.passages.blocks(self.products.shape[1], device)
+        asked, passages = (
+            quantised(torch.from_numpy(self.queries)),
+            quantised(block.vectors, TOGETHER),
+        )
+        lost = asked.lost * passages.lengths.T + (asked.lengths + asked.lost) * passages.lost.T
+        return float((self.products >= self._last(k)[:, None] - lost).float().mean())
+
+    def _last(self, k: int) -> "Tensor":
+        """Return the product with the k-th nearest passage of the corpus, more or less; (queries,)."""
+        rank = min(self.products.shape[1], math.ceil(k / self.stands_for))
+        return self.products.topk(rank, dim=1).values[:, -1]
 
 
 def most_proposals(k: int) -> int:
@@ -68,7 +87,7 @@ def most_proposals(k: int) -> int:
 
 
 def plan(queries: Vectors, index: Index, k: int, memory_gb: float, quickest: Proposer) -> Plan:
-    """Choose what proposes passages: the quickest, or float32 where that settles too few queries.
+    """Choose what proposes passages: the quickest that does not leave too much to be multiplied again.
 
     Args:
         queries: (queries, dimensions)
@@ -77,20 +96,19 @@ def plan(queries: Vectors, index: Index, k: int, memory_gb: float, quickest: Pro
         memory_gb: a third of it is for the sample and its products.
         quickest: what multiplies fastest.
     """
-    import torch
 
     most, sample = most_proposals(k), _sample(queries, index, memory_gb)
+    floats = quickest_floats(index.devices[0]) if quickest == "int8" else quickest
     if sample is None or not k:
-        return Plan("float32" if quickest == "int8" else quickest, most)
-    integers = quickest == "int8"
-    # vectors in single precision may be too long to be scaled
-    if quickest in _TIMES and (not integers or index.opened(0).dtype == torch.float16):
-        needed = sample.needed(k, quickest)
-        few = sample.products.shape[1] // _PASSAGES if integers else needed
-        if needed <= min(few, _TIMES[quickest] * most):
-            return Plan(quickest, needed)
-    single = "float32" if quickest in _TIMES else quickest
-    return Plan(single, min(most, sample.needed(k, single)))
+        return Plan(floats, most)
+    if quickest == "int8" and sample.multiplied_again(most) <= _MULTIPLIED_AGAIN:
+        return Plan("int8", min(most, sample.needed(k, "int8")))
+    if floats == "bfloat16":
+        needed = sample.needed(k, floats)
+        if needed <= _TIMES * most:
+            return Plan(floats, needed)
+        floats = "float32"
+    return Plan(floats, min(most, sample.needed(k, floats)))
 
 
 def _sample(queries: Vectors, index: Index, memory_gb: float) -> _Sample | None:

@@ -96,10 +96,7 @@ def _best_keys(queries: Vectors, index: Index, k: int, memory_gb: float, own: Pl
     proposals = propose(queries, index, wanted, memory_gb, own.proposer)
     keys, unsettled = _settled(queries, proposals, index, k)
     again = np.flatnonzero(unsettled)
-    if len(again) and own.proposer == "int8":
-        single = Plan("float32", most_proposals(k))
-        keys[again] = _best_keys(queries[again], index, k, memory_gb, single)
-    elif len(again):
+    if len(again):
         worst, _ = _decode(keys[again, -1:], index)
         size = passages_at_once(index, memory_gb)
         keys[again] = _search_again(queries[again], worst[:, 0], index, k, size)

@@ -1,6 +1,5 @@
 """An encoded corpus: its ids, and its vectors on disk, which are read block by block."""
 
-import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from expandr_core.encoders.encode import Vectors
 from expandr_core.errors import DataError
-from expandr_core.retrieval.rounding import Precision, rounded
+from expandr_core.retrieval.rounding import Precision, lengths_at_most
 from expandr_core.runtime.cores import shares_of, work_on_all
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 Positions = NDArray[np.int64]
 _ROWS_AT_ONCE = 2048  # passages whose copies in double precision are multiplied
 _COPIED_AT_ONCE = 512  # passages whose copies stay in a processor's cache
-_LOST_OF_LENGTHS = 2.0**-63  # of a component, as its square underflows in single precision
 _TOGETHER = 16  # passages of a sample that are read at once
 
 
@@ -35,7 +33,6 @@ class Block(NamedTuple):
     Attributes:
         start: position of the first in the index.
         vectors: (passages of the block, dimensions)
-        scales: (passages of the block, 1), which the vectors are to be multiplied with.
         lengths: (passages of the block,) of the stored vectors, in single precision, or more where
             squares underflow.
         rounding: length of the greatest difference between a stored vector and its row here, or more.
@@ -43,7 +40,6 @@ class Block(NamedTuple):
 
     start: int
     vectors: "Tensor"
-    scales: "Tensor"
     lengths: "Tensor"
     rounding: float
 
@@ -103,33 +99,29 @@ class Index(NamedTuple):
         buffers = [
             (
                 torch.empty((size, self.dimensions), dtype=kind, device=at),
-                torch.empty((size, 1), device=at),
                 torch.empty(size, device=at),
             )
             for at in devices
         ]
         pieces = self._pieces(size)
-        hidden = _LOST_OF_LENGTHS * math.sqrt(self.dimensions)
 
-        def fill(piece: "Tensor", vectors: "Tensor", scales: "Tensor", lengths: "Tensor") -> float:
+        def fill(piece: "Tensor", vectors: "Tensor", lengths: "Tensor") -> float:
             """Round some vectors; return the greatest difference from what is stored."""
             piece = piece.to(vectors.device).float()
-            stored = rounded(piece, precision)
-            vectors[:], scales[:] = stored
-            lengths[:] = torch.linalg.vector_norm(piece, dim=1).add_(hidden)
-            return 0.0 if precision == "float32" else float(stored.lost(piece).max()) + hidden
+            vectors[:], lengths[:] = piece, lengths_at_most(piece)
+            return 0.0 if piece.dtype == kind else float(lengths_at_most(piece - vectors).max())
 
         for number, start in enumerate(range(0, count, size)):
             length, filled = min(size, count - start), 0
-            vectors, scales, lengths = (each[:length] for each in buffers[number % len(devices)])
+            vectors, lengths = (each[:length] for each in buffers[number % len(devices)])
             parts = []
             while filled < length:
                 piece = next(pieces)
                 rows = slice(filled, filled + len(piece))
-                parts.append((piece, vectors[rows], scales[rows], lengths[rows]))
+                parts.append((piece, vectors[rows], lengths[rows]))
                 filled += len(piece)
             each = (threads.map if threads else map)(fill, *zip(*parts, strict=True))
-            block = Block(start, vectors, scales, lengths, max(each))
+            block = Block(start, vectors, lengths, max(each))
             require_finite(block.lengths.cpu().numpy())
             yield block
 
@@ -195,9 +187,11 @@ class Index(NamedTuple):
                     end = min(first + _ROWS_AT_ONCE, stop)
                     stored = torch.from_numpy(found[first:end] - self.starts[number])
                     pairs = by_position[ends[first] : ends[end]]
-                    own = ends[first : end + 1] - ends[first]
                     passages = copies[: end - first].copy_(shard.index_select(0, stored))
-                    products[pairs] = _sampled(passages, doubles, own, rows[pairs])
+                    own, columns = ends[first : end + 1] - ends[first], rows[pairs]
+                    products[pairs] = sampled(
+                        passages, doubles, torch.from_numpy(own), torch.from_numpy(columns)
+                    )
 
         if len(found):
             work_on_all(multiply, shares_of(len(found)))
@@ -215,22 +209,20 @@ def _distinct(numbers: Positions, count: int) -> tuple[Positions, Positions]:
     return np.flatnonzero(used), (used.cumsum() - 1)[numbers]
 
 
-def _sampled(
-    passages: "Tensor", queries: "Tensor", ends: Positions, columns: Positions
-) -> NDArray[np.float64]:
+def sampled(passages: "Tensor", queries: "Tensor", ends: "Tensor", columns: "Tensor") -> "Tensor":
     """Multiply pairs of rows, given as a sparse matrix: where its rows end, and its columns."""
     import torch
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
         pairs = torch.sparse_csr_tensor(
-            torch.from_numpy(ends),
-            torch.from_numpy(columns),
-            torch.zeros(len(columns), dtype=torch.float64),
+            ends,
+            columns,
+            passages.new_zeros(len(columns)),
             (len(passages), len(queries)),
             check_invariants=False,
         )
-        return torch.sparse.sampled_addmm(pairs, passages, queries.T, beta=0).values().numpy()
+        return torch.sparse.sampled_addmm(pairs, passages, queries.T, beta=0).values()
 
 
 def require_finite(lengths: NDArray[np.floating]) -> None:

@@ -19,7 +19,7 @@ Proposer = Literal["int8", "bfloat16", "float32", "faiss"]  # torch so, or faiss
 _PRECISIONS: tuple[Proposer, ...] = ("float32", "bfloat16")
 # passages and queries of a tile: small enough for a processor's cache, large enough for a GPU
 _TILE = {"cpu": (4096, 1024), "cuda": (16384, 8192)}
-_TILE_OF_INTEGERS = 1024, 1024  # which are copied
+_TILE_OF_INTEGERS = 2048, 4096  # of which few are looked at again
 _BLOCK = 4  # tiles of passages that are read at once
 UNDERFLOW = 2.0**-125  # twice the least normal number: smaller ones may count as 0
 
@@ -35,15 +35,12 @@ def passages_at_once(index: Index, memory_gb: float) -> int:
     return max(1, min(fitting, _BLOCK * tile_of(index.devices[0])[0]))
 
 
-def tiles(
-    passages: "Tensor", queries: "Tensor", scales: "Tensor | None" = None
-) -> Iterator[tuple[slice, slice, "Tensor"]]:
+def tiles(passages: "Tensor", queries: "Tensor") -> Iterator[tuple[slice, slice, "Tensor"]]:
     """Multiply (passages, dimensions) with (queries, dimensions).
 
     Args:
         passages: (passages, dimensions)
         queries: (queries, dimensions), of the same type.
-        scales: (passages, 1), which products of integers are multiplied with.
 
     Yields:
         Rows of the passages, rows of the queries, and their products, which the next tile overwrites;
@@ -54,27 +51,27 @@ def tiles(
     integers = queries.dtype == torch.int8
     height, width = _TILE_OF_INTEGERS if integers else tile_of(str(queries.device))
     count = min(height, len(passages)) * min(width, len(queries))
-    memory = queries.new_empty(count, dtype=torch.float32 if integers else None)
+    memory = queries.new_empty(count, dtype=torch.int32 if integers else None)
     for top in range(0, len(passages), height):
         rows = slice(top, min(top + height, len(passages)))
         for left in range(0, len(queries), width):
             columns = slice(left, min(left + width, len(queries)))
             shape = rows.stop - rows.start, columns.stop - columns.start
             own = memory[: shape[0] * shape[1]].view(shape)
-            products = _multiplied(passages[rows], queries[columns], own)
-            yield rows, columns, products if scales is None else products.mul_(scales[rows])
+            yield rows, columns, multiplied(passages[rows], queries[columns], own)
 
 
-def _multiplied(passages: "Tensor", queries: "Tensor", memory: "Tensor | None" = None) -> "Tensor":
-    """Multiply a tile, in this memory or, by oneDNN, in some of its own; integers become floats."""
+def multiplied(passages: "Tensor", queries: "Tensor", memory: "Tensor | None" = None) -> "Tensor":
+    """Multiply a tile, in this memory or, by oneDNN, in some of its own; (passages, queries)."""
     import torch
 
     if passages.dtype == torch.int8:
-        if passages.shape[1] > 1:
-            products = torch.ops.aten._int_mm(passages, queries.T)
-        else:  # for which torch's product returns what was in memory before
-            products = passages.int() * queries.T
-        return products.float() if memory is None else memory.copy_(products)
+        if passages.shape[1] == 1:  # torch's product returns what was in memory before
+            return passages.int() * queries.T
+        if memory is None:
+            return torch.ops.aten._int_mm(queries, passages.T).T
+        own = memory.view(len(queries), len(passages))
+        return torch.ops.aten._int_mm.out(queries, passages.T, out=own).T
     if passages.dtype == torch.float32 and passages.device.type == "cpu" and _onednn_is_quicker():
         return _by_onednn(passages, queries)
     return torch.mm(passages, queries.T, out=memory)
@@ -122,9 +119,20 @@ def lengths_of(queries: Vectors) -> Errors:
 def quickest_proposer(device: str) -> Proposer:
     """Return what finds the largest products fastest on a device.
 
+    On a CPU this is int8 if that takes at most two thirds of the time of torch's floating-point numbers.
+    """
+    quickest = quickest_floats(device)
+    return (
+        "int8" if quickest in _PRECISIONS and _integers_are_quicker(device, quickest) else quickest
+    )
+
+
+@cache
+def quickest_floats(device: str) -> Proposer:
+    """Return what finds the largest products fastest in floating-point numbers.
+
     On a GPU this is bfloat16 where it is native, else faiss if it was built for GPUs. On a CPU it is the
-    faster of torch's two precisions, as measured once, or int8 if it is 1.5 times as fast as float32 and
-    bfloat16 is not; without oneDNN it is faiss.
+    faster of torch's two precisions, as measured once; without oneDNN it is faiss.
     """
     import torch
 
@@ -138,21 +146,21 @@ def quickest_proposer(device: str) -> Proposer:
     if not has_onednn(device):
         return "faiss"
     vectors = [torch.ones((256, 256), dtype=getattr(torch, name)) for name in _PRECISIONS]
-    seconds = least_seconds(*(partial(_multiplied, each, each) for each in vectors))
-    quickest = _PRECISIONS[int(np.argmin(seconds))]
-    return "int8" if quickest == "float32" and _integers_are_quicker() else quickest
+    seconds = least_seconds(*(partial(multiplied, each, each) for each in vectors))
+    return _PRECISIONS[int(np.argmin(seconds))]
 
 
-def _integers_are_quicker() -> bool:
-    """Tell whether products in int8 are exact, and take two thirds of the time in float32 at most."""
+def _integers_are_quicker(device: str, precision: Proposer) -> bool:
+    """Tell whether products in int8 are exact, and take at most two thirds of the time."""
     import torch
 
-    vectors = torch.ones((512, 512))
+    if not has_onednn(device):
+        return False
+    vectors = torch.ones((512, 512), dtype=getattr(torch, precision))
     most = (127 * vectors).to(torch.int8)  # some processors add pairs of products in 16 bits
     exact = all(
         (torch.ops.aten._int_mm(most, sign * most.T) == sign * 127**2 * 512).all()
         for sign in (1, -1)
     )
-    calls = [partial(_multiplied, each, each) for each in (most, vectors)]
-    integers, single = least_seconds(*calls)
-    return exact and 1.5 * integers < single
+    integers, floats = least_seconds(*(partial(multiplied, each, each) for each in (most, vectors)))
+    return exact and 1.5 * integers < floats

@@ -1,5 +1,6 @@
 """Propose passages that may be the nearest: those of largest products in low precision, or faiss's.
 
+Products in int8 tell only which pairs are worth a product in float32.
 The corpus is read once, and the best so far of all queries is kept. A product that is not above a
 query's worst proposal so far is skipped by a comparison; the others are collected until there are twice
 as many as wanted, and only then sorted out. A sample of the corpus tells where to begin, so that few are
@@ -8,12 +9,15 @@ collected in vain. Several devices hold a share of the corpus each.
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import Executor
+from functools import partial
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from expandr_core.encoders.encode import Vectors
+from expandr_core.retrieval.above import TOGETHER, above, above_again
 from expandr_core.retrieval.by_faiss import MOST_ON_GPU, by_faiss
 from expandr_core.retrieval.index import Block, Index, Positions, require_finite
 from expandr_core.retrieval.products import (
@@ -25,18 +29,17 @@ from expandr_core.retrieval.products import (
     summation_error,
     tiles,
 )
-from expandr_core.retrieval.rounding import Rounded, rounded
+from expandr_core.retrieval.rounding import Quantised, quantised
 from expandr_core.runtime.cores import shares_of, sharing_cores
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_GROUP = 16  # passages that are compared together
 _SORTED_AT_ONCE = 1 << 21  # proposals
-_SAMPLED = 16  # of so many passages one
-FEWEST_SAMPLED = 4096  # passages; so few are searched at once
-# of a product, relative to its size: bfloat16 has 8 bits; integers are converted, and scaled twice
-ROUNDING = {"float32": 0.0, "bfloat16": 2.0**-8, "int8": 2.0**-21}
+_ROUNDED_AT_ONCE = 512  # passages whose copies stay in a processor's cache
+_SAMPLED = 32  # of so many passages one
+FEWEST_SAMPLED = 2048  # passages; so few are searched at once
+_BFLOAT16 = 2.0**-8  # of a product, relative to its size
 
 
 class Proposals(NamedTuple):
@@ -122,14 +125,12 @@ def _proposed(
     """Propose passages whose products are above each query's limit; -inf stands for missing ones."""
     import torch
 
-    precision = "float32" if proposer == "faiss" else proposer
+    precision = "bfloat16" if proposer == "bfloat16" else "float32"
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums in float32
-    asked = rounded(torch.from_numpy(queries), precision)
-    scales = np.asarray(asked.scales, np.float32).ravel()
-    limits = limits / scales
+    asked = torch.from_numpy(queries).to(getattr(torch, precision))
     shares = shares_of(len(queries), index.devices[0])
     pools = [
-        [_Pool(asked.vectors[own].to(at), wanted, proposer, limits[own]) for own in shares]
+        [_Pool(asked[own].to(at), wanted, proposer, limits[own]) for own in shares]
         for at in index.devices
     ]
     longest = furthest = 0.0
@@ -139,20 +140,36 @@ def _proposed(
         for number, block in enumerate(index.blocks(size, index.devices, precision, threads)):
             longest = max(longest, float(block.lengths.max()))
             furthest = max(furthest, block.rounding)
-            waiting.append(threads.map(_Pool.add, pools[number % len(pools)], repeat(block)))
+            eights = _quantised_by(threads, block) if proposer == "int8" else None
+            own = pools[number % len(pools)]
+            waiting.append(threads.map(_Pool.add, own, repeat(block), repeat(eights)))
             if len(waiting) == len(pools):  # the next block overwrites that of this device
                 list(waiting.pop(0))
         list(chain(*waiting))
         bests = [threads.map(_Pool.best, own) for own in pools]
     products, positions = _joined(bests, wanted)
-    products *= scales[:, None]
     own = lengths_of(queries)
     require_finite(np.where(own * longest < 2.0**127, own, np.inf))
     errors = errors_of(queries, asked, longest, furthest)
-    return Proposals(products, positions, errors, ROUNDING[precision])
+    return Proposals(products, positions, errors, rounding_of(proposer))
 
 
-def errors_of(queries: Vectors, asked: Rounded, longest: float, furthest: float) -> Errors:
+def _quantised_by(threads: Executor, block: Block) -> Quantised:
+    """Round a block to eight bits."""
+    import torch
+
+    vectors = block.vectors.split(_ROUNDED_AT_ONCE)
+    parts = threads.map(partial(quantised, together=TOGETHER), vectors)
+    rounded = [torch.cat(each) for each in list(zip(*parts, strict=True))[1:]]
+    return Quantised(block.vectors, *rounded)
+
+
+def rounding_of(proposer: Proposer) -> float:
+    """Return by how much its own rounding can change a product, relative to its size."""
+    return _BFLOAT16 if proposer == "bfloat16" else 0.0
+
+
+def errors_of(queries: Vectors, asked: "Tensor", longest: float, furthest: float) -> Errors:
     """Bound what rounding and sums can change of any product; (queries,).
 
     Args:
@@ -161,10 +178,8 @@ def errors_of(queries: Vectors, asked: Rounded, longest: float, furthest: float)
         longest: length of the longest passage.
         furthest: length of the greatest difference between a passage and what it was rounded to.
     """
-    import torch
-
     dimensions, own = queries.shape[1], lengths_of(queries)
-    lost = asked.lost(torch.from_numpy(queries).double()).numpy()  # squares may overflow
+    lost = lengths_of(queries - asked.float().numpy())
     errors = lost * longest + (own + lost) * furthest
     errors += (own + lost) * (longest + furthest) * summation_error(dimensions)
     return errors + UNDERFLOW * dimensions * (1 + own + longest)
@@ -185,26 +200,34 @@ class _Pool:
         import torch
 
         self._queries, self._wanted = queries, wanted
+        self._eights = quantised(queries) if proposer == "int8" else None
         deep = queries.device.type == "cuda" and wanted > MOST_ON_GPU
         self._by_faiss = proposer == "faiss" and not deep
         shape = len(queries), 2 * wanted
-        self._integers = queries.dtype == torch.int8
-        kind = torch.float32 if self._integers else queries.dtype
-        self._products = queries.new_full(shape, -np.inf, dtype=kind)
+        self._products = queries.new_full(shape, -np.inf)
         self._positions = queries.new_zeros(shape, dtype=torch.int32)
         self._filled = queries.new_zeros(len(queries), dtype=torch.int64)
         self._limits = torch.from_numpy(limits).to(self._products)  # raised as proposals are found
 
-    def add(self, block: Block) -> None:
-        """Collect the passages of a block whose products are above the limits."""
+    def add(self, block: Block, eights: Quantised | None) -> None:
+        """Collect the passages of a block, or of the same in eight bits, that are above the limits."""
         if self._by_faiss:
             found, passages = by_faiss(self._queries, block.vectors, self._wanted)
             queries, place = (found > self._limits[:, None]).nonzero(as_tuple=True)
             self._collect(queries, passages[queries, place] + block.start, found[queries, place])
             return
-        scales = block.scales if self._integers else None
-        for rows, columns, products in tiles(block.vectors, self._queries, scales):
-            queries, passages, found = _above(products, self._limits[columns], self._wanted)
+        asked = self._eights
+        both = (
+            (eights.integers, asked.integers)
+            if eights and asked
+            else (block.vectors, self._queries)
+        )
+        for rows, columns, products in tiles(*both):
+            found = products, self._limits[columns], self._wanted
+            if eights and asked:
+                queries, passages, found = above_again(eights.of(rows), asked.of(columns), *found)
+            else:
+                queries, passages, found = above(*found)
             if len(queries):
                 start = block.start + rows.start
                 self._collect(queries + columns.start, passages + start, found)
@@ -220,6 +243,8 @@ class _Pool:
         self._products[queries, columns] = products
         self._positions[queries, columns] = positions.int()
         self._filled[distinct] += counts
+        enough = self._filled[distinct] >= self._wanted
+        self._sort_out(distinct[enough & self._limits[distinct].isneginf()])
 
     def _sort_out(self, queries: "Tensor") -> None:
         """Keep only the best passages of some queries, as many as wanted; raise their limits."""
@@ -242,49 +267,6 @@ class _Pool:
         self._sort_out(torch.arange(len(self._queries), device=self._queries.device))
         kept = slice(None), slice(self._wanted)
         return self._products[kept].cpu(), self._positions[kept].cpu()
-
-
-def _above(products: "Tensor", limits: "Tensor", most: int) -> tuple["Tensor", "Tensor", "Tensor"]:
-    """Find the products above their query's limit; of each query at most so many, the largest.
-
-    Args:
-        products: (passages, queries)
-        limits: (queries,)
-        most: pairs per query.
-
-    Returns:
-        The pairs' queries, in order, their passages, and their products.
-    """
-    import torch
-
-    if products.dtype == torch.bfloat16 and limits.amin() >= 0:  # their bits are ordered alike
-        bits = products.view(torch.int16), limits.view(torch.int16)
-        queries, passages, found = _above(*bits, most)
-        return queries, passages, found.view(torch.bfloat16)
-
-    # look at the largest of some passages first, as most are below
-    groups = products.view(-1, math.gcd(_GROUP, len(products)), len(limits))
-    queries, group = _places((groups.amax(1) > limits).T.contiguous())
-    if len(group) < groups.shape[0] * len(limits):
-        found = groups[group, :, queries]
-        which, place = _places(found > limits[queries][:, None])
-        queries = queries[which]
-        if len(queries) == 0 or int(torch.bincount(queries).max()) <= most:
-            return queries, group[which] * groups.shape[1] + place, found[which, place]
-    best, passages = products.T.contiguous().topk(min(most, len(products)), dim=1)
-    queries, place = _places(best > limits[:, None])
-    return queries, passages[queries, place], best[queries, place]
-
-
-def _places(mask: "Tensor") -> tuple["Tensor", "Tensor"]:
-    """Return the rows and columns of what is true; on a CPU numpy finds them quicker than torch."""
-    import torch
-
-    if mask.device.type == "cpu":
-        places = np.divmod(np.flatnonzero(mask.numpy()), mask.shape[1])
-        return torch.from_numpy(places[0]), torch.from_numpy(places[1])
-    rows, columns = mask.nonzero(as_tuple=True)
-    return rows, columns
 
 
 def _joined(

@@ -1,42 +1,61 @@
 """Vectors in low precision, and how far they are from what they stand for."""
 
+import math
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Precision = Literal["float32", "bfloat16", "int8"]
+Precision = Literal["float32", "bfloat16"]
 _LARGEST = 127
-_LEAST_SCALE = 2.0**-120  # of a zero vector
+_LEAST_SCALE = 2.0**-120  # of zero vectors
+_LOST_OF_LENGTHS = 2.0**-63  # of a component, as its square underflows in single precision
 
 
-class Rounded(NamedTuple):
-    """Vectors in low precision.
+class Quantised(NamedTuple):
+    """Vectors, and the same in eight bits.
 
     Attributes:
-        vectors: (vectors, dimensions)
-        scales: (vectors, 1), which they are to be multiplied with.
+        given: (vectors, dimensions) in single precision.
+        integers: (vectors, dimensions)
+        scales: (vectors, 1), which the integers are to be multiplied with.
+        lost: (vectors, 1) length of what rounding took, or more.
+        lengths: (vectors, 1) of those given, or more.
     """
 
-    vectors: "Tensor"
-    scales: "Tensor | float"
+    given: "Tensor"
+    integers: "Tensor"
+    scales: "Tensor"
+    lost: "Tensor"
+    lengths: "Tensor"
 
-    def lost(self, vectors: "Tensor") -> "Tensor":
-        """Return the length of what rounding took from vectors; (vectors,)."""
-        import torch
-
-        return torch.linalg.vector_norm(vectors - self.vectors.float() * self.scales, dim=1)
+    def of(self, rows: slice) -> "Quantised":
+        """Return some of the vectors."""
+        return Quantised(*(each[rows] for each in self))
 
 
-def rounded(vectors: "Tensor", precision: Precision) -> Rounded:
-    """Round vectors of single precision; (vectors, dimensions).
+def quantised(vectors: "Tensor", together: int = 1) -> Quantised:
+    """Round vectors of single precision to multiples of the 127th part of their largest component.
 
-    In eight bits each is multiples of the 127th part of its own largest component: symmetric
-    quantisation by row. Products are integers then, so that their sums are exact in any order.
+    This is symmetric quantisation. Products are integers, so that their sums are exact in any order.
+
+    Args:
+        vectors: (vectors, dimensions)
+        together: so many vectors, side by side, share a scale.
     """
     import torch
 
-    if precision != "int8":
-        return Rounded(vectors.to(getattr(torch, precision)), 1.0)
-    scales = (vectors.abs().amax(1, keepdim=True) / _LARGEST).clamp_(min=_LEAST_SCALE)
-    return Rounded((vectors / scales).round_().to(torch.int8), scales)
+    largest = torch.nn.functional.pad(vectors.abs().amax(1), (0, -len(vectors) % together))
+    shared = largest.view(-1, together).amax(1).repeat_interleave(together)[: len(vectors), None]
+    scales = (shared / _LARGEST).clamp_(min=_LEAST_SCALE)
+    integers = (vectors / scales).round_().to(torch.int8)
+    lost = lengths_at_most(vectors - integers * scales)
+    return Quantised(vectors, integers, scales, lost[:, None], lengths_at_most(vectors)[:, None])
+
+
+def lengths_at_most(vectors: "Tensor") -> "Tensor":
+    """Return the lengths of vectors in single precision, or more where squares underflow; (vectors,)."""
+    import torch
+
+    hidden = _LOST_OF_LENGTHS * math.sqrt(vectors.shape[1])
+    return torch.linalg.vector_norm(vectors, dim=1).add_(hidden)

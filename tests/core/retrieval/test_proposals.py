@@ -171,7 +171,7 @@ def test_no_inner_product_is_beyond_the_bound_of_its_proposal(proposer):
     assert (exact[:, 9] >= proposals.at_least(10)).all()
     assert (np.diff(proposals.products) <= 0).all()
     lengths = np.linalg.norm(queries, axis=1) * np.linalg.norm(vectors.astype(float), axis=1).max()
-    loosest = {"bfloat16": 2.0**-7, "int8": 2.0**-5}.get(proposer, 2 * summation_error(96))
+    loosest = 2.0**-7 if proposer == "bfloat16" else 2 * summation_error(96)
     assert (proposals.errors <= loosest * lengths).all()
 
 
