@@ -8,8 +8,8 @@ is on this processor and with products in float32; and beir's `DenseRetrievalExa
 all vectors in memory and only searches. FOLDER keeps the world for the next time; --small has 100,000
 passages and 1,000 queries.
 
-Exits with 1 unless the stages write the same run, and ours is at least 4 times as fast as the former
-where the processor multiplies bfloat16, else and with float32 1.7 times, and 3 times as fast as beir.
+Exits with 1 unless the stages write the same run, and ours is at least 3 times as fast as beir, and 4
+times as fast as the former where the processor multiplies bfloat16, else 1.7 times, as with float32.
 """
 
 import argparse

@@ -7,14 +7,16 @@ import numpy as np
 
 from expandr_core.retrieval.index import sampled
 from expandr_core.retrieval.products import UNDERFLOW, multiplied, summation_error
-from expandr_core.retrieval.rounding import Quantised
+from expandr_core.retrieval.rounding import TOGETHER, Quantised
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-TOGETHER = 16  # passages that are compared with a limit together
 _MOST_GROUPS = 0.5  # of a tile: where more can be above, all are multiplied again
-_SLACK = 2.0**-19  # of a product, relative to the lengths: integers are converted, and scaled twice
+_MOST_PAIRS = 0.2  # likewise
+_SLACK = (
+    2.0**-19
+)  # relative to the product of lengths: for all roundings of what integers must reach
 
 
 def above(products: "Tensor", limits: "Tensor", most: int) -> tuple["Tensor", "Tensor", "Tensor"]:
@@ -55,9 +57,9 @@ def above_again(
     """Multiply pairs that can be above their query's limit again, in single precision.
 
     Args:
-        passages: what was multiplied.
-        queries: with these.
-        products: (passages, queries) of integers.
+        passages: of the tile.
+        queries: of the tile.
+        products: (passages, queries) of their integers.
         limits: see `above`.
         most: see `above`.
 
@@ -86,8 +88,9 @@ def _possible(
     import torch
 
     # With p = p' + e and q = q' + f, where p' and q' are rounded, pq is at most
-    # p'q' + |e| (|q| + |f|) + |p| |f|. So p'q' must reach a limit, which is that of some passages
-    # together, by their greatest scale and lengths; divided by the scales, integers must.
+    # p'q' + |e| (|q| + |f|) + |p| |f|. So a pair can be above its limit only if p'q' is at least the
+    # limit less that. It is computed once for a group of passages, from their greatest lengths, and
+    # divided by the scales, to compare integers with it.
     together = math.gcd(TOGETHER, len(products))
     groups = products.T.reshape(len(limits), -1, together)
     scales, lost, lengths = (each.view(-1, together).amax(1) for each in passages[2:])
@@ -98,7 +101,9 @@ def _possible(
     least = least.addcmul(lost, own_lengths + own_lost, value=-1)
     least.addcmul_(lengths, own_lost + own_lengths * inexact, value=-1)
     least.div_(scales * own_scales)
-    least = torch.where(least > 0, least, -torch.inf)  # negative ones grow by smaller scales
+    least = torch.where(
+        least > 0, least, -torch.inf
+    )  # a smaller scale makes a negative one greater
     rows, group = _places(groups.amax(2) >= least)
     if len(rows) > _MOST_GROUPS * least.numel():
         return None
@@ -107,6 +112,8 @@ def _possible(
         each.index_select(0, chosen) for each in (groups.flatten(0, 1), least.flatten())
     )
     which, place = _places(found >= least[:, None])
+    if len(which) > _MOST_PAIRS * products.numel():
+        return None
     return rows[which], group[which] * together + place
 
 

@@ -4,11 +4,16 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from expandr_core.encoders.encode import Vectors
-from expandr_core.retrieval.above import TOGETHER
 from expandr_core.retrieval.index import Index
 from expandr_core.retrieval.products import Proposer, quickest_floats
-from expandr_core.retrieval.proposals import FEWEST_SAMPLED, errors_of, rounding_of, sample_size
-from expandr_core.retrieval.rounding import quantised
+from expandr_core.retrieval.proposals import (
+    FEWEST_SAMPLED,
+    errors_of,
+    precision_of,
+    rounding_of,
+    sample_size,
+)
+from expandr_core.retrieval.rounding import TOGETHER, quantised
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,6 +22,7 @@ _MARGIN = 64  # extra proposals, and as many again as wanted
 _TIMES = 2  # as many, if products are in bfloat16
 _MULTIPLIED_AGAIN = 1 / 40  # of all pairs, at most, if products are in eight bits
 _QUERIES_SAMPLED = 256
+_PASSAGES_ROUNDED = 4096  # of a sample, to eight bits
 _FEWEST_QUERIES = 1024  # fewer are searched without an estimate
 _SETTLED = 0.9  # of the queries of a sample
 
@@ -51,11 +57,9 @@ class _Sample(NamedTuple):
         """
         import torch
 
-        device, bfloat16 = self.passages.devices[:1], proposer == "bfloat16"
-        given = torch.from_numpy(self.queries)
-        kind = "bfloat16" if bfloat16 else "float32"
-        [block] = self.passages.blocks(self.products.shape[1], device, kind)
-        asked = given.bfloat16() if bfloat16 else given
+        device, precision = self.passages.devices[:1], precision_of(proposer)
+        [block] = self.passages.blocks(self.products.shape[1], device, precision)
+        asked = torch.from_numpy(self.queries).to(getattr(torch, precision))
         errors = errors_of(self.queries, asked, float(block.lengths.max()), block.rounding)
         last = self._last(k)
         errors = torch.from_numpy(errors).to(last) + last.abs() * rounding_of(proposer)
@@ -66,14 +70,12 @@ class _Sample(NamedTuple):
         """Estimate which share of all pairs can be among the nearest by their products in eight bits."""
         import torch
 
-        device = self.passages.devices[:1]
-        [block] = self.passages.blocks(self.products.shape[1], device)
-        asked, passages = (
-            quantised(torch.from_numpy(self.queries)),
-            quantised(block.vectors, TOGETHER),
-        )
+        few = slice(None, None, math.ceil(self.products.shape[1] / _PASSAGES_ROUNDED))
+        passages = quantised(self.passages.opened(0)[few].float(), TOGETHER)
+        asked = quantised(torch.from_numpy(self.queries))
         lost = asked.lost * passages.lengths.T + (asked.lengths + asked.lost) * passages.lost.T
-        return float((self.products >= self._last(k)[:, None] - lost).float().mean())
+        products, last = self.products[:, few].cpu(), self._last(k).cpu()
+        return float((products >= last[:, None] - lost).float().mean())
 
     def _last(self, k: int) -> "Tensor":
         """Return the product with the k-th nearest passage of the corpus, more or less; (queries,)."""

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from expandr_core.encoders.encode import Vectors
 from expandr_core.errors import DataError
-from expandr_core.retrieval.rounding import Precision, lengths_at_most
+from expandr_core.retrieval.rounding import TOGETHER, Precision, lengths_or_more
 from expandr_core.runtime.cores import shares_of, work_on_all
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 Positions = NDArray[np.int64]
 _ROWS_AT_ONCE = 2048  # passages whose copies in double precision are multiplied
 _COPIED_AT_ONCE = 512  # passages whose copies stay in a processor's cache
-_TOGETHER = 16  # passages of a sample that are read at once
 
 
 class Block(NamedTuple):
@@ -108,8 +108,8 @@ class Index(NamedTuple):
         def fill(piece: "Tensor", vectors: "Tensor", lengths: "Tensor") -> float:
             """Round some vectors; return the greatest difference from what is stored."""
             piece = piece.to(vectors.device).float()
-            vectors[:], lengths[:] = piece, lengths_at_most(piece)
-            return 0.0 if piece.dtype == kind else float(lengths_at_most(piece - vectors).max())
+            vectors[:], lengths[:] = piece, lengths_or_more(piece)
+            return 0.0 if piece.dtype == kind else float(lengths_or_more(piece - vectors).max())
 
         for number, start in enumerate(range(0, count, size)):
             length, filled = min(size, count - start), 0
@@ -138,12 +138,12 @@ class Index(NamedTuple):
 
     def sample(self, count: int) -> "Index":
         """Return an index in memory of about so many passages: a few side by side, from everywhere."""
-        every = max(1, len(self.passage_ids) * _TOGETHER // count)
+        every = max(1, len(self.passage_ids) * TOGETHER // count)
         kept, vectors = [], []
         for number, start in enumerate(self.starts.tolist()):
             shard = self.opened(number).numpy()
             rows = np.arange(len(shard))
-            rows = rows[rows % every < _TOGETHER]
+            rows = rows[rows % every < TOGETHER]
             kept.append(rows + start)
             vectors.append(shard[rows])
         ids = self.passage_ids.take(pa.array(np.concatenate(kept)))
@@ -166,6 +166,7 @@ class Index(NamedTuple):
         """
         import torch
 
+        expect_sparse()
         asked, rows = _distinct(rows, len(queries))
         # numpy's memory comes in huge pages; without them scattered reads take a fifth longer
         doubles = torch.from_numpy(queries[asked].astype(np.float64))
@@ -213,16 +214,27 @@ def sampled(passages: "Tensor", queries: "Tensor", ends: "Tensor", columns: "Ten
     """Multiply pairs of rows, given as a sparse matrix: where its rows end, and its columns."""
     import torch
 
+    pairs = _sparse(passages.new_zeros(len(columns)), ends, columns, (len(passages), len(queries)))
+    return torch.sparse.sampled_addmm(pairs, passages, queries.T, beta=0).values()
+
+
+def _sparse(
+    values: "Tensor", ends: "Tensor", columns: "Tensor", shape: tuple[int, int]
+) -> "Tensor":
+    import torch
+
+    return torch.sparse_csr_tensor(ends, columns, values, shape, check_invariants=False)
+
+
+@cache
+def expect_sparse() -> None:
+    """Let torch warn once, unheard, that sparse matrices are new; threads cannot ignore warnings."""
+    import torch
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        pairs = torch.sparse_csr_tensor(
-            ends,
-            columns,
-            passages.new_zeros(len(columns)),
-            (len(passages), len(queries)),
-            check_invariants=False,
-        )
-        return torch.sparse.sampled_addmm(pairs, passages, queries.T, beta=0).values()
+        none = torch.zeros(1, dtype=torch.int64)
+        _sparse(torch.zeros(0), none, none[:0], (0, 0))
 
 
 def require_finite(lengths: NDArray[np.floating]) -> None:

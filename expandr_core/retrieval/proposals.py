@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from expandr_core.encoders.encode import Vectors
-from expandr_core.retrieval.above import TOGETHER, above, above_again
+from expandr_core.retrieval.above import above, above_again
 from expandr_core.retrieval.by_faiss import MOST_ON_GPU, by_faiss
-from expandr_core.retrieval.index import Block, Index, Positions, require_finite
+from expandr_core.retrieval.index import Block, Index, Positions, expect_sparse, require_finite
 from expandr_core.retrieval.products import (
     UNDERFLOW,
     Errors,
@@ -29,7 +29,7 @@ from expandr_core.retrieval.products import (
     summation_error,
     tiles,
 )
-from expandr_core.retrieval.rounding import Quantised, quantised
+from expandr_core.retrieval.rounding import TOGETHER, Precision, Quantised, quantised
 from expandr_core.runtime.cores import shares_of, sharing_cores
 
 if TYPE_CHECKING:
@@ -125,7 +125,8 @@ def _proposed(
     """Propose passages whose products are above each query's limit; -inf stands for missing ones."""
     import torch
 
-    precision = "bfloat16" if proposer == "bfloat16" else "float32"
+    precision = precision_of(proposer)
+    expect_sparse()
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums in float32
     asked = torch.from_numpy(queries).to(getattr(torch, precision))
     shares = shares_of(len(queries), index.devices[0])
@@ -162,6 +163,11 @@ def _quantised_by(threads: Executor, block: Block) -> Quantised:
     parts = threads.map(partial(quantised, together=TOGETHER), vectors)
     rounded = [torch.cat(each) for each in list(zip(*parts, strict=True))[1:]]
     return Quantised(block.vectors, *rounded)
+
+
+def precision_of(proposer: Proposer) -> Precision:
+    """Return the precision of the products that proposals are chosen by."""
+    return "bfloat16" if proposer == "bfloat16" else "float32"
 
 
 def rounding_of(proposer: Proposer) -> float:
@@ -223,11 +229,12 @@ class _Pool:
             else (block.vectors, self._queries)
         )
         for rows, columns, products in tiles(*both):
-            found = products, self._limits[columns], self._wanted
+            limits, most = self._limits[columns], self._wanted
             if eights and asked:
-                queries, passages, found = above_again(eights.of(rows), asked.of(columns), *found)
+                sides = eights.of(rows), asked.of(columns)
+                queries, passages, found = above_again(*sides, products, limits, most)
             else:
-                queries, passages, found = above(*found)
+                queries, passages, found = above(products, limits, most)
             if len(queries):
                 start = block.start + rows.start
                 self._collect(queries + columns.start, passages + start, found)

@@ -7,8 +7,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Precision = Literal["float32", "bfloat16"]
+TOGETHER = (
+    16  # passages that are read together in a sample, share a scale, and are compared together
+)
 _LARGEST = 127
-_LEAST_SCALE = 2.0**-120  # of zero vectors
+_LEAST_SCALE = 2.0**-63  # products of two are normal numbers
 _LOST_OF_LENGTHS = 2.0**-63  # of a component, as its square underflows in single precision
 
 
@@ -19,8 +22,8 @@ class Quantised(NamedTuple):
         given: (vectors, dimensions) in single precision.
         integers: (vectors, dimensions)
         scales: (vectors, 1), which the integers are to be multiplied with.
-        lost: (vectors, 1) length of what rounding took, or more.
-        lengths: (vectors, 1) of those given, or more.
+        lost: (vectors, 1) length of what rounding took, or more where squares underflow.
+        lengths: (vectors, 1) of those given, likewise.
     """
 
     given: "Tensor"
@@ -49,11 +52,11 @@ def quantised(vectors: "Tensor", together: int = 1) -> Quantised:
     shared = largest.view(-1, together).amax(1).repeat_interleave(together)[: len(vectors), None]
     scales = (shared / _LARGEST).clamp_(min=_LEAST_SCALE)
     integers = (vectors / scales).round_().to(torch.int8)
-    lost = lengths_at_most(vectors - integers * scales)
-    return Quantised(vectors, integers, scales, lost[:, None], lengths_at_most(vectors)[:, None])
+    lost = lengths_or_more(vectors - integers * scales)
+    return Quantised(vectors, integers, scales, lost[:, None], lengths_or_more(vectors)[:, None])
 
 
-def lengths_at_most(vectors: "Tensor") -> "Tensor":
+def lengths_or_more(vectors: "Tensor") -> "Tensor":
     """Return the lengths of vectors in single precision, or more where squares underflow; (vectors,)."""
     import torch
 

@@ -6,9 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from expandr_core.retrieval.above import TOGETHER, above, above_again
+from expandr_core.retrieval import above as above_module
+from expandr_core.retrieval.above import above, above_again
+from expandr_core.retrieval.index import expect_sparse
 from expandr_core.retrieval.products import multiplied
-from expandr_core.retrieval.rounding import quantised
+from expandr_core.retrieval.rounding import TOGETHER, quantised
+
+expect_sparse()
 
 
 @settings(deadline=None)
@@ -69,12 +73,39 @@ def test_a_product_whose_losses_add_up_is_found(lossy):
 
 
 def test_few_pairs_are_multiplied_again():
-    """Those whose integers are too small are not: of random vectors, one in a hundred is above."""
+    """Of random vectors, those whose integers are too small are not."""
     random = torch.Generator().manual_seed(0)
     passages, queries = (torch.randn(size, 96, generator=random) for size in (640, 100))
-    limits = (passages @ queries.T).sort(dim=0).values[-4]
-    passages[:, 0] = torch.nan  # what is multiplied again is seen
-    clean = passages.nan_to_num(0)
-    rounded = quantised(clean, TOGETHER)._replace(given=passages), quantised(queries)
+    limits = (passages @ queries.T).sort(dim=0).values[-4:-2].mean(0)
+    rounded = quantised(passages, TOGETHER), quantised(queries)
     integers = multiplied(rounded[0].integers, rounded[1].integers)
-    assert len(above_again(*rounded, integers, limits, 640)[0]) == 0
+    pairs = above_module._possible(*rounded, integers, limits)
+    assert pairs is not None
+    assert 300 <= len(pairs[0]) < 0.05 * integers.numel()
+    rows, columns, found = above_again(*rounded, integers, limits, 640)
+    assert torch.bincount(rows).tolist() == [3] * 100
+    assert torch.allclose(found, (passages @ queries.T)[columns, rows])
+
+
+@settings(deadline=None)
+@given(
+    st.integers(0, 1 << 30), st.sampled_from([1, 3, 96, 1100, 4096]), st.sampled_from([0, 6, 25])
+)
+def test_a_pair_barely_above_its_limit_is_possible(seed, dimensions, spread):
+    """The limit is the next number below its product; half of the time nearly nothing is rounded."""
+    random = np.random.default_rng(seed)
+    sides = [random.normal(size=(size, dimensions)) for size in (100, 7)]
+    if random.integers(0, 2):
+        sides = [np.rint(127 * each / np.abs(each).max(axis=1, keepdims=True)) for each in sides]
+    sides = [each * 10.0 ** -random.uniform(0, spread + 1e-9, (len(each), 1)) for each in sides]
+    passages, queries = (torch.from_numpy(each).float() for each in sides)
+    exact = (passages.double() @ queries.double().T).numpy()
+    chosen = random.integers(0, len(passages), len(queries))
+    limits = exact[chosen, np.arange(len(queries))].astype(np.float32)
+    limits = torch.from_numpy(np.nextafter(limits, np.float32(-np.inf)))
+    rounded = quantised(passages, TOGETHER), quantised(queries)
+    integers = multiplied(rounded[0].integers, rounded[1].integers)
+    pairs = above_module._possible(*rounded, integers, limits)
+    if pairs is not None:
+        found = set(zip(pairs[0].tolist(), pairs[1].tolist(), strict=True))
+        assert found >= set(enumerate(chosen.tolist()))
