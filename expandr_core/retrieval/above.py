@@ -101,9 +101,7 @@ def _possible(
     least = least.addcmul(lost, own_lengths + own_lost, value=-1)
     least.addcmul_(lengths, own_lost + own_lengths * inexact, value=-1)
     least.div_(scales * own_scales)
-    least = torch.where(
-        least > 0, least, -torch.inf
-    )  # a smaller scale makes a negative one greater
+    least = torch.where(least > 0, least, -torch.inf)  # a negative one is more by a smaller scale
     rows, group = _places(groups.amax(2) >= least)
     if len(rows) > _MOST_GROUPS * least.numel():
         return None

@@ -98,7 +98,6 @@ def plan(queries: Vectors, index: Index, k: int, memory_gb: float, quickest: Pro
         memory_gb: a third of it is for the sample and its products.
         quickest: what multiplies fastest.
     """
-
     most, sample = most_proposals(k), _sample(queries, index, memory_gb)
     floats = quickest_floats(index.devices[0]) if quickest == "int8" else quickest
     if sample is None or not k:
