@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 
 _MOST_GROUPS = 0.5  # of a tile: where more can be above, all are multiplied again
 _MOST_PAIRS = 0.2  # likewise
-_SLACK = (
-    2.0**-19
-)  # relative to the product of lengths: for all roundings of what integers must reach
+_SLACK = 2.0**-19  # of the product of lengths: for all roundings of what integers must reach
 
 
 def above(products: "Tensor", limits: "Tensor", most: int) -> tuple["Tensor", "Tensor", "Tensor"]:

@@ -122,9 +122,7 @@ def quickest_proposer(device: str) -> Proposer:
     On a CPU this is int8 if that takes at most two thirds of the time of torch's floating-point numbers.
     """
     quickest = quickest_floats(device)
-    return (
-        "int8" if quickest in _PRECISIONS and _integers_are_quicker(device, quickest) else quickest
-    )
+    return "int8" if has_onednn(device) and _integers_are_quicker(quickest) else quickest
 
 
 @cache
@@ -150,12 +148,10 @@ def quickest_floats(device: str) -> Proposer:
     return _PRECISIONS[int(np.argmin(seconds))]
 
 
-def _integers_are_quicker(device: str, precision: Proposer) -> bool:
-    """Tell whether products in int8 are exact, and take at most two thirds of the time."""
+def _integers_are_quicker(precision: Proposer) -> bool:
+    """Tell whether products in int8 are exact on the CPU, and take at most two thirds of the time."""
     import torch
 
-    if not has_onednn(device):
-        return False
     vectors = torch.ones((512, 512), dtype=getattr(torch, precision))
     most = (127 * vectors).to(torch.int8)  # some processors add pairs of products in 16 bits
     exact = all(

@@ -7,9 +7,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Precision = Literal["float32", "bfloat16"]
-TOGETHER = (
-    16  # passages that are read together in a sample, share a scale, and are compared together
-)
+TOGETHER = 16  # passages that are sampled together, share a scale, and are compared together
 _LARGEST = 127
 _LEAST_SCALE = 2.0**-63  # products of two are normal numbers
 _LOST_OF_LENGTHS = 2.0**-63  # of a component, as its square underflows in single precision

@@ -31,10 +31,13 @@ def test_integers_propose_where_products_differ_by_more_than_their_error(corpus,
     found = plan(queries, index_of(corpus), K, 1.0, "int8")
     assert found.proposer == "int8"
     assert K < found.proposals <= most_proposals(K)
+    long = index_of(corpus.astype(np.float32) * np.float32(1e15))
+    assert plan(queries, long, K, 1.0, "int8").proposer == "int8"
 
 
 @pytest.mark.parametrize(
-    ("coarse", "copies"), [("int8", PASSAGES), ("bfloat16", 1000), ("bfloat16", PASSAGES)]
+    ("coarse", "copies"),
+    [("int8", 5000), ("int8", PASSAGES), ("bfloat16", 1000), ("bfloat16", PASSAGES)],
 )
 def test_coarse_products_do_not_propose_where_many_passages_are_alike(
     corpus, queries, coarse, copies
@@ -42,14 +45,15 @@ def test_coarse_products_do_not_propose_where_many_passages_are_alike(
     """The nearest are among many, or all, that they cannot tell apart."""
     alike = corpus * np.float16(1e-3)
     alike[:: PASSAGES // copies] += np.float16(1)
-    assert plan(np.abs(queries), index_of(alike), K, 1.0, coarse).proposer != coarse
+    assert plan(np.abs(queries), index_of(alike), K, 1.0, coarse).proposer == "float32"
 
 
-def test_floats_propose_for_few_queries_and_small_corpora(corpus, queries):
+def test_floats_propose_for_few_queries_small_corpora_and_deep_rankings(corpus, queries):
     index, floats = index_of(corpus), quickest_floats("cpu")
     assert plan(queries[:1023], index, K, 1.0, "int8") == (floats, most_proposals(K))
     assert plan(queries, index, 0, 1.0, "int8").proposer == floats
     assert plan(queries, index_of(corpus[:40_000]), K, 1.0, "int8").proposer == floats
+    assert plan(queries, index, 2000, 1.0, "int8").proposer != "int8"
     assert plan(queries[:5], index, K, 1.0, "bfloat16") == ("bfloat16", most_proposals(K))
 
 
