@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from functools import partial
-from itertools import chain, repeat
+from itertools import chain, cycle, repeat
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -136,16 +136,15 @@ def _proposed(
     ]
     longest = furthest = 0.0
     with sharing_cores(len(pools) * len(shares)) as threads:
-        waiting: list[Iterator[None]] = []
+        waiting: list[Iterator[None]] = [iter(()) for _ in pools]
         size = passages_at_once(index, memory_gb)
-        for number, block in enumerate(index.blocks(size, index.devices, precision, threads)):
+        blocks = index.blocks(size, index.devices * 2, precision, threads)
+        for block, (of, own) in zip(blocks, cycle(enumerate(pools))):
             longest = max(longest, float(block.lengths.max()))
             furthest = max(furthest, block.rounding)
             eights = _quantised_by(threads, block) if proposer == "int8" else None
-            own = pools[number % len(pools)]
-            waiting.append(threads.map(_Pool.add, own, repeat(block), repeat(eights)))
-            if len(waiting) == len(pools):  # the next block overwrites that of this device
-                list(waiting.pop(0))
+            list(waiting[of])  # while a thread was busy, others made this block ready
+            waiting[of] = threads.map(_Pool.add, own, repeat(block), repeat(eights))
         list(chain(*waiting))
         bests = [threads.map(_Pool.best, own) for own in pools]
     products, positions = _joined(bests, wanted)
