@@ -2,8 +2,8 @@
 
 Products in int8 tell only which pairs are worth a product in float32.
 The corpus is read once, and the best so far of all queries is kept. A product that is not above a
-query's worst proposal so far is skipped by a comparison; the others are collected until there are twice
-as many as wanted, and only then sorted out. A sample of the corpus tells where to begin, so that few are
+query's worst proposal so far is skipped by a comparison; the others are collected until there are an eighth
+more than wanted, and only then sorted out. A sample of the corpus tells where to begin, so that few are
 collected in vain. Several devices hold a share of the corpus each.
 """
 
@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 
 _SORTED_AT_ONCE = 1 << 21  # proposals
 _ROUNDED_AT_ONCE = 512  # passages whose copies stay in a processor's cache
-_SAMPLED = 32  # of so many passages one
-FEWEST_SAMPLED = 2048  # passages; so few are searched at once
+_ENOUGH = 9 / 8  # times as many as wanted raise the limit
+_SAMPLED = 64  # of so many passages one
+FEWEST_SAMPLED = 1024  # passages; so few are searched at once
 _BFLOAT16 = 2.0**-8  # of a product, relative to its size
 
 
@@ -249,8 +250,9 @@ class _Pool:
         self._products[queries, columns] = products
         self._positions[queries, columns] = positions.int()
         self._filled[distinct] += counts
-        enough = self._filled[distinct] >= self._wanted
-        self._sort_out(distinct[enough & self._limits[distinct].isneginf()])
+        filled, unlimited = self._filled[distinct], self._limits[distinct].isneginf()
+        enough = filled >= torch.where(unlimited, self._wanted, _ENOUGH * self._wanted)
+        self._sort_out(distinct[enough])
 
     def _sort_out(self, queries: "Tensor") -> None:
         """Keep only the best passages of some queries, as many as wanted; raise their limits."""
