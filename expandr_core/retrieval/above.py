@@ -7,14 +7,14 @@ import numpy as np
 
 from expandr_core.retrieval.index import sampled
 from expandr_core.retrieval.products import UNDERFLOW, multiplied, summation_error
-from expandr_core.retrieval.rounding import TOGETHER, Quantised
+from expandr_core.retrieval.rounding import UNIT, QuantisedPassages, QuantisedQueries, above_zero
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_MOST_GROUPS = 0.5  # of a tile: where more can be above, all are multiplied again
-_MOST_PAIRS = 0.2  # likewise
-_SLACK = 2.0**-19  # of the product of lengths: for all roundings of what integers must reach
+_TOGETHER = 16  # passages whose products are compared together
+_MOST_PAIRS = 0.2  # of a tile: where more can be above, all are multiplied again
+_OUT_OF_REACH = 4.0  # more than a cosine of what was rounded
 
 
 def above(products: "Tensor", limits: "Tensor", most: int) -> tuple["Tensor", "Tensor", "Tensor"]:
@@ -36,7 +36,7 @@ def above(products: "Tensor", limits: "Tensor", most: int) -> tuple["Tensor", "T
         return queries, passages, found.view(torch.bfloat16)
 
     # look at the largest of some passages first, as most are below
-    groups = products.view(-1, math.gcd(TOGETHER, len(products)), len(limits))
+    groups = products.view(-1, math.gcd(_TOGETHER, len(products)), len(limits))
     queries, group = _places((groups.amax(1) > limits).T.contiguous())
     if len(group) < groups.shape[0] * len(limits):
         found = groups[group, :, queries]
@@ -50,14 +50,13 @@ def above(products: "Tensor", limits: "Tensor", most: int) -> tuple["Tensor", "T
 
 
 def above_again(
-    passages: Quantised, queries: Quantised, products: "Tensor", limits: "Tensor", most: int
+    passages: QuantisedPassages, queries: QuantisedQueries, limits: "Tensor", most: int
 ) -> tuple["Tensor", "Tensor", "Tensor"]:
-    """Multiply pairs that can be above their query's limit again, in single precision.
+    """Multiply integers, and pairs that can be above their query's limit again, in single precision.
 
     Args:
-        passages: of the tile.
-        queries: of the tile.
-        products: (passages, queries) of their integers.
+        passages: of a tile.
+        queries: of a tile.
         limits: see `above`.
         most: see `above`.
 
@@ -66,7 +65,7 @@ def above_again(
     """
     import torch
 
-    pairs = _possible(passages, queries, products, limits)
+    pairs = _possible(passages, queries, limits)
     if pairs:
         rows, columns = pairs
         ends = torch.bincount(rows, minlength=len(limits)).cumsum(0)
@@ -80,37 +79,30 @@ def above_again(
 
 
 def _possible(
-    passages: Quantised, queries: Quantised, products: "Tensor", limits: "Tensor"
+    passages: QuantisedPassages, queries: QuantisedQueries, limits: "Tensor"
 ) -> tuple["Tensor", "Tensor"] | None:
-    """Return pairs that can be above a limit, though vectors were rounded; None if they are many."""
+    """Return pairs that can be above a limit, though vectors were rounded; None if they are many.
+
+    They are sorted by query.
+    """
     import torch
 
     # With p = p' + e and q = q' + f, where p' and q' are rounded, pq is at most
-    # p'q' + |e| (|q| + |f|) + |p| |f|. So a pair can be above its limit only if p'q' is at least the
-    # limit less that. It is computed once for a group of passages, from their greatest lengths, and
-    # divided by the scales, to compare integers with it.
-    together = math.gcd(TOGETHER, len(products))
-    groups = products.T.reshape(len(limits), -1, together)
-    scales, lost, lengths = (each.view(-1, together).amax(1) for each in passages[2:])
-    own_scales, own_lost, own_lengths = queries[2:]
-    dimensions = passages.given.shape[1]
-    inexact = summation_error(dimensions) + _SLACK
-    least = limits[:, None] - UNDERFLOW * dimensions * (1 + own_lengths + lengths.amax())
-    least = least.addcmul(lost, own_lengths + own_lost, value=-1)
-    least.addcmul_(lengths, own_lost + own_lengths * inexact, value=-1)
-    least.div_(scales * own_scales)
-    least = torch.where(least > 0, least, -torch.inf)  # a negative one is more by a smaller scale
-    rows, group = _places(groups.amax(2) >= least)
-    if len(rows) > _MOST_GROUPS * least.numel():
+    # p'q' + |e| (|q| + |f|) + |p| |f|. So a pair can be above its limit only if p'q' is above the
+    # limit less that. Both are divided by |p| |q|; cosines that are too far off are out of reach. A
+    # UNIT more is for all roundings of what is compared.
+    dimensions, lengths = passages.given.shape[1], passages.longest * queries.lengths
+    margins = passages.lost * (queries.lengths + queries.lost) + passages.longest * queries.lost
+    margins += lengths * summation_error(dimensions)
+    margins += UNDERFLOW * dimensions * (1 + queries.lengths + passages.longest)
+    offsets = ((margins - limits) / lengths).clamp_(-_OUT_OF_REACH, _OUT_OF_REACH).add_(UNIT)
+    found = above_zero(passages, queries, offsets)
+    places = np.flatnonzero(found.bool().numpy())
+    if len(places) > _MOST_PAIRS * found.numel():
         return None
-    chosen = rows * groups.shape[1] + group
-    found, least = (
-        each.index_select(0, chosen) for each in (groups.flatten(0, 1), least.flatten())
-    )
-    which, place = _places(found >= least[:, None])
-    if len(which) > _MOST_PAIRS * products.numel():
-        return None
-    return rows[which], group[which] * together + place
+    columns, rows = np.divmod(places, found.shape[1])
+    order = np.argsort(rows.astype(np.uint16), kind="stable")  # in the time of a few passes
+    return torch.from_numpy(rows[order]), torch.from_numpy(columns[order])
 
 
 def _places(mask: "Tensor") -> tuple["Tensor", "Tensor"]:

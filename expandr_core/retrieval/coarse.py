@@ -13,7 +13,7 @@ from expandr_core.retrieval.proposals import (
     rounding_of,
     sample_size,
 )
-from expandr_core.retrieval.rounding import TOGETHER, quantised
+from expandr_core.retrieval.rounding import quantised_passages, quantised_queries
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,11 +71,11 @@ class _Sample(NamedTuple):
         import torch
 
         few = slice(None, None, math.ceil(self.products.shape[1] / _PASSAGES_ROUNDED))
-        passages = quantised(self.passages.opened(0)[few].float(), TOGETHER)
-        asked = quantised(torch.from_numpy(self.queries))
-        lost = asked.lost * passages.lengths.T + (asked.lengths + asked.lost) * passages.lost.T
+        passages = quantised_passages(self.passages.opened(0)[few].float())
+        asked = quantised_queries(torch.from_numpy(self.queries))
+        lost = asked.lost * passages.longest + (asked.lengths + asked.lost) * passages.lost
         products, last = self.products[:, few].cpu(), self._last(k).cpu()
-        return float((products >= last[:, None] - lost).float().mean())
+        return float((products >= (last - lost)[:, None]).float().mean())
 
     def _last(self, k: int) -> "Tensor":
         """Return the product with the k-th nearest passage of the corpus, more or less; (queries,)."""

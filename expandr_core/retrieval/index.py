@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from expandr_core.encoders.encode import Vectors
 from expandr_core.errors import DataError
-from expandr_core.retrieval.rounding import TOGETHER, Precision, lengths_or_more
+from expandr_core.retrieval.rounding import Precision, lengths_or_more
 from expandr_core.runtime.cores import shares_of, work_on_all
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Positions = NDArray[np.int64]
 _ROWS_AT_ONCE = 2048  # passages whose copies in double precision are multiplied
+_SAMPLED_TOGETHER = 16  # passages
 _COPIED_AT_ONCE = 512  # passages whose copies stay in a processor's cache
 
 
@@ -138,12 +139,12 @@ class Index(NamedTuple):
 
     def sample(self, count: int) -> "Index":
         """Return an index in memory of about so many passages: a few side by side, from everywhere."""
-        every = max(1, len(self.passage_ids) * TOGETHER // count)
+        every = max(1, len(self.passage_ids) * _SAMPLED_TOGETHER // count)
         kept, vectors = [], []
         for number, start in enumerate(self.starts.tolist()):
             shard = self.opened(number).numpy()
             rows = np.arange(len(shard))
-            rows = rows[rows % every < TOGETHER]
+            rows = rows[rows % every < _SAMPLED_TOGETHER]
             kept.append(rows + start)
             vectors.append(shard[rows])
         ids = self.passage_ids.take(pa.array(np.concatenate(kept)))

@@ -9,6 +9,12 @@ from numpy.typing import NDArray
 
 from expandr_core.encoders.encode import Vectors
 from expandr_core.retrieval.index import Index
+from expandr_core.retrieval.rounding import (
+    UNIT,
+    above_zero,
+    quantised_passages,
+    quantised_queries,
+)
 from expandr_core.runtime.cores import least_seconds
 
 if TYPE_CHECKING:
@@ -19,7 +25,7 @@ Proposer = Literal["int8", "bfloat16", "float32", "faiss"]  # torch so, or faiss
 _PRECISIONS: tuple[Proposer, ...] = ("float32", "bfloat16")
 # passages and queries of a tile: small enough for a processor's cache, large enough for a GPU
 _TILE = {"cpu": (4096, 1024), "cuda": (16384, 8192)}
-_TILE_OF_INTEGERS = 2048, 4096  # of which few are looked at again
+TILE_OF_INTEGERS = 2048, 4096  # of which few are looked at again
 _BLOCK = 4  # tiles of passages that are read at once
 UNDERFLOW = 2.0**-125  # twice the least normal number: smaller ones may count as 0
 
@@ -48,10 +54,8 @@ def tiles(passages: "Tensor", queries: "Tensor") -> Iterator[tuple[slice, slice,
     """
     import torch
 
-    integers = queries.dtype == torch.int8
-    height, width = _TILE_OF_INTEGERS if integers else tile_of(str(queries.device))
-    count = min(height, len(passages)) * min(width, len(queries))
-    memory = queries.new_empty(count, dtype=torch.int32 if integers else None)
+    height, width = tile_of(str(queries.device))
+    memory = queries.new_empty(min(height, len(passages)) * min(width, len(queries)))
     for top in range(0, len(passages), height):
         rows = slice(top, min(top + height, len(passages)))
         for left in range(0, len(queries), width):
@@ -65,13 +69,6 @@ def multiplied(passages: "Tensor", queries: "Tensor", memory: "Tensor | None" = 
     """Multiply a tile, in this memory or, by oneDNN, in some of its own; (passages, queries)."""
     import torch
 
-    if passages.dtype == torch.int8:
-        if passages.shape[1] == 1:  # torch's product returns what was in memory before
-            return passages.int() * queries.T
-        if memory is None:
-            return torch.ops.aten._int_mm(queries, passages.T).T
-        own = memory.view(len(queries), len(passages))
-        return torch.ops.aten._int_mm.out(queries, passages.T, out=own).T
     if passages.dtype == torch.float32 and passages.device.type == "cpu" and _onednn_is_quicker():
         return _by_onednn(passages, queries)
     return torch.mm(passages, queries.T, out=memory)
@@ -152,11 +149,19 @@ def _integers_are_quicker(precision: Proposer) -> bool:
     """Tell whether products in int8 are exact on the CPU, and take at most two thirds of the time."""
     import torch
 
-    vectors = torch.ones((512, 512), dtype=getattr(torch, precision))
-    most = (127 * vectors).to(torch.int8)  # some processors add pairs of products in 16 bits
-    exact = all(
-        (torch.ops.aten._int_mm(most, sign * most.T) == sign * 127**2 * 512).all()
-        for sign in (1, -1)
-    )
-    integers, floats = least_seconds(*(partial(multiplied, each, each) for each in (most, vectors)))
-    return exact and 1.5 * integers < floats
+    # few first, in case that oneDNN has no product of integers that is made for this processor
+    for size, factor in ((64, 0.01), (512, 1.5)):
+        vectors = torch.ones((size, size), dtype=getattr(torch, precision))
+        passages, offsets = quantised_passages(vectors.float()), torch.full((size,), 100 * UNIT)
+        sides = [quantised_queries(sign * vectors.float()) for sign in (1, -1)]
+        # some processors add pairs of products in 16 bits
+        exact = all(
+            ((above_zero(passages, own, offsets - sign).int() - 100).abs() <= 1).all()
+            for sign, own in zip((1, -1), sides, strict=True)
+        )
+        integers, floats = least_seconds(
+            partial(above_zero, passages, sides[0], offsets), partial(multiplied, vectors, vectors)
+        )
+        if not exact or factor * integers >= floats:
+            return False
+    return True

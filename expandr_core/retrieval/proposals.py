@@ -9,8 +9,6 @@ collected in vain. Several devices hold a share of the corpus each.
 
 import math
 from collections.abc import Iterator
-from concurrent.futures import Executor
-from functools import partial
 from itertools import chain, cycle, repeat
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,6 +19,7 @@ from expandr_core.retrieval.above import above, above_again
 from expandr_core.retrieval.by_faiss import MOST_ON_GPU, by_faiss
 from expandr_core.retrieval.index import Block, Index, Positions, expect_sparse, require_finite
 from expandr_core.retrieval.products import (
+    TILE_OF_INTEGERS,
     UNDERFLOW,
     Errors,
     Proposer,
@@ -29,14 +28,18 @@ from expandr_core.retrieval.products import (
     summation_error,
     tiles,
 )
-from expandr_core.retrieval.rounding import TOGETHER, Precision, Quantised, quantised
+from expandr_core.retrieval.rounding import (
+    Precision,
+    QuantisedPassages,
+    quantised_passages,
+    quantised_queries,
+)
 from expandr_core.runtime.cores import shares_of, sharing_cores
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _SORTED_AT_ONCE = 1 << 21  # proposals
-_ROUNDED_AT_ONCE = 512  # passages whose copies stay in a processor's cache
 _ENOUGH = 9 / 8  # times as many as wanted raise the limit
 _SAMPLED = 64  # of so many passages one
 FEWEST_SAMPLED = 1024  # passages; so few are searched at once
@@ -143,7 +146,8 @@ def _proposed(
         for block, (of, own) in zip(blocks, cycle(enumerate(pools))):
             longest = max(longest, float(block.lengths.max()))
             furthest = max(furthest, block.rounding)
-            eights = _quantised_by(threads, block) if proposer == "int8" else None
+            parts = block.vectors.split(TILE_OF_INTEGERS[0]) if proposer == "int8" else ()
+            eights = list(threads.map(quantised_passages, parts))
             list(waiting[of])  # while a thread was busy, others made this block ready
             waiting[of] = threads.map(_Pool.add, own, repeat(block), repeat(eights))
         list(chain(*waiting))
@@ -153,16 +157,6 @@ def _proposed(
     require_finite(np.where(own * longest < 2.0**127, own, np.inf))
     errors = errors_of(queries, asked, longest, furthest)
     return Proposals(products, positions, errors, rounding_of(proposer))
-
-
-def _quantised_by(threads: Executor, block: Block) -> Quantised:
-    """Round a block to eight bits."""
-    import torch
-
-    vectors = block.vectors.split(_ROUNDED_AT_ONCE)
-    parts = threads.map(partial(quantised, together=TOGETHER), vectors)
-    rounded = [torch.cat(each) for each in list(zip(*parts, strict=True))[1:]]
-    return Quantised(block.vectors, *rounded)
 
 
 def precision_of(proposer: Proposer) -> Precision:
@@ -206,7 +200,8 @@ class _Pool:
         import torch
 
         self._queries, self._wanted = queries, wanted
-        self._eights = quantised(queries) if proposer == "int8" else None
+        parts = queries.split(TILE_OF_INTEGERS[1]) if proposer == "int8" else ()
+        self._eights = [quantised_queries(own) for own in parts]
         deep = queries.device.type == "cuda" and wanted > MOST_ON_GPU
         self._by_faiss = proposer == "faiss" and not deep
         shape = len(queries), 2 * wanted
@@ -215,29 +210,36 @@ class _Pool:
         self._filled = queries.new_zeros(len(queries), dtype=torch.int64)
         self._limits = torch.from_numpy(limits).to(self._products)  # raised as proposals are found
 
-    def add(self, block: Block, eights: Quantised | None) -> None:
+    def add(self, block: Block, eights: list[QuantisedPassages]) -> None:
         """Collect the passages of a block, or of the same in eight bits, that are above the limits."""
-        if self._by_faiss:
+        if self._eights:
+            start = block.start
+            for tile in eights:
+                self._add_integers(tile, start)
+                start += len(tile.given)
+        elif self._by_faiss:
             found, passages = by_faiss(self._queries, block.vectors, self._wanted)
             queries, place = (found > self._limits[:, None]).nonzero(as_tuple=True)
             self._collect(queries, passages[queries, place] + block.start, found[queries, place])
-            return
-        asked = self._eights
-        both = (
-            (eights.integers, asked.integers)
-            if eights and asked
-            else (block.vectors, self._queries)
-        )
-        for rows, columns, products in tiles(*both):
-            limits, most = self._limits[columns], self._wanted
-            if eights and asked:
-                sides = eights.of(rows), asked.of(columns)
-                queries, passages, found = above_again(*sides, products, limits, most)
-            else:
-                queries, passages, found = above(products, limits, most)
-            if len(queries):
-                start = block.start + rows.start
-                self._collect(queries + columns.start, passages + start, found)
+        else:
+            for rows, columns, products in tiles(block.vectors, self._queries):
+                found = above(products, self._limits[columns], self._wanted)
+                self._collect_of(found, columns.start, block.start + rows.start)
+
+    def _add_integers(self, tile: QuantisedPassages, start: int) -> None:
+        first = 0
+        for asked in self._eights:
+            limits = self._limits[first : first + len(asked.given)]
+            self._collect_of(above_again(tile, asked, limits, self._wanted), first, start)
+            first += len(asked.given)
+
+    def _collect_of(
+        self, found: tuple["Tensor", "Tensor", "Tensor"], query: int, passage: int
+    ) -> None:
+        """Collect pairs of a tile, whose first query and passage are given."""
+        queries, passages, products = found
+        if len(queries):
+            self._collect(queries + query, passages + passage, products)
 
     def _collect(self, queries: "Tensor", positions: "Tensor", products: "Tensor") -> None:
         """Note pairs, sorted by query; at most as many of each as wanted."""
