@@ -98,7 +98,7 @@ def _possible(
     offsets = ((margins - limits) / lengths).clamp_(-_OUT_OF_REACH, _OUT_OF_REACH).add_(UNIT)
     found = above_zero(passages, queries, offsets)
     places = np.flatnonzero(found.bool().numpy())
-    if len(places) > _MOST_PAIRS * found.numel():
+    if len(places) > _MOST_PAIRS * len(passages.given) * len(limits):
         return None
     columns, rows = np.divmod(places, found.shape[1])
     order = np.argsort(rows.astype(np.uint16), kind="stable")  # in the time of a few passes

@@ -52,8 +52,6 @@ def tiles(passages: "Tensor", queries: "Tensor") -> Iterator[tuple[slice, slice,
         Rows of the passages, rows of the queries, and their products, which the next tile overwrites;
         (passages of the tile, queries of the tile).
     """
-    import torch
-
     height, width = tile_of(str(queries.device))
     memory = queries.new_empty(min(height, len(passages)) * min(width, len(queries)))
     for top in range(0, len(passages), height):

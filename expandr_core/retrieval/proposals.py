@@ -2,9 +2,9 @@
 
 Products in int8 tell only which pairs are worth a product in float32.
 The corpus is read once, and the best so far of all queries is kept. A product that is not above a
-query's worst proposal so far is skipped by a comparison; the others are collected until there are an eighth
-more than wanted, and only then sorted out. A sample of the corpus tells where to begin, so that few are
-collected in vain. Several devices hold a share of the corpus each.
+query's worst proposal so far is skipped by a comparison; the others are collected until there are an
+eighth more than wanted, and only then sorted out. A sample of the corpus tells where to begin, so that
+few are collected in vain. Several devices hold a share of the corpus each.
 """
 
 import math
@@ -213,10 +213,7 @@ class _Pool:
     def add(self, block: Block, eights: list[QuantisedPassages]) -> None:
         """Collect the passages of a block, or of the same in eight bits, that are above the limits."""
         if self._eights:
-            start = block.start
-            for tile in eights:
-                self._add_integers(tile, start)
-                start += len(tile.given)
+            self._add_integers(eights, block.start)
         elif self._by_faiss:
             found, passages = by_faiss(self._queries, block.vectors, self._wanted)
             queries, place = (found > self._limits[:, None]).nonzero(as_tuple=True)
@@ -226,12 +223,14 @@ class _Pool:
                 found = above(products, self._limits[columns], self._wanted)
                 self._collect_of(found, columns.start, block.start + rows.start)
 
-    def _add_integers(self, tile: QuantisedPassages, start: int) -> None:
-        first = 0
-        for asked in self._eights:
-            limits = self._limits[first : first + len(asked.given)]
-            self._collect_of(above_again(tile, asked, limits, self._wanted), first, start)
-            first += len(asked.given)
+    def _add_integers(self, eights: list[QuantisedPassages], start: int) -> None:
+        for tile in eights:
+            first = 0
+            for asked in self._eights:
+                limits = self._limits[first : first + len(asked.given)]
+                self._collect_of(above_again(tile, asked, limits, self._wanted), first, start)
+                first += len(asked.given)
+            start += len(tile.given)
 
     def _collect_of(
         self, found: tuple["Tensor", "Tensor", "Tensor"], query: int, passage: int

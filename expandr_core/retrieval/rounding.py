@@ -103,22 +103,12 @@ def above_zero(
     import torch
 
     missing = 0, -len(offsets) % _PACKED
-    pad = torch.nn.functional.pad
-    return torch.ops.onednn.qlinear_pointwise(
-        passages.integers,
-        passages.scale / passages.longest,
-        ZERO,
-        queries.packed,
-        pad(queries.scales / queries.lengths, missing, value=1.0),
-        offsets.new_zeros(len(offsets) + missing[1], dtype=torch.int32),
-        pad(offsets, missing, value=-1.0),
-        UNIT,
-        0,
-        torch.uint8,
-        "none",
-        [],
-        "",
-    )
+    offsets = torch.nn.functional.pad(offsets, missing, value=-1.0)
+    scales = torch.nn.functional.pad(queries.scales / queries.lengths, missing)
+    scale, zeros = passages.scale / passages.longest, torch.zeros(len(offsets), dtype=torch.int32)
+    sides = passages.integers, scale, ZERO, queries.packed, scales, zeros
+    multiply = torch.ops.onednn.qlinear_pointwise
+    return multiply(*sides, offsets, UNIT, 0, torch.uint8, "none", [], "")
 
 
 def _scale_of(largest: "Tensor") -> "Tensor":

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from expandr_core.retrieval import above as above_module
 from expandr_core.retrieval.above import above, above_again
 from expandr_core.retrieval.index import expect_sparse
-from expandr_core.retrieval.products import multiplied
-from expandr_core.retrieval.rounding import TOGETHER, quantised
+from expandr_core.retrieval.rounding import quantised_passages, quantised_queries
 
 expect_sparse()
 
@@ -37,10 +36,9 @@ def test_pairs_above_a_limit_are_all_found(data):
     limits = products.sort(dim=0, descending=True).values[rank].clone()
     if data.draw(st.booleans()):
         limits[0] = -torch.inf
-    rounded = quantised(passages, TOGETHER), quantised(queries)
-    integers = multiplied(rounded[0].integers, rounded[1].integers)
+    rounded = quantised_passages(passages), quantised_queries(queries)
     most = data.draw(st.sampled_from([1, 5, 70]))
-    found = above_again(*rounded, integers, limits, most)
+    found = above_again(*rounded, limits, most)
     wanted = above(products, limits, most)
     lengths = [np.linalg.norm(each.double(), axis=1) for each in (passages, queries)]
     errors = lengths[0].max() * lengths[1] * 1e-5 + 1e-36
@@ -65,9 +63,8 @@ def test_a_product_whose_losses_add_up_is_found(lossy):
     )
     limits = torch.full((10,), 1e6)
     limits[3] = 127 + 0.489 * 95
-    rounded = quantised(passages, TOGETHER), quantised(queries)
-    integers = multiplied(rounded[0].integers, rounded[1].integers)
-    rows, columns, found = above_again(*rounded, integers, limits, 640)
+    rounded = quantised_passages(passages), quantised_queries(queries)
+    rows, columns, found = above_again(*rounded, limits, 640)
     assert (rows.tolist(), columns.tolist()) == ([3], [100])
     assert abs(found.item() - 127 - 0.49 * 95) < 1e-3
 
@@ -77,12 +74,11 @@ def test_few_pairs_are_multiplied_again():
     random = torch.Generator().manual_seed(0)
     passages, queries = (torch.randn(size, 96, generator=random) for size in (640, 100))
     limits = (passages @ queries.T).sort(dim=0).values[-4:-2].mean(0)
-    rounded = quantised(passages, TOGETHER), quantised(queries)
-    integers = multiplied(rounded[0].integers, rounded[1].integers)
-    pairs = above_module._possible(*rounded, integers, limits)
+    rounded = quantised_passages(passages), quantised_queries(queries)
+    pairs = above_module._possible(*rounded, limits)
     assert pairs is not None
-    assert 300 <= len(pairs[0]) < 0.05 * integers.numel()
-    rows, columns, found = above_again(*rounded, integers, limits, 640)
+    assert 300 <= len(pairs[0]) < 0.05 * 640 * 100
+    rows, columns, found = above_again(*rounded, limits, 640)
     assert torch.bincount(rows).tolist() == [3] * 100
     assert torch.allclose(found, (passages @ queries.T)[columns, rows])
 
@@ -103,9 +99,8 @@ def test_a_pair_barely_above_its_limit_is_possible(seed, dimensions, spread):
     chosen = random.integers(0, len(passages), len(queries))
     limits = exact[chosen, np.arange(len(queries))].astype(np.float32)
     limits = torch.from_numpy(np.nextafter(limits, np.float32(-np.inf)))
-    rounded = quantised(passages, TOGETHER), quantised(queries)
-    integers = multiplied(rounded[0].integers, rounded[1].integers)
-    pairs = above_module._possible(*rounded, integers, limits)
+    rounded = quantised_passages(passages), quantised_queries(queries)
+    pairs = above_module._possible(*rounded, limits)
     if pairs is not None:
         found = set(zip(pairs[0].tolist(), pairs[1].tolist(), strict=True))
         assert found >= set(enumerate(chosen.tolist()))
