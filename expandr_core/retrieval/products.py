@@ -148,7 +148,7 @@ def _integers_are_quicker(precision: Proposer) -> bool:
     import torch
 
     # few first, in case that oneDNN has no product of integers that is made for this processor
-    for size, factor in ((64, 0.01), (512, 1.5)):
+    for size, factor in ((64, 0.01), (1024, 1.5)):
         vectors = torch.ones((size, size), dtype=getattr(torch, precision))
         passages, offsets = quantised_passages(vectors.float()), torch.full((size,), 100 * UNIT)
         sides = [quantised_queries(sign * vectors.float()) for sign in (1, -1)]
