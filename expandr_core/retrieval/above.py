@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _TOGETHER = 16  # passages whose products are compared together
 _MOST_PAIRS = 0.2  # of a tile: where more can be above, all are multiplied again
-_OUT_OF_REACH = 4.0  # more than a cosine of what was rounded
+_OUT_OF_REACH = 4.0  # more than a cosine of what was rounded, up to 64,516 dimensions
 
 
 def above(products: "Tensor", limits: "Tensor", most: int) -> tuple["Tensor", "Tensor", "Tensor"]:
@@ -95,11 +95,13 @@ def _possible(
     margins = passages.lost * (queries.lengths + queries.lost) + passages.longest * queries.lost
     margins += lengths * summation_error(dimensions)
     margins += UNDERFLOW * dimensions * (1 + queries.lengths + passages.longest)
-    offsets = ((margins - limits) / lengths).clamp_(-_OUT_OF_REACH, _OUT_OF_REACH).add_(UNIT)
+    offsets = ((margins - limits) / lengths).nan_to_num_(_OUT_OF_REACH)  # lengths may overflow
+    offsets.clamp_(-_OUT_OF_REACH, _OUT_OF_REACH).add_(UNIT)
     found = above_zero(passages, queries, offsets)
-    places = np.flatnonzero(found.bool().numpy())
-    if len(places) > _MOST_PAIRS * len(passages.given) * len(limits):
+    mask = found.bool().numpy()
+    if np.count_nonzero(mask) > _MOST_PAIRS * len(passages.given) * len(limits):
         return None
+    places = np.flatnonzero(mask)
     columns, rows = np.divmod(places, found.shape[1])
     order = np.argsort(rows.astype(np.uint16), kind="stable")  # in the time of a few passes
     return torch.from_numpy(rows[order]), torch.from_numpy(columns[order])

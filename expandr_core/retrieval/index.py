@@ -88,7 +88,8 @@ class Index(NamedTuple):
             threads: what reads the parts of a block side by side.
 
         Yields:
-            Blocks, on the devices in turn; the next one on a device overwrites this one.
+            Blocks, on the devices in turn; each overwrites that of one turn before. A device that is
+            named twice has two, so that one can be read while the other is searched.
 
         Raises:
             DataError: if a vector is not finite, as those of a diverged retriever.

@@ -148,18 +148,23 @@ def _integers_are_quicker(precision: Proposer) -> bool:
     import torch
 
     # few first, in case that oneDNN has no product of integers that is made for this processor
-    for size, factor in ((64, 0.01), (1024, 1.5)):
-        vectors = torch.ones((size, size), dtype=getattr(torch, precision))
-        passages, offsets = quantised_passages(vectors.float()), torch.full((size,), 100 * UNIT)
-        sides = [quantised_queries(sign * vectors.float()) for sign in (1, -1)]
-        # some processors add pairs of products in 16 bits
-        exact = all(
-            ((above_zero(passages, own, offsets - sign).int() - 100).abs() <= 1).all()
-            for sign, own in zip((1, -1), sides, strict=True)
-        )
-        integers, floats = least_seconds(
-            partial(above_zero, passages, sides[0], offsets), partial(multiplied, vectors, vectors)
-        )
-        if not exact or factor * integers >= floats:
+    for size, factor in ((64, 0.1), (1024, 1.5)):
+        vectors = torch.ones((size, size))
+        sides = quantised_passages(vectors), quantised_queries(vectors), vectors[0]
+        floats = [vectors.to(getattr(torch, precision))] * 2
+        seconds = least_seconds(partial(above_zero, *sides), partial(multiplied, *floats))
+        if factor * seconds[0] >= seconds[1]:
             return False
-    return True
+    return integers_are_exact()
+
+
+def integers_are_exact() -> bool:
+    """Tell whether sums of products in int8 are exact; some processors add pairs in 16 bits."""
+    import torch
+
+    ones = torch.ones((512, 512))
+    passages, nearly = quantised_passages(ones), torch.full((512,), 99.75 * UNIT)
+    return all(
+        (above_zero(passages, quantised_queries(sign * ones), nearly - sign)[:, :512] == 100).all()
+        for sign in (1, -1)
+    )

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 Precision = Literal["float32", "bfloat16"]
 ZERO = 128  # what stands for 0 in the integers of passages
 _LARGEST = 127
-_LEAST_SCALE = 2.0**-63  # products of two are normal numbers
+_LEAST_SCALE = 2.0**-63  # so that what is divided by it is a normal number
 _LOST_OF_LENGTHS = 2.0**-63  # of a component, as its square underflows in single precision
 _PACKED = 64  # queries that oneDNN multiplies together
 UNIT = 2.0**-15  # of cosines; half of one is rounded to 0
@@ -55,7 +55,7 @@ def quantised_passages(vectors: "Tensor") -> QuantisedPassages:
     """Round vectors of single precision to multiples of the 127th part of their largest component.
 
     This is symmetric quantisation, per tensor. Products are integers, so that their sums are exact in
-    any order. They are unsigned, as processors multiply unsigned integers with signed ones.
+    any order. Those of passages are unsigned, as processors multiply unsigned integers with signed ones.
 
     Args:
         vectors: (passages, dimensions)
@@ -64,8 +64,8 @@ def quantised_passages(vectors: "Tensor") -> QuantisedPassages:
 
     scale = _scale_of(torch.maximum(vectors.amax(), -vectors.amin())).item()
     rounded = (vectors / scale).round_()
-    integers = (rounded + ZERO).to(torch.uint8)
-    lost = lengths_or_more(rounded.mul_(-scale).add_(vectors)).amax().item()
+    integers = rounded.add_(ZERO).to(torch.uint8)
+    lost = lengths_or_more(rounded.sub_(ZERO).mul_(-scale).add_(vectors)).amax().item()
     return QuantisedPassages(vectors, integers, scale, lost, lengths_or_more(vectors).amax().item())
 
 
@@ -98,7 +98,7 @@ def above_zero(
         offsets: (queries,)
 
     Returns:
-        0, or more, up to 255; (passages, queries, and more of them, with zeros only).
+        From 0 to 255; (passages, queries and zeros up to a multiple of 64).
     """
     import torch
 

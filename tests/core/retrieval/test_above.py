@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from expandr_core.retrieval import above as above_module
 from expandr_core.retrieval.above import above, above_again
 from expandr_core.retrieval.index import expect_sparse
-from expandr_core.retrieval.rounding import quantised_passages, quantised_queries
+from expandr_core.retrieval.products import integers_are_exact
+from expandr_core.retrieval.rounding import above_zero, quantised_passages, quantised_queries
 
 expect_sparse()
+pytestmark = pytest.mark.skipif(not integers_are_exact(), reason="this processor has no VNNI")
 
 
 @settings(deadline=None)
@@ -100,7 +102,25 @@ def test_a_pair_barely_above_its_limit_is_possible(seed, dimensions, spread):
     limits = exact[chosen, np.arange(len(queries))].astype(np.float32)
     limits = torch.from_numpy(np.nextafter(limits, np.float32(-np.inf)))
     rounded = quantised_passages(passages), quantised_queries(queries)
-    pairs = above_module._possible(*rounded, limits)
-    if pairs is not None:
-        found = set(zip(pairs[0].tolist(), pairs[1].tolist(), strict=True))
-        assert found >= set(enumerate(chosen.tolist()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(above_module, "_MOST_PAIRS", 1.0)
+        pairs = above_module._possible(*rounded, limits)
+    assert pairs is not None
+    found = set(zip(pairs[0].tolist(), pairs[1].tolist(), strict=True))
+    assert found >= set(enumerate(chosen.tolist()))
+
+
+def test_offsets_are_numbers_where_lengths_overflow(monkeypatch):
+    """Processors differ in what they make of other ones."""
+
+    def compare(passages, queries, offsets):
+        assert offsets.isfinite().all()
+        return above_zero(passages, queries, offsets)
+
+    monkeypatch.setattr(above_module, "above_zero", compare)
+    passages = torch.linspace(-1e-21, 1e-21, 40)[:, None] * torch.ones(8)
+    queries = torch.full((3, 8), 1e21)
+    rows, columns, _ = above_again(
+        quantised_passages(passages), quantised_queries(queries), torch.full((3,), 7.0), 40
+    )
+    assert sorted(columns[rows == 1].tolist()) == [37, 38, 39]

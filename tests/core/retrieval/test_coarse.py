@@ -7,10 +7,12 @@ import pytest
 from expandr_core.retrieval.coarse import most_proposals, plan
 from expandr_core.retrieval.exact import nearest
 from expandr_core.retrieval.index import Index, index_in_memory
-from expandr_core.retrieval.products import quickest_floats
+from expandr_core.retrieval.products import integers_are_exact, quickest_floats
 from expandr_core.retrieval.proposals import propose
 
 PASSAGES, DIMENSIONS, WANTED, K = 70_000, 8, 200, 10
+
+EXACT = pytest.mark.skipif(not integers_are_exact(), reason="this processor has no VNNI")
 
 
 def index_of(vectors: np.ndarray) -> Index:
@@ -69,6 +71,7 @@ def test_deep_rankings_take_as_many_proposals_as_settle_them(corpus, queries, qu
     assert unsettled.mean() < 0.2
 
 
+@EXACT
 def test_passages_that_integers_cannot_tell_apart_are_searched_alike(corpus, queries):
     index = index_of(corpus[:3000] * np.float16(1e-3) + np.float16(1))
     found = [nearest(queries[:50], index, K, 1.0, proposer) for proposer in ("int8", "float32")]
@@ -76,6 +79,7 @@ def test_passages_that_integers_cannot_tell_apart_are_searched_alike(corpus, que
         assert np.array_equal(coarse, single)
 
 
+@EXACT
 def test_integers_propose_what_single_precision_does(corpus, queries):
     """All that they find is multiplied again, whether as pairs or as whole tiles."""
     index = index_of(corpus[:9000])
