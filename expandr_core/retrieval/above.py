@@ -85,8 +85,6 @@ def _possible(
 
     They are sorted by query.
     """
-    import torch
-
     # With p = p' + e and q = q' + f, where p' and q' are rounded, pq is at most
     # p'q' + |e| (|q| + |f|) + |p| |f|. So a pair can be above its limit only if p'q' is above the
     # limit less that. Both are divided by |p| |q|; cosines that are too far off are out of reach. A
@@ -98,13 +96,12 @@ def _possible(
     offsets = ((margins - limits) / lengths).nan_to_num_(_OUT_OF_REACH)  # lengths may overflow
     offsets.clamp_(-_OUT_OF_REACH, _OUT_OF_REACH).add_(UNIT)
     found = above_zero(passages, queries, offsets)
-    mask = found.bool().numpy()
-    if np.count_nonzero(mask) > _MOST_PAIRS * len(passages.given) * len(limits):
+    mask = found.bool()
+    if np.count_nonzero(mask.numpy()) > _MOST_PAIRS * len(passages.given) * len(limits):
         return None
-    places = np.flatnonzero(mask)
-    columns, rows = np.divmod(places, found.shape[1])
-    order = np.argsort(rows.astype(np.uint16), kind="stable")  # in the time of a few passes
-    return torch.from_numpy(rows[order]), torch.from_numpy(columns[order])
+    columns, rows = _places(mask)
+    order = np.argsort(rows.numpy().astype(np.uint16), kind="stable")  # in the time of a few passes
+    return rows[order], columns[order]
 
 
 def _places(mask: "Tensor") -> tuple["Tensor", "Tensor"]:

@@ -159,9 +159,11 @@ def _integers_are_quicker(precision: Proposer) -> bool:
 
 
 def integers_are_exact() -> bool:
-    """Tell whether sums of products in int8 are exact; some processors add pairs in 16 bits."""
+    """Tell whether sums of products in int8 are exact on the CPU; some add pairs in 16 bits."""
     import torch
 
+    if not has_onednn("cpu"):
+        return False
     ones = torch.ones((512, 512))
     passages, nearly = quantised_passages(ones), torch.full((512,), 99.75 * UNIT)
     return all(
