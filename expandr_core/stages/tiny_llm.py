@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-VERSION = 3
+VERSION = 4
 ROLE = "train"
 ISOLATION = "always"
 OPTIONS = TinyLLMOptions
@@ -41,7 +41,7 @@ _MODULES = {"self_attn": "qkvo", "mlp": ("gate", "up", "down")}
 LAYERS = tuple(  # the ones that an adapter can adapt
     f"model.layers.*.{module}.{name}_proj" for module, names in _MODULES.items() for name in names
 )
-NOT_LEARNT = -100  # the label that the loss ignores
+NOT_LEARNT = -100  # the label that losses ignore
 SPECIAL = ["<|pad|>", "<|begin|>", "<|end|>", "<|user|>", "<|assistant|>"]
 PAD, BEGIN, END = 0, 1, 2  # their ids
 CHAT_TEMPLATE = (
@@ -143,13 +143,13 @@ def _train(
     from transformers import (
         LlamaForCausalLM,
         PrinterCallback,
-        Trainer,
         TrainingArguments,
         set_seed,
     )
 
     from expandr_core.training.callbacks import FiniteCallback, ProgressCallback
     from expandr_core.training.checkpoints import newest_checkpoint
+    from expandr_core.training.label_trainer import LabelTrainer
 
     options: TinyLLMOptions = job.options
     remedy = f"lower llm.tiny.learning_rate ({options.learning_rate:g})"
@@ -181,7 +181,7 @@ def _train(
         dataloader_pin_memory=False,
         remove_unused_columns=False,
     )
-    trainer = Trainer(
+    trainer = LabelTrainer(
         model,
         arguments,
         data_collator=pad_batch,
