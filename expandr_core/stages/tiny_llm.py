@@ -7,6 +7,7 @@ whole; of a "chat", only the answer to the prompt. Writes a folder as `save_pret
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from expandr_core.generation.control_tokens import encode_text
 from expandr_core.generation.prompts import prompt_ids
 from expandr_core.options.generation import TinyLLMOptions
 from expandr_core.planning.workload import PlannedStep
+from expandr_core.runtime.cores import sharing_cores
 from expandr_core.runtime.device import run_device
 from expandr_core.runtime.job import Job
 from expandr_core.seeding import derive_seed
@@ -37,6 +39,7 @@ def workload(step: PlannedStep) -> dict[str, float]:
 
 
 log = logging.getLogger(__name__)
+_NARROW = 256  # up to this width, waking a second thread takes longer than what it would do
 _MODULES = {"self_attn": "qkvo", "mlp": ("gate", "up", "down")}
 LAYERS = tuple(  # the ones that an adapter can adapt
     f"model.layers.*.{module}.{name}_proj" for module, names in _MODULES.items() for name in names
@@ -140,12 +143,8 @@ def _train(
     job: Job, tokenizer: "PreTrainedTokenizerFast", examples: list[Example]
 ) -> tuple["LlamaForCausalLM", float]:
     """Train a new model on the examples in order, once; return it with its last loss."""
-    from transformers import (
-        LlamaForCausalLM,
-        PrinterCallback,
-        TrainingArguments,
-        set_seed,
-    )
+    import torch
+    from transformers import LlamaForCausalLM, PrinterCallback, TrainingArguments, set_seed
 
     from expandr_core.training.callbacks import FiniteCallback, ProgressCallback
     from expandr_core.training.checkpoints import newest_checkpoint
@@ -192,7 +191,9 @@ def _train(
     log.info("training a Llama of %d parameters in %s", model.num_parameters(), precision)
     trainer.remove_callback(PrinterCallback)
     checkpoint = newest_checkpoint(job.checkpoints)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    one = coarse and use_cpu and options.hidden_size <= _NARROW
+    with sharing_cores(torch.get_num_threads()) if one else nullcontext():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return model, [line["loss"] for line in trainer.state.log_history if "loss" in line][-1]
 
 
