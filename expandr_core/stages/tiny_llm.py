@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-VERSION = 4
+VERSION = 3
 ROLE = "train"
 ISOLATION = "always"
 OPTIONS = TinyLLMOptions
@@ -39,12 +39,12 @@ def workload(step: PlannedStep) -> dict[str, float]:
 
 
 log = logging.getLogger(__name__)
-_NARROW = 256  # up to this width, waking a second thread takes longer than what it would do
+_NARROW = 128  # up to this width, waking a second thread takes longer than what it would do
 _MODULES = {"self_attn": "qkvo", "mlp": ("gate", "up", "down")}
 LAYERS = tuple(  # the ones that an adapter can adapt
     f"model.layers.*.{module}.{name}_proj" for module, names in _MODULES.items() for name in names
 )
-NOT_LEARNT = -100  # the label that losses ignore
+NOT_LEARNT = -100  # the label that the loss ignores
 SPECIAL = ["<|pad|>", "<|begin|>", "<|end|>", "<|user|>", "<|assistant|>"]
 PAD, BEGIN, END = 0, 1, 2  # their ids
 CHAT_TEMPLATE = (
@@ -144,11 +144,10 @@ def _train(
 ) -> tuple["LlamaForCausalLM", float]:
     """Train a new model on the examples in order, once; return it with its last loss."""
     import torch
-    from transformers import LlamaForCausalLM, PrinterCallback, TrainingArguments, set_seed
+    from transformers import LlamaForCausalLM, PrinterCallback, Trainer, TrainingArguments, set_seed
 
     from expandr_core.training.callbacks import FiniteCallback, ProgressCallback
     from expandr_core.training.checkpoints import newest_checkpoint
-    from expandr_core.training.label_trainer import LabelTrainer
 
     options: TinyLLMOptions = job.options
     remedy = f"lower llm.tiny.learning_rate ({options.learning_rate:g})"
@@ -180,7 +179,7 @@ def _train(
         dataloader_pin_memory=False,
         remove_unused_columns=False,
     )
-    trainer = LabelTrainer(
+    trainer = Trainer(
         model,
         arguments,
         data_collator=pad_batch,

@@ -8,12 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from store_keys import full
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LlamaForCausalLM,
-    TrainingArguments,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from expandr_core.errors import DataError
 from expandr_core.generation.prompts import prompt_ids, render_prompt, turn_end_id
@@ -24,14 +19,12 @@ from expandr_core.stages.tiny_llm import (
     BEGIN,
     END,
     NOT_LEARNT,
-    _config,
+    _multiplies_bfloat16,
     make_examples,
-    pad_batch,
     train_tokenizer,
 )
 from expandr_core.store.artifacts import StageSpec
 from expandr_core.store.store import Store
-from expandr_core.training.label_trainer import LabelTrainer
 
 OPTIONS = TinyLLMOptions(
     vocabulary=400, hidden_size=32, layers=1, steps=12, batch_size=4, max_tokens=64,
@@ -114,23 +107,16 @@ def test_training_lowers_the_loss(tmp_path: Path):
     assert trained(ids, labels=ids).loss < untrained(ids, labels=ids).loss - 1
 
 
-def test_the_loss_is_that_of_the_model_and_needs_logits_of_labels_only(tmp_path: Path):
-    examples = list(make_examples([CHAT, TEXT], TOKENIZER, 200))
-    model = LlamaForCausalLM(_config(len(TOKENIZER), OPTIONS))
-    trainer = LabelTrainer(
-        model, TrainingArguments(str(tmp_path), use_cpu=True, report_to=[]), data_collator=pad_batch
-    )
-    expected = model(**pad_batch(examples)).loss
-    expected.backward()
-    gradients = {name: weights.grad.clone() for name, weights in model.named_parameters()}
-    model.zero_grad()
-    found, outputs = trainer.compute_loss(model, pad_batch(examples), return_outputs=True)
-    found.backward()
-    assert found.item() == pytest.approx(expected.item(), abs=1e-6)
-    for name, weights in model.named_parameters():
-        torch.testing.assert_close(weights.grad, gradients[name])
-    learnt = sum(label >= 0 for each in examples for label in each["labels"][1:])
-    assert len(outputs["logits"]) == learnt < pad_batch(examples)["labels"].numel() - 2
+def test_a_narrow_model_is_trained_in_one_thread_if_in_bfloat16(tmp_path: Path):
+    store, spec = make_store(tmp_path)
+    before, seen = torch.get_num_threads(), set()
+    torch.set_num_threads(3)
+    try:
+        run_stage(spec, store, lambda done, total, unit: seen.add(torch.get_num_threads()))
+        assert seen == ({1} if _multiplies_bfloat16() else {3})
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_killed_training_goes_on_and_gives_the_same_bytes(tmp_path: Path):
