@@ -7,7 +7,14 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from expandr_core.evaluation.render import cell, format_p, markdown_table, shortened, signed
+from expandr_core.evaluation.render import (
+    cell,
+    counted,
+    format_p,
+    markdown_table,
+    shortened,
+    signed,
+)
 
 Number = float | int | None
 _P_VALUE = re.compile(r"p = [\w.-]*\w")
@@ -100,18 +107,6 @@ def unbroken(sentence: str) -> str:
 
 
 FILTERS: tuple[Callable[..., str], ...] = (
-    score,
-    signed,
-    count,
-    amount,
-    small,
-    percent,
-    limits,
-    chance,
-    day,
-    opening,
-    unbroken,
-    cell,
-    markdown_table,
-    shortened,
-)
+    score, signed, count, counted, amount, small, percent, limits, chance, day, opening, unbroken,
+    cell, markdown_table, shortened,
+)  # fmt: skip

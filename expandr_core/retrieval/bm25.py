@@ -8,6 +8,7 @@ Anserini's k1 = 0.9 and b = 0.4 lose up to 3 points. Scripts without spaces are 
 characters instead (`expandr_core.data.terms`); other languages have their stemmers and stop words.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -137,12 +138,8 @@ class BM25:
             other = pc.not_equal(ids, query_id)  # pyrefly: ignore[missing-attribute]
             kept = np.asarray(other) | (identical_ids == "keep")
             ids, hits = ids.filter(pa.array(kept))[:k], hits[kept][:k]
-            columns = [
-                pa.repeat(query_id, len(hits)),
-                ids,
-                scores[hits],
-                np.arange(1, len(hits) + 1, dtype=np.int32),
-            ]
+            ranks = np.arange(1, len(hits) + 1, dtype=np.int32)
+            columns = [pa.repeat(query_id, len(hits)), ids, scores[hits], ranks]
             runs.append(pa.table(columns, schema=RUN))
         return pa.concat_tables(runs)
 
@@ -173,6 +170,7 @@ def build_bm25(
     vocabulary = tokenizer.get_vocab_dict()
     if not vocabulary:
         raise DataError("no passage of the corpus has a word; BM25 has nothing to search")
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets DEBUG, and says what it is doing
     index = bm25s.BM25(k1=k1, b=b, method="lucene")
     index.index((tokens, vocabulary), create_empty_token=False, show_progress=False)
     return BM25(passage_ids, language, index, tokenizer)

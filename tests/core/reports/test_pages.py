@@ -100,6 +100,16 @@ def test_options_that_were_set_are_told_below_and_not_in_the_head(report):
     assert "2 options set" in head and "dpo.beta=0.2" not in head and "dpo.beta=0.2" in rest
 
 
+def test_what_there_is_one_of_is_in_the_singular(report):
+    changed = copy.deepcopy(report)
+    changed["run"]["set"], changed["counts"] = ["seed=1"], report["counts"] | {"set": 1, "tests": 1}
+    changed["headline"]["wins"] = 1
+    pages = pages_of(changed)
+    assert "1 option set" in pages["report.html"] and "Holm over 1 test<" in pages["report.html"]
+    assert "1 query won" in pages["report.md"] and "over 1 test." in pages["report.md"]
+    assert "over 1 test:" in pages["report.tex"]
+
+
 def test_the_same_report_gives_the_same_bytes(report, pages):
     assert pages_of(report) == pages
 

@@ -1,6 +1,7 @@
 """BM25: a score by hand, terms, hits, ties."""
 
 import inspect
+import logging
 import math
 import random
 from typing import get_args
@@ -34,6 +35,12 @@ def test_a_score_by_hand():
     expected = rarity * 2 / (2 + 0.9 * (1 - 0.4 + 0.4 * length))
     assert (run["passage_id"], run["rank"]) == (["a"], [1])
     assert run["score"] == pytest.approx([expected], rel=1e-5)
+
+
+def test_the_library_says_nothing_of_its_steps(caplog):
+    logging.getLogger("bm25s").setLevel(logging.DEBUG)  # as at import
+    index_of({"a": "red bird"})
+    assert not caplog.records
 
 
 def test_terms_are_stems_in_lower_case_without_stop_words():
