@@ -60,6 +60,8 @@ def load_options(
     except (OSError, UnicodeDecodeError, yaml.YAMLError, DataError) as error:
         if isinstance(error, FileNotFoundError) and error.filename == str(config):
             fail(f"{config}: there is no such file; configs/ has some to start from")
+        if isinstance(error, IsADirectoryError) and error.filename == str(config):
+            fail(f"{config}: a folder; name a file in it")
         known = str(config) in str(error) or str(error).startswith("--set")
         fail(str(error) if known else f"{config}: {error}")
 

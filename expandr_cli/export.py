@@ -21,11 +21,11 @@ def export(
     what: Annotated[
         str,
         typer.Argument(
-            help="Alias (champion, MODEL/ALIAS, MODEL/VERSION), run, 'latest', or key of an artifact; "
-            "left out, the champion, and the latest run as long as there is none."
+            help="Alias (champion, MODEL/ALIAS, MODEL/VERSION), run, 'latest', or key of an artifact. "
+            "As long as there is no champion, the latest run stands for it."
         ),
     ],
-    folder: Annotated[Path | None, typer.Argument(help="New folder to write.")] = None,
+    folder: Annotated[Path, typer.Argument(help="New folder to write.")],
     adapter: Annotated[
         bool,
         typer.Option("--adapter", help="Only the LLM's adapter, for PEFT, instead of all of it."),
@@ -47,9 +47,8 @@ def export(
         from flows.run_record import find_other_run, find_run
         from tasks.stage import open_store
 
-        chosen, target = ("", Path(what)) if folder is None else (what, folder)
-        opened = open_store(absolute(store))
-        if chosen and not find_version(opened, chosen):
+        chosen, opened = what, open_store(absolute(store))
+        if not find_version(opened, chosen):
             if other := find_other_run(opened, chosen):
                 raise DataError(
                     f"{other['name']} is a run of {other['kind']}, which keeps no best models; name a "
@@ -58,9 +57,9 @@ def export(
             if chosen == CHAMPION:
                 chosen = ""
             elif not find_run(opened, chosen):
-                _export_artifact(opened, chosen, target)
+                _export_artifact(opened, chosen, folder)
                 return
-        _export_models(opened, chosen_run(opened, chosen, notify), target, adapter)
+        _export_models(opened, chosen_run(opened, chosen, notify), folder, adapter)
 
 
 def _export_artifact(store: Store, key: str, target: Path) -> None:

@@ -226,7 +226,8 @@ def _best_of_one(comparison: dict[str, Any]) -> str:
     known = {*baselines, *(kept["expanded"] for kept in [comparison["kept"]] if kept)}
     pairs = [{each["before"], each["after"]} for each in comparison["contrasts"]]
     tested = any(name in pair and pair & known - {name} for pair in pairs)
-    how = _by(own) if own else "" if tested else "which no test compares with a baseline"
+    other = titles[next(iter(baselines))] if len(baselines) == 1 else "a baseline"
+    how = _by(own) if own else "" if tested else f"which no test compares with {other}"
     against = [each for each in comparison["contrasts"] if each["before"] in baselines]
     if len(baselines) != 1 or any(each["effect"] == "better" for each in against):
         known = {"better": "", "unclear": "; its lead is not shown to be more than chance"}

@@ -66,6 +66,12 @@ def test_a_file_that_is_missing_is_told_with_where_to_begin(tmp_path, capsys):
     assert capsys.readouterr().err == told
 
 
+def test_a_folder_is_no_config(tmp_path, capsys):
+    with pytest.raises(Exception, match="2"):
+        load_options(tmp_path, None, [])
+    assert capsys.readouterr().err == f"error: {tmp_path}: a folder; name a file in it\n"
+
+
 def test_options_that_do_not_fit_together_name_what_was_said_of_them(config, capsys):
     changes = ["expand.candidates.sampling_temperatures=[0.5, 0.6, 0.7]", "dpo.beta=0.2"]
     with pytest.raises(Exception, match="2"):

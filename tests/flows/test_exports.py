@@ -84,6 +84,12 @@ def export(store: Store, run: str, folder: Path, *more: str) -> None:
     assert f"hf upload YOUR_NAME/demo-llm {folder / 'llm'} . --repo-type model" in said.output
 
 
+def test_without_a_folder_nothing_is_exported(first, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran = CliRunner().invoke(app, ["export", "latest", "--store", first.record.store])
+    assert ran.exit_code == 2 and not list(tmp_path.iterdir())
+
+
 def test_what_else_a_run_kept_is_exported_too(exported):
     assert {each.name for each in (exported / "adapter").iterdir()} == {
         *("llm", "llm_base", "retriever", "distilled", "gate", "README.md", "CITATION"),

@@ -83,7 +83,7 @@ def test_models_that_hurt_are_said_to_hurt_and_not_to_expand_with():
         "(−0.100, p = 0.012).",
         "Expansions at search were not tested by themselves: 0.850 without, 0.700 with.",
         "No system is shown to be better than query only (0.800); 2 score higher, at best joint round 2 "
-        "with nDCG@10 0.880, which no test compares with a baseline.",
+        "with nDCG@10 0.880, which no test compares with query only.",
     ]
     assert said.expand is False
 
@@ -134,7 +134,7 @@ def test_one_observation_is_not_several():
 def test_bm25_can_be_best():
     said = verdict(comparison("better", bm25=0.95))
     assert said.sentences[-1] == (
-        "The best system is BM25 with nDCG@10 0.950, which no test compares with a baseline."
+        "The best system is BM25 with nDCG@10 0.950, which no test compares with query only."
     )
 
 
