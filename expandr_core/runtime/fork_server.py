@@ -161,7 +161,8 @@ def _wait_for_fork(
     if stage:
         os.close(output)  # it ends for the reader when the stage ends
         ended = os.waitstatus_to_exitcode(os.waitpid(stage, 0)[1])
-        os.write(status, f"{ended}\n".encode())
+        with contextlib.suppress(BrokenPipeError):  # or has died since then
+            os.write(status, f"{ended}\n".encode())
         os._exit(0)
     os.dup2(output, 1)
     os.dup2(errors, 2)

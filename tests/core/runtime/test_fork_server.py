@@ -141,6 +141,20 @@ def test_a_fork_for_a_process_that_has_died_says_nothing(tmp_path):
     assert (killed.returncode, killed.stderr.decode()) == (-signal.SIGKILL, "")
 
 
+def test_a_fork_whose_end_nobody_waits_for_says_nothing(tmp_path):
+    spec = write(make_spec("demo_world", SMALL, device="cpu"), tmp_path)
+    program = (
+        "import os, sys\n"
+        "from expandr_core.runtime.fork_server import ForkServer\n"
+        "server, asked = ForkServer([]), (sys.argv[1:], sys.stderr.buffer, dict(os.environ))\n"
+        "server.fork(*asked)\n"  # and closes its pipes
+        "server.fork(*asked).wait()\n"
+    )
+    command = [sys.executable, "-c", program, str(spec), str(tmp_path / "store")]
+    left = subprocess.run(command, capture_output=True, check=False)
+    assert (left.returncode, left.stderr.decode()) == (0, "")
+
+
 def test_a_stage_that_nobody_listens_to_says_nothing(tmp_path):
     """The command is killed just after its stage has begun."""
     spec = write(make_spec("demo_world", SMALL, device="cpu"), tmp_path)
