@@ -95,8 +95,7 @@ class ForkServer:
         finally:
             for _, writing in pipes:
                 os.close(writing)
-        output, status = (os.fdopen(reading) for reading, _ in pipes)
-        return Forked(output, status)
+        return Forked(*(os.fdopen(reading) for reading, _ in pipes))
 
 
 _lock = threading.Lock()
