@@ -33,6 +33,7 @@ from expandr_core.retrieval.proposals import Proposals, propose
 from expandr_core.runtime.cores import shares_of, work_on_all
 
 _BYTES_PER_PROPOSAL = 80
+_PAIRS_AT_ONCE = 1 << 18  # that are scored, where many passages are equally near
 _FEW_PAIRS = 1 << 14  # of a query and a passage, which are all scored as fast as some are proposed
 Keys = NDArray[np.uint64]  # a score and its tie order: the greater, the nearer
 _NONE = np.uint64(0)  # below the key of any score
@@ -133,17 +134,9 @@ def _all_keys(queries: Vectors, index: Index) -> Keys:
 
 
 def _search_again(queries: Vectors, worst: Vectors, index: Index, k: int, size: int) -> Keys:
-    """Score all passages that can be as near as the k-th best known, and keep the k best of each query.
+    """Score all passages that reach `worst`, which k of each query do; return k keys each, descending.
 
-    Args:
-        queries: (queries, dimensions)
-        worst: (queries,) a score that k passages of each query reach.
-        index: the encoded corpus.
-        k: passages per query.
-        size: passages to read at once.
-
-    Returns:
-        Keys, descending; (queries, k).
+    `size` passages are read at once.
     """
     import torch
 
@@ -157,15 +150,22 @@ def _search_again(queries: Vectors, worst: Vectors, index: Index, k: int, size: 
         for passages, own, products in tiles(block.vectors, asked):
             products.addcmul_(block.lengths[passages, None], errors[own])
             near = (products >= least[own] - underflow[own]).nonzero().cpu().numpy()
-            positions = near[:, 0] + block.start + passages.start
-            found = near[:, 1] + own.start
-            rows = np.concatenate([rows, found])
-            keys = np.concatenate([keys, _keys(index, queries, found, positions)])
-        order = np.lexsort((~keys, rows))
-        rows, keys = rows[order], keys[order]
-        kept = np.arange(len(rows)) - np.searchsorted(rows, rows) < k
-        rows, keys = rows[kept], keys[kept]
-    return keys.reshape(len(queries), k)
+            for pairs in np.array_split(near, 1 + len(near) // _PAIRS_AT_ONCE):
+                positions = pairs[:, 0] + block.start + passages.start
+                found = pairs[:, 1] + own.start
+                rows = np.concatenate([rows, found])
+                keys = np.concatenate([keys, _keys(index, queries, found, positions)])
+                if len(rows) > 2 * len(queries) * k + _PAIRS_AT_ONCE:
+                    rows, keys = _best_of_each(rows, keys, k)
+    return _best_of_each(rows, keys, k)[1].reshape(len(queries), k)
+
+
+def _best_of_each(rows: Positions, keys: Keys, k: int) -> tuple[Positions, Keys]:
+    """Keep the k highest keys of each row, descending."""
+    order = np.lexsort((~keys, rows))
+    rows, keys = rows[order], keys[order]
+    kept = np.arange(len(rows)) - np.searchsorted(rows, rows) < k
+    return rows[kept], keys[kept]
 
 
 def _keys(index: Index, queries: Vectors, rows: Positions, positions: Positions) -> Keys:

@@ -238,3 +238,17 @@ def test_a_corpus_ten_times_larger_than_the_limit_is_searched_within_it(tmp_path
     latest_first = -np.arange(passages)  # float16 makes some vectors equal
     expected = [np.lexsort((latest_first, -row.astype(np.float32)))[:9].tolist() for row in whole]
     assert places == expected
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_memory_stays_within_bounds_if_all_passages_are_equally_near(tmp_path):
+    passages, queries = 20_000, np.zeros((2000, 32), np.float32)
+    np.save(tmp_path / "queries.npy", queries)
+    (tmp_path / "shards" / "0").mkdir(parents=True)
+    vectors = np.random.default_rng(3).normal(size=(passages, 32)).astype(np.float32)
+    np.save(tmp_path / "shards" / "0" / "vectors.npy", vectors)
+    ids = pa.table({"passage_id": [f"p{row:05}" for row in range(passages)]})
+    pq.write_table(ids, tmp_path / "shards" / "0" / "passages.parquet")
+    peak, places = peak_of_searching(tmp_path / "shards", 0.05)
+    assert peak < 500e6
+    assert places == [list(range(passages - 1, passages - 10, -1))] * len(queries)
