@@ -110,7 +110,10 @@ def runs(
     store: StoreOption = "store",
     limit: Annotated[int, typer.Option(min=1, help="How many of the latest runs to list.")] = 30,
 ) -> None:
-    """List the runs in the store with their results, active and failed ones included."""
+    """List the runs in the store with their results, active and failed ones included.
+
+    The preset is what a run's options started from: one of the project's, or "none", the paper's.
+    """
     with user_errors():
         from expandr_cli.runs import print_runs
         from tasks.stage import open_store

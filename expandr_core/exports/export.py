@@ -1,6 +1,7 @@
 """Export an artifact, or what the models of a run were trained on, into a new folder."""
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +12,12 @@ from expandr_core.errors import DataError
 from expandr_core.exports.training_data import export_examples, export_pairs
 from expandr_core.generation.adapters import is_adapter
 from expandr_core.store.artifacts import Artifact
-from expandr_core.store.filesystems import apply_umask, flock
+from expandr_core.store.filesystems import apply_umask, explain_full_disk, flock
 from expandr_core.store.manifests import MANIFEST
 from expandr_core.store.store import Store
 
 MODEL_FILES = {"config.json", "modules.json", "adapter_config.json"}  # one of them is in its folder
+REMEDY = "free some space there, or name a folder on another disk"
 
 
 @contextlib.contextmanager
@@ -23,24 +25,27 @@ def new_folder(target: Path) -> Iterator[Path]:
     """Yield a folder to write to, which becomes the target if nothing fails.
 
     Raises:
-        DataError: if the target exists, or another process is writing it.
+        DataError: if the target exists or cannot be made, or another process is writing it.
+        OSError: naming the disk if it is full.
     """
     target = target.absolute()
-    partial, there = (
-        target.with_name(f".{target.name}.partial"),
-        DataError(f"{target} exists, and nothing is overwritten; name another folder"),
-    )
-    with flock(target.with_name(f".{target.name}.lock"), wait=False) as free:
-        if target.exists():
-            raise there
+    there = DataError(f"{target} exists, and nothing is overwritten; name another folder")
+    if os.path.lexists(target):
+        raise there
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise DataError(f"{target}: {error.filename} is not a folder; name another one") from error
+    partial, lock = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "lock"))
+    with explain_full_disk(target.parent, REMEDY), flock(lock, wait=False) as free:
         if not free:
             raise DataError(f"{target} is being written by another process; name another folder")
         shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
-        partial.mkdir(parents=True)
+        partial.mkdir()
         try:
             yield partial
             apply_umask(partial)
-            if target.exists():  # made meanwhile by something else
+            if os.path.lexists(target):  # made meanwhile by something else
                 raise there
             partial.rename(target)
         finally:

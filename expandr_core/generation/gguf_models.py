@@ -70,7 +70,7 @@ def _examine(file: Path) -> tuple[list[str], str]:
     from gguf import GGUFReader
 
     if not file.is_file():
-        raise DataError(f"{file}: no such file; correct its path")
+        raise DataError(f"{file}: {'not a' if file.exists() else 'no such'} file; correct its path")
     with file.open("rb") as opened:
         if opened.read(4) != b"GGUF":
             raise DataError(f"{file}: not a GGUF; it begins otherwise, so name another file")

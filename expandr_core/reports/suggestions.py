@@ -107,7 +107,8 @@ def _about_rounds(report: Report) -> list[str]:
             return ["One round was run; a second shows whether the gain goes on."]
         return ["No gain is shown after the one round: mend that before you run more rounds."]
     before, last = points[0][-2:]
-    more = f"The last round changed the joint system by {signed(last['value'] - before['value'])}"
+    gain = signed(last["value"] - before["value"])
+    more = f"On test the last round changed the joint system by {gain}"
     effects = [
         test["effect"]
         for test in report["tests"]

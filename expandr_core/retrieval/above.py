@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from expandr_core.retrieval.index import sampled
-from expandr_core.retrieval.products import UNDERFLOW, multiplied, summation_error
+from expandr_core.retrieval.products import UNDERFLOW, multiplied, packed, summation_error
 from expandr_core.retrieval.rounding import UNIT, QuantisedPassages, QuantisedQueries, above_zero
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def above_again(
         rows, columns, found = (each.index_select(0, kept) for each in (rows, columns, found))
         if len(rows) == 0 or int(torch.bincount(rows).max()) <= most:
             return rows, columns, found
-    return above(multiplied(passages.given, queries.given), limits, most)
+    return above(multiplied(passages.given, packed(queries.given)), limits, most)
 
 
 def _possible(

@@ -42,11 +42,7 @@ def passages_at_once(index: Index, memory_gb: float) -> int:
 
 
 def tiles(passages: "Tensor", queries: "Tensor") -> Iterator[tuple[slice, slice, "Tensor"]]:
-    """Multiply (passages, dimensions) with (queries, dimensions).
-
-    Args:
-        passages: (passages, dimensions)
-        queries: (queries, dimensions), of the same type.
+    """Multiply (passages, dimensions) with (queries, dimensions), of the same type.
 
     Yields:
         Rows of the passages, rows of the queries, and their products, which the next tile overwrites;
@@ -54,28 +50,31 @@ def tiles(passages: "Tensor", queries: "Tensor") -> Iterator[tuple[slice, slice,
     """
     height, width = tile_of(str(queries.device))
     memory = queries.new_empty(min(height, len(passages)) * min(width, len(queries)))
+    parts = [packed(part) for part in queries.split(width)]
     for top in range(0, len(passages), height):
-        rows = slice(top, min(top + height, len(passages)))
-        for left in range(0, len(queries), width):
-            columns = slice(left, min(left + width, len(queries)))
-            shape = rows.stop - rows.start, columns.stop - columns.start
-            own = memory[: shape[0] * shape[1]].view(shape)
-            yield rows, columns, multiplied(passages[rows], queries[columns], own)
+        tile = passages[top : top + height]
+        for left, part in zip(range(0, len(queries), width), parts, strict=True):
+            own = memory[: len(tile) * len(part)].view(len(tile), len(part))
+            columns = slice(left, left + len(part))
+            yield slice(top, top + len(tile)), columns, multiplied(tile, part, own)
+
+
+def packed(queries: "Tensor") -> "Tensor":
+    """Return queries in oneDNN's order if it is to multiply them, else as they are."""
+    import torch
+
+    if queries.dtype == torch.float32 and queries.device.type == "cpu" and _onednn_is_quicker():
+        return torch.ops.mkldnn._reorder_linear_weight(queries)
+    return queries
 
 
 def multiplied(passages: "Tensor", queries: "Tensor", memory: "Tensor | None" = None) -> "Tensor":
     """Multiply a tile, in this memory or, by oneDNN, in some of its own; (passages, queries)."""
     import torch
 
-    if passages.dtype == torch.float32 and passages.device.type == "cpu" and _onednn_is_quicker():
-        return _by_onednn(passages, queries)
+    if queries.is_mkldnn:
+        return torch.ops.mkldnn._linear_pointwise(passages, queries, None, "none", [], "")
     return torch.mm(passages, queries.T, out=memory)
-
-
-def _by_onednn(passages: "Tensor", queries: "Tensor") -> "Tensor":
-    import torch
-
-    return torch.ops.mkldnn._linear_pointwise(passages, queries, None, "none", [], "")
 
 
 @cache
@@ -85,8 +84,9 @@ def _onednn_is_quicker() -> bool:
 
     if not has_onednn("cpu"):
         return False
-    sides = [torch.ones((512, 512))] * 2
-    by_onednn, by_mkl = least_seconds(partial(_by_onednn, *sides), partial(torch.mm, *sides))
+    ones = torch.ones((512, 512))
+    sides = ones, torch.ops.mkldnn._reorder_linear_weight(ones)
+    by_onednn, by_mkl = least_seconds(partial(multiplied, *sides), partial(multiplied, ones, ones))
     return by_onednn < by_mkl
 
 
@@ -139,7 +139,7 @@ def quickest_floats(device: str) -> Proposer:
     if not has_onednn(device):
         return "faiss"
     vectors = [torch.ones((256, 256), dtype=getattr(torch, name)) for name in _PRECISIONS]
-    seconds = least_seconds(*(partial(multiplied, each, each) for each in vectors))
+    seconds = least_seconds(*(partial(multiplied, each, packed(each)) for each in vectors))
     return _PRECISIONS[int(np.argmin(seconds))]
 
 
@@ -151,8 +151,9 @@ def _integers_are_quicker(precision: Proposer) -> bool:
     for size, factor in ((64, 0.1), (1024, 1.5)):
         vectors = torch.ones((size, size))
         sides = quantised_passages(vectors), quantised_queries(vectors), vectors[0]
-        floats = [vectors.to(getattr(torch, precision))] * 2
-        seconds = least_seconds(partial(above_zero, *sides), partial(multiplied, *floats))
+        floats = vectors.to(getattr(torch, precision))
+        multiply = partial(multiplied, floats, packed(floats))
+        seconds = least_seconds(partial(above_zero, *sides), multiply)
         if factor * seconds[0] >= seconds[1]:
             return False
     return integers_are_exact()

@@ -142,7 +142,7 @@ def pad_batch(examples: list[Example]) -> dict[str, "Tensor"]:
 def _train(
     job: Job, tokenizer: "PreTrainedTokenizerFast", examples: list[Example]
 ) -> tuple["LlamaForCausalLM", float]:
-    """Train a new model on the examples in order, once; return it with its last loss."""
+    """Train a new model on the examples in order, once; return it with its last steps' mean loss."""
     import torch
     from transformers import LlamaForCausalLM, PrinterCallback, Trainer, TrainingArguments, set_seed
 
@@ -174,7 +174,7 @@ def _train(
         seed=seed,
         report_to=[],
         logging_nan_inf_filter=False,  # which would hide a loss that is not a number
-        logging_steps=min(100, options.steps),
+        logging_steps=1,
         disable_tqdm=True,
         dataloader_pin_memory=False,
         remove_unused_columns=False,
@@ -193,7 +193,8 @@ def _train(
     one = coarse and use_cpu and options.hidden_size <= _NARROW
     with sharing_cores(torch.get_num_threads()) if one else nullcontext():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return model, [line["loss"] for line in trainer.state.log_history if "loss" in line][-1]
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    return model, sum(losses[-100:]) / len(losses[-100:])  # the last ones alone would be noise
 
 
 def _multiplies_bfloat16() -> bool:

@@ -134,6 +134,8 @@ def test_a_killed_training_goes_on_and_gives_the_same_bytes(tmp_path: Path):
     resumed = run_stage(spec, store, lambda done, total, unit: seen.append(done))
     assert min(seen) == 5
     assert resumed.files == whole.files
+    losses = [each.counts["final_loss"] for each in (whole, resumed)]
+    assert losses[0] == losses[1] > 0
 
 
 def test_texts_that_cannot_be_used_are_refused(tmp_path: Path):

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -299,3 +301,37 @@ def test_of_two_exports_to_one_folder_the_second_is_refused(tmp_path):
         shutil.copytree(target, tmp_path / "late")  # by something else, meanwhile
         with new_folder(tmp_path / "made"):
             pass
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from expandr_core.exports.export import new_folder
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+with new_folder(Path(sys.argv[1])) as folder:
+    (folder / "model").write_bytes(bytes(2000))
+"""
+
+
+def test_a_full_disk_is_named_with_the_remedy_and_nothing_stays(tmp_path):
+    command = [sys.executable, "-c", FULL, str(tmp_path / "out")]
+    end = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert f"{tmp_path}: the disk is full" in end.stderr
+    assert "free some space there, or name a folder on another disk" in end.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_is_refused_before_anything_is_written(tmp_path):
+    (tmp_path / "plain").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    for name, fault in (
+        ("plain/out", "plain is not a folder"),
+        ("plain/a/out", "plain.* is not a folder"),
+        ("link", "link exists"),
+    ):
+        with pytest.raises(DataError, match=f"{fault}.*name another"), new_folder(tmp_path / name):
+            raise AssertionError("it was written")
+    with pytest.raises(DataError, match="/ exists"), new_folder(Path("/")):
+        raise AssertionError("it was written")
+    assert {path.name for path in tmp_path.iterdir()} == {"plain", "link"}

@@ -120,6 +120,7 @@ def test_what_is_no_complete_gguf_of_a_causal_model_is_refused(model, tmp_path):
 
     whole = write_gguf(model, tmp_path / "whole.gguf")
     refused(tmp_path / "none.gguf", "no such file")
+    refused(tmp_path, "not a file")
     other = tmp_path / "other.gguf"
     other.write_text("{}")
     refused(other, "not a GGUF")
