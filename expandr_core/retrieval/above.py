@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from expandr_core.retrieval.index import sampled
+from expandr_core.retrieval.index import Positions, sampled
 from expandr_core.retrieval.products import UNDERFLOW, multiplied, packed, summation_error
 from expandr_core.retrieval.rounding import UNIT, QuantisedPassages, QuantisedQueries, above_zero
 
@@ -54,20 +54,13 @@ def above_again(
 ) -> tuple["Tensor", "Tensor", "Tensor"]:
     """Multiply integers, and pairs that can be above their query's limit again, in single precision.
 
-    Args:
-        passages: of a tile.
-        queries: of a tile.
-        limits: see `above`.
-        most: see `above`.
-
-    Returns:
-        See `above`.
+    Passages and queries are those of a tile. For the rest see `above`.
     """
     import torch
 
     pairs = _possible(passages, queries, limits)
     if pairs:
-        rows, columns = pairs
+        rows, columns = map(torch.from_numpy, pairs)
         ends = torch.bincount(rows, minlength=len(limits)).cumsum(0)
         ends = torch.nn.functional.pad(ends, (1, 0))
         found = sampled(queries.given, passages.given, ends, columns)
@@ -80,7 +73,7 @@ def above_again(
 
 def _possible(
     passages: QuantisedPassages, queries: QuantisedQueries, limits: "Tensor"
-) -> tuple["Tensor", "Tensor"] | None:
+) -> tuple[Positions, Positions] | None:
     """Return pairs that can be above a limit, though vectors were rounded; None if they are many.
 
     They are sorted by query.
@@ -95,12 +88,15 @@ def _possible(
     margins += UNDERFLOW * dimensions * (1 + queries.lengths + passages.longest)
     offsets = ((margins - limits) / lengths).nan_to_num_(_OUT_OF_REACH)  # lengths may overflow
     offsets.clamp_(-_OUT_OF_REACH, _OUT_OF_REACH).add_(UNIT)
-    found = above_zero(passages, queries, offsets)
-    mask = found.bool()
-    if np.count_nonzero(mask.numpy()) > _MOST_PAIRS * len(passages.given) * len(limits):
+    found = above_zero(passages, queries, offsets).numpy()
+    words = found.ravel().view(np.uint64)  # of eight pairs each, as most are 0
+    some = np.flatnonzero(words != 0)
+    near = words[some].view(np.uint8) != 0
+    if np.count_nonzero(near) > _MOST_PAIRS * len(passages.given) * len(limits):
         return None
-    columns, rows = _places(mask)
-    order = np.argsort(rows.numpy().astype(np.uint16), kind="stable")  # in the time of a few passes
+    places = np.flatnonzero(near)
+    columns, rows = np.divmod(some[places // 8] * 8 + places % 8, found.shape[1])
+    order = np.argsort(rows.astype(np.uint16), kind="stable")  # in the time of a few passes
     return rows[order], columns[order]
 
 
