@@ -54,12 +54,7 @@ class Job:
 
 
 def run_stage(what: str, world: Path, out: Path, precision: str) -> Callable[[], str]:
-    """Prepare a stage; return what runs it and says what it wrote.
-
-    The library that encodes queries is imported before, as in a loop on a CPU, where stages are forks.
-    """
-    import sentence_transformers  # noqa: F401
-
+    """Prepare a stage; return what runs it and says what it wrote."""
     try:
         options = our_options(what, precision)
     except ImportError:  # the former commit
